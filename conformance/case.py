@@ -1,0 +1,77 @@
+"""One parity case, and what a subject (oracle, Keras, PyTorch) says about it.
+
+Everything here is NumPy and channels-last, the layout of the TensorFlow reference and of recorded
+bundles. Complex cotangents follow one convention: ∂L/∂Re + i·∂L/∂Im.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ptycho_torch.config_params import LossWeights, NetworkSettings
+
+
+@dataclass(frozen=True)
+class Case:
+    """Inputs and weights of one run of the network.
+
+    Attributes:
+        name: how reports call it.
+        settings: the network's settings.
+        loss_weights: weights of the loss terms.
+        diffraction: (B, N, N, C) normalised amplitude X.
+        offsets_px: (B, 1, 2, C), (x, y) on axis 2, pixels.
+        probe: (M, N, N) complex modes, used as they are.
+        weights: ``NAME.kernel`` (kh, kw, in, out) and ``NAME.bias`` (out,), NAME a stage id.
+    """
+
+    name: str
+    settings: NetworkSettings
+    loss_weights: LossWeights
+    diffraction: np.ndarray
+    offsets_px: np.ndarray
+    probe: np.ndarray
+    weights: Mapping[str, np.ndarray]
+
+    @property
+    def network_input(self) -> np.ndarray:
+        """(B, N, N, C) scaled amplitude s_I·X, in the dtype of ``diffraction``; also what the losses measure against."""
+        return self.diffraction * self.diffraction.dtype.type(self.settings.intensity_scale)
+
+
+@dataclass(frozen=True)
+class FreeRun:
+    """A subject run end to end.
+
+    Attributes:
+        stages: stage id → output.
+        cotangents: stage id → gradient of the total loss by that output (zeros where it has no influence).
+        gradients: weight name → gradient of the total loss, TensorFlow kernel layout.
+        losses: ``nll``, ``mae``, ``total``.
+    """
+
+    stages: Mapping[str, np.ndarray]
+    cotangents: Mapping[str, np.ndarray]
+    gradients: Mapping[str, np.ndarray]
+    losses: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ForcedRun:
+    """A subject run stage by stage, every stage fed with the truth.
+
+    Attributes:
+        stages: stage id → output from the truth's inputs.
+        pulled: stage id → {input stage id → the truth's cotangent of this stage pulled back to that input}.
+            The losses count as one stage, ``loss``, whose cotangent is 1.
+        gradients: weight name → gradient by the weights of one stage, from the truth's cotangent.
+        losses: ``nll``, ``mae``, ``total`` from the truth's predictions.
+    """
+
+    stages: Mapping[str, np.ndarray]
+    pulled: Mapping[str, Mapping[str, np.ndarray]]
+    gradients: Mapping[str, np.ndarray]
+    losses: Mapping[str, float]

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ptycho_torch.config_params import LossWeights, NetworkSettings
 
@@ -36,10 +37,10 @@ class Case:
     probe: np.ndarray
     weights: Mapping[str, np.ndarray]
 
-    @property
-    def network_input(self) -> np.ndarray:
-        """(B, N, N, C) scaled amplitude s_I·X, in the dtype of ``diffraction``; also what the losses measure against."""
-        return self.diffraction * self.diffraction.dtype.type(self.settings.intensity_scale)
+    def scaled_amplitude(self, dtype: npt.DTypeLike) -> np.ndarray:
+        """(B, N, N, C) s_I·X computed in ``dtype``: the network's input, and what the losses measure against."""
+        kind = np.dtype(dtype).type
+        return self.diffraction.astype(kind) * kind(self.settings.intensity_scale)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Inexact
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
@@ -38,7 +38,7 @@ def disk_mask(N: int) -> Float[Tensor, "N N"]:
     return (radius < N // 4).to(torch.float64)
 
 
-def normalise_probe(probe: Complex[Tensor, "*modes N N"], probe_scale: float = 4.0) -> Complex[Tensor, "*modes N N"]:
+def normalise_probe(probe: Inexact[Tensor, "*modes N N"], probe_scale: float = 4.0) -> Inexact[Tensor, "*modes N N"]:
     """Scale a probe so that the mean of its magnitude inside the disk, over all N² pixels, is 1 / probe_scale.
 
     probe / (probe_scale · mean|probe · disk|). Several modes share one factor, from the root of their summed

@@ -1,0 +1,55 @@
+# Everything runs in a virtual environment that is made on first use and renewed when pyproject.toml
+# or constraints.txt change. `make` lists the targets.
+
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?= tf,dev
+ARGS ?=
+
+BIN := $(VENV)/bin
+comma := ,
+# One stamp for each set of extras, so that EXTRAS=dev first and all of them later installs the rest.
+STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input
+
+.PHONY: help venv conformance test lint types clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo 'ARGS="…"        goes to pytest: make conformance ARGS="--parity-report parity-report"'
+	@echo 'EXTRAS=dev      leaves TensorFlow out; what needs it is skipped'
+	@echo 'PYTHON=…        the Python that makes the environment, 3.11 or later (now: $(PYTHON))'
+	@echo 'VENV=…          the environment (now: $(VENV))'
+
+venv: $(STAMP) ## make the environment, with TensorFlow and the tools
+
+conformance: $(STAMP) ## prove parity with the TensorFlow reference, layer by layer
+	@echo "== conformance suite"
+	@$(BIN)/python -m pytest conformance $(ARGS)
+
+test: $(STAMP) ## run the tests of the packages
+	@echo "== tests"
+	@$(BIN)/python -m pytest tests $(ARGS)
+
+lint: $(STAMP) ## check the style
+	@echo "== ruff"
+	@$(BIN)/python -m ruff check .
+
+types: $(STAMP) ## check the types
+	@echo "== mypy"
+	@$(BIN)/python -m mypy
+
+clean: ## remove .venv, caches and builds
+	rm -rf .venv build dist parity-report .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find ptycho_torch ptycho_tf_bridge conformance tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml constraints.txt
+	@python='$(PYTHON)'; if test -x '$(BIN)/python'; then python='$(BIN)/python'; fi; \
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "ptycho-torch needs Python 3.11 or later, and $$python is $$("$$python" -V 2>&1);" \
+			"name another one: make PYTHON=python3.11 …" >&2; exit 1; }
+	@test -x '$(BIN)/pip' || { echo "== making $(VENV) with $(PYTHON)"; '$(PYTHON)' -m venv '$(VENV)'; }
+	@echo "== installing ptycho-torch[$(EXTRAS)] into $(VENV); the first time takes minutes"
+	@$(PIP_INSTALL) -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch '$(STAMP)'

@@ -1,0 +1,207 @@
+"""What is to be judged, and the cached results of judging it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import numpy as np
+
+from conformance.bundle import RECORDINGS, Bundle, read_bundle, read_settings
+from conformance.calibrate import reference_runs
+from conformance.case import Case
+from conformance.draws import GRAPHS, draw_case
+from conformance.judge import Errors, Verdict, compare
+from conformance.measured import load_measured
+from conformance.parity import Key, Quantity, envelope, first_failing_stage, judge, measure
+from conformance.replay import oracle_verdicts, recorded_errors, reference_verdicts, train_verdicts
+from conformance.scan import scan_case, scan_settings
+from conformance.torch_subject import TorchSubject
+from conformance.truth import Truth
+from ptycho_tf_bridge import backend
+from ptycho_torch.config_params import NetworkSettings
+
+NO_TENSORFLOW = 'TensorFlow is not installed, so nothing is compared live: pip install "ptycho-torch[tf]"'
+
+LIVE_GRAPHS = {"quick": ("n64_g2", "n64_g1_nopad"), "full": tuple(GRAPHS), "study": tuple(GRAPHS)}
+"""Graphs whose float32 run is compared with live Keras, by tier."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One case to judge: a recording, a scan, or a draw judged against live Keras.
+
+    Attributes:
+        name: how test ids and reports call it.
+        kind: ``bundle``, ``live`` or ``scan``.
+        path: the file, for bundles and scans.
+        settings: known before anything is run, so that tests can be listed.
+    """
+
+    name: str
+    kind: str
+    path: Path | None
+    settings: NetworkSettings
+
+
+@dataclass(frozen=True)
+class CaseReport:
+    """All verdicts of one case on one device in one dtype.
+
+    Attributes:
+        planned: the case.
+        device: torch device.
+        dtype: of the candidate.
+        reference: what stood for the reference.
+        verdicts: by clause and quantity.
+        stage_of: the stage each quantity belongs to.
+        first_failing: first stage that fails when fed with the truth; None if none does.
+        run_to_run: largest scale-free difference between two equal runs of the candidate.
+        seconds: time it took.
+    """
+
+    planned: Planned
+    device: str
+    dtype: str
+    reference: str
+    verdicts: Mapping[Key, Verdict]
+    stage_of: Mapping[Key, str]
+    first_failing: str | None
+    run_to_run: float
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every verdict holds."""
+        return all(verdict.passed for verdict in self.verdicts.values())
+
+    def of(self, clause: str, stage: str) -> list[Verdict]:
+        """Return the verdicts of one clause about one stage."""
+        return [verdict for key, verdict in self.verdicts.items() if key[0] == clause and self.stage_of[key] == stage]
+
+
+def plan(reference: str | None, scan: str | None, tier: str) -> tuple[Planned, ...]:
+    """List the cases for the given options; reads no more of a file than its settings."""
+    live = tuple(Planned(f"keras_{name}", "live", None, GRAPHS[name]) for name in LIVE_GRAPHS[tier])
+    if scan is not None:
+        return (Planned(Path(scan).stem, "scan", Path(scan), scan_settings(Path(scan))),)
+    if reference == "keras":
+        return live
+    if reference is not None:
+        return (_planned_bundle(Path(reference)),)
+    return (*(_planned_bundle(path) for path in sorted(RECORDINGS.glob("n*.npz"))), *live)
+
+
+def _planned_bundle(path: Path) -> Planned:
+    return Planned(path.stem, "bundle", path, read_settings(path)[0])
+
+
+class _Work:
+    """What all devices and dtypes of one case share."""
+
+    def __init__(self, planned: Planned) -> None:
+        self.planned = planned
+
+    @cached_property
+    def bundle(self) -> Bundle:
+        assert self.planned.path is not None
+        return read_bundle(self.planned.path)
+
+    @cached_property
+    def truth(self) -> Truth:
+        return Truth(self._case())
+
+    def _case(self) -> Case:
+        if self.planned.kind == "bundle":
+            return self.bundle.case
+        if self.planned.kind == "scan":
+            assert self.planned.path is not None
+            return scan_case(self.planned.path)
+        return dataclasses.replace(draw_case(self.planned.settings, seed=1), name=self.planned.name)
+
+    @property
+    def reference_label(self) -> str:
+        if self.planned.kind == "bundle":
+            return "recorded; envelope from specs/measured.yaml"
+        if backend.is_available():
+            return "Keras, live"
+        return "none; envelope from specs/measured.yaml"
+
+    @cached_property
+    def keras_envelope(self) -> dict[Key, Errors] | None:
+        """Envelope of live float32 Keras; None where the table stands in."""
+        if self.planned.kind == "bundle" or not backend.is_available():
+            return None
+        from conformance.keras_subject import KerasSubject
+
+        return envelope(reference_runs(self.truth, KerasSubject(self.planned.settings, "float32")))
+
+    def reference(self, key: Key, quantity: Quantity) -> Errors:
+        """Envelope of the reference for one quantity."""
+        if self.keras_envelope is not None:
+            return self.keras_envelope[key]
+        return load_measured().envelope(key, quantity)
+
+
+class Bench:
+    """Runs cases on demand and keeps what was found."""
+
+    def __init__(self) -> None:
+        self.reports: dict[tuple[str, str, str], CaseReport] = {}
+        self.records: dict[str, Mapping[Key, Verdict]] = {}
+        self._work = cache(_Work)
+
+    def record(self, planned: Planned) -> Mapping[Key, Verdict]:
+        """Judge a recording itself: oracle against stored truth, reference against its ceilings."""
+        if planned.name not in self.records:
+            work = self._work(planned)
+            measured = load_measured()
+            self.records[planned.name] = {
+                **oracle_verdicts(work.bundle, work.truth, measured.limits),
+                **reference_verdicts(work.bundle, work.truth, measured),
+            }
+        return self.records[planned.name]
+
+    def report(self, planned: Planned, device: str, dtype: str) -> CaseReport:
+        """Judge the candidate."""
+        key = (planned.name, device, dtype)
+        if key not in self.reports:
+            self.reports[key] = _judge(self._work(planned), TorchSubject(device, dtype))
+        return self.reports[key]
+
+
+def _judge(work: _Work, subject: TorchSubject) -> CaseReport:
+    started = time.perf_counter()
+    limits = load_measured().limits
+    measured = measure(work.truth, subject)
+    shown = recorded_errors(work.bundle) if work.planned.kind == "bundle" else None
+    verdicts = judge(measured, work.reference, limits, subject.dtype, shown)
+    first = first_failing_stage(verdicts, measured)
+    stage_of = {key: quantity.stage for key, quantity in measured.items()}
+    if work.planned.kind == "bundle":
+        training = train_verdicts(work.bundle, work.truth, subject, load_measured())
+        verdicts |= training
+        stage_of |= dict.fromkeys(training, "train")
+    return CaseReport(
+        planned=work.planned,
+        device=subject.device,
+        dtype=subject.dtype,
+        reference=work.reference_label,
+        verdicts=verdicts,
+        stage_of=stage_of,
+        first_failing=first,
+        run_to_run=_run_to_run(work.truth.case, subject),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _run_to_run(case: Case, subject: TorchSubject) -> float:
+    """Largest scale-free difference of two equal runs, over all stages and gradients."""
+    one, two = subject.free(case), subject.free(case)
+    pairs = [(one.stages[name], two.stages[name]) for name in one.stages]
+    pairs += [(one.gradients[name], two.gradients[name]) for name in one.gradients]
+    return max(compare(left, right.astype(np.result_type(right, np.float64))).m for left, right in pairs)

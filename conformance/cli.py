@@ -1,0 +1,89 @@
+"""Commands beside ``pytest conformance``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from conformance.errors import BundleError
+from ptycho_torch.errors import PtychoError
+
+_HEADER = """\
+# What was measured: written by `python -m conformance calibrate`, never by hand. README.md explains the fields.
+# A limit may grow only by a change of its reason in README.md.
+"""
+
+LIMITS = {"e_factor": 4.0, "m_factor": 16.0, "float64_floor": 1e-12, "reference_factor": [2.0, 4.0]}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m conformance",
+        description="Commands beside `pytest conformance`.",
+        epilog="example: python -m conformance calibrate -o specs/measured.yaml",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True)
+    calibrate = commands.add_parser(
+        "calibrate",
+        help="measure what float32 costs the TensorFlow reference, stage by stage (minutes; needs TensorFlow)",
+        epilog="example: python -m conformance calibrate -o specs/measured.yaml --bundle RECORDING.npz",
+    )
+    calibrate.add_argument("-o", "--output", type=Path, required=True, help="YAML file to write")
+    calibrate.add_argument(
+        "--bundle", type=Path, action="append", default=[], help="also calibrate on the case of a recording"
+    )
+    calibrate.add_argument("--seeds", type=int, default=2, help="draws per graph (default 2)")
+    return parser
+
+
+def _calibrate(output: Path, bundles: Sequence[Path], seeds: int) -> None:
+    import dataclasses
+    from importlib import metadata
+
+    from conformance.bundle import read_bundle
+    from conformance.calibrate import RUNS, calibrate
+    from conformance.draws import GRAPHS, draw_case
+    from conformance.keras_subject import KerasSubject
+
+    cases = [read_bundle(path).case for path in bundles]
+    cases += [
+        dataclasses.replace(
+            draw_case(settings, seed, batch=3 if settings.N == 64 else 1, modes=1 + seed % 2), name=f"{name}/{seed}"
+        )
+        for name, settings in GRAPHS.items()
+        for seed in range(seeds)
+    ]
+    tables = calibrate(
+        cases,
+        lambda case: KerasSubject(case.settings, "float32"),
+        lambda line: print(line, file=sys.stderr, flush=True),  # noqa: T201 - a command shows its progress
+    )
+    content = {
+        "provenance": {
+            "tensorflow": metadata.version("tensorflow-cpu"),
+            "keras": metadata.version("keras"),
+            "cases": [case.name for case in cases],
+            "runs_per_case": RUNS,
+        },
+        "limits": LIMITS,
+        **tables,
+    }
+    output.write_text(_HEADER + yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return 0 if it succeeded, 1 with one clear line if not."""
+    options = _parser().parse_args(arguments)
+    try:
+        _calibrate(options.output, options.bundle, options.seeds)
+    except (PtychoError, BundleError, OSError) as err:
+        if options.debug:
+            raise
+        print(f"error: {err}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0

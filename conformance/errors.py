@@ -1,0 +1,11 @@
+"""The errors of the conformance suite."""
+
+from ptycho_torch.errors import PtychoError
+
+
+class BundleError(PtychoError, ValueError):
+    """A recording that does not follow the bundle format."""
+
+
+class ScanError(PtychoError, ValueError):
+    """A scan that cannot be turned into network input."""

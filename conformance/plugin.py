@@ -1,0 +1,220 @@
+"""The pytest plugin: options, test parameters and the summary of ``pytest conformance``.
+
+Registered as an entry point, so that the options exist for an installed wheel too. It is loaded by every pytest
+run of the environment, and so imports neither torch nor the rest of the suite before a conformance test asks.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from conformance.bench import Bench, Planned
+
+TIERS = ("quick", "full", "study")
+DTYPES = ("float64", "float32")
+
+_BENCH: pytest.StashKey[Bench] = pytest.StashKey()
+_PLAN: pytest.StashKey[tuple[Planned, ...]] = pytest.StashKey()
+_NOTES: pytest.StashKey[list[str]] = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the ``--parity-…`` options."""
+    group = parser.getgroup("parity", "parity of the PyTorch network with its TensorFlow reference")
+    group.addoption(
+        "--parity-device",
+        choices=("cpu", "cuda", "auto"),
+        default="auto",
+        help="where the PyTorch network runs; auto (default) judges every device there is",
+    )
+    group.addoption(
+        "--parity-dtype",
+        choices=("float32", "float64", "all"),
+        default="all",
+        help="dtypes judged (default: all)",
+    )
+    group.addoption(
+        "--parity-reference",
+        metavar="keras|PATH.npz",
+        help="judge against live Keras alone, or against one recording alone (default: the embedded recordings, "
+        "and live Keras where TensorFlow is installed)",
+    )
+    group.addoption(
+        "--parity-scan",
+        metavar="PATH.npz",
+        help="judge on network input built from the patterns, positions and probe of a real scan",
+    )
+    group.addoption("--parity-report", metavar="DIR", help="write parity.json and parity.txt to DIR")
+    group.addoption(
+        "--parity-tier",
+        choices=TIERS,
+        default="quick",
+        help="quick (default, minutes), full (more graphs and draws), study (may take hours)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker, and refuse options that cannot be met before anything is collected."""
+    config.addinivalue_line("markers", "parity_case: judges the case that --parity-reference or --parity-scan names")
+    config.addinivalue_line("markers", "parity_operations: judges a recording of single operations")
+    config.stash[_NOTES] = []
+    if config.getoption("--parity-reference") and config.getoption("--parity-scan"):
+        raise pytest.UsageError("--parity-reference and --parity-scan each name a case; give one of them.")
+    if config.getoption("--parity-reference") == "keras":
+        from ptycho_tf_bridge import backend
+
+        if not backend.is_available():
+            raise pytest.UsageError(
+                '--parity-reference keras: TensorFlow is not installed; pip install "ptycho-torch[tf]", '
+                "or give a recording: --parity-reference PATH.npz"
+            )
+    if config.getoption("--parity-device") == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise pytest.UsageError(
+                f"--parity-device cuda: torch {torch.__version__} finds no CUDA device here; use --parity-device cpu, "
+                "or install a CUDA build of torch and check `nvidia-smi`."
+            )
+    if config.getoption("--parity-reference") or config.getoption("--parity-scan"):
+        planned_cases(config)
+
+
+def _devices(config: pytest.Config) -> tuple[str, ...]:
+    import torch
+
+    chosen = config.getoption("--parity-device")
+    if chosen != "auto":
+        return (str(chosen),)
+    return ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
+def _dtypes(config: pytest.Config) -> tuple[str, ...]:
+    chosen = config.getoption("--parity-dtype")
+    return DTYPES if chosen == "all" else (str(chosen),)
+
+
+def _operations(config: pytest.Config) -> bool:
+    """Whether the reference that was named is a recording of single operations."""
+    from conformance.operations import is_operations_recording
+
+    reference = config.getoption("--parity-reference")
+    return bool(reference) and reference != "keras" and is_operations_recording(Path(reference))
+
+
+def planned_cases(config: pytest.Config) -> tuple[Planned, ...]:
+    """Return the cases of this run; a file that cannot be read is a usage error in one line."""
+    if _PLAN not in config.stash:
+        from conformance.bench import plan
+        from ptycho_torch.errors import PtychoError
+
+        reference, scan = config.getoption("--parity-reference"), config.getoption("--parity-scan")
+        try:
+            cases = () if _operations(config) else plan(reference, scan, config.getoption("--parity-tier"))
+        except PtychoError as err:
+            raise pytest.UsageError(str(err)) from err
+        config.stash[_PLAN] = cases
+    return config.stash[_PLAN]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give each conformance test its cases; the id of a test is the clause it judges."""
+    names = metafunc.fixturenames
+    if "parity_target" in names:
+        from conformance.targets import targets
+
+        chosen = planned_cases(metafunc.config)
+        found = targets(
+            metafunc.function.__name__, chosen, _devices(metafunc.config), _dtypes(metafunc.config)
+        )
+        metafunc.parametrize("parity_target", [pytest.param(each, id=each.id) for each in found])
+    if "parity_device" in names:
+        metafunc.parametrize("parity_device", _devices(metafunc.config))
+    if "parity_dtype" in names:
+        metafunc.parametrize("parity_dtype", _dtypes(metafunc.config))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where one case was named, judge that case alone; parameters that came out empty are no tests."""
+    if not (config.getoption("--parity-reference") or config.getoption("--parity-scan")):
+        return
+    marker = "parity_operations" if _operations(config) else "parity_case"
+    mine = [item for item in items if "conformance" in item.path.parts or item.path.parent.name == "conformance"]
+    dropped = {item for item in mine if marker not in {mark.name for mark in item.iter_markers()}}
+    config.hook.pytest_deselected(items=[item for item in items if item in dropped])
+    items[:] = [item for item in items if item not in dropped]
+
+
+@pytest.fixture(scope="session")
+def parity_bench(request: pytest.FixtureRequest) -> Bench:
+    """Run cases once and keep their verdicts for all tests."""
+    from conformance.bench import Bench
+
+    stash = request.config.stash
+    if _BENCH not in stash:
+        stash[_BENCH] = Bench()
+    return stash[_BENCH]
+
+
+@pytest.fixture(scope="session")
+def parity_notes(request: pytest.FixtureRequest) -> list[str]:
+    """Lines that the summary prints: measured numbers that belong to no single stage."""
+    return request.config.stash[_NOTES]
+
+
+@pytest.fixture(scope="session")
+def parity_tier(request: pytest.FixtureRequest) -> str:
+    """Name the tier of this run."""
+    return str(request.config.getoption("--parity-tier"))
+
+
+@pytest.fixture(scope="session")
+def operations_recording(request: pytest.FixtureRequest) -> Path:
+    """Return the recording of single operations to judge against."""
+    from conformance.bundle import RECORDINGS
+
+    reference = request.config.getoption("--parity-reference")
+    return Path(reference) if reference and _operations(request.config) else RECORDINGS / "ops_1.npz"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print the tables, and write the report where it was asked for."""
+    notes = config.stash[_NOTES]
+    bench = config.stash.get(_BENCH, None)
+    if bench is None and not notes:
+        return
+    terminalreporter.section("parity")
+    for line in _summary(bench, notes):
+        terminalreporter.write_line(line, red=line.startswith("FAILED"), green=line.startswith("passed"))
+    directory = config.getoption("--parity-report")
+    if directory and bench is not None:
+        from conformance.report import write_report
+
+        for path in write_report(Path(directory), bench, notes):
+            terminalreporter.write_line(f"wrote {path}")
+
+
+def _summary(bench: Bench | None, notes: Sequence[str]) -> Iterator[str]:
+    yield from notes
+    if bench is None:
+        return
+    from conformance.report import headline, table
+
+    reports = list(bench.reports.values())
+    # In float64 only a failure is worth a table: everything else lies at rounding.
+    tabled = [report for report in reports if report.dtype == "float32" or not report.passed]
+    for report in tabled:
+        yield ""
+        yield from table(report)
+    yield ""
+    yield from (headline(report) for report in reports)
+    for name, verdicts in bench.records.items():
+        failed = [verdict for verdict in verdicts.values() if not verdict.passed]
+        state = f"FAILED  {failed[0].explain()}" if failed else "passed"
+        yield f"{state}  recording {name}: float64 oracle against stored truth, reference against its ceilings"

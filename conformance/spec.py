@@ -1,0 +1,548 @@
+"""The specification as frozen values: stage clauses, judgements and the reference's defects.
+
+``specs/stages.yaml`` and ``specs/reference_defects.yaml`` are read once and checked against their schemas. A
+clause is a template; ``StageSpec.expand`` turns the clauses into the stages of one configuration.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import itertools
+import json
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+import jsonschema
+import yaml
+
+import ptycho_torch
+from ptycho_torch.config_params import NetworkSettings
+from ptycho_torch.errors import PtychoError
+
+STAGES_FILE = "stages.yaml"
+DEFECTS_FILE = "reference_defects.yaml"
+
+NETWORK_INPUT = "input"
+"""What the spec calls the network's input s_I·X, the one input that is no stage."""
+
+DECODERS = ("amp", "phase")
+
+Repeat = Literal["none", "encoder_block", "decoder_block"]
+Shape = tuple[int, ...]
+
+_ARITHMETIC: Mapping[type[ast.operator], Callable[[int, int], int]] = MappingProxyType(
+    {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
+)
+_LARGEST_EXPONENT = 16
+
+
+class SpecError(PtychoError, ValueError):
+    """A specification that contradicts itself, its schema or the configurations it speaks of."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What differs from its clause in some configurations; None where nothing does."""
+
+    when: str
+    equation: str | None = None
+    inputs: tuple[str, ...] | None = None
+    activation: str | None = None
+    branch: str | None = None
+    torch: str | None = None
+    keras: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class StageClause:
+    """One clause of ``specs/stages.yaml``; ``specs/README.md`` explains the fields.
+
+    Ids and inputs are templates: ``{D}`` is a decoder, ``{i}`` a block, ``{i-1}`` the block before,
+    ``{last}`` the last block of the part that the template names.
+    """
+
+    id: str
+    title: str
+    text: str
+    equation: str
+    inputs: tuple[str, ...]
+    shape_tensorflow: str
+    shape_torch: str
+    dtype: str
+    layout: str
+    torch: str
+    keras: str
+    repeat: Repeat = "none"
+    decoders: bool = False
+    when: str = "True"
+    first_inputs: tuple[str, ...] = ()
+    variants: tuple[Variant, ...] = ()
+    weights: tuple[str, ...] = ()
+    activation: str = "none"
+    branch: str = "none"
+
+    def resolve(self, settings: NetworkSettings) -> StageClause | None:
+        """Return the clause with the variant of these settings written in; None if they have no such stage.
+
+        Raises:
+            SpecError: a condition that cannot be read, or not exactly one variant that holds.
+        """
+        flags = _flags(settings)
+        where = f"{STAGES_FILE}: clause {self.id}"
+        if not evaluate_condition(self.when, flags, where):
+            return None
+        if not self.variants:
+            return self
+        holding = [variant for variant in self.variants if evaluate_condition(variant.when, flags, where)]
+        if len(holding) != 1:
+            raise SpecError(f"{where}: {len(holding)} variants hold for {flags}; exactly one must.")
+        changes = {
+            field.name: getattr(holding[0], field.name)
+            for field in dataclasses.fields(Variant)
+            if field.name != "when" and getattr(holding[0], field.name) is not None
+        }
+        return dataclasses.replace(self, variants=(), **changes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of one configuration.
+
+    Attributes:
+        id: for example ``decoder_amp.0.conv1``.
+        clause: the clause it comes from, with the variant of this configuration written in.
+        inputs: ids of the stages it reads, or ``input``.
+        settings: the configuration.
+        block: i, or None outside blocks.
+        decoder: ``amp``, ``phase``, or None outside decoders.
+    """
+
+    id: str
+    clause: StageClause
+    inputs: tuple[str, ...]
+    settings: NetworkSettings
+    block: int | None = None
+    decoder: str | None = None
+
+    @property
+    def layout(self) -> str:
+        """Name of the axis orders on both sides, a key of ``ptycho_tf_bridge.layout.LAYOUTS``."""
+        return self.clause.layout
+
+    @property
+    def dtype(self) -> str:
+        """``real`` or ``complex``."""
+        return self.clause.dtype
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Names of its weights, for example ``encoder.0.conv1.kernel``."""
+        return tuple(f"{self.id}.{weight}" for weight in self.clause.weights)
+
+    @property
+    def activation(self) -> str:
+        """``none``, ``relu``, ``swish``, ``sigmoid``, ``softplus`` or ``pi_tanh``."""
+        if self.clause.activation != "head":
+            return self.clause.activation
+        return self.settings.amp_activation if self.decoder == "amp" else "pi_tanh"
+
+    @property
+    def branch(self) -> str:
+        """Which kink it has: ``none``, ``relu`` or ``pool``."""
+        if self.clause.branch != "head":
+            return self.clause.branch
+        return "relu" if self.activation == "relu" else "none"
+
+    def shape_tensorflow(self, batch: int, modes: int = 1) -> Shape:
+        """Shape of the output on the TensorFlow side, for B groups and M probe modes."""
+        return self._shape(self.clause.shape_tensorflow, batch, modes)
+
+    def shape_torch(self, batch: int, modes: int = 1) -> Shape:
+        """Shape of the output on the PyTorch side, for B groups and M probe modes."""
+        return self._shape(self.clause.shape_torch, batch, modes)
+
+    def _shape(self, expression: str, batch: int, modes: int) -> Shape:
+        settings = self.settings
+        names: dict[str, int | tuple[int, ...]] = {
+            "B": batch,
+            "C": settings.C,
+            "N": settings.N,
+            "P": settings.canvas_px,
+            "M": modes,
+            "K": settings.amplitude_channels if self.decoder == "amp" else settings.phase_channels,
+            "m": settings.outer_width,
+            "E": len(settings.encoder_widths),
+            "F": settings.encoder_widths,
+            "G": settings.decoder_widths,
+        }
+        if self.block is not None:
+            names["i"] = self.block
+        return evaluate_shape(expression, names, f"{STAGES_FILE}: clause {self.clause.id}")
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgementClause:
+    """One clause about how parity is judged."""
+
+    id: str
+    title: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class StageSpec:
+    """Everything that ``specs/stages.yaml`` says.
+
+    Attributes:
+        stages: clauses in the order of the forward pass.
+        judgements: clauses of the judge.
+        branch: how derivatives at kinks are compared.
+    """
+
+    stages: tuple[StageClause, ...]
+    judgements: tuple[JudgementClause, ...]
+    branch: str
+
+    def clause(self, clause_id: str) -> StageClause | JudgementClause:
+        """Return the clause of this id.
+
+        Raises:
+            SpecError: there is none.
+        """
+        clauses: tuple[StageClause | JudgementClause, ...] = self.stages + self.judgements
+        for clause in clauses:
+            if clause.id == clause_id:
+                return clause
+        raise SpecError(f"{STAGES_FILE}: no clause {clause_id!r}.")
+
+    def expand(self, settings: NetworkSettings) -> tuple[Stage, ...]:
+        """Return the stages of one configuration, each behind the stages that it reads.
+
+        Raises:
+            SpecError: a clause that does not fit these settings, or reads a stage that is not before it.
+
+        >>> [stage.id for stage in load_stages().expand(NetworkSettings(N=64))][:3]
+        ['normalized_input', 'encoder.0.conv1', 'encoder.0.conv2']
+        """
+        stages: list[Stage] = []
+        known = {NETWORK_INPUT}
+        for stage in _expansion(self.stages, settings):
+            where = f"{STAGES_FILE}: clause {stage.clause.id}"
+            for read in stage.inputs:
+                if read not in known:
+                    flags = _flags(settings)
+                    raise SpecError(f"{where}: reads {read!r}, which nothing before it makes for {flags}.")
+            if stage.id in known:
+                raise SpecError(f"{where}: makes {stage.id!r}, which an earlier clause makes already.")
+            known.add(stage.id)
+            stages.append(stage)
+        return tuple(stages)
+
+
+@dataclasses.dataclass(frozen=True)
+class Defect:
+    """One defect of the reference.
+
+    Attributes:
+        id: ``REF-01`` and so on.
+        title: in a few words.
+        text: what the reference does.
+        recorded: what was seen on it.
+        ours: what this project does.
+        test: pytest node that pins it, or None.
+        reason: why there is no test; empty where there is one.
+    """
+
+    id: str
+    title: str
+    text: str
+    recorded: Mapping[str, Any]
+    ours: str
+    test: str | None
+    reason: str = ""
+
+
+def _flags(settings: NetworkSettings) -> dict[str, bool]:
+    names = ("object_big", "probe_big", "pad_object")
+    return {name: getattr(settings, name) for name in names}
+
+
+def _expansion(clauses: tuple[StageClause, ...], settings: NetworkSettings) -> Iterator[Stage]:
+    """Repeat neighbouring clauses of decoders decoder by decoder, and those of blocks block by block."""
+    for decoders, part in itertools.groupby(clauses, key=lambda clause: clause.decoders):
+        part_clauses = tuple(part)
+        for decoder in DECODERS if decoders else (None,):
+            for repeat, group in itertools.groupby(part_clauses, key=lambda clause: clause.repeat):
+                group_clauses = tuple(group)
+                for block in _blocks(repeat, settings):
+                    for clause in group_clauses:
+                        resolved = clause.resolve(settings)
+                        if resolved is not None:
+                            yield _stage(resolved, settings, block, decoder)
+
+
+def _blocks(repeat: Repeat, settings: NetworkSettings) -> tuple[int | None, ...]:
+    if repeat == "none":
+        return (None,)
+    widths = settings.encoder_widths if repeat == "encoder_block" else settings.decoder_widths
+    return tuple(range(len(widths)))
+
+
+def _stage(clause: StageClause, settings: NetworkSettings, block: int | None, decoder: str | None) -> Stage:
+    def fill(template: str) -> str:
+        last = settings.encoder_widths if template.startswith("encoder") else settings.decoder_widths
+        values: dict[str, object] = {"{last}": len(last) - 1}
+        if decoder is not None:
+            values["{D}"] = decoder
+        if block is not None:
+            values |= {"{i}": block, "{i-1}": block - 1}
+        for placeholder, value in values.items():
+            template = template.replace(placeholder, str(value))
+        if "{" in template:
+            raise SpecError(f"{STAGES_FILE}: clause {clause.id}: nothing fills all of {template!r}.")
+        return template
+
+    inputs = clause.first_inputs if block == 0 and clause.first_inputs else clause.inputs
+    return Stage(fill(clause.id), clause, tuple(map(fill, inputs)), settings, block, decoder)
+
+
+def evaluate_shape(expression: str, names: Mapping[str, int | tuple[int, ...]], where: str) -> Shape:
+    """Evaluate comma-separated integer arithmetic: + − * // **, brackets, names, and ``name[index]``.
+
+    Raises:
+        SpecError: anything else, or an axis shorter than 1.
+
+    >>> evaluate_shape("B, N // 2**i, F[i]", {"B": 3, "N": 64, "i": 1, "F": (32, 64)}, "example")
+    (3, 32, 64)
+    """
+    tree = _parse(expression, where)
+    axes = tree.elts if isinstance(tree, ast.Tuple) else [tree]
+    shape = tuple(_integer(axis, names, f"{where}: shape {expression!r}") for axis in axes)
+    if min(shape, default=0) < 1:
+        raise SpecError(f"{where}: shape {expression!r} has an axis shorter than 1: {shape}.")
+    return shape
+
+
+def evaluate_condition(expression: str, flags: Mapping[str, bool], where: str) -> bool:
+    """Evaluate settings joined by ``and``, ``or``, ``not`` and brackets.
+
+    Raises:
+        SpecError: anything else.
+
+    >>> evaluate_condition("probe_big or not pad_object", {"probe_big": False, "pad_object": True}, "example")
+    False
+    """
+    return _truth_value(_parse(expression, where), flags, f"{where}: condition {expression!r}")
+
+
+def _parse(expression: str, where: str) -> ast.expr:
+    try:
+        return ast.parse(expression, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as err:
+        raise SpecError(f"{where}: {expression!r} is no expression ({err}).") from err
+
+
+def _truth_value(node: ast.expr, flags: Mapping[str, bool], where: str) -> bool:
+    match node:
+        case ast.Constant(value=bool(value)):
+            return value
+        case ast.Name(id=name):
+            if name not in flags:
+                raise SpecError(f"{where}: {name!r} is none of the settings {', '.join(flags)}.")
+            return flags[name]
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return not _truth_value(operand, flags, where)
+        case ast.BoolOp(op=op, values=parts):
+            # A list, so that the parts behind the deciding one are checked as well.
+            values = [_truth_value(part, flags, where) for part in parts]
+            return all(values) if isinstance(op, ast.And) else any(values)
+        case _:
+            raise SpecError(f"{where}: only settings, and, or, not and brackets are allowed.")
+
+
+def _integer(node: ast.expr, names: Mapping[str, int | tuple[int, ...]], where: str) -> int:
+    match node:
+        case ast.Constant(value=int(value)) if not isinstance(value, bool):
+            return value
+        case ast.Name(id=name):
+            number = _named(name, names, where)
+            if isinstance(number, tuple):
+                raise SpecError(f"{where}: {name} is a list of numbers; write {name}[i].")
+            return number
+        case ast.Subscript(value=ast.Name(id=name), slice=index):
+            values, at = _named(name, names, where), _integer(index, names, where)
+            if not isinstance(values, tuple) or not 0 <= at < len(values):
+                raise SpecError(f"{where}: {name}[{at}] does not exist.")
+            return values[at]
+        case ast.BinOp(left=left, op=op, right=right):
+            return _operation(op, _integer(left, names, where), _integer(right, names, where), where)
+        case _:
+            raise SpecError(f"{where}: only integers, names, + - * // ** and brackets are allowed.")
+
+
+def _named(name: str, names: Mapping[str, int | tuple[int, ...]], where: str) -> int | tuple[int, ...]:
+    if name not in names:
+        raise SpecError(f"{where}: {name!r} is none of the letters {', '.join(names)}.")
+    return names[name]
+
+
+def _operation(op: ast.operator, left: int, right: int, where: str) -> int:
+    if isinstance(op, ast.Pow):
+        # Bounds keep a typing error from asking for a number with millions of digits.
+        if not 0 <= right <= _LARGEST_EXPONENT:
+            raise SpecError(f"{where}: exponent {right}; expected 0 to {_LARGEST_EXPONENT}.")
+        return int(left**right)
+    if type(op) not in _ARITHMETIC:
+        raise SpecError(f"{where}: only integers, names, + - * // ** and brackets are allowed.")
+    if isinstance(op, ast.FloorDiv) and right == 0:
+        raise SpecError(f"{where}: division by 0.")
+    return _ARITHMETIC[type(op)](left, right)
+
+
+def specs_dir() -> Path:
+    """Return the folder of the specs: inside the installed package, or at the top of a checkout.
+
+    Raises:
+        SpecError: neither is there.
+    """
+    package = Path(ptycho_torch.__file__).parent
+    for candidate in (package / "specs", package.parent / "specs"):
+        if (candidate / STAGES_FILE).is_file():
+            return candidate
+    raise SpecError(
+        f"{STAGES_FILE} is neither in {package / 'specs'} nor in {package.parent / 'specs'}; "
+        "install ptycho-torch again, or run from a complete checkout."
+    )
+
+
+def read_yaml(name: str) -> Any:
+    """Read one file of the specs folder, unchecked.
+
+    Raises:
+        SpecError: it is missing or no YAML.
+    """
+    path = specs_dir() / name
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as err:
+        raise SpecError(f"{path}: cannot be read ({err}).") from err
+    except yaml.YAMLError as err:
+        raise SpecError(f"{path}: is no YAML ({err}).") from err
+
+
+def check_schema(content: Any, name: str) -> None:
+    """Check the content of a file of the specs folder against its JSON Schema.
+
+    Raises:
+        SpecError: naming the file, the clause and the field.
+    """
+    path = specs_dir() / "schema" / f"{Path(name).stem}.schema.json"
+    schema = json.loads(path.read_text(encoding="utf-8"))
+    err = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(content))
+    if err is None:
+        return
+    place = list(err.absolute_path)
+    where = ".".join(map(str, place)) or "the file"
+    if len(place) >= 2 and isinstance(content[place[0]][place[1]], dict):
+        clause = content[place[0]][place[1]].get("id", f"number {place[1]} of {place[0]}")
+        where = " ".join([f"clause {clause}", *map(str, place[2:])])
+    raise SpecError(f"{name}: {where}: {err.message}")
+
+
+def parse_stages(content: Any) -> StageSpec:
+    """Make the spec from the content of ``stages.yaml`` and check that it holds together.
+
+    Raises:
+        SpecError: naming the clause that breaks the schema, repeats an id, or does not fit some settings.
+    """
+    check_schema(content, STAGES_FILE)
+    stages = tuple(_stage_clause(entry) for entry in content["stages"])
+    judgements = tuple(JudgementClause(**entry) for entry in content["judgements"])
+    _check_unique([clause["id"] for clause in content["stages"] + content["judgements"]], STAGES_FILE)
+    spec = StageSpec(stages, judgements, content["branch"])
+    for clause in stages:
+        _check_placeholders(clause)
+    for object_big, probe_big, pad_object in itertools.product((True, False), repeat=3):
+        settings = NetworkSettings(object_big=object_big, probe_big=probe_big, pad_object=pad_object)
+        for stage in spec.expand(settings):
+            stage.shape_tensorflow(1)
+            stage.shape_torch(1)
+    return spec
+
+
+def _stage_clause(entry: Mapping[str, Any]) -> StageClause:
+    def frozen(fields: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+
+    variants = tuple(Variant(**frozen(variant)) for variant in entry.get("variants", ()))
+    return StageClause(**(frozen(entry) | {"variants": variants}))
+
+
+def _check_unique(ids: list[str], name: str) -> None:
+    for clause_id in ids:
+        if ids.count(clause_id) > 1:
+            raise SpecError(f"{name}: clause {clause_id} is there {ids.count(clause_id)} times.")
+
+
+def _check_placeholders(clause: StageClause) -> None:
+    where = f"{STAGES_FILE}: clause {clause.id}"
+    if ("{D}" in clause.id) != clause.decoders:
+        raise SpecError(f"{where}: an id has {{D}} exactly where decoders is true.")
+    if ("{i}" in clause.id) != (clause.repeat != "none"):
+        raise SpecError(f"{where}: an id has {{i}} exactly where repeat names a block.")
+    reads_before = any("{i-1}" in template for template in clause.inputs)
+    if reads_before != bool(clause.first_inputs):
+        raise SpecError(f"{where}: first_inputs is there exactly where inputs names {{i-1}}.")
+
+
+def parse_defects(content: Any) -> tuple[Defect, ...]:
+    """Make the defects from the content of ``reference_defects.yaml``.
+
+    Raises:
+        SpecError: naming the clause that breaks the schema or repeats an id.
+    """
+    check_schema(content, DEFECTS_FILE)
+    _check_unique([entry["id"] for entry in content["defects"]], DEFECTS_FILE)
+    return tuple(
+        Defect(**(entry | {"recorded": MappingProxyType(dict(entry["recorded"]))}))
+        for entry in content["defects"]
+    )
+
+
+@functools.cache
+def load_stages() -> StageSpec:
+    """Read ``specs/stages.yaml`` once.
+
+    Raises:
+        SpecError: as ``read_yaml`` and ``parse_stages``.
+    """
+    return parse_stages(read_yaml(STAGES_FILE))
+
+
+@functools.cache
+def load_defects() -> tuple[Defect, ...]:
+    """Read ``specs/reference_defects.yaml`` once.
+
+    Raises:
+        SpecError: as ``read_yaml`` and ``parse_defects``.
+    """
+    return parse_defects(read_yaml(DEFECTS_FILE))
+
+
+def missing_and_unexpected(spec_ids: Iterable[str], tap_ids: Iterable[str]) -> tuple[str, ...]:
+    """Say which stages of the spec a side does not tap, and which of its taps the spec does not know.
+
+    >>> missing_and_unexpected(("views", "object"), ("views", "canvas"))
+    ('stage object has no tap', 'tap canvas is no stage of the spec')
+    """
+    spec, taps = tuple(spec_ids), tuple(tap_ids)
+    return (
+        *(f"stage {stage} has no tap" for stage in spec if stage not in taps),
+        *(f"tap {tap} is no stage of the spec" for tap in taps if tap not in spec),
+        *(f"tap {tap} is there twice" for tap in dict.fromkeys(taps) if taps.count(tap) > 1),
+    )

@@ -1,0 +1,86 @@
+"""Which tests a plan makes: one for each clause, stage, case, device and dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from conformance.bench import Planned
+from conformance.parity import (
+    BACKWARD_FORCED,
+    BACKWARD_FREE,
+    FORWARD_FORCED,
+    FORWARD_FREE,
+    GRADIENT_FORCED,
+    GRADIENT_FREE,
+    LOSS,
+)
+from conformance.replay import FLOAT64, REFERENCE, TRAIN
+from conformance.spec import Stage, load_stages
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one test judges.
+
+    Attributes:
+        clause: judgement clause.
+        stage: stage id, or ``loss`` or ``train``; empty for a whole recording.
+        planned: the case.
+        device: torch device; empty where none runs.
+        dtype: of the candidate.
+    """
+
+    clause: str
+    stage: str
+    planned: Planned
+    device: str = ""
+    dtype: str = ""
+
+    @property
+    def id(self) -> str:
+        """Test id: stage clause first, then judgement clause, case, device and dtype."""
+        parts = (self.stage, self.clause, self.planned.name, self.device, self.dtype)
+        return "-".join(part for part in parts if part)
+
+
+def _clauses(stage: Stage) -> Iterator[str]:
+    """The judgement clauses that a stage has something to show for."""
+    yield from (FORWARD_FREE, FORWARD_FORCED, BACKWARD_FREE)
+    if any(name != "input" for name in stage.inputs):
+        yield BACKWARD_FORCED
+    if stage.weights:
+        yield from (GRADIENT_FREE, GRADIENT_FORCED)
+
+
+def stage_targets(planned: Planned, device: str, dtype: str) -> Iterator[Target]:
+    """Yield every stage of a case under every clause, then the losses, then recorded training."""
+    for stage in load_stages().expand(planned.settings):
+        for clause in _clauses(stage):
+            yield Target(clause, stage.id, planned, device, dtype)
+    yield Target(LOSS, "loss", planned, device, dtype)
+    yield Target(BACKWARD_FORCED, "loss", planned, device, dtype)
+    if planned.kind == "bundle":
+        yield Target(TRAIN, "train", planned, device, dtype)
+
+
+def recording_targets(planned: Planned) -> Iterator[Target]:
+    """Yield what is judged of a recording itself."""
+    if planned.kind == "bundle":
+        yield Target(FLOAT64, "", planned)
+        yield Target(REFERENCE, "", planned)
+
+
+def targets(
+    kind: str, plan: Sequence[Planned], devices: Sequence[str], dtypes: Sequence[str]
+) -> list[Target]:
+    """List the targets of the test named ``kind``."""
+    if kind == "test_recording":
+        return [target for planned in plan for target in recording_targets(planned)]
+    return [
+        target
+        for planned in plan
+        for device in devices
+        for dtype in dtypes
+        for target in stage_targets(planned, device, dtype)
+    ]

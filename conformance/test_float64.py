@@ -1,0 +1,120 @@
+"""Float64, where rounding is out of the picture: the candidate against the oracle and against Keras."""
+
+from __future__ import annotations
+
+import secrets
+
+import numpy as np
+import pytest
+
+from conformance.bench import NO_TENSORFLOW
+from conformance.case import Case, FreeRun
+from conformance.draws import GRAPHS, draw_case
+from conformance.judge import UNIT_ROUNDOFF, Errors, compare, float64_budget
+from conformance.measured import load_measured
+from conformance.parity import judge, measure, worst
+from conformance.torch_subject import TorchSubject
+from conformance.truth import Truth
+from ptycho_tf_bridge import backend
+
+QUICK_GRAPHS = ("n64_g1", "n64_g2_small_object", "n64_g2_small_probe", "n64_g2_mask_blur", "n64_g3", "n128_g2")
+"""Graphs compared with the oracle in the quick tier; the other tiers take all."""
+
+CLEAN_RUNS = {"quick": 3, "full": 200, "study": 1000}
+
+
+def _batch(name: str) -> int:
+    """Odd batches; one group where patches are large."""
+    return 3 if GRAPHS[name].N == 64 else 1
+
+
+def _draws(name: str) -> int:
+    """Draws compared with Keras: 43 over all graphs, fewer where patches are large."""
+    return {64: 4, 128: 2, 256: 1}[GRAPHS[name].N]
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_candidate_is_the_oracle(graph: str, parity_device: str, parity_tier: str) -> None:
+    """Every quantity, free-running and teacher-forced, within max(1e-12, κε) of the oracle (clause FLOAT64)."""
+    if parity_tier == "quick" and graph not in QUICK_GRAPHS:
+        pytest.skip(f"graph {graph} is compared with the oracle in tier full: --parity-tier full")
+    truth = Truth(draw_case(GRAPHS[graph], seed=7, batch=_batch(graph), modes=2))
+    limits = load_measured().limits
+    verdicts = judge(measure(truth, TorchSubject(parity_device, "float64")), load_measured().envelope, limits, "float64")
+    failed = [verdict.explain() for verdict in verdicts.values() if not verdict.passed]
+    assert not failed, "\n".join(failed[:5])
+
+
+def _compare_runs(candidate: FreeRun, reference: FreeRun) -> dict[str, Errors]:
+    """Errors of the candidate in units of the reference, by stage and by weight."""
+    found = {f"stage {name}": compare(candidate.stages.get(name), array) for name, array in reference.stages.items()}
+    found |= {
+        f"gradient {name}": compare(candidate.gradients.get(name), array)
+        for name, array in reference.gradients.items()
+    }
+    return found | {
+        f"loss {name}": compare(np.array(candidate.losses[name]), np.array(value))
+        for name, value in reference.losses.items()
+    }
+
+
+def _amplified(truth: Truth) -> dict[str, Errors]:
+    """Errors that one-ulp float32 changes cause, under the names of ``_compare_runs``."""
+    condition = truth.condition
+    return {
+        **{f"stage {name}": each for name, each in condition.stages_free.items()},
+        **{f"gradient {name}": each for name, each in condition.gradients_free.items()},
+        **{f"loss {name}": each for name, each in condition.losses_free.items()},
+    }
+
+
+@pytest.mark.skipif(not backend.is_available(), reason=NO_TENSORFLOW)
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_candidate_is_keras(graph: str, parity_device: str, parity_notes: list[str]) -> None:
+    """Every stage, gradient and loss within max(1e-12, κε) of Keras in float64 (clause FLOAT64)."""
+    from conformance.keras_subject import KerasSubject
+
+    keras, candidate = KerasSubject(GRAPHS[graph], "float64"), TorchSubject(parity_device, "float64")
+    limits = load_measured().limits
+    most: tuple[float, str] = (0.0, "")
+    conditions: dict[str, Errors] = {}
+    for seed in range(_draws(graph)):
+        case: Case = draw_case(GRAPHS[graph], seed=100 + seed, batch=_batch(graph), modes=1 + seed % 2)
+        found = _compare_runs(candidate.free(case), keras.free(case))
+        above = {name for name, each in found.items() if not each.e <= limits.float64_floor}
+        if seed == 0 or above:
+            conditions = _amplified(Truth(case))
+        failed = [
+            f"draw {seed}, {name}: e = {found[name].e:.2e}, budget {float64_budget(conditions[name], limits).e:.2e}"
+            for name in above
+            if not found[name].e <= float64_budget(conditions[name], limits).e
+        ]
+        assert not failed, "\n".join(failed[:5])
+        most = max(most, *((each.e, name) for name, each in found.items()))
+    largest = max(conditions, key=lambda name: conditions[name].e)
+    kappa = conditions[largest].e / UNIT_ROUNDOFF["float32"]
+    parity_notes.append(
+        f"float64, {graph} on {parity_device}: candidate against Keras over {_draws(graph)} draws, worst e = "
+        f"{most[0]:.1e} ({most[1]}); largest κ = {kappa:.3g} ({largest})"
+    )
+
+
+def test_clean_runs_raise_no_alarm(parity_device: str, parity_tier: str, parity_notes: list[str]) -> None:
+    """Fresh draws of a right network fail no float32 clause; seeds are new in every run."""
+    measured = load_measured()
+    runs = CLEAN_RUNS[parity_tier]
+    shares = []
+    for _ in range(runs):
+        seed = secrets.randbits(32)
+        truth = Truth(draw_case(GRAPHS["n64_g1"], seed, batch=1))
+        verdicts = judge(
+            measure(truth, TorchSubject(parity_device, "float32")), measured.envelope, measured.limits, "float32"
+        )
+        failed = [verdict.explain() for verdict in verdicts.values() if not verdict.passed]
+        assert not failed, f"draw_case(GRAPHS['n64_g1'], {seed}, batch=1): " + "\n".join(failed[:5])
+        most = worst(verdicts)
+        assert most is not None
+        shares.append(most.share)
+    parity_notes.append(
+        f"clean float32 runs on {parity_device}: {runs} fresh draws, no alarm; most of a budget used {max(shares):.0%}"
+    )

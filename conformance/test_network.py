@@ -1,0 +1,50 @@
+"""The network, stage by stage: recordings, live Keras and real scans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from conformance.bench import NO_TENSORFLOW, Bench
+from conformance.judge import Verdict
+from conformance.parity import Key
+from conformance.precision import measure_precision
+from conformance.targets import Target
+from ptycho_tf_bridge import backend
+
+pytestmark = pytest.mark.parity_case
+
+
+def _need_tensorflow(target: Target) -> None:
+    if target.planned.kind == "live" and not backend.is_available():
+        pytest.skip(NO_TENSORFLOW)
+
+
+def _explain(verdicts: list[Verdict]) -> str:
+    failed = [verdict for verdict in verdicts if not verdict.passed]
+    return "\n".join(verdict.explain() for verdict in failed[:5]) + ("\n…" if len(failed) > 5 else "")
+
+
+def test_recording(parity_bench: Bench, parity_target: Target) -> None:
+    """The oracle is the stored truth, and the recorded reference is as far from it as measured."""
+    record: Mapping[Key, Verdict] = parity_bench.record(parity_target.planned)
+    verdicts = [verdict for (clause, _), verdict in record.items() if clause == parity_target.clause]
+    assert verdicts, f"the recording says nothing about {parity_target.clause}"
+    assert all(verdict.passed for verdict in verdicts), _explain(verdicts)
+
+
+def test_stage(parity_bench: Bench, parity_target: Target) -> None:
+    """The candidate holds to one clause at one stage."""
+    _need_tensorflow(parity_target)
+    report = parity_bench.report(parity_target.planned, parity_target.device, parity_target.dtype)
+    verdicts = report.of(parity_target.clause, parity_target.stage)
+    assert verdicts, f"nothing was measured for {parity_target.id}"
+    assert all(verdict.passed for verdict in verdicts), _explain(verdicts)
+
+
+def test_products_run_in_float32(parity_device: str, parity_notes: list[str]) -> None:
+    """Float32 means float32: no TensorFloat-32, no bfloat16 (clause FORWARD-FREE)."""
+    precision = measure_precision(parity_device)
+    parity_notes.append(str(precision))
+    assert precision.kind == "float32", str(precision)

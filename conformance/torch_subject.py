@@ -1,0 +1,230 @@
+"""The candidate: the PyTorch network on one device, in one dtype, seen through hooks on its stages."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from conformance.case import Case, ForcedRun, FreeRun
+from conformance.spec import load_stages
+from ptycho_tf_bridge.layout import LAYOUTS
+from ptycho_tf_bridge.weights import to_tensorflow, to_torch, weight_table
+from ptycho_torch.losses import amplitude_mae, poisson_nll, total_loss
+from ptycho_torch.model import Prediction, PtychoNet
+from ptycho_torch.optim import KerasAdam
+
+Hook = Callable[[str, tuple[Any, ...], Tensor], Tensor | None]
+
+
+@contextlib.contextmanager
+def float32_means_float32() -> Iterator[None]:
+    """Switch TensorFloat-32 off, and the choice of algorithms by timing, for the time of a comparison."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextlib.contextmanager
+def _tapped(model: PtychoNet, hook: Hook) -> Iterator[None]:
+    """Call ``hook(stage id, arguments, output)`` at every stage; what it returns replaces the output."""
+
+    def tap(stage: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
+        return lambda _, arguments, output: hook(stage, arguments, output)
+
+    handles = [model.get_submodule(stage).register_forward_hook(tap(stage)) for stage in model.stage_ids()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A case on the candidate's device."""
+
+    model: PtychoNet
+    scaled_amplitude: Tensor
+    offsets_px: Tensor
+
+
+@dataclass(frozen=True)
+class TorchSubject:
+    """The PyTorch network as the judge sees it.
+
+    Attributes:
+        device: torch device name.
+        dtype: ``float32`` or ``float64``.
+    """
+
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def _load(self, case: Case) -> _Loaded:
+        dtype: torch.dtype = getattr(torch, self.dtype)
+
+        def put(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array).to(self.device, dtype)
+
+        model = PtychoNet(case.settings, torch.from_numpy(case.probe), device=self.device, dtype=dtype)
+        state = {name: put(array) for name, array in to_torch(case.weights, case.settings).items()}
+        model.load_state_dict(state, strict=False)
+        amplitude = case.scaled_amplitude(self.dtype)
+        return _Loaded(
+            model,
+            put(LAYOUTS["channels"].to_torch(amplitude)),
+            put(LAYOUTS["offsets"].to_torch(case.offsets_px)),
+        )
+
+    def _losses(self, loaded: _Loaded, prediction: Prediction, case: Case) -> tuple[Tensor, dict[str, float]]:
+        measured = loaded.scaled_amplitude
+        terms = total_loss(
+            prediction.object,
+            prediction.amplitude,
+            prediction.intensity,
+            measured,
+            case.loss_weights,
+            probe_big=case.settings.probe_big,
+        )
+        with torch.no_grad():
+            nll = poisson_nll(prediction.intensity, measured)
+            mae = amplitude_mae(prediction.amplitude, measured)
+        return terms.total, {"nll": nll.item(), "mae": mae.item(), "total": terms.total.item()}
+
+    def free(self, case: Case) -> FreeRun:
+        """Run end to end, forward and backward."""
+        outputs: dict[str, Tensor] = {}
+
+        def record(stage: str, _: tuple[Any, ...], output: Tensor) -> None:
+            if output.requires_grad:
+                output.retain_grad()
+            outputs[stage] = output
+
+        with float32_means_float32():
+            loaded = self._load(case)
+            # So that the first stage, too, has a cotangent to show.
+            network_input = loaded.scaled_amplitude.clone().requires_grad_()
+            with _tapped(loaded.model, record):
+                prediction = loaded.model(network_input, loaded.offsets_px)
+            total, losses = self._losses(loaded, prediction, case)
+            total.backward()
+        layouts = _layouts(case)
+        return FreeRun(
+            stages={stage: _numpy(output, layouts[stage]) for stage, output in outputs.items()},
+            cotangents={stage: _numpy(_grad(output), layouts[stage]) for stage, output in outputs.items()},
+            gradients=_weight_gradients(loaded.model, case),
+            losses=losses,
+        )
+
+    def forced(
+        self, case: Case, truth_stages: Mapping[str, np.ndarray], truth_cotangents: Mapping[str, np.ndarray]
+    ) -> ForcedRun:
+        """Run once with every stage's output replaced by the truth's, so that each error has one owner.
+
+        The network's own wiring feeds the stages, so a stage that listens to the wrong one is caught too.
+        """
+        layouts = _layouts(case)
+        calls: dict[str, tuple[tuple[Any, ...], Tensor]] = {}
+        truth: dict[str, Tensor] = {}
+
+        def force(stage: str, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+            calls[stage] = (arguments, output)
+            truth[stage] = self._to_device(truth_stages[stage], layouts[stage], case).requires_grad_()
+            return truth[stage]
+
+        with float32_means_float32():
+            loaded = self._load(case)
+            with _tapped(loaded.model, force):
+                prediction = loaded.model(loaded.scaled_amplitude, loaded.offsets_px)
+            pulled: dict[str, dict[str, np.ndarray]] = {}
+            for stage, (arguments, output) in calls.items():
+                sources = {name: leaf for name, leaf in truth.items() if any(leaf is each for each in arguments)}
+                cotangent = self._to_device(truth_cotangents[stage], layouts[stage], case)
+                pulled[stage] = _pull_back(output, cotangent, sources, loaded.model.get_submodule(stage), layouts)
+            total, losses = self._losses(loaded, prediction, case)
+            ends = {name: truth[name] for name in ("predicted_amplitude", "predicted_intensity")}
+            pulled["loss"] = _pull_back(total, torch.ones_like(total), ends, None, layouts)
+        return ForcedRun(
+            stages={stage: _numpy(output, layouts[stage]) for stage, (_, output) in calls.items()},
+            pulled=pulled,
+            gradients=_weight_gradients(loaded.model, case),
+            losses=losses,
+        )
+
+    def train(self, case: Case, steps: int, learning_rate: float = 1e-3) -> tuple[list[float], dict[str, np.ndarray]]:
+        """Take Keras-form Adam steps on this one batch; return the loss before each and the weights after all."""
+        losses = []
+        with float32_means_float32():
+            loaded = self._load(case)
+            optimiser = KerasAdam((p for p in loaded.model.parameters() if p.requires_grad), lr=learning_rate)
+            for _ in range(steps):
+                optimiser.zero_grad()
+                prediction = loaded.model(loaded.scaled_amplitude, loaded.offsets_px)
+                total, terms = self._losses(loaded, prediction, case)
+                total.backward()
+                optimiser.step()
+                losses.append(terms["total"])
+        return losses, _named(loaded.model, case, lambda parameter: parameter)
+
+    def _to_device(self, array: np.ndarray, layout: str, case: Case) -> Tensor:
+        tensor = torch.from_numpy(LAYOUTS[layout].to_torch(array, case.settings.C))
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return tensor.to(self.device, dtype.to_complex() if tensor.is_complex() else dtype)
+
+
+def _layouts(case: Case) -> dict[str, str]:
+    return {stage.id: stage.layout for stage in load_stages().expand(case.settings)}
+
+
+def _numpy(tensor: Tensor, layout: str) -> np.ndarray:
+    return LAYOUTS[layout].to_tensorflow(tensor.detach().resolve_conj().cpu().numpy())
+
+
+def _grad(tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+
+
+def _pull_back(
+    output: Tensor,
+    cotangent: Tensor,
+    sources: Mapping[str, Tensor],
+    module: nn.Module | None,
+    layouts: Mapping[str, str],
+) -> dict[str, np.ndarray]:
+    """Pull a cotangent back to a stage's inputs, and leave the gradient of its weights in ``.grad``."""
+    parameters = [] if module is None else [p for p in module.parameters(recurse=False) if p.requires_grad]
+    leaves = [*sources.values(), *parameters]
+    if output.requires_grad and leaves:
+        found = torch.autograd.grad(output, leaves, cotangent, allow_unused=True)
+    else:
+        found = (None,) * len(leaves)
+    gradients = [torch.zeros_like(leaf) if each is None else each for leaf, each in zip(leaves, found, strict=True)]
+    for parameter, gradient in zip(parameters, gradients[len(sources) :], strict=True):
+        parameter.grad = gradient
+    return {
+        name: _numpy(gradient, layouts[name])
+        for name, gradient in zip(sources, gradients[: len(sources)], strict=True)
+    }
+
+
+def _named(model: PtychoNet, case: Case, choose: Callable[[nn.Parameter], Tensor]) -> dict[str, np.ndarray]:
+    state = {
+        key: choose(model.get_parameter(key)).detach().cpu().numpy()
+        for entry in weight_table(case.settings)
+        for key in (entry.torch_kernel_name, entry.torch_bias_name)
+    }
+    return to_tensorflow(state, case.settings)
+
+
+def _weight_gradients(model: PtychoNet, case: Case) -> dict[str, np.ndarray]:
+    return _named(model, case, _grad)

@@ -1,0 +1,59 @@
+"""Broken subjects: every seeded fault is caught in replay, without TensorFlow, at the stage where it sits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from conformance.bundle import RECORDINGS, read_bundle
+from conformance.faults import FAULTS, Fault
+from conformance.measured import load_measured
+from conformance.parity import first_failing_stage, judge, measure
+from conformance.torch_subject import TorchSubject
+from conformance.truth import Truth
+
+
+@pytest.fixture(scope="module")
+def truth() -> Truth:
+    return Truth(read_bundle(RECORDINGS / "n64_g2_base.npz").case)
+
+
+def found_at(truth: Truth, dtype: str) -> tuple[bool, str | None]:
+    """Whether anything failed, and the first failing teacher-forced stage."""
+    measured = measure(truth, TorchSubject("cpu", dtype))
+    verdicts = judge(measured, load_measured().envelope, load_measured().limits, dtype)
+    return not all(verdict.passed for verdict in verdicts.values()), first_failing_stage(verdicts, measured)
+
+
+def test_the_catalogue_is_large_and_its_names_differ() -> None:
+    assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 20
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_clean_network_passes(truth: Truth, dtype: str) -> None:
+    assert found_at(truth, dtype) == (False, None)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_fault_is_caught_at_its_stage(truth: Truth, fault: Fault) -> None:
+    with fault.seeded():
+        caught, stage = found_at(truth, "float64")
+    assert caught
+    assert stage == fault.stage
+
+
+def test_faults_are_caught_in_float32_too(truth: Truth) -> None:
+    """Coarse faults need no float64; how many of all are seen in float32 alone is part of the message."""
+    results = {}
+    for fault in FAULTS[::4]:
+        with fault.seeded():
+            results[fault.name] = found_at(truth, "float32") == (True, fault.stage)
+    assert all(results.values()), results
+
+
+def test_a_fault_leaves_nothing_behind(truth: Truth) -> None:
+    before = TorchSubject("cpu", "float64").free(truth.case).stages["object"]
+    for fault in FAULTS:
+        with fault.seeded():
+            pass
+    np.testing.assert_array_equal(TorchSubject("cpu", "float64").free(truth.case).stages["object"], before)

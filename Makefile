@@ -47,7 +47,7 @@ clean: ## remove .venv, caches and builds
 $(STAMP): pyproject.toml constraints.txt
 	@python='$(PYTHON)'; if test -x '$(BIN)/python'; then python='$(BIN)/python'; fi; \
 	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-		echo "ptycho-torch needs Python 3.11 or later, and $$python is $$("$$python" -V 2>&1);" \
+		echo "ptycho-torch needs Python 3.11 or later, and $$python is $$("$$python" -V 2>/dev/null || echo not there);" \
 			"name another one: make PYTHON=python3.11 …" >&2; exit 1; }
 	@test -x '$(BIN)/pip' || { echo "== making $(VENV) with $(PYTHON)"; '$(PYTHON)' -m venv '$(VENV)'; }
 	@echo "== installing ptycho-torch[$(EXTRAS)] into $(VENV); the first time takes minutes"

@@ -36,7 +36,9 @@ class NpzReader:
             with zipfile.ZipFile(path) as archive:
                 members = archive.infolist()
         except (zipfile.BadZipFile, OSError) as err:
-            raise error(f"{path}: not a complete NPZ file ({err}); it may be truncated. Copy or record it again.") from err
+            raise error(
+                f"{path}: not a complete NPZ file ({err}); perhaps truncated. Copy or record it again."
+            ) from err
         total = sum(member.file_size for member in members)
         if total > MAX_BYTES:
             raise error(f"{path}: unpacks to {total} bytes, more than the {MAX_BYTES} allowed here.")

@@ -17,8 +17,8 @@ from conformance.case import Case
 from conformance.draws import GRAPHS, draw_case
 from conformance.judge import Errors, Verdict, compare
 from conformance.measured import load_measured
-from conformance.parity import Key, Quantity, envelope, first_failing_stage, judge, measure
-from conformance.replay import oracle_verdicts, recorded_errors, reference_verdicts, train_verdicts
+from conformance.parity import Key, Measurement, Quantity, envelope, first_failing_stage, judge
+from conformance.replay import TrainingTruth, oracle_verdicts, recorded_errors, reference_verdicts, train_verdicts
 from conformance.scan import scan_case, scan_settings
 from conformance.torch_subject import TorchSubject
 from conformance.truth import Truth
@@ -112,8 +112,17 @@ class _Work:
         return read_bundle(self.planned.path)
 
     @cached_property
+    def measurement(self) -> Measurement:
+        return Measurement(Truth(self._case()), load_measured().limits)
+
+    @property
     def truth(self) -> Truth:
-        return Truth(self._case())
+        return self.measurement.truth
+
+    @cached_property
+    def training(self) -> TrainingTruth:
+        """The truth's training for as many steps as were recorded."""
+        return TrainingTruth.of(self.truth, len(self.bundle.train_losses))
 
     def _case(self) -> Case:
         if self.planned.kind == "bundle":
@@ -138,7 +147,7 @@ class _Work:
             return None
         from conformance.keras_subject import KerasSubject
 
-        return envelope(reference_runs(self.truth, KerasSubject(self.planned.settings, "float32")))
+        return envelope(reference_runs(self.measurement, KerasSubject(self.planned.settings, "float32")))
 
     def reference(self, key: Key, quantity: Quantity) -> Errors:
         """Envelope of the reference for one quantity."""
@@ -161,8 +170,8 @@ class Bench:
             work = self._work(planned)
             measured = load_measured()
             self.records[planned.name] = {
-                **oracle_verdicts(work.bundle, work.truth, measured.limits),
-                **reference_verdicts(work.bundle, work.truth, measured),
+                **oracle_verdicts(work.bundle, work.measurement, measured.limits),
+                **reference_verdicts(work.bundle, work.measurement, measured),
             }
         return self.records[planned.name]
 
@@ -177,13 +186,13 @@ class Bench:
 def _judge(work: _Work, subject: TorchSubject) -> CaseReport:
     started = time.perf_counter()
     limits = load_measured().limits
-    measured = measure(work.truth, subject)
+    measured = work.measurement.of(subject)
     shown = recorded_errors(work.bundle) if work.planned.kind == "bundle" else None
     verdicts = judge(measured, work.reference, limits, subject.dtype, shown)
     first = first_failing_stage(verdicts, measured)
     stage_of = {key: quantity.stage for key, quantity in measured.items()}
-    if work.planned.kind == "bundle":
-        training = train_verdicts(work.bundle, work.truth, subject, load_measured())
+    if work.planned.kind == "bundle" and work.bundle.train_losses:
+        training = train_verdicts(work.bundle, work.training, subject, load_measured())
         verdicts |= training
         stage_of |= dict.fromkeys(training, "train")
     return CaseReport(

@@ -17,9 +17,9 @@ from conformance.archive import NpzReader
 from conformance.case import Case
 from conformance.errors import BundleError
 from conformance.spec import load_stages
+from ptycho_tf_bridge.weights import tensorflow_shapes
 from ptycho_torch.config_params import LossWeights, NetworkSettings
 from ptycho_torch.errors import ConfigError
-from ptycho_tf_bridge.weights import tensorflow_shapes
 
 RECORDINGS = Path(__file__).parent / "recordings"
 
@@ -159,14 +159,12 @@ def _number(path: Path, arrays: Mapping[str, np.ndarray], key: str) -> float:
     return float(arrays[key].reshape(()))
 
 
-def _case(
-    path: Path, arrays: Mapping[str, np.ndarray], settings: NetworkSettings, loss_weights: LossWeights
-) -> Case:
+def _case(path: Path, arrays: Mapping[str, np.ndarray], settings: NetworkSettings, loss_weights: LossWeights) -> Case:
     N, C = settings.N, settings.C
     diffraction, offsets = arrays["input/diffraction"], arrays["input/offsets"]
     probe = arrays["input/probe"]
     batch = diffraction.shape[0] if diffraction.ndim else 0
-    expected = {"input/diffraction": (batch, N, N, C), "input/offsets": (batch, 1, 2, C)}
+    expected: dict[str, tuple[int, ...]] = {"input/diffraction": (batch, N, N, C), "input/offsets": (batch, 1, 2, C)}
     expected["input/probe"] = (probe.shape[0], N, N) if probe.ndim == 3 else (N, N)
     expected |= {f"weight/{name}": shape for name, shape in tensorflow_shapes(settings).items()}
     for key, shape in expected.items():

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from conformance.case import Case
-from conformance.judge import UNIT_ROUNDOFF, Errors
+from conformance.judge import UNIT_ROUNDOFF, Errors, Limits, compare, rounding
 from conformance.measured import stage_clause
-from conformance.parity import Key, Quantity, Subject, measure
+from conformance.parity import REFERENCE, Key, Measurement, Quantity, Subject
 from conformance.truth import Truth, moved_case
 
 RUNS = 8
@@ -19,11 +19,11 @@ RUNS = 8
 Table = dict[str, dict[str, Errors]]
 
 
-def reference_runs(truth: Truth, subject: Subject, runs: int = RUNS) -> list[dict[Key, Quantity]]:
+def reference_runs(measurement: Measurement, subject: Subject, runs: int = RUNS) -> list[dict[Key, Quantity]]:
     """Measure the reference on the case itself and on ``runs`` copies moved by one ulp."""
     cases: list[Case | None] = [None]
-    cases += [moved_case(truth.case, np.random.default_rng(seed)) for seed in range(runs)]
-    return [measure(truth, subject, case) for case in cases]
+    cases += [moved_case(measurement.truth.case, np.random.default_rng(seed)) for seed in range(runs)]
+    return [measurement.of(subject, case) for case in cases]
 
 
 def _widen(table: Table, key: Key, quantity: Quantity, errors: Errors) -> None:
@@ -32,27 +32,28 @@ def _widen(table: Table, key: Key, quantity: Quantity, errors: Errors) -> None:
     rows[clause] = rows.get(clause, Errors(0.0, 0.0)).largest(errors)
 
 
-def _raw_gradient(truth: Truth, subject: Subject) -> Errors:
-    """Largest errors of the gradients against the truth on the truth's own pieces, flips of pieces included."""
-    from conformance.judge import compare
-
-    gradients = subject.free(truth.case).gradients
-    found = [compare(gradients[name], truth.gradients.constants[name]) for name in truth.case.weights]
-    return Errors(max(each.e for each in found), max(each.m for each in found))
+def raw_gradients(measurement: Measurement, gradients: Mapping[str, np.ndarray]) -> dict[Key, Quantity]:
+    """Measure gradients on the truth's own pieces, flips of pieces included, as recordings hold them."""
+    found: dict[Key, Quantity] = {}
+    for name, gradient in gradients.items():
+        expected = measurement.truth.gradients.constants[name]
+        condition = measurement.condition("float32").free
+        amplified = condition.gradients[name].largest(rounding(expected, "float32"))
+        found[REFERENCE, name] = Quantity(name.rpartition(".")[0], compare(gradient, expected), amplified)
+    return found
 
 
 def calibrate(
-    cases: Sequence[Case], subject: Callable[[Case], Subject], progress: Callable[[str], None]
+    cases: Sequence[Case], subject: Callable[[Case], Subject], limits: Limits, progress: Callable[[str], None]
 ) -> Mapping[str, Any]:
-    """Return ``gains``, ``conditions`` and ``raw_gradient`` over all cases, ready to be written as YAML."""
+    """Return ``gains`` and ``conditions`` over all cases, ready to be written as YAML."""
     gains: Table = {}
     conditions: Table = {}
-    raw = Errors(0.0, 0.0)
     for number, case in enumerate(cases, 1):
-        truth = Truth(case)
+        measurement = Measurement(Truth(case), limits)
         reference = subject(case)
-        raw = raw.largest(_raw_gradient(truth, reference))
-        for run in reference_runs(truth, reference):
+        raw = raw_gradients(measurement, reference.free(case).gradients)
+        for run in [*reference_runs(measurement, reference), raw]:
             for key, quantity in run.items():
                 amplified = quantity.amplified
                 if amplified.e > 0:
@@ -62,7 +63,7 @@ def calibrate(
                 else:
                     _widen(gains, key, quantity, Errors(0.0, 0.0))
         progress(f"{number}/{len(cases)} {case.name}")
-    return {"raw_gradient": _pair(raw), "gains": _plain(gains), "conditions": _plain(conditions)}
+    return {"gains": _plain(gains), "conditions": _plain(conditions)}
 
 
 def _pair(errors: Errors) -> list[float]:

@@ -39,8 +39,8 @@ class Case:
 
     def scaled_amplitude(self, dtype: npt.DTypeLike) -> np.ndarray:
         """(B, N, N, C) s_I·X computed in ``dtype``: the network's input, and what the losses measure against."""
-        kind = np.dtype(dtype).type
-        return self.diffraction.astype(kind) * kind(self.settings.intensity_scale)
+        scale = np.asarray(self.settings.intensity_scale, dtype=dtype)
+        return np.asarray(self.diffraction.astype(dtype) * scale)
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,12 @@ GRAPHS: Mapping[str, NetworkSettings] = MappingProxyType(
         "n64_g2_nopad_small_object": NetworkSettings(
             N=64, gridsize=2, n_filters_scale=1, pad_object=False, object_big=False, intensity_scale=5.0
         ),
-        "n64_g3": NetworkSettings(N=64, gridsize=3, n_filters_scale=1, offset=5, max_position_jitter=8, intensity_scale=50.0),
-        "n64_g2_wide": NetworkSettings(N=64, gridsize=2, n_filters_scale=2, max_position_jitter=14, intensity_scale=0.5),
+        "n64_g3": NetworkSettings(
+            N=64, gridsize=3, n_filters_scale=1, offset=5, max_position_jitter=8, intensity_scale=50.0
+        ),
+        "n64_g2_wide": NetworkSettings(
+            N=64, gridsize=2, n_filters_scale=2, max_position_jitter=14, intensity_scale=0.5
+        ),
         "n64_g2_shared_amplitude": NetworkSettings(
             N=64, gridsize=2, n_filters_scale=1, shared_amplitude_head=True, intensity_scale=37.5
         ),

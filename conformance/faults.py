@@ -117,7 +117,8 @@ def _diffract_with(shift: bool = True, power: float = 2.0, root: bool = True, fl
         intensity = torch.fft.fft2(exit_wave).abs().square().sum(dim=2) / N**power + floor
         if shift:
             intensity = torch.fft.fftshift(intensity, dim=(-2, -1))
-        return intensity.sqrt() if root else intensity
+        amplitude: Tensor = intensity.sqrt() if root else intensity
+        return amplitude
 
     return forward
 
@@ -195,9 +196,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault("0.001 missing", "merged", helper, "MERGE_FLOOR", _instead(0.0)),  # type: ignore[arg-type]
     Fault("0.001 is 0.0011", "merged", helper, "MERGE_FLOOR", _instead(0.0011)),  # type: ignore[arg-type]
-    Fault(
-        "mask on the numerator", "merged", model.MergePatches, "forward", _instead(_merge_with(_masked_numerator))
-    ),
+    Fault("mask on the numerator", "merged", model.MergePatches, "forward", _instead(_merge_with(_masked_numerator))),
     Fault("bias dropped", "encoder.0.conv1", _CONV, "forward", _instead(_convolution_with(bias=lambda _: None))),
     Fault(
         "bias dropped in the second convolutions",
@@ -208,7 +207,11 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault("kernel transposed", "encoder.0.conv1", _CONV, "forward", _instead(_convolution_with(weight=lambda w: w.mT))),
     Fault(
-        "kernel flipped", "encoder.0.conv1", _CONV, "forward", _instead(_convolution_with(weight=lambda w: w.flip(2, 3)))
+        "kernel flipped",
+        "encoder.0.conv1",
+        _CONV,
+        "forward",
+        _instead(_convolution_with(weight=lambda w: w.flip(2, 3))),
     ),
     Fault("edges repeated", "encoder.0.conv1", _CONV, "forward", _instead(_convolution_with(padding="replicate"))),
     Fault(
@@ -225,7 +228,13 @@ FAULTS: tuple[Fault, ...] = (
             ),
         ),
     ),
-    Fault("mean for maximum", "encoder.0.pool", model.Pool, "forward", _instead(lambda _, f: nn.functional.avg_pool2d(f, 2))),
+    Fault(
+        "mean for maximum",
+        "encoder.0.pool",
+        model.Pool,
+        "forward",
+        _instead(lambda _, f: nn.functional.avg_pool2d(f, 2)),
+    ),
     Fault(
         "bilinear upsampling",
         "decoder_amp.0.up",
@@ -264,11 +273,25 @@ FAULTS: tuple[Fault, ...] = (
         _instead(lambda _, amplitude, scale: amplitude + 0 * scale),
     ),
     Fault("intensity not squared", "predicted_intensity", model.Intensity, "forward", _instead(lambda _, a: a.abs())),
-    Fault("physics in half precision", "exit_wave", model.Illuminate, "forward", _after(lambda w: w + w.abs() * 2.0**-12)),
-    Fault("border cut off the gradient", "decoder_amp.outer.conv1", model.Decoder, "forward", _instead(_decoder_with_detached_border)),
-    Fault("border fed from the wrong block", "decoder_amp.outer.conv1", model.Decoder, "forward", _instead(_decoder_with_crossed_border)),
     Fault(
-        "pool passes no gradient to the second decoder",
+        "physics in half precision", "exit_wave", model.Illuminate, "forward", _after(lambda w: w + w.abs() * 2.0**-12)
+    ),
+    Fault(
+        "border cut off the gradient",
+        "decoder_amp.outer.conv1",
+        model.Decoder,
+        "forward",
+        _instead(_decoder_with_detached_border),
+    ),
+    Fault(
+        "border fed from the wrong block",
+        "decoder_amp.outer.conv1",
+        model.Decoder,
+        "forward",
+        _instead(_decoder_with_crossed_border),
+    ),
+    Fault(
+        "phase passes no gradient",
         "patches",
         model.CombinePatches,
         "forward",

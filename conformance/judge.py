@@ -17,8 +17,8 @@ SMALL = 64
 """Tensors of fewer elements are judged pooled: a ratio of two single rounding errors means nothing."""
 
 UNIT_ROUNDOFF = {"float32": 2.0**-24, "float64": 2.0**-53}
-ONE_ULP = 2.0**-23
-"""Relative size of the float32 one-ulp change by which conditions and envelopes are measured."""
+ONE_ULP = {"float32": 2.0**-23, "float64": 2.0**-52}
+"""Relative size of the one-ulp change by which conditions and envelopes are measured."""
 
 
 @dataclass(frozen=True)
@@ -98,23 +98,24 @@ def compare(values: np.ndarray | None, truth: np.ndarray) -> Errors:
     return errors([deviation(values, truth)])
 
 
-def rounding(truth: np.ndarray) -> Errors:
-    """Return the largest errors that rounding the result itself to float32 can cause: κ is never below 1."""
+def rounding(truth: np.ndarray, dtype: str) -> Errors:
+    """Return the largest errors that rounding the result itself to a dtype can cause: κ is never below 1."""
     magnitude = np.abs(truth[np.isfinite(truth)])
     largest = float(np.max(magnitude, initial=0.0))
     if largest == 0:
         return NONE
     rms = largest * float(np.sqrt(np.mean((magnitude / largest) ** 2)))
-    return Errors(UNIT_ROUNDOFF["float32"], UNIT_ROUNDOFF["float32"] * largest / rms)
+    return Errors(UNIT_ROUNDOFF[dtype], UNIT_ROUNDOFF[dtype] * largest / rms)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Factors of the float32 rule and the floor of the float64 rule (``specs/measured.yaml``, ``limits``)."""
+    """Factors of the float32 rule, floor and factor of the float64 rule (``specs/measured.yaml``, ``limits``)."""
 
     e_factor: float
     m_factor: float
     float64_floor: float
+    condition_factor: float
 
 
 @dataclass(frozen=True)
@@ -166,14 +167,13 @@ def _share(used: float, allowed: float) -> float:
 
 
 def float64_budget(amplified: Errors, limits: Limits) -> Errors:
-    """Rule 1: e ≤ max(floor, κε₆₄); the maximum is not judged.
+    """Rule 1: e ≤ max(floor, κε₆₄), κ being some times what few draws showed; the maximum is not judged.
 
     Args:
-        amplified: errors that one-ulp float32 changes cause, κ·ε₃₂.
+        amplified: κε₆₄ and κ'ε₆₄, the errors that one-ulp float64 changes cause.
         limits: from the spec.
     """
-    shrink = UNIT_ROUNDOFF["float64"] / UNIT_ROUNDOFF["float32"]
-    return Errors(max(limits.float64_floor, amplified.e * shrink), math.inf)
+    return Errors(max(limits.float64_floor, limits.condition_factor * amplified.e), math.inf)
 
 
 def float32_budget(reference: Errors, amplified: Errors, limits: Limits) -> Errors:
@@ -181,7 +181,7 @@ def float32_budget(reference: Errors, amplified: Errors, limits: Limits) -> Erro
 
     Args:
         reference: envelope of the reference's errors.
-        amplified: κε and κ'ε, the errors that one-ulp changes of the input cause.
+        amplified: κε₃₂ and κ'ε₃₂, the errors that one-ulp float32 changes cause.
         limits: from the spec.
     """
     worst = reference.largest(amplified)

@@ -70,9 +70,7 @@ class KerasSubject:
 
             outputs = keras_reference.run_stages(self._model, amplitude, offsets, record)
             losses = keras_reference.losses(self.settings, case.loss_weights, outputs, amplitude)
-        cotangents, gradients = tape.gradient(
-            losses["total"], (stages, variables), unconnected_gradients=zero
-        )
+        cotangents, gradients = tape.gradient(losses["total"], (stages, variables), unconnected_gradients=zero)
         return FreeRun(_arrays(stages), _arrays(cotangents), _arrays(gradients), _numbers(losses))
 
     def forced(
@@ -116,9 +114,7 @@ class KerasSubject:
         pulled[LOSS_STAGE] = _arrays(by_output)
         return ForcedRun(_arrays(stages), pulled, gradients, _numbers(losses))
 
-    def train(
-        self, case: Case, steps: int, learning_rate: float = 1e-3
-    ) -> tuple[list[float], dict[str, np.ndarray]]:
+    def train(self, case: Case, steps: int, learning_rate: float = 1e-3) -> tuple[list[float], dict[str, np.ndarray]]:
         """Take Adam steps on the case's one batch; return the loss before each, and the weights after all.
 
         Raises:

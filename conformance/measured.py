@@ -5,17 +5,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
-import jsonschema
-import yaml
-
 from conformance.judge import Errors, Limits
 from conformance.parity import Key, Quantity
-from conformance.spec import SpecError, load_stages, specs_dir
+from conformance.spec import SpecError, check_schema, load_stages, read_yaml
 
 FILE = "measured.yaml"
 
@@ -27,15 +23,14 @@ class Measured:
     Attributes:
         limits: factors of the float32 rule, floor of the float64 rule.
         reference_factor: how many times its measured error the reference may show before it counts as changed.
-        gains: judgement clause → stage clause → the reference's largest error in units of κε and κ'ε.
-        raw_gradient: largest errors of the reference's gradients against the truth on the truth's own pieces.
+        gains: judgement clause → stage clause → the reference's largest error in units of κε and κ'ε. Under REFERENCE
+            stand gradients as recordings hold them, flips of linear pieces included.
         conditions: judgement clause → stage clause → largest κ and κ' seen.
     """
 
     limits: Limits
     reference_factor: Errors
     gains: Mapping[str, Mapping[str, Errors]]
-    raw_gradient: Errors
     conditions: Mapping[str, Mapping[str, Errors]]
 
     def envelope(self, key: Key, quantity: Quantity) -> Errors:
@@ -78,23 +73,17 @@ def load_measured() -> Measured:
     Raises:
         SpecError: it does not follow its schema, or speaks of a stage clause that the spec does not have.
     """
-    path = specs_dir() / FILE
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    schema = json.loads((specs_dir() / "schema" / "measured.schema.json").read_text(encoding="utf-8"))
-    try:
-        jsonschema.validate(content, schema)
-    except jsonschema.ValidationError as err:
-        raise SpecError(f"{path}: {err.json_path}: {err.message}") from err
+    content = read_yaml(FILE)
+    check_schema(content, FILE)
     known = {clause.id for clause in load_stages().stages} | {"loss"}
     for rows in content["gains"].values():
         for stage in rows:
             if stage not in known:
-                raise SpecError(f"{path}: {stage!r} is no stage clause of stages.yaml.")
+                raise SpecError(f"{FILE}: {stage!r} is no stage clause of stages.yaml.")
     limits = content["limits"]
     return Measured(
-        limits=Limits(limits["e_factor"], limits["m_factor"], limits["float64_floor"]),
+        limits=Limits(**{name: value for name, value in limits.items() if name != "reference_factor"}),
         reference_factor=Errors(*limits["reference_factor"]),
         gains=_pairs(content["gains"]),
-        raw_gradient=Errors(*content["raw_gradient"]),
         conditions=_pairs(content["conditions"]),
     )

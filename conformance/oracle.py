@@ -108,9 +108,7 @@ class Oracle:
         """
         return self._nodes[stage].branch(inputs, output)
 
-    def margin(
-        self, stage: str, inputs: Sequence[np.ndarray], branch: np.ndarray, constants: Constants
-    ) -> float:
+    def margin(self, stage: str, inputs: Sequence[np.ndarray], branch: np.ndarray, constants: Constants) -> float:
         """Return how far the worst element of ``branch`` is on the wrong side at ``inputs``.
 
         ReLU: largest |z| where the branch disagrees with the sign of the pre-activation z, over RMS(z). Pool:
@@ -319,9 +317,7 @@ class _Network:
     ) -> str:
         return self._add(name, Convolution(size, channels[1], name, channels[0], used, relu), source)
 
-    def _pair(
-        self, name: str, source: str, size: int, channels: tuple[int, int], used: slice = ALL_CHANNELS
-    ) -> str:
+    def _pair(self, name: str, source: str, size: int, channels: tuple[int, int], used: slice = ALL_CHANNELS) -> str:
         first = self._convolution(f"{name}.conv1", source, size, channels, relu=True, used=used)
         return self._convolution(f"{name}.conv2", first, size, (channels[1], channels[1]), relu=True)
 
@@ -447,9 +443,7 @@ def train(
     for step in range(1, steps + 1):
         values = oracle.forward(network_input, constants)
         totals.append(oracle.losses(values, measured_amplitude, loss_weights, target)["total"])
-        gradients = oracle.backward(
-            values, network_input, constants, measured_amplitude, loss_weights, target=target
-        )
+        gradients = oracle.backward(values, network_input, constants, measured_amplitude, loss_weights, target=target)
         weights, state = keras_adam(constants.weights, gradients.constants, state, step, learning_rate)
         constants = Constants(weights, constants.offsets_px, constants.probe, constants.log_scale)
     return Training(np.array(totals), constants.weights)

@@ -118,9 +118,7 @@ class Stage(ABC):
             return 0.0
         return self._margin([operations.wide(array) for array in inputs], branch, constants)
 
-    def pullback(
-        self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece
-    ) -> Pullback:
+    def pullback(self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece) -> Pullback:
         """Pull the cotangent of the output back, on the stage's own linear piece where ``branch`` is None."""
         inputs = [operations.wide(array) for array in inputs]
         if branch is None and self.piecewise:
@@ -132,9 +130,7 @@ class Stage(ABC):
         """Return the output."""
 
     @abstractmethod
-    def _pullback(
-        self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece
-    ) -> Pullback:
+    def _pullback(self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece) -> Pullback:
         """Pull the cotangent back; ``branch`` is None for a smooth stage and only for one."""
 
     def _branch(self, inputs: Arrays, output: np.ndarray) -> np.ndarray:
@@ -216,9 +212,7 @@ class Convolution(Stage):
         values = self._linear(inputs, constants)
         return np.maximum(values, 0, out=values) if self.relu else values
 
-    def _pullback(
-        self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece
-    ) -> Pullback:
+    def _pullback(self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece) -> Pullback:
         images = inputs[0]
         passed = cotangent if branch is None else cotangent * branch
         pulled = np.zeros_like(images)
@@ -253,9 +247,7 @@ class Pool(Stage):
     def _value(self, inputs: Arrays, constants: Constants) -> np.ndarray:
         return np.asarray(self._windows(inputs[0]).max(axis=0))
 
-    def _pullback(
-        self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece
-    ) -> Pullback:
+    def _pullback(self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece) -> Pullback:
         pulled = np.empty(inputs[0].shape)
         for index in range(4):
             pulled[:, index // 2 :: 2, index % 2 :: 2] = np.where(branch == index, cotangent, 0)
@@ -277,9 +269,7 @@ class Upsample(Stage):
     def _value(self, inputs: Arrays, constants: Constants) -> np.ndarray:
         return inputs[0].repeat(2, axis=1).repeat(2, axis=2)
 
-    def _pullback(
-        self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece
-    ) -> Pullback:
+    def _pullback(self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece) -> Pullback:
         B, H, W, K = inputs[0].shape
         return Pullback((cotangent.reshape(B, H, 2, W, 2, K).sum(axis=(2, 4)),), {})
 
@@ -322,9 +312,7 @@ class Activation(Stage):
     def _value(self, inputs: Arrays, constants: Constants) -> np.ndarray:
         return ACTIVATIONS[self.kind][0](inputs[0])
 
-    def _pullback(
-        self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece
-    ) -> Pullback:
+    def _pullback(self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece) -> Pullback:
         slope = ACTIVATIONS[self.kind][1](inputs[0]) if branch is None else branch
         return Pullback((cotangent * slope,), {})
 
@@ -346,9 +334,7 @@ class PaddedOutput(Stage):
         output[:, quarter:-quarter, quarter:-quarter] += inner
         return output
 
-    def _pullback(
-        self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece
-    ) -> Pullback:
+    def _pullback(self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece) -> Pullback:
         quarter = self.size // 4
         inner = cotangent[:, quarter:-quarter, quarter:-quarter].copy()
         return Pullback((inner, *(self._border() * cotangent for _ in inputs[1:])), {})
@@ -365,9 +351,7 @@ class Patches(Stage):
         amplitude, phase = inputs
         return np.asarray(amplitude * np.exp(1j * phase))
 
-    def _pullback(
-        self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece
-    ) -> Pullback:
+    def _pullback(self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece) -> Pullback:
         amplitude, phase = inputs
         turned = np.exp(-1j * phase) * cotangent
         by_amplitude = turned.real
@@ -398,9 +382,7 @@ class Merge(Stage):
         placed = operations.translate(canvases, -_pairs(constants.offsets_px))
         return np.asarray(placed.sum(axis=1) / self._cover(constants))[..., None]
 
-    def _pullback(
-        self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece
-    ) -> Pullback:
+    def _pullback(self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece) -> Pullback:
         canvases = np.moveaxis(cotangent, -1, 1)  # (B, 1, P, P)
         if self.object_big:
             B, _, _, C = inputs[0].shape
@@ -423,9 +405,7 @@ class CentralObject(Stage):
     def _value(self, inputs: Arrays, constants: Constants) -> np.ndarray:
         return operations.central(inputs[0][..., 0], self.size)[..., None].copy()
 
-    def _pullback(
-        self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece
-    ) -> Pullback:
+    def _pullback(self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece) -> Pullback:
         return Pullback((operations.embed(cotangent[..., 0], inputs[0].shape[1])[..., None],), {})
 
 
@@ -443,9 +423,7 @@ class Views(Stage):
         moved = operations.translate(canvases, _pairs(constants.offsets_px))
         return operations.central(moved, self.size).reshape(self.shape(B, 1))
 
-    def _pullback(
-        self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece
-    ) -> Pullback:
+    def _pullback(self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece) -> Pullback:
         B, P = inputs[0].shape[:2]
         canvases = operations.embed(cotangent.reshape(B, self.channels, self.size, self.size), P)
         pulled = operations.translate_adjoint(canvases, _pairs(constants.offsets_px))
@@ -469,9 +447,7 @@ class ExitWave(Stage):
             waves = operations.smooth(waves, self.sigma)
         return np.moveaxis(waves * self._mask(), 1, -1)
 
-    def _pullback(
-        self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece
-    ) -> Pullback:
+    def _pullback(self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece) -> Pullback:
         waves = np.moveaxis(cotangent, -1, 1) * self._mask()  # (B·C, M, N, N)
         if self.sigma > 0:
             waves = operations.smooth_adjoint(waves, self.sigma)
@@ -494,9 +470,7 @@ class Amplitude(Stage):
         intensity = operations.diffracted_intensity(np.moveaxis(inputs[0], -1, 1)).sum(axis=1)  # (B·C, N, N)
         return np.moveaxis(np.sqrt(intensity).reshape(-1, self.channels, self.size, self.size), 1, -1)
 
-    def _pullback(
-        self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece
-    ) -> Pullback:
+    def _pullback(self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece) -> Pullback:
         fields = np.fft.fft2(np.moveaxis(inputs[0], -1, 1))  # (B·C, M, N, N)
         amplitude = np.sqrt((fields.real**2 + fields.imag**2).sum(axis=1)) / self.size
         shifted = np.moveaxis(cotangent, -1, 1).reshape(-1, self.size, self.size)
@@ -517,9 +491,7 @@ class Scale(Stage):
     def _value(self, inputs: Arrays, constants: Constants) -> np.ndarray:
         return np.asarray(inputs[0] * np.exp(self.sign * constants.log_scale))
 
-    def _pullback(
-        self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece
-    ) -> Pullback:
+    def _pullback(self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece) -> Pullback:
         factor = np.exp(self.sign * constants.log_scale)
         by_log_scale = self.sign * factor * np.vdot(inputs[0], cotangent)
         return Pullback((cotangent * factor,), {"log_scale": np.asarray(by_log_scale)})
@@ -532,7 +504,5 @@ class Square(Stage):
     def _value(self, inputs: Arrays, constants: Constants) -> np.ndarray:
         return np.asarray(inputs[0] ** 2)
 
-    def _pullback(
-        self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece
-    ) -> Pullback:
+    def _pullback(self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece) -> Pullback:
         return Pullback((2 * inputs[0] * cotangent,), {})

@@ -10,7 +10,9 @@ from typing import Protocol
 import numpy as np
 
 from conformance.case import Case, ForcedRun, FreeRun
+from conformance.condition import Amplified, Condition
 from conformance.judge import (
+    NONE,
     SMALL,
     Deviation,
     Errors,
@@ -28,6 +30,7 @@ FORWARD_FREE, FORWARD_FORCED = "FORWARD-FREE", "FORWARD-FORCED"
 BACKWARD_FREE, BACKWARD_FORCED = "BACKWARD-FREE", "BACKWARD-FORCED"
 GRADIENT_FREE, GRADIENT_FORCED = "GRADIENT-FREE", "GRADIENT-FORCED"
 LOSS = "LOSS"
+FLOAT64, REFERENCE, TRAIN = "FLOAT64", "REFERENCE", "TRAIN"
 FORCED = (FORWARD_FORCED, BACKWARD_FORCED, GRADIENT_FORCED)
 
 Key = tuple[str, str]
@@ -70,23 +73,39 @@ class Quantity:
 
 @dataclass(frozen=True)
 class _Part:
-    """One tensor of a quantity."""
+    """One tensor of a quantity; its condition is measured only if somebody asks."""
 
     values: np.ndarray | None
     truth: np.ndarray
-    amplified: Errors
+    amplified: Callable[[], Errors]
 
 
-def _quantity(stage: str, parts: Sequence[_Part], dtype: str, margin: float = 0.0) -> Quantity:
-    """Measure the parts of one quantity and pool them."""
-    deviations = [_typed_deviation(part, dtype) for part in parts]
-    found = errors(deviations)
+@dataclass(frozen=True)
+class _Ruler:
+    """How to measure.
+
+    Attributes:
+        dtype: of the subject.
+        settled: errors e that pass whatever the condition is, so that it need not be measured.
+    """
+
+    dtype: str
+    settled: float
+
+    def quantity(self, stage: str, parts: Sequence[_Part], margin: float = 0.0) -> Quantity:
+        """Measure the parts of one quantity and pool them."""
+        deviations = [_typed_deviation(part, self.dtype) for part in parts]
+        found = errors(deviations)
+        mismatch = next((each.mismatch for each in deviations if each.mismatch), "")
+        amplified = NONE if found.e <= self.settled else _pooled_condition(parts, self.dtype)
+        return Quantity(stage, Errors(found.e, max(found.m, margin)), amplified, mismatch)
+
+
+def _pooled_condition(parts: Sequence[_Part], dtype: str) -> Errors:
     sizes = np.array([part.truth.size for part in parts], dtype=np.float64)
-    floored = [part.amplified.largest(rounding(part.truth)) for part in parts]
+    floored = [part.amplified().largest(rounding(part.truth, dtype)) for part in parts]
     squares = np.array([each.e**2 for each in floored])
-    amplified = Errors(float(np.sqrt(np.sum(sizes * squares) / np.sum(sizes))), max(each.m for each in floored))
-    mismatch = next((each.mismatch for each in deviations if each.mismatch), "")
-    return Quantity(stage, Errors(found.e, max(found.m, margin)), amplified, mismatch)
+    return Errors(float(np.sqrt(np.sum(sizes * squares) / np.sum(sizes))), max(each.m for each in floored))
 
 
 def _typed_deviation(part: _Part, dtype: str) -> Deviation:
@@ -98,74 +117,80 @@ def _typed_deviation(part: _Part, dtype: str) -> Deviation:
     return deviation(part.values, part.truth)
 
 
-def measure(truth: Truth, subject: Subject, case: Case | None = None) -> dict[Key, Quantity]:
-    """Run a subject both ways and measure everything against the truth.
+class Measurement:
+    """Measures subjects against the truth of one case.
 
     Args:
-        truth: of the case that is judged.
-        subject: who is measured.
-        case: another case to run, if not the truth's own: the same one moved by an ulp, for an envelope.
+        truth: of the case.
+        limits: from the spec; float64 errors below their floor need no condition.
     """
-    case = truth.case if case is None else case
-    found = dict(_free(truth, subject.free(case), case, subject.dtype))
-    forced = subject.forced(case, truth.stages, truth.gradients.cotangents)
-    found.update(_forced(truth, forced, case, subject.dtype))
-    return found
+
+    def __init__(self, truth: Truth, limits: Limits) -> None:
+        self.truth = truth
+        self._floor = limits.float64_floor
+        self._conditions = {dtype: Condition(truth, dtype) for dtype in ("float32", "float64")}
+
+    def condition(self, dtype: str) -> Condition:
+        """Return the condition of the case in a dtype, measured at most once."""
+        return self._conditions[dtype]
+
+    def of(self, subject: Subject, case: Case | None = None) -> dict[Key, Quantity]:
+        """Run a subject both ways and measure everything.
+
+        Args:
+            subject: who is measured.
+            case: another case to run, if not the truth's own: the same one moved by an ulp, for an envelope.
+        """
+        case = self.truth.case if case is None else case
+        ruler = _Ruler(subject.dtype, self._floor if subject.dtype == "float64" else 0.0)
+        condition = self._conditions[subject.dtype]
+        found = dict(_free(self.truth, subject.free(case), case, ruler, condition))
+        forced = subject.forced(case, self.truth.stages, self.truth.gradients.cotangents)
+        found.update(_forced(self.truth, forced, case, ruler, condition))
+        return found
 
 
-def _free(truth: Truth, run: FreeRun, case: Case, dtype: str) -> Iterator[tuple[Key, Quantity]]:
-    condition = truth.condition
+def _free(
+    truth: Truth, run: FreeRun, case: Case, ruler: _Ruler, condition: Condition
+) -> Iterator[tuple[Key, Quantity]]:
     complete = {name: run.stages.get(name, array) for name, array in truth.stages.items()}
     comparable = all(complete[name].shape == array.shape for name, array in truth.stages.items())
-    measured = case.scaled_amplitude(dtype)
+    measured = case.scaled_amplitude(ruler.dtype)
     pieces = truth.pieces(complete, complete, measured) if comparable else truth.own_pieces
     gradients = truth.gradients_on(pieces.branches)
     for name, array in truth.stages.items():
-        part = _Part(run.stages.get(name), array, condition.stages_free[name])
-        yield (FORWARD_FREE, name), _quantity(name, [part], dtype, _margin(name, pieces.margins))
-        part = _Part(run.cotangents.get(name), gradients.cotangents[name], condition.cotangents_free[name])
-        yield (BACKWARD_FREE, name), _quantity(name, [part], dtype)
-    parts = {
-        name: _Part(run.gradients.get(name), gradients.constants[name], condition.gradients_free[name])
-        for name in truth.case.weights
-    }
-    yield from _pooled_weights(GRADIENT_FREE, parts, dtype)
-    stage_part = _Part(
-        run.stages.get("predicted_intensity"),
-        truth.stages["predicted_intensity"],
-        condition.stages_free["predicted_intensity"],
-    )
-    yield from _losses("free", truth, run.losses, condition.losses_free, stage_part, dtype)
+        part = _Part(run.stages.get(name), array, lambda name=name: condition.free.stages[name])  # type: ignore[misc]
+        yield (FORWARD_FREE, name), ruler.quantity(name, [part], _margin(name, pieces.margins))
+        part = _Part(
+            run.cotangents.get(name),
+            gradients.cotangents[name],
+            lambda name=name: condition.free.cotangents[name],  # type: ignore[misc]
+        )
+        yield (BACKWARD_FREE, name), ruler.quantity(name, [part])
+    expected = {name: gradients.constants[name] for name in truth.case.weights}
+    yield from _weights(GRADIENT_FREE, run.gradients, expected, lambda: condition.free, ruler)
+    yield from _losses("free", truth, run.losses, run.stages, lambda: condition.free, ruler)
 
 
-def _forced(truth: Truth, run: ForcedRun, case: Case, dtype: str) -> Iterator[tuple[Key, Quantity]]:
-    condition = truth.condition
-    measured = case.scaled_amplitude(dtype)
-    fed = {name: _cast(array, dtype) for name, array in truth.stages.items()}
+def _forced(
+    truth: Truth, run: ForcedRun, case: Case, ruler: _Ruler, condition: Condition
+) -> Iterator[tuple[Key, Quantity]]:
+    measured = case.scaled_amplitude(ruler.dtype)
+    fed = {name: _cast(array, ruler.dtype) for name, array in truth.stages.items()}
     outputs = {name: run.stages.get(name, array) for name, array in truth.stages.items()}
     comparable = all(outputs[name].shape == array.shape for name, array in truth.stages.items())
     pieces = truth.pieces(fed, outputs, measured) if comparable else truth.own_pieces
-    parts: dict[str, _Part] = {}
+    expected: dict[str, np.ndarray] = {}
     for name, array in truth.stages.items():
-        part = _Part(run.stages.get(name), array, condition.stages_forced[name])
-        yield (FORWARD_FORCED, name), _quantity(name, [part], dtype, _margin(name, pieces.margins))
+        part = _Part(run.stages.get(name), array, lambda name=name: condition.forced.stages[name])  # type: ignore[misc]
+        yield (FORWARD_FORCED, name), ruler.quantity(name, [part], _margin(name, pieces.margins))
         by_input, by_weight = truth.pullback(name, pieces.branches)
-        yield from _pulled(name, run.pulled.get(name, {}), by_input, condition.pulled_forced, dtype)
-        parts |= {
-            weight: _Part(run.gradients.get(weight), gradient, condition.gradients_forced[weight])
-            for weight, gradient in by_weight.items()
-        }
-    expected = truth.oracle.loss_pullback(
-        truth.stages, truth.network_input, truth.loss_weights, pieces.branches["loss"]
-    )
-    yield from _pulled("loss", run.pulled.get("loss", {}), expected, condition.pulled_forced, dtype)
-    yield from _pooled_weights(GRADIENT_FORCED, parts, dtype)
-    stage_part = _Part(
-        fed["predicted_intensity"],
-        truth.stages["predicted_intensity"],
-        condition.stages_forced["predicted_intensity"],
-    )
-    yield from _losses("forced", truth, run.losses, condition.losses_forced, stage_part, dtype)
+        yield from _pulled(name, run.pulled.get(name, {}), by_input, condition, ruler)
+        expected |= by_weight
+    loss = truth.oracle.loss_pullback(truth.stages, truth.network_input, truth.loss_weights, pieces.branches["loss"])
+    yield from _pulled("loss", run.pulled.get("loss", {}), loss, condition, ruler)
+    yield from _weights(GRADIENT_FORCED, run.gradients, expected, lambda: condition.forced, ruler)
+    yield from _losses("forced", truth, run.losses, fed, lambda: condition.forced, ruler)
 
 
 def _cast(array: np.ndarray, dtype: str) -> np.ndarray:
@@ -183,51 +208,65 @@ def _pulled(
     stage: str,
     found: Mapping[str, np.ndarray],
     expected: Mapping[str, np.ndarray],
-    amplified: Mapping[str, Errors],
-    dtype: str,
+    condition: Condition,
+    ruler: _Ruler,
 ) -> Iterator[tuple[Key, Quantity]]:
     strangers = sorted(set(found) - set(expected))
     for name, array in expected.items():
         key = f"{stage}<-{name}"
-        quantity = _quantity(stage, [_Part(found.get(name), array, amplified[key])], dtype)
+        part = _Part(found.get(name), array, lambda key=key: condition.forced.cotangents[key])  # type: ignore[misc]
+        quantity = ruler.quantity(stage, [part])
         if strangers:
             quantity = Quantity(stage, quantity.errors, quantity.amplified, f"also listens to {', '.join(strangers)}")
         yield (BACKWARD_FORCED, key), quantity
 
 
-def _pooled_weights(clause: str, parts: Mapping[str, _Part], dtype: str) -> Iterator[tuple[Key, Quantity]]:
+def _weights(
+    clause: str,
+    found: Mapping[str, np.ndarray],
+    expected: Mapping[str, np.ndarray],
+    amplified: Callable[[], Amplified],
+    ruler: _Ruler,
+) -> Iterator[tuple[Key, Quantity]]:
     """Judge each weight; in float32 a small bias is pooled with the kernel of its convolution."""
+    parts = {
+        name: _Part(found.get(name), array, lambda name=name: amplified().gradients[name])  # type: ignore[misc]
+        for name, array in expected.items()
+    }
     for name, part in parts.items():
         stage, _, kind = name.rpartition(".")
-        if dtype == "float64":
-            yield (clause, name), _quantity(stage, [part], dtype)
-            continue
         bias = parts[f"{stage}.bias"]
-        small = bias.truth.size < SMALL
-        if kind == "kernel":
-            yield (clause, name), _quantity(stage, [part, bias] if small else [part], dtype)
-        elif not small:
-            yield (clause, name), _quantity(stage, [part], dtype)
+        pooled = ruler.dtype == "float32" and bias.truth.size < SMALL
+        if not pooled:
+            yield (clause, name), ruler.quantity(stage, [part])
+        elif kind == "kernel":
+            yield (clause, name), ruler.quantity(stage, [part, bias])
 
 
 def _losses(
     mode: str,
     truth: Truth,
     found: Mapping[str, float],
-    amplified: Mapping[str, Errors],
-    stage: _Part,
-    dtype: str,
+    stages: Mapping[str, np.ndarray],
+    amplified: Callable[[], Amplified],
+    ruler: _Ruler,
 ) -> Iterator[tuple[Key, Quantity]]:
     """Judge the three losses; in float32 pooled with the predicted intensity they are taken from."""
     parts = {
-        name: _Part(np.array(found[name], dtype=dtype) if name in found else None, np.array(value), amplified[name])
+        name: _Part(
+            np.array(found[name], dtype=ruler.dtype) if name in found else None,
+            np.array(value),
+            lambda name=name: amplified().losses[name],  # type: ignore[misc]
+        )
         for name, value in truth.losses.items()
     }
-    if dtype == "float64":
+    if ruler.dtype == "float64":
         for name, part in parts.items():
-            yield (LOSS, f"{mode}.{name}"), _quantity("loss", [part], dtype)
-    else:
-        yield (LOSS, mode), _quantity("loss", [*parts.values(), stage], dtype)
+            yield (LOSS, f"{mode}.{name}"), ruler.quantity("loss", [part])
+        return
+    end = "predicted_intensity"
+    stage = _Part(stages.get(end), truth.stages[end], lambda: amplified().stages[end])
+    yield (LOSS, mode), ruler.quantity("loss", [*parts.values(), stage])
 
 
 def envelope(runs: Sequence[Mapping[Key, Quantity]]) -> dict[Key, Errors]:
@@ -269,9 +308,7 @@ def first_failing_stage(verdicts: Mapping[Key, Verdict], measured: Mapping[Key, 
     """Name the first stage that fails when fed with the truth: forward in order, then backward against it."""
 
     def failing(clauses: Sequence[str]) -> list[str]:
-        return [
-            measured[key].stage for key, verdict in verdicts.items() if key[0] in clauses and not verdict.passed
-        ]
+        return [measured[key].stage for key, verdict in verdicts.items() if key[0] in clauses and not verdict.passed]
 
     forward = failing([FORWARD_FORCED])
     if forward:

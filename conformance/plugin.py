@@ -130,9 +130,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         from conformance.targets import targets
 
         chosen = planned_cases(metafunc.config)
-        found = targets(
-            metafunc.function.__name__, chosen, _devices(metafunc.config), _dtypes(metafunc.config)
-        )
+        found = targets(metafunc.function.__name__, chosen, _devices(metafunc.config), _dtypes(metafunc.config))
         metafunc.parametrize("parity_target", [pytest.param(each, id=each.id) for each in found])
     if "parity_device" in names:
         metafunc.parametrize("parity_device", _devices(metafunc.config))

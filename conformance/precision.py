@@ -28,7 +28,8 @@ class Precision:
         return next((name for limit, name in _KINDS if worst <= limit), "not a number")
 
     def __str__(self) -> str:
-        return f"{self.device}: products run in {self.kind} (matmul {self.matmul:.1e}, convolution {self.convolution:.1e})"
+        errors = f"matmul {self.matmul:.1e}, convolution {self.convolution:.1e}"
+        return f"{self.device}: products run in {self.kind} ({errors})"
 
 
 def measure_precision(device: str) -> Precision:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from conformance.bundle import Bundle, Sampled
 from conformance.judge import (
+    NONE,
+    ONE_ULP,
     SMALL,
     Errors,
     Limits,
@@ -17,15 +20,14 @@ from conformance.judge import (
     errors,
     float32_budget,
     float64_budget,
+    rounding,
 )
 from conformance.measured import Measured
-from conformance.parity import FORWARD_FREE, GRADIENT_FREE, LOSS, Key, Quantity
+from conformance.parity import FLOAT64, FORWARD_FREE, GRADIENT_FREE, LOSS, REFERENCE, TRAIN, Key, Measurement, Quantity
 from conformance.torch_subject import TorchSubject
 from conformance.truth import Truth, moved_case
 
-FLOAT64, REFERENCE, TRAIN = "FLOAT64", "REFERENCE", "TRAIN"
-
-TRAIN_DRAWS = 3
+TRAIN_DRAWS = 1
 """Trainings of the truth from weights moved by one ulp, whose spread three float32 steps are judged against."""
 
 
@@ -33,22 +35,27 @@ def _sampled_errors(values: np.ndarray, truth: np.ndarray, rms: float) -> Errors
     return errors([deviation(values, truth, scale=rms)])
 
 
-def oracle_verdicts(bundle: Bundle, truth: Truth, limits: Limits) -> dict[Key, Verdict]:
+def oracle_verdicts(bundle: Bundle, measurement: Measurement, limits: Limits) -> dict[Key, Verdict]:
     """Judge the oracle's own run against the float64 truth stored in the bundle (clause FLOAT64)."""
     verdicts: dict[Key, Verdict] = {}
-    condition = truth.condition
+    truth, condition = measurement.truth, measurement.condition("float64")
 
-    def add(name: str, found: Errors, amplified: Errors) -> None:
-        verdicts[FLOAT64, name] = Verdict(FLOAT64, name, None, found, float64_budget(amplified, limits))
+    def add(name: str, found: Errors, amplified: Callable[[], Errors]) -> None:
+        settled = found.e <= limits.float64_floor
+        budget = float64_budget(NONE if settled else amplified(), limits)
+        verdicts[FLOAT64, name] = Verdict(FLOAT64, name, None, found, budget)
 
     for name, stored in bundle.truth_stages.items():
         mine = bundle.stages[name].pick(truth.stages[name])
-        add(name, _sampled_errors(mine, stored, bundle.rms[f"stage/{name}"]), condition.stages_free[name])
+        found = _sampled_errors(mine, stored, bundle.rms[f"stage/{name}"])
+        add(name, found, lambda name=name: condition.free.stages[name])  # type: ignore[misc]
     for name, stored in bundle.truth_gradients.items():
         mine = bundle.gradients[name].pick(truth.gradients.constants[name])
-        add(name, _sampled_errors(mine, stored, bundle.rms[f"grad/{name}"]), condition.gradients_free[name])
+        found = _sampled_errors(mine, stored, bundle.rms[f"grad/{name}"])
+        add(name, found, lambda name=name: condition.free.gradients[name])  # type: ignore[misc]
     for name, value in bundle.truth_losses.items():
-        add(f"loss.{name}", compare(np.array(truth.losses[name]), np.array(value)), condition.losses_free[name])
+        found = compare(np.array(truth.losses[name]), np.array(value))
+        add(f"loss.{name}", found, lambda name=name: condition.free.losses[name])  # type: ignore[misc]
     return verdicts
 
 
@@ -71,26 +78,29 @@ def _wide(sampled: Sampled) -> np.ndarray:
     return sampled.values.astype(np.complex128 if np.iscomplexobj(sampled.values) else np.float64)
 
 
-def reference_verdicts(bundle: Bundle, truth: Truth, measured: Measured) -> dict[Key, Verdict]:
+def reference_verdicts(bundle: Bundle, measurement: Measurement, measured: Measured) -> dict[Key, Verdict]:
     """Judge the recorded reference against its measured ceilings (clause REFERENCE).
 
     A reference that has moved away from the truth is a failure, never a wider budget. Its gradients were recorded
     without the linear pieces they were taken on, so they have one ceiling that covers flips of pieces.
     """
     verdicts: dict[Key, Verdict] = {}
-    factor = measured.reference_factor
+    factor, truth, condition = measured.reference_factor, measurement.truth, measurement.condition("float32").free
     for (clause, name), found in recorded_errors(bundle).items():
         if clause == FORWARD_FREE:
-            amplified = truth.condition.stages_free[name]
-            ceiling = measured.envelope((clause, name), Quantity(name, found, amplified)).largest(amplified)
+            key, stage = (clause, name), name
+            amplified = condition.stages[name].largest(rounding(truth.stages[name], "float32"))
         else:
-            ceiling = measured.raw_gradient
+            key, stage = (REFERENCE, name), name.rpartition(".")[0]
+            gradient = truth.gradients.constants[name]
+            amplified = condition.gradients[name].largest(rounding(gradient, "float32"))
+        ceiling = measured.envelope(key, Quantity(stage, found, amplified)).largest(amplified)
         budget = Errors(ceiling.e * factor.e, ceiling.m * factor.m)
         verdicts[REFERENCE, name] = Verdict(REFERENCE, name, found, found, budget)
     loss_errors = errors(
         [deviation(np.array(bundle.losses[name]), np.array(value)) for name, value in bundle.truth_losses.items()]
     )
-    amplified = max(truth.condition.losses_free.values(), key=lambda each: each.e)
+    amplified = max(condition.losses.values(), key=lambda each: each.e)
     ceiling = measured.gains[LOSS]["loss"]
     budget = Errors(factor.e * max(ceiling.e, 1) * amplified.e, factor.m * max(ceiling.m, 1) * amplified.m)
     verdicts[REFERENCE, "loss"] = Verdict(REFERENCE, "loss", loss_errors, loss_errors, budget)
@@ -101,48 +111,64 @@ def _updates(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) 
     return {name: after[name].astype(np.float64) - before[name].astype(np.float64) for name in before}
 
 
-def train_verdicts(bundle: Bundle, truth: Truth, subject: TorchSubject, measured: Measured) -> dict[Key, Verdict]:
+@dataclass(frozen=True)
+class TrainingTruth:
+    """The truth's own training on a recorded batch.
+
+    Attributes:
+        losses: total before each update.
+        updates: weight name → change over all updates.
+        spread: weight name, or ``losses`` → errors of trainings whose inputs were moved by one float32 ulp. Adam
+            divides by small second moments, so rounding moves an update by percents.
+    """
+
+    losses: np.ndarray
+    updates: Mapping[str, np.ndarray]
+    spread: Mapping[str, Errors]
+
+    @classmethod
+    def of(cls, truth: Truth, steps: int) -> TrainingTruth:
+        """Train the truth, and copies of it moved by an ulp."""
+        losses, weights = truth.train(steps)
+        updates = _updates(truth.constants.weights, weights)
+        spread = dict.fromkeys([*updates, "losses"], Errors(0.0, 0.0))
+        for seed in range(TRAIN_DRAWS):
+            moved = Truth(moved_case(truth.case, np.random.default_rng(seed)))
+            moved_losses, moved_weights = moved.train(steps)
+            moved_updates = _updates(moved.constants.weights, moved_weights)
+            spread["losses"] = spread["losses"].largest(compare(np.array(moved_losses), np.array(losses)))
+            spread |= {name: spread[name].largest(compare(moved_updates[name], updates[name])) for name in updates}
+        return cls(np.array(losses), updates, spread)
+
+
+def train_verdicts(
+    bundle: Bundle, training: TrainingTruth, subject: TorchSubject, measured: Measured
+) -> dict[Key, Verdict]:
     """Judge the recorded training steps: losses before each update, and the whole update of every weight.
 
-    Adam divides by small second moments, so rounding moves an update by percents. The budget is therefore the spread
-    of the truth's own training from inputs moved by one ulp, and in float64 that spread shrunk to float64.
+    In float32 the budget is the spread of the truth's own training, or the recorded reference's error; in float64 it is
+    that spread shrunk to float64.
     """
-    steps = len(bundle.train_losses)
-    if steps == 0:
-        return {}
-    case = truth.case
-    true_losses, true_weights = truth.train(steps)
-    true_updates = _updates(truth.constants.weights, true_weights)
-    spread: dict[str, Errors] = {name: Errors(0.0, 0.0) for name in [*true_updates, "losses"]}
-    for seed in range(TRAIN_DRAWS):
-        moved = Truth(moved_case(case, np.random.default_rng(seed)))
-        losses, weights = moved.train(steps)
-        updates = _updates(moved.constants.weights, weights)
-        spread["losses"] = spread["losses"].largest(compare(np.array(losses), np.array(true_losses)))
-        for name, update in true_updates.items():
-            spread[name] = spread[name].largest(compare(updates[name], update))
-    found_losses, found_weights = subject.train(case, steps)
-    found_updates = _updates(case.weights, found_weights)
+    found_losses, found_weights = subject.train(bundle.case, len(bundle.train_losses))
+    found_updates = _updates(bundle.case.weights, found_weights)
     verdicts: dict[Key, Verdict] = {}
+    shrink = ONE_ULP["float64"] / ONE_ULP["float32"]
 
     def add(name: str, found: Errors, recorded: Errors) -> None:
+        spread = training.spread[name]
         if subject.dtype == "float64":
-            budget = float64_budget(spread[name], measured.limits)
+            budget = float64_budget(spread.scaled(shrink), measured.limits)
         else:
-            budget = float32_budget(recorded, spread[name], measured.limits)
+            budget = float32_budget(recorded, spread, measured.limits)
         verdicts[TRAIN, name] = Verdict(TRAIN, name, recorded, found, budget)
 
-    add(
-        "losses",
-        compare(np.array(found_losses), np.array(true_losses)),
-        compare(np.array(bundle.train_losses), np.array(true_losses)),
-    )
-    for name, update in true_updates.items():
+    recorded_losses = compare(np.array(bundle.train_losses), training.losses)
+    add("losses", compare(np.array(found_losses), training.losses), recorded_losses)
+    for name, update in training.updates.items():
         if subject.dtype == "float32" and update.size < SMALL:
-            continue  # Its kernel speaks for it: the ratio of two single rounding errors means nothing.
-        rms = float(np.sqrt(np.mean(update**2)))
+            continue  # Its kernel speaks for it: the ratio of a few rounding errors means nothing.
         sampled = bundle.trained[name]
-        recorded_update = _wide(sampled) - sampled.pick(case.weights[name].astype(np.float64))
-        recorded = _sampled_errors(recorded_update, sampled.pick(update), rms)
-        add(name, compare(found_updates[name], update), recorded)
+        recorded_update = _wide(sampled) - sampled.pick(bundle.case.weights[name].astype(np.float64))
+        rms = float(np.sqrt(np.mean(update**2)))
+        add(name, compare(found_updates[name], update), _sampled_errors(recorded_update, sampled.pick(update), rms))
     return verdicts

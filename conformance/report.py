@@ -22,10 +22,10 @@ from conformance.parity import (
     GRADIENT_FORCED,
     GRADIENT_FREE,
     LOSS,
+    TRAIN,
     Key,
     worst,
 )
-from conformance.replay import TRAIN
 
 SCHEMA_VERSION = 1
 _COLUMNS = (
@@ -48,7 +48,8 @@ def headline(report: CaseReport) -> str:
         return f"FAILED  {what}: every stage alone holds; {failed[0].explain()}"
     most = worst(report.verdicts)
     assert most is not None
-    return f"passed  {what}: {len(report.verdicts)} verdicts; most of a budget used: {most.share:.0%}, {most.clause} {most.stage}"
+    use = f"most of a budget used: {most.share:.0%}, {most.clause} {most.stage}"
+    return f"passed  {what}: {len(report.verdicts)} verdicts; {use}"
 
 
 def table(report: CaseReport) -> Iterator[str]:
@@ -69,7 +70,8 @@ def table(report: CaseReport) -> Iterator[str]:
         if verdicts:
             most = max(verdicts, key=lambda verdict: verdict.share)
             reference = f"{most.reference.e:.1e}" if most.reference else "-"
-            yield f"  {stage + ' (' + most.stage + ')':<30}{reference:>12}{most.candidate.e:>12.1e}{_share(verdicts):>10}"
+            name = f"{stage} ({most.stage})"
+            yield f"  {name:<30}{reference:>12}{most.candidate.e:>12.1e}{_share(verdicts):>10}"
 
 
 def _share(verdicts: Iterable[Verdict]) -> str:
@@ -113,9 +115,7 @@ def as_json(bench: Bench, notes: Iterable[str]) -> dict[str, Any]:
         "notes": list(notes),
         "passed": all(report.passed for report in bench.reports.values())
         and all(verdict.passed for record in bench.records.values() for verdict in record.values()),
-        "recordings": [
-            {"case": name, "verdicts": _verdicts(verdicts, {})} for name, verdicts in bench.records.items()
-        ],
+        "recordings": [{"case": name, "verdicts": _verdicts(verdicts, {})} for name, verdicts in bench.records.items()],
         "cases": [
             {
                 "case": report.planned.name,

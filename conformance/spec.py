@@ -509,8 +509,7 @@ def parse_defects(content: Any) -> tuple[Defect, ...]:
     check_schema(content, DEFECTS_FILE)
     _check_unique([entry["id"] for entry in content["defects"]], DEFECTS_FILE)
     return tuple(
-        Defect(**(entry | {"recorded": MappingProxyType(dict(entry["recorded"]))}))
-        for entry in content["defects"]
+        Defect(**(entry | {"recorded": MappingProxyType(dict(entry["recorded"]))})) for entry in content["defects"]
     )
 
 

@@ -9,13 +9,15 @@ from conformance.bench import Planned
 from conformance.parity import (
     BACKWARD_FORCED,
     BACKWARD_FREE,
+    FLOAT64,
     FORWARD_FORCED,
     FORWARD_FREE,
     GRADIENT_FORCED,
     GRADIENT_FREE,
     LOSS,
+    REFERENCE,
+    TRAIN,
 )
-from conformance.replay import FLOAT64, REFERENCE, TRAIN
 from conformance.spec import Stage, load_stages
 
 
@@ -71,9 +73,7 @@ def recording_targets(planned: Planned) -> Iterator[Target]:
         yield Target(REFERENCE, "", planned)
 
 
-def targets(
-    kind: str, plan: Sequence[Planned], devices: Sequence[str], dtypes: Sequence[str]
-) -> list[Target]:
+def targets(kind: str, plan: Sequence[Planned], devices: Sequence[str], dtypes: Sequence[str]) -> list[Target]:
     """List the targets of the test named ``kind``."""
     if kind == "test_recording":
         return [target for planned in plan for target in recording_targets(planned)]

@@ -9,10 +9,11 @@ import pytest
 
 from conformance.bench import NO_TENSORFLOW
 from conformance.case import Case, FreeRun
+from conformance.condition import Condition
 from conformance.draws import GRAPHS, draw_case
 from conformance.judge import UNIT_ROUNDOFF, Errors, compare, float64_budget
 from conformance.measured import load_measured
-from conformance.parity import judge, measure, worst
+from conformance.parity import Measurement, judge, worst
 from conformance.torch_subject import TorchSubject
 from conformance.truth import Truth
 from ptycho_tf_bridge import backend
@@ -39,8 +40,9 @@ def test_candidate_is_the_oracle(graph: str, parity_device: str, parity_tier: st
     if parity_tier == "quick" and graph not in QUICK_GRAPHS:
         pytest.skip(f"graph {graph} is compared with the oracle in tier full: --parity-tier full")
     truth = Truth(draw_case(GRAPHS[graph], seed=7, batch=_batch(graph), modes=2))
-    limits = load_measured().limits
-    verdicts = judge(measure(truth, TorchSubject(parity_device, "float64")), load_measured().envelope, limits, "float64")
+    measured = load_measured()
+    found = Measurement(truth, measured.limits).of(TorchSubject(parity_device, "float64"))
+    verdicts = judge(found, measured.envelope, measured.limits, "float64")
     failed = [verdict.explain() for verdict in verdicts.values() if not verdict.passed]
     assert not failed, "\n".join(failed[:5])
 
@@ -49,8 +51,7 @@ def _compare_runs(candidate: FreeRun, reference: FreeRun) -> dict[str, Errors]:
     """Errors of the candidate in units of the reference, by stage and by weight."""
     found = {f"stage {name}": compare(candidate.stages.get(name), array) for name, array in reference.stages.items()}
     found |= {
-        f"gradient {name}": compare(candidate.gradients.get(name), array)
-        for name, array in reference.gradients.items()
+        f"gradient {name}": compare(candidate.gradients.get(name), array) for name, array in reference.gradients.items()
     }
     return found | {
         f"loss {name}": compare(np.array(candidate.losses[name]), np.array(value))
@@ -59,12 +60,12 @@ def _compare_runs(candidate: FreeRun, reference: FreeRun) -> dict[str, Errors]:
 
 
 def _amplified(truth: Truth) -> dict[str, Errors]:
-    """Errors that one-ulp float32 changes cause, under the names of ``_compare_runs``."""
-    condition = truth.condition
+    """Errors that one-ulp float64 changes cause, under the names of ``_compare_runs``."""
+    condition = Condition(truth, "float64").free
     return {
-        **{f"stage {name}": each for name, each in condition.stages_free.items()},
-        **{f"gradient {name}": each for name, each in condition.gradients_free.items()},
-        **{f"loss {name}": each for name, each in condition.losses_free.items()},
+        **{f"stage {name}": each for name, each in condition.stages.items()},
+        **{f"gradient {name}": each for name, each in condition.gradients.items()},
+        **{f"loss {name}": each for name, each in condition.losses.items()},
     }
 
 
@@ -92,7 +93,7 @@ def test_candidate_is_keras(graph: str, parity_device: str, parity_notes: list[s
         assert not failed, "\n".join(failed[:5])
         most = max(most, *((each.e, name) for name, each in found.items()))
     largest = max(conditions, key=lambda name: conditions[name].e)
-    kappa = conditions[largest].e / UNIT_ROUNDOFF["float32"]
+    kappa = conditions[largest].e / UNIT_ROUNDOFF["float64"]
     parity_notes.append(
         f"float64, {graph} on {parity_device}: candidate against Keras over {_draws(graph)} draws, worst e = "
         f"{most[0]:.1e} ({most[1]}); largest κ = {kappa:.3g} ({largest})"
@@ -108,7 +109,10 @@ def test_clean_runs_raise_no_alarm(parity_device: str, parity_tier: str, parity_
         seed = secrets.randbits(32)
         truth = Truth(draw_case(GRAPHS["n64_g1"], seed, batch=1))
         verdicts = judge(
-            measure(truth, TorchSubject(parity_device, "float32")), measured.envelope, measured.limits, "float32"
+            Measurement(truth, measured.limits).of(TorchSubject(parity_device, "float32")),
+            measured.envelope,
+            measured.limits,
+            "float32",
         )
         failed = [verdict.explain() for verdict in verdicts.values() if not verdict.passed]
         assert not failed, f"draw_case(GRAPHS['n64_g1'], {seed}, batch=1): " + "\n".join(failed[:5])

@@ -35,7 +35,7 @@ def test_operation(operation: Operation, operations_recording: Path, parity_devi
         found = operation.candidate(put, *inputs).cpu().numpy()
     assert found.shape == recorded.shape, f"shape {found.shape}, recorded {recorded.shape}"
     limits = load_measured().limits
-    amplified = Errors(ONE_ULP, ONE_ULP)
+    amplified = Errors(ONE_ULP[parity_dtype], ONE_ULP[parity_dtype])
     errors = compare(found, truth)
     if parity_dtype == "float64":
         budget = float64_budget(amplified, limits)

@@ -186,7 +186,7 @@ def test_ref_07_a_sample_does_not_depend_on_its_batch() -> None:
 
     def merged_by_reference(offsets: np.ndarray) -> np.ndarray:
         theirs = dataclasses.replace(case, offsets_px=centred(offsets).astype(np.float64))
-        return TorchSubject("cpu", "float64").free(theirs).stages["object"][0]
+        return np.asarray(TorchSubject("cpu", "float64").free(theirs).stages["object"][0])
 
     def change(offsets: np.ndarray) -> float:
         mine = TorchSubject("cpu", "float64").free(dataclasses.replace(case, offsets_px=offsets)).stages["object"][0]

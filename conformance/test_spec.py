@@ -97,8 +97,7 @@ def test_recorded_values_are_real_or_complex_as_specified(
     recording: Mapping[str, np.ndarray], recorded_stages: tuple[Stage, ...]
 ) -> None:
     recorded = {
-        stage.id: "complex" if np.iscomplexobj(recording[f"stage/{stage.id}"]) else "real"
-        for stage in recorded_stages
+        stage.id: "complex" if np.iscomplexobj(recording[f"stage/{stage.id}"]) else "real" for stage in recorded_stages
     }
     assert {stage.id: stage.dtype for stage in recorded_stages} == recorded
 

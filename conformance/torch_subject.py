@@ -204,16 +204,14 @@ def _pull_back(
     """Pull a cotangent back to a stage's inputs, and leave the gradient of its weights in ``.grad``."""
     parameters = [] if module is None else [p for p in module.parameters(recurse=False) if p.requires_grad]
     leaves = [*sources.values(), *parameters]
+    found: tuple[Tensor | None, ...] = (None,) * len(leaves)
     if output.requires_grad and leaves:
         found = torch.autograd.grad(output, leaves, cotangent, allow_unused=True)
-    else:
-        found = (None,) * len(leaves)
     gradients = [torch.zeros_like(leaf) if each is None else each for leaf, each in zip(leaves, found, strict=True)]
     for parameter, gradient in zip(parameters, gradients[len(sources) :], strict=True):
         parameter.grad = gradient
     return {
-        name: _numpy(gradient, layouts[name])
-        for name, gradient in zip(sources, gradients[: len(sources)], strict=True)
+        name: _numpy(gradient, layouts[name]) for name, gradient in zip(sources, gradients[: len(sources)], strict=True)
     }
 
 

@@ -3,39 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from conformance.case import Case
-from conformance.judge import ONE_ULP, Errors, compare
+from conformance.judge import ONE_ULP
 from conformance.oracle import Constants, Gradients, Oracle, train
 
-DRAWS = 2
-"""One-ulp draws by which a condition is measured; each quantity is a mean or a maximum over many elements."""
 
-
-def moved_by_one_ulp(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return float64 or complex128 values each moved by one float32 ulp, up or down at random."""
+def moved(array: np.ndarray, rng: np.random.Generator, step: float = ONE_ULP["float32"]) -> np.ndarray:
+    """Return float64 or complex128 values, each moved by a relative step up or down at random."""
 
     def signs() -> np.ndarray:
         return rng.integers(0, 2, array.shape) * 2.0 - 1.0
 
     if np.iscomplexobj(array):
         wide = array.astype(np.complex128)
-        moved: np.ndarray = wide.real * (1 + ONE_ULP * signs()) + 1j * (wide.imag * (1 + ONE_ULP * signs()))
-        return moved
-    moved = array.astype(np.float64) * (1 + ONE_ULP * signs())
-    return moved
+        return np.asarray(wide.real * (1 + step * signs()) + 1j * (wide.imag * (1 + step * signs())))
+    return np.asarray(array.astype(np.float64) * (1 + step * signs()))
 
 
 def moved_case(case: Case, rng: np.random.Generator) -> Case:
     """Return the case with every input and weight moved by one ulp, in the dtypes it had."""
 
     def move(array: np.ndarray) -> np.ndarray:
-        return moved_by_one_ulp(array, rng).astype(array.dtype)
+        return moved(array, rng).astype(array.dtype)
 
     return dataclasses.replace(
         case,
@@ -128,9 +123,11 @@ class Truth:
         self, stage: str, branches: Mapping[str, np.ndarray]
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Pull the truth's cotangent of one stage back: to its inputs by id, and to its weights by name."""
-        return self._pullback(stage, self.stages, self.network_input, self.gradients.cotangents, self.constants, branches)
+        return self.pull_back_at(
+            stage, self.stages, self.network_input, self.gradients.cotangents, self.constants, branches
+        )
 
-    def _pullback(
+    def pull_back_at(
         self,
         stage: str,
         values: Mapping[str, np.ndarray],
@@ -139,6 +136,7 @@ class Truth:
         constants: Constants,
         branches: Mapping[str, np.ndarray],
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Pull a cotangent of one stage back at other values than the truth's own."""
         inputs = self.values_of(stage, values, network_input)
         pulled = self.oracle.pullback(stage, inputs, cotangents[stage], constants, branches.get(stage))
         names = self.oracle.inputs[stage]
@@ -148,102 +146,10 @@ class Truth:
 
     def train(self, steps: int) -> tuple[list[float], dict[str, np.ndarray]]:
         """Take Keras Adam steps on this one batch: the loss before each, and the weights after all."""
-        run = train(
-            self.config, self.network_input, self.constants, self.network_input, self.loss_weights, steps
-        )
+        run = train(self.config, self.network_input, self.constants, self.network_input, self.loss_weights, steps)
         return [float(loss) for loss in run.losses], dict(run.weights)
 
     @cached_property
     def own_pieces(self) -> Pieces:
         """The pieces the truth itself is on."""
         return self.pieces(self.stages, self.stages, self.network_input)
-
-    @cached_property
-    def condition(self) -> Condition:
-        """Errors that one-ulp changes cause; measured on first use."""
-        draws = [_measure(self, np.random.default_rng(seed)) for seed in range(DRAWS)]
-        return Condition(*(_largest([getattr(draw, field.name) for draw in draws]) for field in _FIELDS))
-
-
-@dataclass(frozen=True)
-class Condition:
-    """κε and κ'ε of every quantity, by name: the errors that moving its inputs by one float32 ulp causes.
-
-    Free: the case's inputs and weights are moved, and every stage that follows moves with them.
-    Forced: the inputs, weights and cotangent of one stage alone are moved.
-    Derivatives are taken on the truth's own linear pieces.
-    """
-
-    stages_free: Mapping[str, Errors]
-    stages_forced: Mapping[str, Errors]
-    cotangents_free: Mapping[str, Errors]
-    pulled_forced: Mapping[str, Errors]
-    gradients_free: Mapping[str, Errors]
-    gradients_forced: Mapping[str, Errors]
-    losses_free: Mapping[str, Errors]
-    losses_forced: Mapping[str, Errors]
-
-
-_FIELDS = dataclasses.fields(Condition)
-
-
-def _largest(draws: Sequence[Mapping[str, Errors]]) -> dict[str, Errors]:
-    largest = dict(draws[0])
-    for draw in draws[1:]:
-        largest = {name: errors.largest(draw[name]) for name, errors in largest.items()}
-    return largest
-
-
-def _move_constants(constants: Constants, move: Callable[[np.ndarray], np.ndarray]) -> Constants:
-    return Constants(
-        weights={name: move(array) for name, array in constants.weights.items()},
-        offsets_px=move(constants.offsets_px),
-        probe=move(constants.probe),
-        log_scale=float(move(np.array(constants.log_scale))),
-    )
-
-
-def _measure(truth: Truth, rng: np.random.Generator) -> Condition:
-    """Take one draw of everything ``Condition`` holds."""
-
-    def move(array: np.ndarray) -> np.ndarray:
-        return moved_by_one_ulp(array, rng)
-
-    oracle, branches = truth.oracle, truth.own_pieces.branches
-    moved_input = move(truth.network_input)
-    constants = _move_constants(truth.constants, move)
-    stages = oracle.forward(moved_input, constants)
-    gradients = oracle.backward(stages, moved_input, constants, moved_input, truth.loss_weights, branches)
-    losses = oracle.losses(stages, moved_input, truth.loss_weights)
-
-    moved_stages = {name: move(array) for name, array in truth.stages.items()}
-    moved_cotangents = {name: move(array) for name, array in truth.gradients.cotangents.items()}
-    forced_losses = oracle.losses(moved_stages, moved_input, truth.loss_weights)
-    stages_forced, pulled_forced, gradients_forced = {}, {}, {}
-    for stage in oracle.stages:
-        output = oracle.evaluate(stage, truth.values_of(stage, moved_stages, moved_input), constants)
-        stages_forced[stage] = compare(output, truth.stages[stage])
-        moved = truth._pullback(stage, moved_stages, moved_input, moved_cotangents, constants, branches)
-        expected = truth.pullback(stage, branches)
-        pulled_forced |= {f"{stage}<-{name}": compare(moved[0][name], array) for name, array in expected[0].items()}
-        gradients_forced |= {name: compare(moved[1][name], array) for name, array in expected[1].items()}
-    moved_loss = oracle.loss_pullback(moved_stages, moved_input, truth.loss_weights, branches["loss"])
-    loss = oracle.loss_pullback(truth.stages, truth.network_input, truth.loss_weights, branches["loss"])
-    pulled_forced |= {f"loss<-{name}": compare(moved_loss[name], array) for name, array in loss.items()}
-    expected_gradients = truth.gradients
-    return Condition(
-        stages_free={name: compare(stages[name], array) for name, array in truth.stages.items()},
-        stages_forced=stages_forced,
-        cotangents_free={
-            name: compare(gradients.cotangents[name], array) for name, array in expected_gradients.cotangents.items()
-        },
-        pulled_forced=pulled_forced,
-        gradients_free={
-            name: compare(gradients.constants[name], expected_gradients.constants[name]) for name in truth.case.weights
-        },
-        gradients_forced=gradients_forced,
-        losses_free={name: compare(np.array(losses[name]), np.array(value)) for name, value in truth.losses.items()},
-        losses_forced={
-            name: compare(np.array(forced_losses[name]), np.array(value)) for name, value in truth.losses.items()
-        },
-    )

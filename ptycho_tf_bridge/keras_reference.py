@@ -161,9 +161,7 @@ def keep(_stage: str, value: Any) -> Any:
     return value
 
 
-def run_stages(
-    model: Any, scaled_amplitude: Any, offsets_px: Any, on_stage: OnStage = keep
-) -> tuple[Any, Any, Any]:
+def run_stages(model: Any, scaled_amplitude: Any, offsets_px: Any, on_stage: OnStage = keep) -> tuple[Any, Any, Any]:
     """Compute every stage in order; the only wiring there is.
 
     Args:

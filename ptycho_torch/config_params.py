@@ -119,11 +119,13 @@ class NetworkSettings(_Checked):
         _require(self.n_filters_scale >= 1, f"n_filters_scale = {self.n_filters_scale}; expected 1 or more.")
         _require(
             self.amp_activation in get_args(AmplitudeActivation),
-            f"amp_activation = {self.amp_activation!r}; choose one of {', '.join(get_args(AmplitudeActivation))}.",
+            f"amp_activation = {self.amp_activation!r}; choose one of sigmoid, swish, softplus, relu.",
         )
         _require(self.gaussian_smoothing_sigma >= 0, "gaussian_smoothing_sigma is negative; expected 0 or more pixels.")
         _require(self.offset >= 0, f"offset = {self.offset}; expected 0 or more pixels.")
-        _require(self.max_position_jitter >= 0, f"max_position_jitter = {self.max_position_jitter}; expected 0 or more.")
+        _require(
+            self.max_position_jitter >= 0, f"max_position_jitter = {self.max_position_jitter}; expected 0 or more."
+        )
         _require(self.intensity_scale > 0, f"intensity_scale = {self.intensity_scale}; expected a number above 0.")
         padding = (self.gridsize - 1) * self.offset + self.max_position_jitter
         _require(

@@ -15,9 +15,7 @@ MERGE_FLOOR = 0.001
 """Added to the count of patches that cover a canvas pixel, as the reference does (clause ``merged``)."""
 
 
-def shift_matrix(
-    shift_px: Float[Tensor, "n"], out_px: int, in_px: int, start_px: int = 0
-) -> Float[Tensor, "n out in"]:
+def shift_matrix(shift_px: Float[Tensor, "n"], out_px: int, in_px: int, start_px: int = 0) -> Float[Tensor, "n out in"]:
     """Write a one-dimensional bilinear shift as one sparse-looking matrix for each shift.
 
     Row i samples the input at i + start − shift:  A[i, j] = (1 − f)·[j = k] + f·[j = k + 1],
@@ -187,7 +185,8 @@ def smooth(images: Num[Tensor, "*any H W"], sigma_px: float) -> Num[Tensor, "*an
     rows = torch.cat([images[..., 1:2, :], images, images[..., -2:-1, :]], dim=-2)
     images = side * (rows[..., :-2, :] + rows[..., 2:, :]) + centre * rows[..., 1:-1, :]
     columns = torch.cat([images[..., 1:2], images, images[..., -2:-1]], dim=-1)
-    return side * (columns[..., :-2] + columns[..., 2:]) + centre * columns[..., 1:-1]
+    smoothed: Tensor = side * (columns[..., :-2] + columns[..., 2:]) + centre * columns[..., 1:-1]
+    return smoothed
 
 
 def diffract(exit_wave: ExitWave) -> GroupAmplitude:
@@ -214,9 +213,7 @@ def relative_offsets(positions_px: Float[Tensor, "B C 1 2"]) -> OffsetsPx:
     return -(positions_px - positions_px.mean(dim=1, keepdim=True))
 
 
-def cut_patches(
-    image: Num[Tensor, "H W"], positions_px: Float[Tensor, "n 2"], N: int
-) -> Num[Tensor, "n N N"]:
+def cut_patches(image: Num[Tensor, "H W"], positions_px: Float[Tensor, "n 2"], N: int) -> Num[Tensor, "n N N"]:
     """Cut ground-truth patches out of a whole object.
 
     Pixel (row j, column i) of the patch at (x, y) samples the object bilinearly at

@@ -27,7 +27,7 @@ class _FiniteLog(torch.autograd.Function):
         ctx.save_for_backward(inputs[0])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         limits = torch.finfo(x.dtype)
         slope = (grad / x.clamp_min(limits.tiny)).clamp(limits.min, limits.max)

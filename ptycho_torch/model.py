@@ -411,7 +411,8 @@ class PtychoNet(nn.Module):
             offsets_px: o_c, minus the position relative to the group's mean.
         """
         self._check(scaled_amplitude, offsets_px)
-        return self.object(self.merged(self.predict_patches(scaled_amplitude), offsets_px))  # type: ignore[no-any-return]
+        canvas = self.merged(self.predict_patches(scaled_amplitude), offsets_px)
+        return self.object(canvas)  # type: ignore[no-any-return]
 
     def forward(
         self, scaled_amplitude: GroupAmplitude, offsets_px: OffsetsPx, probe: Tensor | None = None
@@ -431,4 +432,6 @@ class PtychoNet(nn.Module):
         views = self.views(canvas, offsets_px)
         exit_wave = self.exit_wave(views, self.probe if probe is None else probe)
         amplitude = self.predicted_amplitude(self.amplitude(exit_wave), self.log_scale)
-        return Prediction(object=self.object(canvas), amplitude=amplitude, intensity=self.predicted_intensity(amplitude))
+        return Prediction(
+            object=self.object(canvas), amplitude=amplitude, intensity=self.predicted_intensity(amplitude)
+        )

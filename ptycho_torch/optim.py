@@ -53,6 +53,7 @@ class KerasAdam(torch.optim.Optimizer):
         return loss
 
     def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        assert parameter.grad is not None
         state = self.state[parameter]
         if not state:
             state["step"] = 0

@@ -78,9 +78,7 @@ def test_a_fixed_axis_of_another_length_is_refused():
         LAYOUTS["flat"].to_torch(np.zeros((12, 5, 6, 7)), channels=4)
 
 
-@pytest.mark.parametrize(
-    ("channels", "message"), [(None, "channels=C"), (0, "channels=C"), (5, "groups of 5")]
-)
+@pytest.mark.parametrize(("channels", "message"), [(None, "channels=C"), (0, "channels=C"), (5, "groups of 5")])
 def test_a_folded_axis_needs_a_fitting_channel_count(channels, message):
     assert LAYOUTS["flat"].needs_channels
     assert not LAYOUTS["channels"].needs_channels

@@ -136,7 +136,7 @@ def test_a_header_that_promises_more_than_there_is_allocates_nothing(arrays: Arr
     npy.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (10**13,)})
     with zipfile.ZipFile(path, "a") as file:
         file.writestr("config.npy", header.getvalue() + bytes(8))
-    with pytest.raises(BundleError, match="key 'config' is damaged .*does not fit"):
+    with pytest.raises(BundleError, match=r"key 'config' is damaged .*does not fit"):
         read_bundle(path)
 
 

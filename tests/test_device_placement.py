@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -49,19 +48,18 @@ def test_every_tensor_is_made_on_the_device_of_its_inputs(graph: str) -> None:
 
 
 @pytest.fixture
-def a_mask_made_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def a_mask_made_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     original = helper._central_line
 
     def wrong(N: int, *, device: torch.device | None, dtype: torch.dtype) -> torch.Tensor:
         return original(N, device=torch.device("cpu"), dtype=dtype)
 
     monkeypatch.setattr(helper, "_central_line", wrong)
-    yield
 
 
 @pytest.mark.usefixtures("a_mask_made_on_the_cpu")
 def test_a_tensor_on_the_wrong_device_is_seen() -> None:
-    with pytest.raises(RuntimeError, match="device|Meta|meta"):
+    with pytest.raises(RuntimeError, match=r"device|Meta|meta"):
         train_once(GRAPHS["n64_g2"], "meta")
 
 

@@ -8,19 +8,19 @@ import pytest
 from conformance.bundle import RECORDINGS, read_bundle
 from conformance.faults import FAULTS, Fault
 from conformance.measured import load_measured
-from conformance.parity import first_failing_stage, judge, measure
+from conformance.parity import Measurement, first_failing_stage, judge
 from conformance.torch_subject import TorchSubject
 from conformance.truth import Truth
 
 
 @pytest.fixture(scope="module")
-def truth() -> Truth:
-    return Truth(read_bundle(RECORDINGS / "n64_g2_base.npz").case)
+def measurement() -> Measurement:
+    return Measurement(Truth(read_bundle(RECORDINGS / "n64_g2_base.npz").case), load_measured().limits)
 
 
-def found_at(truth: Truth, dtype: str) -> tuple[bool, str | None]:
+def found_at(measurement: Measurement, dtype: str) -> tuple[bool, str | None]:
     """Whether anything failed, and the first failing teacher-forced stage."""
-    measured = measure(truth, TorchSubject("cpu", dtype))
+    measured = measurement.of(TorchSubject("cpu", dtype))
     verdicts = judge(measured, load_measured().envelope, load_measured().limits, dtype)
     return not all(verdict.passed for verdict in verdicts.values()), first_failing_stage(verdicts, measured)
 
@@ -30,30 +30,30 @@ def test_the_catalogue_is_large_and_its_names_differ() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_a_clean_network_passes(truth: Truth, dtype: str) -> None:
-    assert found_at(truth, dtype) == (False, None)
+def test_a_clean_network_passes(measurement: Measurement, dtype: str) -> None:
+    assert found_at(measurement, dtype) == (False, None)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_fault_is_caught_at_its_stage(truth: Truth, fault: Fault) -> None:
+def test_fault_is_caught_at_its_stage(measurement: Measurement, fault: Fault) -> None:
     with fault.seeded():
-        caught, stage = found_at(truth, "float64")
+        caught, stage = found_at(measurement, "float64")
     assert caught
     assert stage == fault.stage
 
 
-def test_faults_are_caught_in_float32_too(truth: Truth) -> None:
+def test_faults_are_caught_in_float32_too(measurement: Measurement) -> None:
     """Coarse faults need no float64; how many of all are seen in float32 alone is part of the message."""
     results = {}
     for fault in FAULTS[::4]:
         with fault.seeded():
-            results[fault.name] = found_at(truth, "float32") == (True, fault.stage)
+            results[fault.name] = found_at(measurement, "float32") == (True, fault.stage)
     assert all(results.values()), results
 
 
-def test_a_fault_leaves_nothing_behind(truth: Truth) -> None:
-    before = TorchSubject("cpu", "float64").free(truth.case).stages["object"]
+def test_a_fault_leaves_nothing_behind(measurement: Measurement) -> None:
+    before = TorchSubject("cpu", "float64").free(measurement.truth.case).stages["object"]
     for fault in FAULTS:
         with fault.seeded():
             pass
-    np.testing.assert_array_equal(TorchSubject("cpu", "float64").free(truth.case).stages["object"], before)
+    np.testing.assert_array_equal(TorchSubject("cpu", "float64").free(measurement.truth.case).stages["object"], before)

@@ -69,7 +69,12 @@ def test_without_a_probe_the_default_one_is_used() -> None:
 
 @pytest.mark.parametrize(
     ("amplitude", "offsets"),
-    [((2, 1, 64, 64), (2, 4, 1, 2)), ((2, 4, 64, 64), (2, 1, 2, 4)), ((2, 4, 32, 32), (2, 4, 1, 2)), ((2, 4, 64, 64), (1, 4, 1, 2))],
+    [
+        ((2, 1, 64, 64), (2, 4, 1, 2)),
+        ((2, 4, 64, 64), (2, 1, 2, 4)),
+        ((2, 4, 32, 32), (2, 4, 1, 2)),
+        ((2, 4, 64, 64), (1, 4, 1, 2)),
+    ],
 )
 def test_inputs_of_another_shape_are_refused(amplitude: tuple[int, ...], offsets: tuple[int, ...]) -> None:
     network = PtychoNet(SETTINGS)
@@ -83,7 +88,7 @@ def test_a_probe_of_another_side_is_refused() -> None:
 
 
 def test_half_precision_is_refused() -> None:
-    with pytest.raises(TypeError, match="float32 or torch.float64"):
+    with pytest.raises(TypeError, match=r"float32 or torch\.float64"):
         PtychoNet(SETTINGS, dtype=torch.float16)
 
 

@@ -124,9 +124,7 @@ def test_a_duplicate_defect_is_refused(defects):
         spec.parse_defects(defects)
 
 
-@pytest.mark.parametrize(
-    "content", [None, [], "text", {"stages": []}, {"stages": 3, "judgements": [], "branch": ""}]
-)
+@pytest.mark.parametrize("content", [None, [], "text", {"stages": []}, {"stages": 3, "judgements": [], "branch": ""}])
 def test_a_file_that_is_no_spec_is_refused(content):
     with pytest.raises(SpecError, match=r"^stages\.yaml: "):
         spec.parse_stages(content)

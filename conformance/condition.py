@@ -1,0 +1,151 @@
+"""How much each quantity of a case amplifies one-ulp changes: its measured condition."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from conformance.judge import ONE_ULP, Errors, compare
+from conformance.oracle import Constants
+from conformance.truth import Truth, moved
+
+DRAWS = 2
+"""Draws by which a condition is measured; each quantity is a mean or a maximum over many elements."""
+
+STEPS = {"float32": ONE_ULP["float32"], "float64": 2.0**-44}
+"""Relative step by which a condition is measured. A float64 ulp itself would drown in the oracle's own rounding, and
+a float32 ulp leaves the linear range where intensity is nearly zero."""
+
+Move = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Amplified:
+    """κε and κ'ε by name: errors that one-ulp changes cause.
+
+    Attributes:
+        stages: by stage id.
+        cotangents: running free, the cotangent of each stage; forced, ``STAGE<-INPUT``, what comes back at an input.
+        gradients: by weight name.
+        losses: ``nll``, ``mae``, ``total``.
+    """
+
+    stages: Mapping[str, Errors]
+    cotangents: Mapping[str, Errors]
+    gradients: Mapping[str, Errors]
+    losses: Mapping[str, Errors]
+
+
+class Condition:
+    """The condition of one case in one dtype, measured on first use on the truth's own linear pieces.
+
+    Args:
+        truth: of the case.
+        dtype: whose ulp is meant.
+    """
+
+    def __init__(self, truth: Truth, dtype: str) -> None:
+        self._truth = truth
+        self._dtype = dtype
+
+    @cached_property
+    def free(self) -> Amplified:
+        """Everything moves as it passes: inputs, weights, and the output and cotangent of every stage."""
+        return self._largest(_measure_free)
+
+    @cached_property
+    def forced(self) -> Amplified:
+        """The inputs, weights and cotangent of one stage alone are moved."""
+        return self._largest(_measure_forced)
+
+    def _largest(self, measure: Callable[[Truth, Move], Amplified]) -> Amplified:
+        """Take the largest of some draws, scaled from the step to the ulp."""
+        step = STEPS[self._dtype]
+        draws = []
+        for seed in range(DRAWS):
+            rng = np.random.default_rng(seed)
+            draws.append(measure(self._truth, lambda array, rng=rng: moved(array, rng, step)))  # type: ignore[misc]
+        tables = ([getattr(draw, field.name) for draw in draws] for field in dataclasses.fields(Amplified))
+        return Amplified(*(_widest(table, ONE_ULP[self._dtype] / step) for table in tables))
+
+
+def _widest(draws: Sequence[Mapping[str, Errors]], factor: float) -> dict[str, Errors]:
+    widest = dict(draws[0])
+    for draw in draws[1:]:
+        widest = {name: errors.largest(draw[name]) for name, errors in widest.items()}
+    return {name: errors.scaled(factor) for name, errors in widest.items()}
+
+
+def _move_constants(constants: Constants, move: Move) -> Constants:
+    return Constants(
+        weights={name: move(array) for name, array in constants.weights.items()},
+        offsets_px=move(constants.offsets_px),
+        probe=move(constants.probe),
+        log_scale=float(move(np.array(constants.log_scale))),
+    )
+
+
+def _measure_free(truth: Truth, move: Move) -> Amplified:
+    """Run end to end, every output and every cotangent moved before the next stage sees it.
+
+    Moving only the case's inputs would not do: the intensity does not depend on the object's global phase, so every
+    sum that this symmetry holds near zero would look well-conditioned, while rounding inside breaks the symmetry.
+    """
+    oracle, branches = truth.oracle, truth.own_pieces.branches
+    network_input, constants = move(truth.network_input), _move_constants(truth.constants, move)
+    stages: dict[str, np.ndarray] = {}
+    for stage in oracle.stages:
+        stages[stage] = move(oracle.evaluate(stage, truth.values_of(stage, stages, network_input), constants))
+    cotangents = {stage: np.zeros_like(output) for stage, output in stages.items()}
+    from_loss = oracle.loss_pullback(stages, network_input, truth.loss_weights, branches["loss"])
+    for stage, cotangent in from_loss.items():
+        cotangents[stage] = cotangents[stage] + move(cotangent)
+    gradients: dict[str, np.ndarray] = {}
+    for stage in reversed(oracle.stages):
+        cotangents[stage] = move(cotangents[stage])
+        by_input, by_weight = truth.pull_back_at(stage, stages, network_input, cotangents, constants, branches)
+        gradients |= by_weight
+        for name, pulled in by_input.items():
+            cotangents[name] = cotangents[name] + move(pulled)
+    expected = truth.gradients
+    return Amplified(
+        stages=_compare_all(stages, truth.stages),
+        cotangents=_compare_all(cotangents, expected.cotangents),
+        gradients=_compare_all(gradients, {name: expected.constants[name] for name in truth.case.weights}),
+        losses=_compare_losses(oracle.losses(stages, network_input, truth.loss_weights), truth.losses),
+    )
+
+
+def _measure_forced(truth: Truth, move: Move) -> Amplified:
+    """Move the inputs, weights and cotangent of each stage, and see what that stage makes of it."""
+    oracle, branches = truth.oracle, truth.own_pieces.branches
+    network_input, constants = move(truth.network_input), _move_constants(truth.constants, move)
+    values = {name: move(array) for name, array in truth.stages.items()}
+    cotangents = {name: move(array) for name, array in truth.gradients.cotangents.items()}
+    stages: dict[str, Errors] = {}
+    pulled: dict[str, Errors] = {}
+    gradients: dict[str, Errors] = {}
+    for stage in oracle.stages:
+        output = oracle.evaluate(stage, truth.values_of(stage, values, network_input), constants)
+        stages[stage] = compare(output, truth.stages[stage])
+        by_input, by_weight = truth.pull_back_at(stage, values, network_input, cotangents, constants, branches)
+        expected_inputs, expected_weights = truth.pullback(stage, branches)
+        pulled |= {f"{stage}<-{name}": compare(by_input[name], array) for name, array in expected_inputs.items()}
+        gradients |= _compare_all(by_weight, expected_weights)
+    moved_loss = oracle.loss_pullback(values, network_input, truth.loss_weights, branches["loss"])
+    loss = oracle.loss_pullback(truth.stages, truth.network_input, truth.loss_weights, branches["loss"])
+    pulled |= {f"loss<-{name}": compare(moved_loss[name], array) for name, array in loss.items()}
+    losses = oracle.losses(values, network_input, truth.loss_weights)
+    return Amplified(stages, pulled, gradients, _compare_losses(losses, truth.losses))
+
+
+def _compare_all(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> dict[str, Errors]:
+    return {name: compare(found[name], array) for name, array in expected.items()}
+
+
+def _compare_losses(found: Mapping[str, float], expected: Mapping[str, float]) -> dict[str, Errors]:
+    return {name: compare(np.array(found[name]), np.array(value)) for name, value in expected.items()}

@@ -13,7 +13,7 @@ import numpy as np
 
 from conformance.bundle import RECORDINGS, Bundle, read_bundle, read_settings
 from conformance.calibrate import reference_runs
-from conformance.case import Case
+from conformance.case import Case, ForcedRun, FreeRun
 from conformance.draws import GRAPHS, draw_case
 from conformance.judge import Errors, Verdict, compare
 from conformance.measured import load_measured
@@ -186,7 +186,8 @@ class Bench:
 def _judge(work: _Work, subject: TorchSubject) -> CaseReport:
     started = time.perf_counter()
     limits = load_measured().limits
-    measured = work.measurement.of(subject)
+    remembering = _Remembering(subject)
+    measured = work.measurement.of(remembering)
     shown = recorded_errors(work.bundle) if work.planned.kind == "bundle" else None
     verdicts = judge(measured, work.reference, limits, subject.dtype, shown)
     first = first_failing_stage(verdicts, measured)
@@ -203,14 +204,35 @@ def _judge(work: _Work, subject: TorchSubject) -> CaseReport:
         verdicts=verdicts,
         stage_of=stage_of,
         first_failing=first,
-        run_to_run=_run_to_run(work.truth.case, subject),
+        run_to_run=remembering.run_to_run(work.truth.case),
         seconds=time.perf_counter() - started,
     )
 
 
-def _run_to_run(case: Case, subject: TorchSubject) -> float:
-    """Largest scale-free difference of two equal runs, over all stages and gradients."""
-    one, two = subject.free(case), subject.free(case)
-    pairs = [(one.stages[name], two.stages[name]) for name in one.stages]
-    pairs += [(one.gradients[name], two.gradients[name]) for name in one.gradients]
-    return max(compare(left, right.astype(np.result_type(right, np.float64))).m for left, right in pairs)
+@dataclass
+class _Remembering:
+    """The candidate, with its last end-to-end run kept for comparison with another one."""
+
+    subject: TorchSubject
+    last: FreeRun | None = None
+
+    @property
+    def dtype(self) -> str:
+        return self.subject.dtype
+
+    def free(self, case: Case) -> FreeRun:
+        self.last = self.subject.free(case)
+        return self.last
+
+    def forced(
+        self, case: Case, truth_stages: Mapping[str, np.ndarray], truth_cotangents: Mapping[str, np.ndarray]
+    ) -> ForcedRun:
+        return self.subject.forced(case, truth_stages, truth_cotangents)
+
+    def run_to_run(self, case: Case) -> float:
+        """Run once more; return the largest scale-free difference over all stages and gradients."""
+        assert self.last is not None
+        one, two = self.last, self.subject.free(case)
+        pairs = [(one.stages[name], two.stages[name]) for name in one.stages]
+        pairs += [(one.gradients[name], two.gradients[name]) for name in one.gradients]
+        return max(compare(left, right.astype(np.result_type(right, np.float64))).m for left, right in pairs)

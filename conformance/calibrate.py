@@ -37,7 +37,7 @@ def raw_gradients(measurement: Measurement, gradients: Mapping[str, np.ndarray])
     found: dict[Key, Quantity] = {}
     for name, gradient in gradients.items():
         expected = measurement.truth.gradients.constants[name]
-        condition = measurement.condition("float32").free
+        condition = measurement.condition.free("float32")
         amplified = condition.gradients[name].largest(rounding(expected, "float32"))
         found[REFERENCE, name] = Quantity(name.rpartition(".")[0], compare(gradient, expected), amplified)
     return found

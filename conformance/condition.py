@@ -13,12 +13,13 @@ from conformance.judge import ONE_ULP, Errors, compare
 from conformance.oracle import Constants
 from conformance.truth import Truth, moved
 
-DRAWS = 2
-"""Draws by which a condition is measured; each quantity is a mean or a maximum over many elements."""
+FREE_DRAWS, FORCED_DRAWS = 6, 2
+"""Draws by which a condition is measured. Running free, a single dark pixel can rule a whole gradient, and two draws
+would often both be small by chance; one stage alone averages over all its elements."""
 
-STEPS = {"float32": ONE_ULP["float32"], "float64": 2.0**-44}
-"""Relative step by which a condition is measured. A float64 ulp itself would drown in the oracle's own rounding, and
-a float32 ulp leaves the linear range where intensity is nearly zero."""
+STEP = 2.0**-44
+"""Relative step by which a condition is measured. A float64 ulp would drown in the oracle's own rounding, and a float32
+ulp leaves the linear range where intensity is nearly zero."""
 
 Move = Callable[[np.ndarray], np.ndarray]
 
@@ -39,45 +40,52 @@ class Amplified:
     gradients: Mapping[str, Errors]
     losses: Mapping[str, Errors]
 
+    def scaled(self, factor: float) -> Amplified:
+        """Return everything times ``factor``."""
+        tables = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return Amplified(*({name: errors.scaled(factor) for name, errors in table.items()} for table in tables))
+
 
 class Condition:
-    """The condition of one case in one dtype, measured on first use on the truth's own linear pieces.
+    """The condition of one case, measured on first use on the truth's own linear pieces.
 
     Args:
         truth: of the case.
-        dtype: whose ulp is meant.
     """
 
-    def __init__(self, truth: Truth, dtype: str) -> None:
+    def __init__(self, truth: Truth) -> None:
         self._truth = truth
-        self._dtype = dtype
 
-    @cached_property
-    def free(self) -> Amplified:
+    def free(self, dtype: str) -> Amplified:
         """Everything moves as it passes: inputs, weights, and the output and cotangent of every stage."""
-        return self._largest(_measure_free)
+        return self._free.scaled(ONE_ULP[dtype] / STEP)
+
+    def forced(self, dtype: str) -> Amplified:
+        """The inputs, weights and cotangent of one stage alone are moved."""
+        return self._forced.scaled(ONE_ULP[dtype] / STEP)
 
     @cached_property
-    def forced(self) -> Amplified:
-        """The inputs, weights and cotangent of one stage alone are moved."""
-        return self._largest(_measure_forced)
+    def _free(self) -> Amplified:
+        return self._largest(_measure_free, FREE_DRAWS)
 
-    def _largest(self, measure: Callable[[Truth, Move], Amplified]) -> Amplified:
-        """Take the largest of some draws, scaled from the step to the ulp."""
-        step = STEPS[self._dtype]
+    @cached_property
+    def _forced(self) -> Amplified:
+        return self._largest(_measure_forced, FORCED_DRAWS)
+
+    def _largest(self, measure: Callable[[Truth, Move], Amplified], count: int) -> Amplified:
         draws = []
-        for seed in range(DRAWS):
+        for seed in range(count):
             rng = np.random.default_rng(seed)
-            draws.append(measure(self._truth, lambda array, rng=rng: moved(array, rng, step)))  # type: ignore[misc]
+            draws.append(measure(self._truth, lambda array, rng=rng: moved(array, rng, STEP)))  # type: ignore[misc]
         tables = ([getattr(draw, field.name) for draw in draws] for field in dataclasses.fields(Amplified))
-        return Amplified(*(_widest(table, ONE_ULP[self._dtype] / step) for table in tables))
+        return Amplified(*(_widest(table) for table in tables))
 
 
-def _widest(draws: Sequence[Mapping[str, Errors]], factor: float) -> dict[str, Errors]:
+def _widest(draws: Sequence[Mapping[str, Errors]]) -> dict[str, Errors]:
     widest = dict(draws[0])
     for draw in draws[1:]:
         widest = {name: errors.largest(draw[name]) for name, errors in widest.items()}
-    return {name: errors.scaled(factor) for name, errors in widest.items()}
+    return widest
 
 
 def _move_constants(constants: Constants, move: Move) -> Constants:
@@ -89,13 +97,23 @@ def _move_constants(constants: Constants, move: Move) -> Constants:
     )
 
 
-def _measure_free(truth: Truth, move: Move) -> Amplified:
+@dataclass(frozen=True)
+class NoisyRun:
+    """A run of the oracle in which everything moves as it passes."""
+
+    stages: Mapping[str, np.ndarray]
+    cotangents: Mapping[str, np.ndarray]
+    gradients: Mapping[str, np.ndarray]
+    losses: Mapping[str, float]
+
+
+def noisy_run(truth: Truth, move: Move) -> NoisyRun:
     """Run end to end, every output and every cotangent moved before the next stage sees it.
 
     Moving only the case's inputs would not do: the intensity does not depend on the object's global phase, so every
     sum that this symmetry holds near zero would look well-conditioned, while rounding inside breaks the symmetry.
     """
-    oracle, branches = truth.oracle, truth.own_pieces.branches
+    oracle, branches = truth.oracle, truth.own_branches
     network_input, constants = move(truth.network_input), _move_constants(truth.constants, move)
     stages: dict[str, np.ndarray] = {}
     for stage in oracle.stages:
@@ -111,18 +129,23 @@ def _measure_free(truth: Truth, move: Move) -> Amplified:
         gradients |= by_weight
         for name, pulled in by_input.items():
             cotangents[name] = cotangents[name] + move(pulled)
-    expected = truth.gradients
+    return NoisyRun(stages, cotangents, gradients, oracle.losses(stages, network_input, truth.loss_weights))
+
+
+def _measure_free(truth: Truth, move: Move) -> Amplified:
+    """Compare a noisy run with the truth."""
+    run, expected = noisy_run(truth, move), truth.gradients
     return Amplified(
-        stages=_compare_all(stages, truth.stages),
-        cotangents=_compare_all(cotangents, expected.cotangents),
-        gradients=_compare_all(gradients, {name: expected.constants[name] for name in truth.case.weights}),
-        losses=_compare_losses(oracle.losses(stages, network_input, truth.loss_weights), truth.losses),
+        stages=_compare_all(run.stages, truth.stages),
+        cotangents=_compare_all(run.cotangents, expected.cotangents),
+        gradients=_compare_all(run.gradients, {name: expected.constants[name] for name in truth.case.weights}),
+        losses=_compare_losses(run.losses, truth.losses),
     )
 
 
 def _measure_forced(truth: Truth, move: Move) -> Amplified:
     """Move the inputs, weights and cotangent of each stage, and see what that stage makes of it."""
-    oracle, branches = truth.oracle, truth.own_pieces.branches
+    oracle, branches = truth.oracle, truth.own_branches
     network_input, constants = move(truth.network_input), _move_constants(truth.constants, move)
     values = {name: move(array) for name, array in truth.stages.items()}
     cotangents = {name: move(array) for name, array in truth.gradients.cotangents.items()}

@@ -33,19 +33,26 @@ class Measured:
     gains: Mapping[str, Mapping[str, Errors]]
     conditions: Mapping[str, Mapping[str, Errors]]
 
+    def gain(self, judgement: str, stage: str) -> Errors:
+        """Return the reference's largest error in units of the condition; fed with the truth, of all stages alike.
+
+        Raises:
+            SpecError: the table has no number for it.
+        """
+        clause = stage_clause(stage)
+        alike = _same_operation(clause) if judgement.endswith("FORCED") else (clause,)
+        gains = [self.gains[judgement][each] for each in alike if each in self.gains.get(judgement, {})]
+        if not gains:
+            raise SpecError(f"{FILE}: no gain for {judgement} of {clause}; run `python -m conformance calibrate`.")
+        return Errors(max(each.e for each in gains), max(each.m for each in gains))
+
     def envelope(self, key: Key, quantity: Quantity) -> Errors:
         """Return the reference's envelope for a quantity whose one-ulp amplification is known.
 
         Raises:
             SpecError: the table has no number for it.
         """
-        clause = stage_clause(quantity.stage)
-        try:
-            gain = self.gains[key[0]][clause]
-        except KeyError:
-            raise SpecError(
-                f"{FILE}: no gain for {key[0]} of clause {clause}; run `python -m conformance calibrate`."
-            ) from None
+        gain = self.gain(key[0], quantity.stage)
         return Errors(gain.e * quantity.amplified.e, gain.m * quantity.amplified.m)
 
 
@@ -60,6 +67,13 @@ def stage_clause(stage: str) -> str:
         head = "decoder_{D}"
     parts = ["{i}" if part.isdigit() else part for part in rest.split(".")] if rest else []
     return ".".join([head, *parts])
+
+
+@cache
+def _same_operation(clause: str) -> tuple[str, ...]:
+    """Clauses of the same operation: fed with the truth, one convolution rounds as another does."""
+    operation = {each.id: each.torch for each in load_stages().stages}
+    return tuple(each for each, torch in operation.items() if torch == operation.get(clause)) or (clause,)
 
 
 def _pairs(table: Mapping[str, Mapping[str, list[float]]]) -> dict[str, dict[str, Errors]]:

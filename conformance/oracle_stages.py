@@ -163,15 +163,17 @@ def correlate(images: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     return np.asarray(_columns(images) @ kernel.reshape(-1, kernel.shape[-1])).reshape(B, H, W, -1)
 
 
-def correlate_adjoint(cotangent: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Return the transpose of ``correlate`` in its images: kernel turned by 180°, in and out exchanged."""
-    return correlate(cotangent, kernel[::-1, ::-1].swapaxes(2, 3))
+def correlate_adjoints(images: np.ndarray, kernel: np.ndarray, cotangent: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the transposes of ``correlate`` in its images, (B, H, W, K), and in its kernel, (3, 3, K, out).
 
-
-def correlate_kernel_adjoint(images: np.ndarray, cotangent: np.ndarray) -> np.ndarray:
-    """Return the transpose of ``correlate`` in its kernel, (3, 3, K, out)."""
+    In the images it is a correlation with the kernel turned by 180°, in and out exchanged; in the kernel, the product
+    of every pixel with the cotangent's neighbourhood, turned likewise.
+    """
     K, out = images.shape[-1], cotangent.shape[-1]
-    return np.asarray(_columns(images).T @ cotangent.reshape(-1, out)).reshape(3, 3, K, out)
+    columns = _columns(cotangent)
+    turned = kernel[::-1, ::-1].swapaxes(2, 3).reshape(-1, K)
+    by_kernel = (images.reshape(-1, K).T @ columns).reshape(K, 3, 3, out)[:, ::-1, ::-1]
+    return np.asarray(columns @ turned).reshape(images.shape), by_kernel.transpose(1, 2, 0, 3)
 
 
 @dataclass(frozen=True)
@@ -216,11 +218,9 @@ class Convolution(Stage):
         images = inputs[0]
         passed = cotangent if branch is None else cotangent * branch
         pulled = np.zeros_like(images)
-        pulled[..., self.used] = correlate_adjoint(passed, constants.weights[f"{self.name}.kernel"])
-        weights = {
-            f"{self.name}.kernel": correlate_kernel_adjoint(images[..., self.used], passed),
-            f"{self.name}.bias": passed.sum(axis=(0, 1, 2)),
-        }
+        kernel = constants.weights[f"{self.name}.kernel"]
+        pulled[..., self.used], by_kernel = correlate_adjoints(images[..., self.used], kernel, passed)
+        weights = {f"{self.name}.kernel": by_kernel, f"{self.name}.bias": passed.sum(axis=(0, 1, 2))}
         return Pullback((pulled,), weights)
 
     def _branch(self, inputs: Arrays, output: np.ndarray) -> np.ndarray:

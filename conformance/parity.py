@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -32,6 +33,9 @@ GRADIENT_FREE, GRADIENT_FORCED = "GRADIENT-FREE", "GRADIENT-FORCED"
 LOSS = "LOSS"
 FLOAT64, REFERENCE, TRAIN = "FLOAT64", "REFERENCE", "TRAIN"
 FORCED = (FORWARD_FORCED, BACKWARD_FORCED, GRADIENT_FORCED)
+
+Conditions = Callable[[str], Amplified]
+"""dtype → the condition of everything."""
 
 Key = tuple[str, str]
 """(judgement clause, name of the quantity)."""
@@ -128,11 +132,7 @@ class Measurement:
     def __init__(self, truth: Truth, limits: Limits) -> None:
         self.truth = truth
         self._floor = limits.float64_floor
-        self._conditions = {dtype: Condition(truth, dtype) for dtype in ("float32", "float64")}
-
-    def condition(self, dtype: str) -> Condition:
-        """Return the condition of the case in a dtype, measured at most once."""
-        return self._conditions[dtype]
+        self.condition = Condition(truth)
 
     def of(self, subject: Subject, case: Case | None = None) -> dict[Key, Quantity]:
         """Run a subject both ways and measure everything.
@@ -143,15 +143,14 @@ class Measurement:
         """
         case = self.truth.case if case is None else case
         ruler = _Ruler(subject.dtype, self._floor if subject.dtype == "float64" else 0.0)
-        condition = self._conditions[subject.dtype]
-        found = dict(_free(self.truth, subject.free(case), case, ruler, condition))
+        found = dict(_free(self.truth, subject.free(case), case, ruler, cache(self.condition.free)))
         forced = subject.forced(case, self.truth.stages, self.truth.gradients.cotangents)
-        found.update(_forced(self.truth, forced, case, ruler, condition))
+        found.update(_forced(self.truth, forced, case, ruler, cache(self.condition.forced)))
         return found
 
 
 def _free(
-    truth: Truth, run: FreeRun, case: Case, ruler: _Ruler, condition: Condition
+    truth: Truth, run: FreeRun, case: Case, ruler: _Ruler, condition: Conditions
 ) -> Iterator[tuple[Key, Quantity]]:
     complete = {name: run.stages.get(name, array) for name, array in truth.stages.items()}
     comparable = all(complete[name].shape == array.shape for name, array in truth.stages.items())
@@ -159,21 +158,21 @@ def _free(
     pieces = truth.pieces(complete, complete, measured) if comparable else truth.own_pieces
     gradients = truth.gradients_on(pieces.branches)
     for name, array in truth.stages.items():
-        part = _Part(run.stages.get(name), array, lambda name=name: condition.free.stages[name])  # type: ignore[misc]
+        part = _Part(run.stages.get(name), array, lambda name=name: condition(ruler.dtype).stages[name])  # type: ignore[misc]
         yield (FORWARD_FREE, name), ruler.quantity(name, [part], _margin(name, pieces.margins))
         part = _Part(
             run.cotangents.get(name),
             gradients.cotangents[name],
-            lambda name=name: condition.free.cotangents[name],  # type: ignore[misc]
+            lambda name=name: condition(ruler.dtype).cotangents[name],  # type: ignore[misc]
         )
         yield (BACKWARD_FREE, name), ruler.quantity(name, [part])
     expected = {name: gradients.constants[name] for name in truth.case.weights}
-    yield from _weights(GRADIENT_FREE, run.gradients, expected, lambda: condition.free, ruler)
-    yield from _losses("free", truth, run.losses, run.stages, lambda: condition.free, ruler)
+    yield from _weights(GRADIENT_FREE, run.gradients, expected, lambda: condition(ruler.dtype), ruler)
+    yield from _losses("free", truth, run.losses, run.stages, lambda: condition(ruler.dtype), ruler)
 
 
 def _forced(
-    truth: Truth, run: ForcedRun, case: Case, ruler: _Ruler, condition: Condition
+    truth: Truth, run: ForcedRun, case: Case, ruler: _Ruler, condition: Conditions
 ) -> Iterator[tuple[Key, Quantity]]:
     measured = case.scaled_amplitude(ruler.dtype)
     fed = {name: _cast(array, ruler.dtype) for name, array in truth.stages.items()}
@@ -182,15 +181,15 @@ def _forced(
     pieces = truth.pieces(fed, outputs, measured) if comparable else truth.own_pieces
     expected: dict[str, np.ndarray] = {}
     for name, array in truth.stages.items():
-        part = _Part(run.stages.get(name), array, lambda name=name: condition.forced.stages[name])  # type: ignore[misc]
+        part = _Part(run.stages.get(name), array, lambda name=name: condition(ruler.dtype).stages[name])  # type: ignore[misc]
         yield (FORWARD_FORCED, name), ruler.quantity(name, [part], _margin(name, pieces.margins))
         by_input, by_weight = truth.pullback(name, pieces.branches)
         yield from _pulled(name, run.pulled.get(name, {}), by_input, condition, ruler)
         expected |= by_weight
     loss = truth.oracle.loss_pullback(truth.stages, truth.network_input, truth.loss_weights, pieces.branches["loss"])
     yield from _pulled("loss", run.pulled.get("loss", {}), loss, condition, ruler)
-    yield from _weights(GRADIENT_FORCED, run.gradients, expected, lambda: condition.forced, ruler)
-    yield from _losses("forced", truth, run.losses, fed, lambda: condition.forced, ruler)
+    yield from _weights(GRADIENT_FORCED, run.gradients, expected, lambda: condition(ruler.dtype), ruler)
+    yield from _losses("forced", truth, run.losses, fed, lambda: condition(ruler.dtype), ruler)
 
 
 def _cast(array: np.ndarray, dtype: str) -> np.ndarray:
@@ -208,13 +207,13 @@ def _pulled(
     stage: str,
     found: Mapping[str, np.ndarray],
     expected: Mapping[str, np.ndarray],
-    condition: Condition,
+    condition: Conditions,
     ruler: _Ruler,
 ) -> Iterator[tuple[Key, Quantity]]:
     strangers = sorted(set(found) - set(expected))
     for name, array in expected.items():
         key = f"{stage}<-{name}"
-        part = _Part(found.get(name), array, lambda key=key: condition.forced.cotangents[key])  # type: ignore[misc]
+        part = _Part(found.get(name), array, lambda key=key: condition(ruler.dtype).cotangents[key])  # type: ignore[misc]
         quantity = ruler.quantity(stage, [part])
         if strangers:
             quantity = Quantity(stage, quantity.errors, quantity.amplified, f"also listens to {', '.join(strangers)}")

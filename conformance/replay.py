@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
 from conformance.bundle import Bundle, Sampled
+from conformance.condition import STEP, noisy_run
 from conformance.judge import (
     NONE,
     ONE_ULP,
-    SMALL,
+    Deviation,
     Errors,
     Limits,
     Verdict,
@@ -23,12 +26,13 @@ from conformance.judge import (
     rounding,
 )
 from conformance.measured import Measured
+from conformance.oracle import Moments, keras_adam
 from conformance.parity import FLOAT64, FORWARD_FREE, GRADIENT_FREE, LOSS, REFERENCE, TRAIN, Key, Measurement, Quantity
 from conformance.torch_subject import TorchSubject
-from conformance.truth import Truth, moved_case
+from conformance.truth import Truth, moved
 
-TRAIN_DRAWS = 1
-"""Trainings of the truth from weights moved by one ulp, whose spread three float32 steps are judged against."""
+LEARNING_RATE, BETA_1, BETA_2, EPSILON = 1e-3, 0.9, 0.999, 1e-7
+"""Keras Adam as recordings were made with."""
 
 
 def _sampled_errors(values: np.ndarray, truth: np.ndarray, rms: float) -> Errors:
@@ -38,7 +42,7 @@ def _sampled_errors(values: np.ndarray, truth: np.ndarray, rms: float) -> Errors
 def oracle_verdicts(bundle: Bundle, measurement: Measurement, limits: Limits) -> dict[Key, Verdict]:
     """Judge the oracle's own run against the float64 truth stored in the bundle (clause FLOAT64)."""
     verdicts: dict[Key, Verdict] = {}
-    truth, condition = measurement.truth, measurement.condition("float64")
+    truth, condition = measurement.truth, cache(measurement.condition.free)
 
     def add(name: str, found: Errors, amplified: Callable[[], Errors]) -> None:
         settled = found.e <= limits.float64_floor
@@ -48,14 +52,14 @@ def oracle_verdicts(bundle: Bundle, measurement: Measurement, limits: Limits) ->
     for name, stored in bundle.truth_stages.items():
         mine = bundle.stages[name].pick(truth.stages[name])
         found = _sampled_errors(mine, stored, bundle.rms[f"stage/{name}"])
-        add(name, found, lambda name=name: condition.free.stages[name])  # type: ignore[misc]
+        add(name, found, lambda name=name: condition("float64").stages[name])  # type: ignore[misc]
     for name, stored in bundle.truth_gradients.items():
         mine = bundle.gradients[name].pick(truth.gradients.constants[name])
         found = _sampled_errors(mine, stored, bundle.rms[f"grad/{name}"])
-        add(name, found, lambda name=name: condition.free.gradients[name])  # type: ignore[misc]
+        add(name, found, lambda name=name: condition("float64").gradients[name])  # type: ignore[misc]
     for name, value in bundle.truth_losses.items():
         found = compare(np.array(truth.losses[name]), np.array(value))
-        add(f"loss.{name}", found, lambda name=name: condition.free.losses[name])  # type: ignore[misc]
+        add(f"loss.{name}", found, lambda name=name: condition("float64").losses[name])  # type: ignore[misc]
     return verdicts
 
 
@@ -85,7 +89,7 @@ def reference_verdicts(bundle: Bundle, measurement: Measurement, measured: Measu
     without the linear pieces they were taken on, so they have one ceiling that covers flips of pieces.
     """
     verdicts: dict[Key, Verdict] = {}
-    factor, truth, condition = measured.reference_factor, measurement.truth, measurement.condition("float32").free
+    factor, truth, condition = measured.reference_factor, measurement.truth, measurement.condition.free("float32")
     for (clause, name), found in recorded_errors(bundle).items():
         if clause == FORWARD_FREE:
             key, stage = (clause, name), name
@@ -107,10 +111,6 @@ def reference_verdicts(bundle: Bundle, measurement: Measurement, measured: Measu
     return verdicts
 
 
-def _updates(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: after[name].astype(np.float64) - before[name].astype(np.float64) for name in before}
-
-
 @dataclass(frozen=True)
 class TrainingTruth:
     """The truth's own training on a recorded batch.
@@ -118,57 +118,153 @@ class TrainingTruth:
     Attributes:
         losses: total before each update.
         updates: weight name → change over all updates.
-        spread: weight name, or ``losses`` → errors of trainings whose inputs were moved by one float32 ulp. Adam
-            divides by small second moments, so rounding moves an update by percents.
+        loss_condition: what noise of relative size 1 in everything would do to the losses.
+        sensitivity: weight name → per element, what an error of every step's gradient does to the whole update, the
+            error being what noise of relative size 1 causes in that weight's gradient.
     """
 
     losses: np.ndarray
     updates: Mapping[str, np.ndarray]
-    spread: Mapping[str, Errors]
+    loss_condition: Errors
+    sensitivity: Mapping[str, np.ndarray]
 
     @classmethod
     def of(cls, truth: Truth, steps: int) -> TrainingTruth:
-        """Train the truth, and copies of it moved by an ulp."""
-        losses, weights = truth.train(steps)
-        updates = _updates(truth.constants.weights, weights)
-        spread = dict.fromkeys([*updates, "losses"], Errors(0.0, 0.0))
-        for seed in range(TRAIN_DRAWS):
-            moved = Truth(moved_case(truth.case, np.random.default_rng(seed)))
-            moved_losses, moved_weights = moved.train(steps)
-            moved_updates = _updates(moved.constants.weights, moved_weights)
-            spread["losses"] = spread["losses"].largest(compare(np.array(moved_losses), np.array(losses)))
-            spread |= {name: spread[name].largest(compare(moved_updates[name], updates[name])) for name in updates}
-        return cls(np.array(losses), updates, spread)
+        """Train the truth, and once more with noise, to see how far gradients and losses follow it."""
+        true, noisy = _train(truth, steps, None), _train(truth, steps, STEP)
+        before = truth.constants.weights
+        pairs = list(zip(true.gradients, noisy.gradients, strict=True))
+        return cls(
+            losses=true.losses,
+            updates={name: weights - before[name] for name, weights in true.weights.items()},
+            loss_condition=compare(noisy.losses, true.losses).scaled(1 / STEP),
+            sensitivity={
+                name: _adam_sensitivity(
+                    [step[name] for step in true.gradients],
+                    [_rms(there[name] - here[name]) for here, there in pairs],
+                )
+                / STEP
+                for name in before
+            },
+        )
+
+    def spread(self, dtype: str, gains: Callable[[str], float]) -> dict[str, Errors]:
+        """Return the errors that rounding in a dtype explains: of the losses, and of the update of each part.
+
+        Args:
+            dtype: whose ulp is meant.
+            gains: stage id → how many times its condition a gradient may be off.
+        """
+        parts: dict[str, list[np.ndarray]] = {}
+        for name, update in self.updates.items():
+            explained = self.sensitivity[name] * (ONE_ULP[dtype] * gains(name.rpartition(".")[0]))
+            # However wrong a gradient is, Adam moves a weight by its rate and no further.
+            bounded = np.minimum(explained, 2 * np.abs(update).max())
+            parts.setdefault(name.partition(".")[0], []).append(bounded.ravel() / _rms(update))
+        pooled = {part: np.concatenate(found) for part, found in parts.items()}
+        return {"losses": self.loss_condition.scaled(ONE_ULP[dtype])} | {
+            part: Errors(_rms(found), float(found.max())) for part, found in pooled.items()
+        }
+
+    def errors(self, losses: np.ndarray, updates: Mapping[str, np.ndarray]) -> dict[str, Errors]:
+        """Measure a training: its losses, and its updates pooled over each part of the network.
+
+        Every tensor is measured in units of its own RMS before it is pooled. A single one would not do: whether one
+        element of a bias keeps its sign is a matter of one rounding.
+        """
+        parts: dict[str, list[Deviation]] = {}
+        for name, update in self.updates.items():
+            parts.setdefault(name.partition(".")[0], []).append(deviation(updates[name], update))
+        return {"losses": compare(losses, self.losses)} | {part: errors(found) for part, found in parts.items()}
+
+    def recorded(self, bundle: Bundle) -> dict[str, Errors]:
+        """Measure the recorded training on its samples."""
+        parts: dict[str, list[Deviation]] = {}
+        for name, update in self.updates.items():
+            sampled = bundle.trained[name]
+            found = _wide(sampled) - sampled.pick(bundle.case.weights[name].astype(np.float64))
+            part = parts.setdefault(name.partition(".")[0], [])
+            part.append(deviation(found, sampled.pick(update), scale=_rms(update)))
+        losses = compare(np.array(bundle.train_losses), self.losses)
+        return {"losses": losses} | {part: errors(found) for part, found in parts.items()}
+
+
+@dataclass(frozen=True)
+class _Training:
+    """Losses before each update, gradients of each, and the weights after all."""
+
+    losses: np.ndarray
+    gradients: Sequence[Mapping[str, np.ndarray]]
+    weights: Mapping[str, np.ndarray]
+
+
+def _train(truth: Truth, steps: int, noise: float | None) -> _Training:
+    """Train the truth by Keras Adam, with everything moving as it passes where ``noise`` is given."""
+    rng = np.random.default_rng(0)
+    weights: Mapping[str, np.ndarray] = truth.constants.weights
+    state: Moments = {}
+    losses, gradients = [], []
+    for step in range(1, steps + 1):
+        here = truth if step == 1 else Truth(dataclasses.replace(truth.case, weights=weights))
+        if noise is None:
+            found: Mapping[str, np.ndarray] = here.gradients.constants
+            loss = here.losses["total"]
+        else:
+            run = noisy_run(here, lambda array: moved(array, rng, noise))
+            found, loss = run.gradients, run.losses["total"]
+        gradients.append({name: found[name] for name in weights})
+        losses.append(loss)
+        weights, state = keras_adam(weights, gradients[-1], state, step, LEARNING_RATE, BETA_1, BETA_2, EPSILON)
+    return _Training(np.array(losses), gradients, weights)
+
+
+def _adam_sensitivity(gradients: Sequence[np.ndarray], noise: Sequence[float]) -> np.ndarray:
+    """Return how far independent errors of each step's gradient move the sum of all updates, per element.
+
+    u = −Σ_t rate_t · m_t / (√v_t + ε), so ∂u/∂g_s = −Σ_{t ≥ s} rate_t · [∂m_t/∂g_s − m_t · ∂√v_t/∂g_s / (√v_t + ε)]
+    / (√v_t + ε). An update divides by small moments: where the gradient is nearly zero, this is large.
+    """
+    variance = np.zeros_like(gradients[0])
+    for s, size in enumerate(noise, 1):
+        slope = np.zeros_like(gradients[0])
+        first, second = np.zeros_like(slope), np.zeros_like(slope)
+        for t, gradient in enumerate(gradients, 1):
+            first = BETA_1 * first + (1 - BETA_1) * gradient
+            second = BETA_2 * second + (1 - BETA_2) * gradient**2
+            if t < s:
+                continue
+            root = np.sqrt(second)
+            by_first = (1 - BETA_1) * BETA_1 ** (t - s)
+            by_root = (1 - BETA_2) * BETA_2 ** (t - s) * gradients[s - 1] / np.maximum(root, np.finfo(float).tiny)
+            rate = LEARNING_RATE * np.sqrt(1 - BETA_2**t) / (1 - BETA_1**t)
+            slope += rate * (by_first - first * by_root / (root + EPSILON)) / (root + EPSILON)
+        variance += (slope * size) ** 2
+    return np.asarray(np.sqrt(variance))
+
+
+def _rms(array: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(array**2)))
 
 
 def train_verdicts(
     bundle: Bundle, training: TrainingTruth, subject: TorchSubject, measured: Measured
 ) -> dict[Key, Verdict]:
-    """Judge the recorded training steps: losses before each update, and the whole update of every weight.
+    """Judge the recorded training steps: losses before each update, and the whole update of every part.
 
-    In float32 the budget is the spread of the truth's own training, or the recorded reference's error; in float64 it is
-    that spread shrunk to float64.
+    In float32 gradients may be as far off as the reference's own, flips of linear pieces included; in float64 as far as
+    their condition says.
     """
     found_losses, found_weights = subject.train(bundle.case, len(bundle.train_losses))
-    found_updates = _updates(bundle.case.weights, found_weights)
+    before = {name: weight.astype(np.float64) for name, weight in bundle.case.weights.items()}
+    updates = {name: found_weights[name].astype(np.float64) - weight for name, weight in before.items()}
+    found, recorded = training.errors(np.array(found_losses), updates), training.recorded(bundle)
+    flips = subject.dtype == "float32"
+    spread = training.spread(subject.dtype, lambda stage: measured.gain(REFERENCE, stage).e if flips else 1.0)
     verdicts: dict[Key, Verdict] = {}
-    shrink = ONE_ULP["float64"] / ONE_ULP["float32"]
-
-    def add(name: str, found: Errors, recorded: Errors) -> None:
-        spread = training.spread[name]
+    for name, each in found.items():
         if subject.dtype == "float64":
-            budget = float64_budget(spread.scaled(shrink), measured.limits)
+            budget = float64_budget(spread[name], measured.limits)
         else:
-            budget = float32_budget(recorded, spread, measured.limits)
-        verdicts[TRAIN, name] = Verdict(TRAIN, name, recorded, found, budget)
-
-    recorded_losses = compare(np.array(bundle.train_losses), training.losses)
-    add("losses", compare(np.array(found_losses), training.losses), recorded_losses)
-    for name, update in training.updates.items():
-        if subject.dtype == "float32" and update.size < SMALL:
-            continue  # Its kernel speaks for it: the ratio of a few rounding errors means nothing.
-        sampled = bundle.trained[name]
-        recorded_update = _wide(sampled) - sampled.pick(bundle.case.weights[name].astype(np.float64))
-        rms = float(np.sqrt(np.mean(update**2)))
-        add(name, compare(found_updates[name], update), _sampled_errors(recorded_update, sampled.pick(update), rms))
+            budget = float32_budget(recorded[name], spread[name], measured.limits)
+        verdicts[TRAIN, name] = Verdict(TRAIN, name, recorded[name], each, budget)
     return verdicts

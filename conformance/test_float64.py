@@ -61,7 +61,7 @@ def _compare_runs(candidate: FreeRun, reference: FreeRun) -> dict[str, Errors]:
 
 def _amplified(truth: Truth) -> dict[str, Errors]:
     """Errors that one-ulp float64 changes cause, under the names of ``_compare_runs``."""
-    condition = Condition(truth, "float64").free
+    condition = Condition(truth).free("float64")
     return {
         **{f"stage {name}": each for name, each in condition.stages.items()},
         **{f"gradient {name}": each for name, each in condition.gradients.items()},

@@ -11,7 +11,7 @@ import numpy as np
 
 from conformance.case import Case
 from conformance.judge import ONE_ULP
-from conformance.oracle import Constants, Gradients, Oracle, train
+from conformance.oracle import Constants, Gradients, Oracle
 
 
 def moved(array: np.ndarray, rng: np.random.Generator, step: float = ONE_ULP["float32"]) -> np.ndarray:
@@ -26,11 +26,11 @@ def moved(array: np.ndarray, rng: np.random.Generator, step: float = ONE_ULP["fl
     return np.asarray(array.astype(np.float64) * (1 + step * signs()))
 
 
-def moved_case(case: Case, rng: np.random.Generator) -> Case:
-    """Return the case with every input and weight moved by one ulp, in the dtypes it had."""
+def moved_case(case: Case, rng: np.random.Generator, step: float | None = None) -> Case:
+    """Return the case with every input and weight moved: by a float32 ulp in the dtypes it had, or by a given step."""
 
     def move(array: np.ndarray) -> np.ndarray:
-        return moved(array, rng).astype(array.dtype)
+        return moved(array, rng).astype(array.dtype) if step is None else moved(array, rng, step)
 
     return dataclasses.replace(
         case,
@@ -108,16 +108,27 @@ class Truth:
             outputs: what its stages gave.
             measured: scaled amplitude in its dtype.
         """
-        branches, margins = {}, {}
+        branches = self._branches(values, outputs, measured)
+        margins = dict.fromkeys(branches, 0.0)
+        for stage, branch in branches.items():
+            if np.array_equal(branch, self.own_branches[stage]):
+                continue
+            if stage == "loss":
+                margins[stage] = self.oracle.loss_margin(self.stages, self.network_input, branch)
+            else:
+                inputs = self.values_of(stage, self.stages, self.network_input)
+                margins[stage] = self.oracle.margin(stage, inputs, branch, self.constants)
+        return Pieces(branches, margins)
+
+    def _branches(
+        self, values: Mapping[str, np.ndarray], outputs: Mapping[str, np.ndarray], measured: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        branches = {"loss": self.oracle.loss_branch(values, measured)}
         for stage in self.oracle.stages:
             branch = self.oracle.branch(stage, self.values_of(stage, values, measured), outputs[stage])
             if branch is not None:
                 branches[stage] = branch
-                inputs = self.values_of(stage, self.stages, self.network_input)
-                margins[stage] = self.oracle.margin(stage, inputs, branch, self.constants)
-        branches["loss"] = self.oracle.loss_branch(values, measured)
-        margins["loss"] = self.oracle.loss_margin(self.stages, self.network_input, branches["loss"])
-        return Pieces(branches, margins)
+        return branches
 
     def pullback(
         self, stage: str, branches: Mapping[str, np.ndarray]
@@ -144,12 +155,12 @@ class Truth:
         by_input = {name: array for name, array in zip(names, pulled.inputs, strict=True) if name != "input"}
         return by_input, weights
 
-    def train(self, steps: int) -> tuple[list[float], dict[str, np.ndarray]]:
-        """Take Keras Adam steps on this one batch: the loss before each, and the weights after all."""
-        run = train(self.config, self.network_input, self.constants, self.network_input, self.loss_weights, steps)
-        return [float(loss) for loss in run.losses], dict(run.weights)
-
     @cached_property
+    def own_branches(self) -> dict[str, np.ndarray]:
+        """The linear pieces the truth itself is on."""
+        return self._branches(self.stages, self.stages, self.network_input)
+
+    @property
     def own_pieces(self) -> Pieces:
-        """The pieces the truth itself is on."""
-        return self.pieces(self.stages, self.stages, self.network_input)
+        """The same, with margins of zero."""
+        return Pieces(self.own_branches, dict.fromkeys(self.own_branches, 0.0))

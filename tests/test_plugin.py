@@ -1,0 +1,122 @@
+"""The command as a user types it: wrong use is answered in one line, right use leaves a report."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conformance.bundle import RECORDINGS
+
+REPOSITORY = Path(__file__).parents[1]
+EMBEDDED = RECORDINGS / "n64_g2_base.npz"
+USAGE_ERROR = 4
+
+
+def run(*arguments: str, folder: Path = REPOSITORY, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    variables = {**os.environ, **environment}
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300, check=False)
+
+
+def error_of(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == USAGE_ERROR, result.stdout + result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+    (line,) = [line for line in (result.stdout + result.stderr).splitlines() if line.startswith("ERROR")]
+    return line
+
+
+def test_a_missing_reference_is_one_clear_line() -> None:
+    assert "nowhere.npz: no such file" in error_of(run("conformance", "--parity-reference", "nowhere.npz"))
+
+
+def test_a_truncated_reference_is_one_clear_line(tmp_path: Path) -> None:
+    path = tmp_path / "cut.npz"
+    path.write_bytes(EMBEDDED.read_bytes()[:100_000])
+    assert "not a complete NPZ file" in error_of(run("conformance", "--parity-reference", str(path)))
+
+
+def test_a_scan_without_positions_is_one_clear_line(tmp_path: Path) -> None:
+    path = tmp_path / "scan.npz"
+    np.savez(path, diff3d=np.ones((9, 64, 64), np.float32))
+    assert "key 'xcoords' is missing" in error_of(run("conformance", "--parity-scan", str(path)))
+
+
+def test_two_cases_at_once_are_refused() -> None:
+    message = error_of(run("conformance", "--parity-scan", "a.npz", "--parity-reference", "b.npz"))
+    assert "give one of them" in message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the CUDA device whose absence is tested")
+def test_absent_cuda_is_one_clear_line() -> None:
+    assert "finds no CUDA device here" in error_of(run("conformance", "--parity-device", "cuda"))
+
+
+@pytest.mark.parametrize("option", ["--parity-device", "--parity-dtype", "--parity-tier"])
+def test_an_unknown_choice_lists_the_known_ones(option: str) -> None:
+    result = run("conformance", option, "banana")
+    assert result.returncode == USAGE_ERROR
+    assert "invalid choice: 'banana'" in result.stderr
+
+
+def test_a_recording_alone_leaves_a_report(tmp_path: Path) -> None:
+    """Float32 replay of the embedded recording; every stage is a test whose id names clause and stage."""
+    result = run(
+        "conformance",
+        "--parity-reference",
+        str(EMBEDDED),
+        "--parity-dtype",
+        "float32",
+        "--parity-device",
+        "cpu",
+        "--parity-report",
+        str(tmp_path / "out"),
+        "-v",
+    )
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert "test_stage[decoder_amp.outer.conv1-FORWARD-FORCED-n64_g2_base-cpu-float32] PASSED" in result.stdout
+    assert "passed  n64_g2_base on cpu in float32" in result.stdout
+    report = json.loads((tmp_path / "out" / "parity.json").read_text())
+    assert report["passed"] is True
+    (case,) = report["cases"]
+    stages = {verdict["stage"] for verdict in case["verdicts"]}
+    assert {"encoder.0.conv1", "merged", "predicted_intensity", "loss", "train"} <= stages
+    assert all(verdict["budget"]["e"] > 0 for verdict in case["verdicts"])
+    assert "share of budget" in (tmp_path / "out" / "parity.txt").read_text()
+
+
+def test_operations_are_judged_one_by_one() -> None:
+    result = run("conformance", "--parity-reference", str(RECORDINGS / "ops_1.npz"), "-v")
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert "test_operation[float32-cpu-translate] PASSED" in result.stdout or "translate" in result.stdout
+    assert "test_stage" not in result.stdout
+
+
+def test_a_failing_subject_is_named_in_the_headline(tmp_path: Path) -> None:
+    """A wrong π, put in by a plugin of this test, is found and named."""
+    plugin = tmp_path / "wrong_pi.py"
+    plugin.write_text(
+        "from conformance.faults import FAULTS\n"
+        "(fault,) = [each for each in FAULTS if each.name == 'π dropped']\n"
+        "fault.seeded().__enter__()\n"
+    )
+    arguments = ("-p", "wrong_pi", "conformance", "--parity-reference", str(EMBEDDED), "--parity-dtype", "float64")
+    result = run(*arguments, PYTHONPATH=str(tmp_path))
+    assert result.returncode == 1
+    assert "first failing teacher-forced stage: decoder_phase.activation" in result.stdout
+
+
+def test_other_test_suites_are_left_alone(tmp_path: Path) -> None:
+    """The plugin is loaded by every pytest run of the environment, and must not import torch for it."""
+    (tmp_path / "test_other.py").write_text(
+        "import sys\n\n\ndef test_light():\n    assert not {'torch', 'tensorflow'} & set(sys.modules)\n"
+    )
+    result = run("test_other.py", folder=tmp_path)
+    assert result.returncode == 0, result.stdout
+    assert "parity" not in result.stdout

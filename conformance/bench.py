@@ -11,14 +11,20 @@ from pathlib import Path
 
 import numpy as np
 
-from conformance.bundle import RECORDINGS, Bundle, read_bundle, read_settings
+from conformance.bundle import RECORDINGS, Bundle, read_bundle, read_settings, records_training
 from conformance.calibrate import reference_runs
 from conformance.case import Case, ForcedRun, FreeRun
 from conformance.draws import GRAPHS, draw_case
 from conformance.judge import Errors, Verdict, compare
 from conformance.measured import load_measured
 from conformance.parity import Key, Measurement, Quantity, envelope, first_failing_stage, judge
-from conformance.replay import TrainingTruth, oracle_verdicts, recorded_errors, reference_verdicts, train_verdicts
+from conformance.replay import (
+    TrainingTruth,
+    recorded_errors,
+    reference_verdicts,
+    stored_truth_verdicts,
+    train_verdicts,
+)
 from conformance.scan import scan_case, scan_settings
 from conformance.torch_subject import TorchSubject
 from conformance.truth import Truth
@@ -40,12 +46,14 @@ class Planned:
         kind: ``bundle``, ``live`` or ``scan``.
         path: the file, for bundles and scans.
         settings: known before anything is run, so that tests can be listed.
+        training: whether it records training steps.
     """
 
     name: str
     kind: str
     path: Path | None
     settings: NetworkSettings
+    training: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ def plan(reference: str | None, scan: str | None, tier: str) -> tuple[Planned, .
 
 
 def _planned_bundle(path: Path) -> Planned:
-    return Planned(path.stem, "bundle", path, read_settings(path)[0])
+    return Planned(path.stem, "bundle", path, read_settings(path)[0], records_training(path))
 
 
 class _Work:
@@ -170,7 +178,14 @@ class Bench:
             work = self._work(planned)
             measured = load_measured()
             self.records[planned.name] = {
-                **oracle_verdicts(work.bundle, work.measurement, measured.limits),
+                **stored_truth_verdicts(
+                    work.bundle,
+                    work.truth.stages,
+                    work.truth.gradients.constants,
+                    work.truth.losses,
+                    work.measurement.condition,
+                    measured.limits,
+                ),
                 **reference_verdicts(work.bundle, work.measurement, measured),
             }
         return self.records[planned.name]
@@ -192,10 +207,18 @@ def _judge(work: _Work, subject: TorchSubject) -> CaseReport:
     verdicts = judge(measured, work.reference, limits, subject.dtype, shown)
     first = first_failing_stage(verdicts, measured)
     stage_of = {key: quantity.stage for key, quantity in measured.items()}
-    if work.planned.kind == "bundle" and work.bundle.train_losses:
+    if work.planned.training:
         training = train_verdicts(work.bundle, work.training, subject, load_measured())
         verdicts |= training
         stage_of |= dict.fromkeys(training, "train")
+    if work.planned.kind == "bundle" and subject.dtype == "float64":
+        run = remembering.last
+        assert run is not None
+        stored = stored_truth_verdicts(
+            work.bundle, run.stages, run.gradients, run.losses, work.measurement.condition, limits
+        )
+        verdicts |= stored
+        stage_of |= dict.fromkeys(stored, "recording")
     return CaseReport(
         planned=work.planned,
         device=subject.device,

@@ -89,6 +89,11 @@ def read_settings(path: Path) -> tuple[NetworkSettings, LossWeights]:
     return settings, weights
 
 
+def records_training(path: Path) -> bool:
+    """Say whether a bundle holds training steps, which are optional."""
+    return "train/loss" in NpzReader(path, BundleError)
+
+
 def read_bundle(path: Path) -> Bundle:
     """Read and check a whole bundle.
 

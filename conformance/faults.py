@@ -143,6 +143,10 @@ def _is_amplitude(module: model.HeadActivation) -> bool:
     return module.kind is not None
 
 
+def _decodes_amplitude(module: model.Decoder) -> bool:
+    return module.activation.kind is not None
+
+
 def _decoder_with_detached_border(self: model.Decoder, features: Tensor) -> Tensor:
     for index in range(self.depth):
         features = self.get_submodule(str(index))(features)
@@ -281,7 +285,7 @@ FAULTS: tuple[Fault, ...] = (
         "decoder_amp.outer.conv1",
         model.Decoder,
         "forward",
-        _instead(_decoder_with_detached_border),
+        _only(_decodes_amplitude, _instead(_decoder_with_detached_border)),
     ),
     Fault(
         "border fed from the wrong block",

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 
 from conformance.bundle import Bundle, Sampled
-from conformance.condition import STEP, noisy_run
+from conformance.condition import STEP, Amplified, Condition, noisy_run
 from conformance.judge import (
     NONE,
     ONE_ULP,
@@ -39,27 +39,32 @@ def _sampled_errors(values: np.ndarray, truth: np.ndarray, rms: float) -> Errors
     return errors([deviation(values, truth, scale=rms)])
 
 
-def oracle_verdicts(bundle: Bundle, measurement: Measurement, limits: Limits) -> dict[Key, Verdict]:
-    """Judge the oracle's own run against the float64 truth stored in the bundle (clause FLOAT64)."""
+def stored_truth_verdicts(
+    bundle: Bundle,
+    stages: Mapping[str, np.ndarray],
+    gradients: Mapping[str, np.ndarray],
+    losses: Mapping[str, float],
+    condition: Condition,
+    limits: Limits,
+) -> dict[Key, Verdict]:
+    """Judge a float64 run, the oracle's or the candidate's, against the truth stored in the bundle (clause FLOAT64)."""
     verdicts: dict[Key, Verdict] = {}
-    truth, condition = measurement.truth, cache(measurement.condition.free)
+    amplified = cache(condition.free)
 
-    def add(name: str, found: Errors, amplified: Callable[[], Errors]) -> None:
+    def add(name: str, found: Errors, condition_of: Callable[[Amplified], Errors]) -> None:
         settled = found.e <= limits.float64_floor
-        budget = float64_budget(NONE if settled else amplified(), limits)
+        budget = float64_budget(NONE if settled else condition_of(amplified("float64")), limits)
         verdicts[FLOAT64, name] = Verdict(FLOAT64, name, None, found, budget)
 
     for name, stored in bundle.truth_stages.items():
-        mine = bundle.stages[name].pick(truth.stages[name])
-        found = _sampled_errors(mine, stored, bundle.rms[f"stage/{name}"])
-        add(name, found, lambda name=name: condition("float64").stages[name])  # type: ignore[misc]
+        found = _sampled_errors(bundle.stages[name].pick(stages[name]), stored, bundle.rms[f"stage/{name}"])
+        add(name, found, lambda each, name=name: each.stages[name])  # type: ignore[misc]
     for name, stored in bundle.truth_gradients.items():
-        mine = bundle.gradients[name].pick(truth.gradients.constants[name])
-        found = _sampled_errors(mine, stored, bundle.rms[f"grad/{name}"])
-        add(name, found, lambda name=name: condition("float64").gradients[name])  # type: ignore[misc]
+        found = _sampled_errors(bundle.gradients[name].pick(gradients[name]), stored, bundle.rms[f"grad/{name}"])
+        add(name, found, lambda each, name=name: each.gradients[name])  # type: ignore[misc]
     for name, value in bundle.truth_losses.items():
-        found = compare(np.array(truth.losses[name]), np.array(value))
-        add(f"loss.{name}", found, lambda name=name: condition("float64").losses[name])  # type: ignore[misc]
+        found = compare(np.array(losses[name]), np.array(value))
+        add(f"loss.{name}", found, lambda each, name=name: each.losses[name])  # type: ignore[misc]
     return verdicts
 
 

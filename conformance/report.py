@@ -59,7 +59,7 @@ def table(report: CaseReport) -> Iterator[str]:
     names = "".join(f"{name:>10}" for name, _ in _COLUMNS)
     yield f"  {'stage':<30}{'e reference':>12}{'e candidate':>12}{names}   (share of budget)"
     for stage in dict.fromkeys(report.stage_of.values()):
-        if stage in ("loss", "train"):
+        if stage in ("loss", "train", "recording"):
             continue
         (forward,) = report.of(FORWARD_FREE, stage)
         reference = f"{forward.reference.e:.1e}" if forward.reference else "-"

@@ -62,8 +62,10 @@ def stage_targets(planned: Planned, device: str, dtype: str) -> Iterator[Target]
             yield Target(clause, stage.id, planned, device, dtype)
     yield Target(LOSS, "loss", planned, device, dtype)
     yield Target(BACKWARD_FORCED, "loss", planned, device, dtype)
-    if planned.kind == "bundle":
+    if planned.training:
         yield Target(TRAIN, "train", planned, device, dtype)
+    if planned.kind == "bundle" and dtype == "float64":
+        yield Target(FLOAT64, "recording", planned, device, dtype)
 
 
 def recording_targets(planned: Planned) -> Iterator[Target]:

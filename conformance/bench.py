@@ -15,6 +15,7 @@ from conformance.bundle import RECORDINGS, Bundle, read_bundle, read_settings, r
 from conformance.calibrate import reference_runs
 from conformance.case import Case, ForcedRun, FreeRun
 from conformance.draws import GRAPHS, draw_case
+from conformance.gains import Gains, widest
 from conformance.judge import Errors, Verdict, compare
 from conformance.measured import load_measured
 from conformance.parity import Key, Measurement, Quantity, envelope, first_failing_stage, judge
@@ -149,19 +150,25 @@ class _Work:
         return "none; envelope from specs/measured.yaml"
 
     @cached_property
-    def keras_envelope(self) -> dict[Key, Errors] | None:
-        """Envelope of live float32 Keras; None where the table stands in."""
+    def keras_runs(self) -> list[dict[Key, Quantity]] | None:
+        """Runs of live float32 Keras on the case and on copies moved by an ulp; None where the spec stands in."""
         if self.planned.kind == "bundle" or not backend.is_available():
             return None
         from conformance.keras_subject import KerasSubject
 
-        return envelope(reference_runs(self.measurement, KerasSubject(self.planned.settings, "float32")))
+        return reference_runs(self.measurement, KerasSubject(self.planned.settings, "float32"))
 
-    def reference(self, key: Key, quantity: Quantity) -> Errors:
-        """Envelope of the reference for one quantity."""
-        if self.keras_envelope is not None:
-            return self.keras_envelope[key]
-        return load_measured().envelope(key, quantity)
+    @cached_property
+    def gains(self) -> Gains:
+        """What float32 costs the reference, measured here or in the spec."""
+        return load_measured().gains if self.keras_runs is None else widest(self.keras_runs)
+
+    @cached_property
+    def shown(self) -> dict[Key, Errors] | None:
+        """The reference's own errors on this case, where it was run or recorded."""
+        if self.planned.kind == "bundle":
+            return recorded_errors(self.bundle)
+        return None if self.keras_runs is None else envelope(self.keras_runs)
 
 
 class Bench:
@@ -203,8 +210,9 @@ def _judge(work: _Work, subject: TorchSubject) -> CaseReport:
     limits = load_measured().limits
     remembering = _Remembering(subject)
     measured = work.measurement.of(remembering)
-    shown = recorded_errors(work.bundle) if work.planned.kind == "bundle" else None
-    verdicts = judge(measured, work.reference, limits, subject.dtype, shown)
+    is_float32 = subject.dtype == "float32"
+    gains = work.gains if is_float32 else load_measured().gains
+    verdicts = judge(measured, gains.envelope, limits, subject.dtype, work.shown if is_float32 else None)
     first = first_failing_stage(verdicts, measured)
     stage_of = {key: quantity.stage for key, quantity in measured.items()}
     if work.planned.training:

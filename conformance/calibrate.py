@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 
 from conformance.case import Case
+from conformance.gains import Table, stage_clause, widest
 from conformance.judge import UNIT_ROUNDOFF, Errors, Limits, compare, rounding
-from conformance.measured import stage_clause
 from conformance.parity import REFERENCE, Key, Measurement, Quantity, Subject
 from conformance.truth import Truth, moved_case
 
 RUNS = 8
 """Runs of the reference per case, each with inputs moved by one ulp."""
-
-Table = dict[str, dict[str, Errors]]
 
 
 def reference_runs(measurement: Measurement, subject: Subject, runs: int = RUNS) -> list[dict[Key, Quantity]]:
@@ -24,12 +22,6 @@ def reference_runs(measurement: Measurement, subject: Subject, runs: int = RUNS)
     cases: list[Case | None] = [None]
     cases += [moved_case(measurement.truth.case, np.random.default_rng(seed)) for seed in range(runs)]
     return [measurement.of(subject, case) for case in cases]
-
-
-def _widen(table: Table, key: Key, quantity: Quantity, errors: Errors) -> None:
-    rows = table.setdefault(key[0], {})
-    clause = stage_clause(quantity.stage)
-    rows[clause] = rows.get(clause, Errors(0.0, 0.0)).largest(errors)
 
 
 def raw_gradients(measurement: Measurement, gradients: Mapping[str, np.ndarray]) -> dict[Key, Quantity]:
@@ -47,28 +39,29 @@ def calibrate(
     cases: Sequence[Case], subject: Callable[[Case], Subject], limits: Limits, progress: Callable[[str], None]
 ) -> Mapping[str, Any]:
     """Return ``gains`` and ``conditions`` over all cases, ready to be written as YAML."""
-    gains: Table = {}
-    conditions: Table = {}
+    runs: list[dict[Key, Quantity]] = []
     for number, case in enumerate(cases, 1):
         measurement = Measurement(Truth(case), limits)
         reference = subject(case)
-        raw = raw_gradients(measurement, reference.free(case).gradients)
-        for run in [*reference_runs(measurement, reference), raw]:
-            for key, quantity in run.items():
-                amplified = quantity.amplified
-                if amplified.e > 0:
-                    gain = Errors(quantity.errors.e / amplified.e, quantity.errors.m / amplified.m)
-                    _widen(gains, key, quantity, gain)
-                    _widen(conditions, key, quantity, amplified.scaled(1 / UNIT_ROUNDOFF["float32"]))
-                else:
-                    _widen(gains, key, quantity, Errors(0.0, 0.0))
+        runs += reference_runs(measurement, reference)
+        runs.append(raw_gradients(measurement, reference.free(case).gradients))
         progress(f"{number}/{len(cases)} {case.name}")
-    return {"gains": _plain(gains), "conditions": _plain(conditions)}
+    return {"gains": _plain(widest(runs).table), "conditions": _plain(_conditions(runs))}
 
 
-def _pair(errors: Errors) -> list[float]:
-    return [float(f"{errors.e:.3g}"), float(f"{errors.m:.3g}")]
+def _conditions(runs: Sequence[Mapping[Key, Quantity]]) -> Table:
+    """Return the largest κ and κ' of every stage clause."""
+    table: dict[str, dict[str, Errors]] = {}
+    for run in runs:
+        for (judgement, _), quantity in run.items():
+            kappa = quantity.amplified.scaled(1 / UNIT_ROUNDOFF["float32"])
+            rows, clause = table.setdefault(judgement, {}), stage_clause(quantity.stage)
+            rows[clause] = rows.get(clause, kappa).largest(kappa)
+    return table
 
 
 def _plain(table: Table) -> dict[str, dict[str, list[float]]]:
-    return {clause: {stage: _pair(errors) for stage, errors in rows.items()} for clause, rows in table.items()}
+    return {
+        clause: {stage: [float(f"{each:.3g}") for each in (errors.e, errors.m)] for stage, errors in rows.items()}
+        for clause, rows in table.items()
+    }

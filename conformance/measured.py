@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
+from conformance.gains import Gains, Table
 from conformance.judge import Errors, Limits
-from conformance.parity import Key, Quantity
 from conformance.spec import SpecError, check_schema, load_stages, read_yaml
 
 FILE = "measured.yaml"
@@ -30,50 +30,8 @@ class Measured:
 
     limits: Limits
     reference_factor: Errors
-    gains: Mapping[str, Mapping[str, Errors]]
-    conditions: Mapping[str, Mapping[str, Errors]]
-
-    def gain(self, judgement: str, stage: str) -> Errors:
-        """Return the reference's largest error in units of the condition; fed with the truth, of all stages alike.
-
-        Raises:
-            SpecError: the table has no number for it.
-        """
-        clause = stage_clause(stage)
-        alike = _same_operation(clause) if judgement.endswith("FORCED") else (clause,)
-        gains = [self.gains[judgement][each] for each in alike if each in self.gains.get(judgement, {})]
-        if not gains:
-            raise SpecError(f"{FILE}: no gain for {judgement} of {clause}; run `python -m conformance calibrate`.")
-        return Errors(max(each.e for each in gains), max(each.m for each in gains))
-
-    def envelope(self, key: Key, quantity: Quantity) -> Errors:
-        """Return the reference's envelope for a quantity whose one-ulp amplification is known.
-
-        Raises:
-            SpecError: the table has no number for it.
-        """
-        gain = self.gain(key[0], quantity.stage)
-        return Errors(gain.e * quantity.amplified.e, gain.m * quantity.amplified.m)
-
-
-def stage_clause(stage: str) -> str:
-    """Return the clause id of a stage id: ``encoder.0.conv1`` is judged by ``encoder.{i}.conv1``.
-
-    >>> stage_clause("decoder_amp.1.up")
-    'decoder_{D}.{i}.up'
-    """
-    head, _, rest = stage.partition(".")
-    if head.startswith("decoder_"):
-        head = "decoder_{D}"
-    parts = ["{i}" if part.isdigit() else part for part in rest.split(".")] if rest else []
-    return ".".join([head, *parts])
-
-
-@cache
-def _same_operation(clause: str) -> tuple[str, ...]:
-    """Clauses of the same operation: fed with the truth, one convolution rounds as another does."""
-    operation = {each.id: each.torch for each in load_stages().stages}
-    return tuple(each for each, torch in operation.items() if torch == operation.get(clause)) or (clause,)
+    gains: Gains
+    conditions: Table
 
 
 def _pairs(table: Mapping[str, Mapping[str, list[float]]]) -> dict[str, dict[str, Errors]]:
@@ -98,6 +56,6 @@ def load_measured() -> Measured:
     return Measured(
         limits=Limits(**{name: value for name, value in limits.items() if name != "reference_factor"}),
         reference_factor=Errors(*limits["reference_factor"]),
-        gains=_pairs(content["gains"]),
+        gains=Gains(_pairs(content["gains"])),
         conditions=_pairs(content["conditions"]),
     )

@@ -277,7 +277,7 @@ def envelope(runs: Sequence[Mapping[Key, Quantity]]) -> dict[Key, Errors]:
 
 def judge(
     measured: Mapping[Key, Quantity],
-    reference: Callable[[Key, Quantity], Errors],
+    reference: Callable[[Key, Mapping[Key, Quantity]], Errors],
     limits: Limits,
     dtype: str,
     shown: Mapping[Key, Errors] | None = None,
@@ -286,19 +286,18 @@ def judge(
 
     Args:
         measured: of the candidate.
-        reference: envelope of the reference's errors for a quantity; float32 only.
+        reference: envelope of the reference's errors, as ``Gains.envelope`` gives it; float32 only.
         limits: from the spec.
         dtype: of the candidate.
-        shown: reference errors to print beside the verdict, where they were recorded.
+        shown: the reference's own errors, to print beside the verdict.
     """
     verdicts = {}
     for key, quantity in measured.items():
         if dtype == "float64":
-            budget, beside = float64_budget(quantity.amplified, limits), None
+            budget = float64_budget(quantity.amplified, limits)
         else:
-            beside = reference(key, quantity)
-            budget = float32_budget(beside, quantity.amplified, limits)
-        beside = shown.get(key, beside) if shown else beside
+            budget = float32_budget(reference(key, measured), quantity.amplified, limits)
+        beside = shown.get(key) if shown else None
         verdicts[key] = Verdict(*key, beside, quantity.errors, budget, quantity.mismatch)
     return verdicts
 

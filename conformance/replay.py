@@ -27,7 +27,7 @@ from conformance.judge import (
 )
 from conformance.measured import Measured
 from conformance.oracle import Moments, keras_adam
-from conformance.parity import FLOAT64, FORWARD_FREE, GRADIENT_FREE, LOSS, REFERENCE, TRAIN, Key, Measurement, Quantity
+from conformance.parity import FLOAT64, FORWARD_FREE, GRADIENT_FREE, LOSS, REFERENCE, TRAIN, Key, Measurement
 from conformance.torch_subject import TorchSubject
 from conformance.truth import Truth, moved
 
@@ -103,14 +103,15 @@ def reference_verdicts(bundle: Bundle, measurement: Measurement, measured: Measu
             key, stage = (REFERENCE, name), name.rpartition(".")[0]
             gradient = truth.gradients.constants[name]
             amplified = condition.gradients[name].largest(rounding(gradient, "float32"))
-        ceiling = measured.envelope(key, Quantity(stage, found, amplified)).largest(amplified)
+        gain = measured.gains.of(key[0], stage)
+        ceiling = Errors(max(gain.e, 1) * amplified.e, max(gain.m, 1) * amplified.m)
         budget = Errors(ceiling.e * factor.e, ceiling.m * factor.m)
         verdicts[REFERENCE, name] = Verdict(REFERENCE, name, found, found, budget)
     loss_errors = errors(
         [deviation(np.array(bundle.losses[name]), np.array(value)) for name, value in bundle.truth_losses.items()]
     )
     amplified = max(condition.losses.values(), key=lambda each: each.e)
-    ceiling = measured.gains[LOSS]["loss"]
+    ceiling = measured.gains.of(LOSS, "loss")
     budget = Errors(factor.e * max(ceiling.e, 1) * amplified.e, factor.m * max(ceiling.m, 1) * amplified.m)
     verdicts[REFERENCE, "loss"] = Verdict(REFERENCE, "loss", loss_errors, loss_errors, budget)
     return verdicts
@@ -264,7 +265,7 @@ def train_verdicts(
     updates = {name: found_weights[name].astype(np.float64) - weight for name, weight in before.items()}
     found, recorded = training.errors(np.array(found_losses), updates), training.recorded(bundle)
     flips = subject.dtype == "float32"
-    spread = training.spread(subject.dtype, lambda stage: measured.gain(REFERENCE, stage).e if flips else 1.0)
+    spread = training.spread(subject.dtype, lambda stage: measured.gains.of(REFERENCE, stage).e if flips else 1.0)
     verdicts: dict[Key, Verdict] = {}
     for name, each in found.items():
         if subject.dtype == "float64":

@@ -42,7 +42,7 @@ def test_candidate_is_the_oracle(graph: str, parity_device: str, parity_tier: st
     truth = Truth(draw_case(GRAPHS[graph], seed=7, batch=_batch(graph), modes=2))
     measured = load_measured()
     found = Measurement(truth, measured.limits).of(TorchSubject(parity_device, "float64"))
-    verdicts = judge(found, measured.envelope, measured.limits, "float64")
+    verdicts = judge(found, measured.gains.envelope, measured.limits, "float64")
     failed = [verdict.explain() for verdict in verdicts.values() if not verdict.passed]
     assert not failed, "\n".join(failed[:5])
 
@@ -110,7 +110,7 @@ def test_clean_runs_raise_no_alarm(parity_device: str, parity_tier: str, parity_
         truth = Truth(draw_case(GRAPHS["n64_g1"], seed, batch=1))
         verdicts = judge(
             Measurement(truth, measured.limits).of(TorchSubject(parity_device, "float32")),
-            measured.envelope,
+            measured.gains.envelope,
             measured.limits,
             "float32",
         )

@@ -21,7 +21,7 @@ def measurement() -> Measurement:
 def found_at(measurement: Measurement, dtype: str) -> tuple[bool, str | None]:
     """Whether anything failed, and the first failing teacher-forced stage."""
     measured = measurement.of(TorchSubject("cpu", dtype))
-    verdicts = judge(measured, load_measured().envelope, load_measured().limits, dtype)
+    verdicts = judge(measured, load_measured().gains.envelope, load_measured().limits, dtype)
     return not all(verdict.passed for verdict in verdicts.values()), first_failing_stage(verdicts, measured)
 
 

@@ -1,0 +1,95 @@
+"""How far float32 takes the reference from the truth, in units of the condition."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from conformance.judge import Errors
+from conformance.parity import GRADIENT_FORCED, GRADIENT_FREE, Key, Quantity
+from conformance.spec import SpecError, load_stages
+
+Table = Mapping[str, Mapping[str, Errors]]
+"""Judgement clause → stage clause → [e, m]."""
+
+
+def stage_clause(stage: str) -> str:
+    """Return the clause id of a stage id: ``encoder.0.conv1`` is judged by ``encoder.{i}.conv1``.
+
+    >>> stage_clause("decoder_amp.1.up")
+    'decoder_{D}.{i}.up'
+    """
+    head, _, rest = stage.partition(".")
+    if head.startswith("decoder_"):
+        head = "decoder_{D}"
+    parts = ["{i}" if part.isdigit() else part for part in rest.split(".")] if rest else []
+    return ".".join([head, *parts])
+
+
+@cache
+def _same_operation(clause: str) -> tuple[str, ...]:
+    """Clauses of the same operation: fed with the truth, one convolution rounds as another does."""
+    operation = {each.id: each.torch for each in load_stages().stages}
+    return tuple(each for each, torch in operation.items() if torch == operation.get(clause)) or (clause,)
+
+
+@dataclass(frozen=True)
+class Gains:
+    """The reference's largest errors over its condition, measured in some runs.
+
+    Attributes:
+        table: judgement clause → stage clause → errors in units of κε and κ'ε.
+    """
+
+    table: Table
+
+    def of(self, judgement: str, stage: str) -> Errors:
+        """Return the gain of a stage; fed with the truth, the largest of all stages of the same operation.
+
+        How a library sums a convolution depends on its shape, and so one convolution's rounding says little about the
+        next one's, but the largest of all says what float32 costs a convolution.
+
+        Raises:
+            SpecError: nothing was measured for it.
+        """
+        clause = stage_clause(stage)
+        alike = _same_operation(clause) if judgement.endswith("FORCED") else (clause,)
+        rows = self.table.get(judgement, {})
+        found = [rows[each] for each in alike if each in rows]
+        if not found:
+            raise SpecError(f"no gain was measured for {judgement} of {clause}; run `python -m conformance calibrate`.")
+        return Errors(max(each.e for each in found), max(each.m for each in found))
+
+    def envelope(self, key: Key, measured: Mapping[Key, Quantity]) -> Errors:
+        """Return the reference's envelope for a quantity.
+
+        A gradient running free has the rounding of its own convolution too, as it has when fed with the truth.
+
+        Args:
+            key: the quantity.
+            measured: all quantities of the run, for their conditions.
+        """
+        judgement, name = key
+        found = self._times_condition(judgement, measured[key])
+        if judgement == GRADIENT_FREE:
+            found = found.largest(self._times_condition(GRADIENT_FORCED, measured[GRADIENT_FORCED, name]))
+        return found
+
+    def _times_condition(self, judgement: str, quantity: Quantity) -> Errors:
+        gain = self.of(judgement, quantity.stage)
+        return Errors(gain.e * quantity.amplified.e, gain.m * quantity.amplified.m)
+
+
+def widest(runs: Iterable[Mapping[Key, Quantity]]) -> Gains:
+    """Measure gains in some runs of the reference."""
+    table: dict[str, dict[str, Errors]] = {}
+    for run in runs:
+        for (judgement, _), quantity in run.items():
+            amplified = quantity.amplified
+            gain = Errors(0.0, 0.0)
+            if amplified.e > 0:
+                gain = Errors(quantity.errors.e / amplified.e, quantity.errors.m / amplified.m)
+            rows, clause = table.setdefault(judgement, {}), stage_clause(quantity.stage)
+            rows[clause] = rows.get(clause, gain).largest(gain)
+    return Gains(table)

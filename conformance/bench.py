@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conformance.bundle import RECORDINGS, Bundle, read_bundle, read_settings, records_training
+from conformance.bundle import RECORDINGS, Bundle, read_bundle
 from conformance.calibrate import reference_runs
 from conformance.case import Case, ForcedRun, FreeRun
 from conformance.draws import GRAPHS, draw_case
@@ -26,7 +26,7 @@ from conformance.replay import (
     stored_truth_verdicts,
     train_verdicts,
 )
-from conformance.scan import scan_case, scan_settings
+from conformance.scan import scan_case
 from conformance.torch_subject import TorchSubject
 from conformance.truth import Truth
 from ptycho_tf_bridge import backend
@@ -94,10 +94,14 @@ class CaseReport:
 
 
 def plan(reference: str | None, scan: str | None, tier: str) -> tuple[Planned, ...]:
-    """List the cases for the given options; reads no more of a file than its settings."""
+    """List the cases for the given options; every file is read and checked here.
+
+    Raises:
+        BundleError, ScanError: what is wrong with a file.
+    """
     live = tuple(Planned(f"keras_{name}", "live", None, GRAPHS[name]) for name in LIVE_GRAPHS[tier])
     if scan is not None:
-        return (Planned(Path(scan).stem, "scan", Path(scan), scan_settings(Path(scan))),)
+        return (Planned(Path(scan).stem, "scan", Path(scan), _scan_case(Path(scan)).settings),)
     if reference == "keras":
         return live
     if reference is not None:
@@ -106,7 +110,13 @@ def plan(reference: str | None, scan: str | None, tier: str) -> tuple[Planned, .
 
 
 def _planned_bundle(path: Path) -> Planned:
-    return Planned(path.stem, "bundle", path, read_settings(path)[0], records_training(path))
+    bundle = _bundle(path)
+    return Planned(path.stem, "bundle", path, bundle.case.settings, bool(bundle.train_losses))
+
+
+# Read once: for the list of tests, where what is wrong with a file can be said in one line, and for the tests.
+_bundle = cache(read_bundle)
+_scan_case = cache(scan_case)
 
 
 class _Work:
@@ -118,7 +128,7 @@ class _Work:
     @cached_property
     def bundle(self) -> Bundle:
         assert self.planned.path is not None
-        return read_bundle(self.planned.path)
+        return _bundle(self.planned.path)
 
     @cached_property
     def measurement(self) -> Measurement:
@@ -138,7 +148,7 @@ class _Work:
             return self.bundle.case
         if self.planned.kind == "scan":
             assert self.planned.path is not None
-            return scan_case(self.planned.path)
+            return _scan_case(self.planned.path)
         return dataclasses.replace(draw_case(self.planned.settings, seed=1), name=self.planned.name)
 
     @property
@@ -161,7 +171,8 @@ class _Work:
     @cached_property
     def gains(self) -> Gains:
         """What float32 costs the reference, measured here or in the spec."""
-        return load_measured().gains if self.keras_runs is None else widest(self.keras_runs)
+        spec = load_measured().gains
+        return spec if self.keras_runs is None else widest(self.keras_runs).widened_when_forced(spec)
 
     @cached_property
     def shown(self) -> dict[Key, Errors] | None:

@@ -74,8 +74,8 @@ class Bundle:
     provenance: Mapping[str, Any]
 
 
-def read_settings(path: Path) -> tuple[NetworkSettings, LossWeights]:
-    """Read only the configuration of a bundle, to know which stages it speaks of."""
+def _read_settings(path: Path) -> tuple[NetworkSettings, LossWeights]:
+    """Read the configuration, which says what the other keys must be."""
     reader = NpzReader(path, BundleError)
     ((_, text),) = reader.read(("config",))
     config = _json(path, "config", text)
@@ -86,12 +86,11 @@ def read_settings(path: Path) -> tuple[NetworkSettings, LossWeights]:
         weights = LossWeights(**{key: config[key] for key in config if key in loss_names})
     except ConfigError as err:
         raise BundleError(f"{path}: key 'config': {err}") from err
+    if weights.realspace_weight and weights.realspace_mae_weight:
+        raise BundleError(
+            f"{path}: key 'config': realspace_mae_weight needs a known object, and a bundle holds none; set it to 0."
+        )
     return settings, weights
-
-
-def records_training(path: Path) -> bool:
-    """Say whether a bundle holds training steps, which are optional."""
-    return "train/loss" in NpzReader(path, BundleError)
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -100,7 +99,7 @@ def read_bundle(path: Path) -> Bundle:
     Raises:
         BundleError: names the file, the key, what was found and what was expected.
     """
-    settings, loss_weights = read_settings(path)
+    settings, loss_weights = _read_settings(path)
     arrays = dict(NpzReader(path, BundleError).read())
     known = _known_keys(settings)
     for key in arrays:
@@ -112,10 +111,15 @@ def read_bundle(path: Path) -> Bundle:
     missing = [key for key, required in known.items() if required and key not in arrays]
     if missing:
         raise BundleError(f"{path}: key {missing[0]!r} is missing ({len(missing)} missing in all); record it again.")
+    trained = [key for key in known if key.startswith("trained/")]
+    if {"train/loss", *trained} & set(arrays) and not {"train/loss", *trained} <= set(arrays):
+        raise BundleError(f"{path}: 'train/loss' and 'trained/…' belong together, for every weight; record it again.")
+    _check_dtypes(path, arrays)
     case = _case(path, arrays, settings, loss_weights)
     stages = _sampled(path, arrays, "stage")
     gradients = _sampled(path, arrays, "grad")
-    _check_shapes(path, case, stages)
+    trained_weights = _sampled(path, arrays, "trained")
+    _check_shapes(path, case, stages, gradients, trained_weights)
     return Bundle(
         path=path,
         case=case,
@@ -127,7 +131,7 @@ def read_bundle(path: Path) -> Bundle:
         truth_losses={name: _number(path, arrays, f"truth/loss/{name}") for name in _LOSSES},
         rms={key.removeprefix("rms/"): _number(path, arrays, key) for key in arrays if key.startswith("rms/")},
         train_losses=tuple(float(loss) for loss in arrays.get("train/loss", np.empty(0)).ravel()),
-        trained=_sampled(path, arrays, "trained"),
+        trained=trained_weights,
         provenance=_json(path, "provenance", arrays["provenance"]),
     )
 
@@ -135,7 +139,7 @@ def read_bundle(path: Path) -> Bundle:
 def _json(path: Path, key: str, text: np.ndarray) -> dict[str, Any]:
     try:
         value = json.loads(str(text))
-    except json.JSONDecodeError as err:
+    except (ValueError, RecursionError) as err:
         raise BundleError(f"{path}: key {key!r} is not JSON text ({err}).") from err
     if not isinstance(value, dict):
         raise BundleError(f"{path}: key {key!r} holds {type(value).__name__}; expected a JSON object.")
@@ -158,6 +162,34 @@ def _known_keys(settings: NetworkSettings) -> dict[str, bool]:
     return known
 
 
+_KINDS = {
+    "config": "U",
+    "provenance": "U",
+    "index": "iu",
+    "shape": "iu",
+    "input/diffraction": "fiu",
+    "input/offsets": "fiu",
+    "input/probe": "cf",
+    "stage": "cf",
+    "truth/stage": "cf",
+}
+"""Kinds of dtype by the longest prefix of a key that stands here; everything else is real."""
+
+
+def _check_dtypes(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Refuse text for numbers, complex for real, and NaN in what everything is measured with."""
+    for key, array in arrays.items():
+        parts = key.split("/")
+        prefixes = ("/".join(parts[:length]) for length in range(min(len(parts), 2), 0, -1))
+        kinds = next((_KINDS[prefix] for prefix in prefixes if prefix in _KINDS), "f")
+        if array.dtype.kind not in kinds:
+            names = {"U": "text", "i": "integer", "u": "unsigned integer", "f": "real", "c": "complex"}
+            expected = " or ".join(names[kind] for kind in kinds)
+            raise BundleError(f"{path}: key {key!r} has dtype {array.dtype}; expected {expected}.")
+        if parts[0] == "rms" and not (array > 0).all() and not (array == 0).all():
+            raise BundleError(f"{path}: key {key!r} is {array}; an RMS is zero or more.")
+
+
 def _number(path: Path, arrays: Mapping[str, np.ndarray], key: str) -> float:
     if arrays[key].size != 1 or not np.isrealobj(arrays[key]):
         raise BundleError(f"{path}: key {key!r} has shape {arrays[key].shape}; expected one real number.")
@@ -170,7 +202,7 @@ def _case(path: Path, arrays: Mapping[str, np.ndarray], settings: NetworkSetting
     probe = arrays["input/probe"]
     batch = diffraction.shape[0] if diffraction.ndim else 0
     expected: dict[str, tuple[int, ...]] = {"input/diffraction": (batch, N, N, C), "input/offsets": (batch, 1, 2, C)}
-    expected["input/probe"] = (probe.shape[0], N, N) if probe.ndim == 3 else (N, N)
+    expected["input/probe"] = (max(probe.shape[0], 1), N, N) if probe.ndim == 3 else (N, N)
     expected |= {f"weight/{name}": shape for name, shape in tensorflow_shapes(settings).items()}
     for key, shape in expected.items():
         if arrays[key].shape != shape or batch == 0:
@@ -222,7 +254,20 @@ def _truth(
     return truth
 
 
-def _check_shapes(path: Path, case: Case, stages: Mapping[str, Sampled]) -> None:
+def _check_shapes(
+    path: Path,
+    case: Case,
+    stages: Mapping[str, Sampled],
+    gradients: Mapping[str, Sampled],
+    trained: Mapping[str, Sampled],
+) -> None:
+    weights = tensorflow_shapes(case.settings)
+    for kind, recorded in (("grad", gradients), ("trained", trained)):
+        for name, sampled in recorded.items():
+            if sampled.shape != weights[name]:
+                raise BundleError(
+                    f"{path}: key 'shape/{kind}/{name}' is {sampled.shape}, expected the weight's, {weights[name]}."
+                )
     batch, modes = case.diffraction.shape[0], case.probe.shape[0]
     for stage in load_stages().expand(case.settings):
         expected = stage.shape_tensorflow(batch, modes)

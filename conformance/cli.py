@@ -9,17 +9,12 @@ from pathlib import Path
 
 import yaml
 
-from conformance.errors import BundleError
-from conformance.judge import Limits
 from ptycho_torch.errors import PtychoError
 
 _HEADER = """\
-# What was measured: written by `python -m conformance calibrate`, never by hand. README.md explains the fields.
-# A limit may grow only by a change of its reason in README.md.
+# What was measured: written by `python -m conformance calibrate`, which keeps the limits. README.md explains the
+# fields, and gives the reason of every limit; a limit may grow only with its reason.
 """
-
-LIMITS = Limits(e_factor=4.0, m_factor=16.0, float64_floor=1e-12, condition_factor=4.0)
-REFERENCE_FACTOR = [2.0, 4.0]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,12 +40,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _calibrate(output: Path, bundles: Sequence[Path], seeds: int) -> None:
     import dataclasses
-    from importlib import metadata
 
     from conformance.bundle import read_bundle
     from conformance.calibrate import RUNS, calibrate
     from conformance.draws import GRAPHS, draw_case
     from conformance.keras_subject import KerasSubject
+    from conformance.measured import FILE, load_measured
+    from conformance.spec import read_yaml
+    from ptycho_tf_bridge.backend import keras, tensorflow
 
     cases = [read_bundle(path).case for path in bundles]
     cases += [
@@ -63,17 +60,17 @@ def _calibrate(output: Path, bundles: Sequence[Path], seeds: int) -> None:
     tables = calibrate(
         cases,
         lambda case: KerasSubject(case.settings, "float32"),
-        LIMITS,
+        load_measured().limits,
         lambda line: print(line, file=sys.stderr, flush=True),  # noqa: T201 - a command shows its progress
     )
     content = {
         "provenance": {
-            "tensorflow": metadata.version("tensorflow-cpu"),
-            "keras": metadata.version("keras"),
+            "tensorflow": tensorflow().__version__,
+            "keras": keras().__version__,
             "cases": [case.name for case in cases],
             "runs_per_case": RUNS,
         },
-        "limits": {**dataclasses.asdict(LIMITS), "reference_factor": REFERENCE_FACTOR},
+        "limits": read_yaml(FILE)["limits"],
         **tables,
     }
     output.write_text(_HEADER + yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110))
@@ -84,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         _calibrate(options.output, options.bundle, options.seeds)
-    except (PtychoError, BundleError, OSError) as err:
+    except (PtychoError, OSError) as err:
         if options.debug:
             raise
         print(f"error: {err}", file=sys.stderr)  # noqa: T201

@@ -108,8 +108,9 @@ class KerasSubject:
             cotangent = self._constant(stage, truth_cotangents, value)
             pulled[stage], by_weight = self._pull(tape, value, cotangent, fed, self._weights_of(stage))
             gradients |= by_weight
+        realspace = ("object",) if case.loss_weights.realspace_weight else ()
         by_output = tape.gradient(
-            losses["total"], {stage: fed[stage] for stage in _LOSS_INPUTS}, unconnected_gradients=zero
+            losses["total"], {stage: fed[stage] for stage in (*_LOSS_INPUTS, *realspace)}, unconnected_gradients=zero
         )
         pulled[LOSS_STAGE] = _arrays(by_output)
         return ForcedRun(_arrays(stages), pulled, gradients, _numbers(losses))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from conformance.gains import Gains, Table
+from conformance.gains import Gains
 from conformance.judge import Errors, Limits
 from conformance.spec import SpecError, check_schema, load_stages, read_yaml
 
@@ -25,13 +25,11 @@ class Measured:
         reference_factor: how many times its measured error the reference may show before it counts as changed.
         gains: judgement clause → stage clause → the reference's largest error in units of κε and κ'ε. Under REFERENCE
             stand gradients as recordings hold them, flips of linear pieces included.
-        conditions: judgement clause → stage clause → largest κ and κ' seen.
     """
 
     limits: Limits
     reference_factor: Errors
     gains: Gains
-    conditions: Table
 
 
 def _pairs(table: Mapping[str, Mapping[str, list[float]]]) -> dict[str, dict[str, Errors]]:
@@ -57,5 +55,4 @@ def load_measured() -> Measured:
         limits=Limits(**{name: value for name, value in limits.items() if name != "reference_factor"}),
         reference_factor=Errors(*limits["reference_factor"]),
         gains=Gains(_pairs(content["gains"])),
-        conditions=_pairs(content["conditions"]),
     )

@@ -64,7 +64,15 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and refuse options that cannot be met before anything is collected."""
     config.addinivalue_line("markers", "parity_case: judges the case that --parity-reference or --parity-scan names")
     config.addinivalue_line("markers", "parity_operations: judges a recording of single operations")
+    config.addinivalue_line("markers", "parity_keras: judges against live Keras")
+    config.addinivalue_line("markers", "parity_dtype(name): judges this dtype alone")
     config.stash[_NOTES] = []
+    report = config.getoption("--parity-report")
+    if report:
+        try:
+            Path(report).mkdir(parents=True, exist_ok=True)
+        except OSError as err:
+            raise pytest.UsageError(f"--parity-report {report}: no folder can be made there ({err}).") from err
     if config.getoption("--parity-reference") and config.getoption("--parity-scan"):
         raise pytest.UsageError("--parity-reference and --parity-scan each name a case; give one of them.")
     if config.getoption("--parity-reference") == "keras":
@@ -113,11 +121,16 @@ def planned_cases(config: pytest.Config) -> tuple[Planned, ...]:
     """Return the cases of this run; a file that cannot be read is a usage error in one line."""
     if _PLAN not in config.stash:
         from conformance.bench import plan
+        from conformance.operations import read_operations
         from ptycho_torch.errors import PtychoError
 
         reference, scan = config.getoption("--parity-reference"), config.getoption("--parity-scan")
         try:
-            cases = () if _operations(config) else plan(reference, scan, config.getoption("--parity-tier"))
+            if _operations(config):
+                read_operations(Path(str(reference)))
+                cases: tuple[Planned, ...] = ()
+            else:
+                cases = plan(reference, scan, config.getoption("--parity-tier"))
         except PtychoError as err:
             raise pytest.UsageError(str(err)) from err
         config.stash[_PLAN] = cases
@@ -140,14 +153,32 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where one case was named, judge that case alone, and leave other suites as they are."""
-    if not (config.getoption("--parity-reference") or config.getoption("--parity-scan")):
-        return
-    marker = "parity_operations" if _operations(config) else "parity_case"
-    ours = [item for item in items if isinstance(item, pytest.Function) and item.module.__name__.startswith(_PACKAGE)]
-    dropped = {item for item in ours if marker not in {mark.name for mark in item.iter_markers()}}
+    """Keep to what the options chose: one case, one dtype. Other suites stay as they are."""
+    dtype, case = config.getoption("--parity-dtype"), _marker_of_case(config)
+    dropped = {item for item in items if _is_ours(item) and not _is_chosen(item, dtype, case)}
     config.hook.pytest_deselected(items=[item for item in items if item in dropped])
     items[:] = [item for item in items if item not in dropped]
+
+
+def _marker_of_case(config: pytest.Config) -> str | None:
+    """Marker of the tests that speak of the one case that was named, if one was."""
+    reference = config.getoption("--parity-reference")
+    if reference and _operations(config):
+        return "parity_operations"
+    if reference == "keras":
+        return "parity_keras"
+    return "parity_case" if reference or config.getoption("--parity-scan") else None
+
+
+def _is_ours(item: pytest.Item) -> bool:
+    return isinstance(item, pytest.Function) and item.module.__name__.startswith(_PACKAGE)
+
+
+def _is_chosen(item: pytest.Item, dtype: str, case: str | None) -> bool:
+    marks = {mark.name: mark for mark in item.iter_markers()}
+    if "parity_dtype" in marks and dtype not in ("all", marks["parity_dtype"].args[0]):
+        return False
+    return case is None or case in marks
 
 
 @pytest.fixture(scope="session")
@@ -182,20 +213,29 @@ def operations_recording(request: pytest.FixtureRequest) -> Path:
     return Path(reference) if reference and _operations(request.config) else RECORDINGS / "ops_1.npz"
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
     """Print the tables, and write the report where it was asked for."""
     notes = config.stash[_NOTES]
     bench = config.stash.get(_BENCH, None)
-    if bench is None and not notes:
+    directory = config.getoption("--parity-report")
+    if bench is None and not notes and not directory:
         return
     terminalreporter.section("parity")
     for line in _summary(bench, notes):
         terminalreporter.write_line(line, red=line.startswith("FAILED"), green=line.startswith("passed"))
-    directory = config.getoption("--parity-report")
-    if directory and bench is not None:
-        from conformance.report import write_report
+    if directory:
+        from conformance.bench import Bench
+        from conformance.report import Outcome, write_report
 
-        for path in write_report(Path(directory), bench, notes):
+        stats = terminalreporter.stats
+        outcome = Outcome(
+            exit_status=int(exitstatus),
+            passed=len(stats.get("passed", ())),
+            skipped=len(stats.get("skipped", ())),
+            failed=tuple(report.nodeid for kind in ("failed", "error") for report in stats.get(kind, ())),
+            notes=tuple(notes),
+        )
+        for path in write_report(Path(directory), bench or Bench(), outcome):
             terminalreporter.write_line(f"wrote {path}")
 
 

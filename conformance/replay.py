@@ -31,6 +31,9 @@ from conformance.parity import FLOAT64, FORWARD_FREE, GRADIENT_FREE, LOSS, REFER
 from conformance.torch_subject import TorchSubject
 from conformance.truth import Truth, moved
 
+RMS_BUDGET = Errors(1e-9, 1e-9)
+"""How well a stored RMS must be known; it only scales other errors."""
+
 LEARNING_RATE, BETA_1, BETA_2, EPSILON = 1e-3, 0.9, 0.999, 1e-7
 """Keras Adam as recordings were made with."""
 
@@ -57,11 +60,18 @@ def stored_truth_verdicts(
         verdicts[FLOAT64, name] = Verdict(FLOAT64, name, None, found, budget)
 
     for name, stored in bundle.truth_stages.items():
-        found = _sampled_errors(bundle.stages[name].pick(stages[name]), stored, bundle.rms[f"stage/{name}"])
+        found = _sampled_errors(bundle.stages[name].pick(stages[name]), stored, _rms(stages[name]))
         add(name, found, lambda each, name=name: each.stages[name])  # type: ignore[misc]
     for name, stored in bundle.truth_gradients.items():
-        found = _sampled_errors(bundle.gradients[name].pick(gradients[name]), stored, bundle.rms[f"grad/{name}"])
+        found = _sampled_errors(bundle.gradients[name].pick(gradients[name]), stored, _rms(gradients[name]))
         add(name, found, lambda each, name=name: each.gradients[name])  # type: ignore[misc]
+    # The stored RMS is the unit of every recorded error, so it is judged and not believed.
+    for name, stored_rms in bundle.rms.items():
+        kind, _, tensor = name.partition("/")
+        mine = _rms((stages if kind == "stage" else gradients)[tensor])
+        verdicts[FLOAT64, f"rms/{name}"] = Verdict(
+            FLOAT64, f"rms/{name}", None, compare(np.array(stored_rms), np.array(mine)), RMS_BUDGET
+        )
     for name, value in bundle.truth_losses.items():
         found = compare(np.array(losses[name]), np.array(value))
         add(f"loss.{name}", found, lambda each, name=name: each.losses[name])  # type: ignore[misc]
@@ -127,12 +137,14 @@ class TrainingTruth:
         loss_condition: what noise of relative size 1 in everything would do to the losses.
         sensitivity: weight name → per element, what an error of every step's gradient does to the whole update, the
             error being what noise of relative size 1 causes in that weight's gradient.
+        slope: the same, the error being the RMS of that weight's gradient.
     """
 
     losses: np.ndarray
     updates: Mapping[str, np.ndarray]
     loss_condition: Errors
     sensitivity: Mapping[str, np.ndarray]
+    slope: Mapping[str, np.ndarray]
 
     @classmethod
     def of(cls, truth: Truth, steps: int) -> TrainingTruth:
@@ -140,30 +152,31 @@ class TrainingTruth:
         true, noisy = _train(truth, steps, None), _train(truth, steps, STEP)
         before = truth.constants.weights
         pairs = list(zip(true.gradients, noisy.gradients, strict=True))
+        steps_of = {name: [step[name] for step in true.gradients] for name in before}
         return cls(
             losses=true.losses,
             updates={name: weights - before[name] for name, weights in true.weights.items()},
             loss_condition=compare(noisy.losses, true.losses).scaled(1 / STEP),
             sensitivity={
-                name: _adam_sensitivity(
-                    [step[name] for step in true.gradients],
-                    [_rms(there[name] - here[name]) for here, there in pairs],
-                )
-                / STEP
-                for name in before
+                name: _adam_sensitivity(found, [_rms(there[name] - here[name]) / STEP for here, there in pairs])
+                for name, found in steps_of.items()
+            },
+            slope={
+                name: _adam_sensitivity(found, [_rms(gradient) for gradient in found])
+                for name, found in steps_of.items()
             },
         )
 
-    def spread(self, dtype: str, gains: Callable[[str], float]) -> dict[str, Errors]:
+    def spread(self, dtype: str, flips: float = 0.0) -> dict[str, Errors]:
         """Return the errors that rounding in a dtype explains: of the losses, and of the update of each part.
 
         Args:
             dtype: whose ulp is meant.
-            gains: stage id → how many times its condition a gradient may be off.
+            flips: relative error of gradients that flips of linear pieces cause beside rounding.
         """
         parts: dict[str, list[np.ndarray]] = {}
         for name, update in self.updates.items():
-            explained = self.sensitivity[name] * (ONE_ULP[dtype] * gains(name.rpartition(".")[0]))
+            explained = self.sensitivity[name] * ONE_ULP[dtype] + self.slope[name] * flips
             # However wrong a gradient is, Adam moves a weight by its rate and no further.
             bounded = np.minimum(explained, 2 * np.abs(update).max())
             parts.setdefault(name.partition(".")[0], []).append(bounded.ravel() / _rms(update))
@@ -249,7 +262,7 @@ def _adam_sensitivity(gradients: Sequence[np.ndarray], noise: Sequence[float]) -
 
 
 def _rms(array: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(array**2)))
+    return float(np.sqrt(np.mean(np.abs(array) ** 2)))
 
 
 def train_verdicts(
@@ -257,15 +270,17 @@ def train_verdicts(
 ) -> dict[Key, Verdict]:
     """Judge the recorded training steps: losses before each update, and the whole update of every part.
 
-    In float32 gradients may be as far off as the reference's own, flips of linear pieces included; in float64 as far as
-    their condition says.
+    In float32 gradients may be as far off as the worst of the reference's own on this batch, flips of linear pieces
+    included; in float64 as far as their condition says.
     """
     found_losses, found_weights = subject.train(bundle.case, len(bundle.train_losses))
     before = {name: weight.astype(np.float64) for name, weight in bundle.case.weights.items()}
     updates = {name: found_weights[name].astype(np.float64) - weight for name, weight in before.items()}
     found, recorded = training.errors(np.array(found_losses), updates), training.recorded(bundle)
-    flips = subject.dtype == "float32"
-    spread = training.spread(subject.dtype, lambda stage: measured.gains.of(REFERENCE, stage).e if flips else 1.0)
+    flips = 0.0
+    if subject.dtype == "float32":
+        flips = max(each.e for (clause, _), each in recorded_errors(bundle).items() if clause == GRADIENT_FREE)
+    spread = training.spread(subject.dtype, flips)
     verdicts: dict[Key, Verdict] = {}
     for name, each in found.items():
         if subject.dtype == "float64":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
 import platform
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -107,14 +109,35 @@ def _verdicts(verdicts: Mapping[Key, Verdict], stage_of: Mapping[Key, str]) -> l
     ]
 
 
-def as_json(bench: Bench, notes: Iterable[str]) -> dict[str, Any]:
-    """Return everything the bench found. An unbounded budget, or an infinite error, is null."""
+@dataclass(frozen=True)
+class Outcome:
+    """What became of all tests of the run, those that the bench knows nothing of too.
+
+    Attributes:
+        exit_status: of pytest; 0 if nothing failed.
+        passed: number of tests.
+        skipped: number of tests.
+        failed: ids of tests.
+        notes: measured numbers that belong to no single stage.
+    """
+
+    exit_status: int
+    passed: int
+    skipped: int
+    failed: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def as_json(bench: Bench, outcome: Outcome) -> dict[str, Any]:
+    """Return everything that was found. An unbounded budget, or an infinite error, is null.
+
+    A run in which nothing was tested has not passed.
+    """
     return {
         "schema": SCHEMA_VERSION,
+        "passed": outcome.exit_status == 0 and outcome.passed > 0,
         "versions": versions(),
-        "notes": list(notes),
-        "passed": all(report.passed for report in bench.reports.values())
-        and all(verdict.passed for record in bench.records.values() for verdict in record.values()),
+        "tests": dataclasses.asdict(outcome),
         "recordings": [{"case": name, "verdicts": _verdicts(verdicts, {})} for name, verdicts in bench.records.items()],
         "cases": [
             {
@@ -146,11 +169,13 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def write_report(directory: Path, bench: Bench, notes: Iterable[str]) -> tuple[Path, Path]:
+def write_report(directory: Path, bench: Bench, outcome: Outcome) -> tuple[Path, Path]:
     """Write ``parity.json`` and ``parity.txt``, each whole or not at all; return their paths."""
     directory.mkdir(parents=True, exist_ok=True)
-    content = json.dumps(as_json(bench, notes), indent=1, allow_nan=False)
-    text = "\n\n".join("\n".join(table(report)) for report in bench.reports.values()) + "\n"
+    content = json.dumps(as_json(bench, outcome), indent=1, allow_nan=False)
+    tests = f"{outcome.passed} passed, {len(outcome.failed)} failed, {outcome.skipped} skipped"
+    parts = [*("\n".join(table(report)) for report in bench.reports.values()), "\n".join([*outcome.notes, tests])]
+    text = "\n\n".join(parts) + "\n"
     return _write(directory / "parity.json", content), _write(directory / "parity.txt", text)
 
 

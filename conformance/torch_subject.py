@@ -13,11 +13,15 @@ from torch import Tensor, nn
 
 from conformance.case import Case, ForcedRun, FreeRun
 from conformance.spec import load_stages
+from ptycho_tf_bridge.errors import WeightMapError
 from ptycho_tf_bridge.layout import LAYOUTS
 from ptycho_tf_bridge.weights import to_tensorflow, to_torch, weight_table
 from ptycho_torch.losses import amplitude_mae, poisson_nll, total_loss
 from ptycho_torch.model import Prediction, PtychoNet
 from ptycho_torch.optim import KerasAdam
+
+_NO_CONVOLUTION = {"log_scale", "probe_parts"}
+"""Parameters that come from the case and not from its weights."""
 
 Hook = Callable[[str, tuple[Any, ...], Tensor], Tensor | None]
 
@@ -78,7 +82,12 @@ class TorchSubject:
 
         model = PtychoNet(case.settings, torch.from_numpy(case.probe), device=self.device, dtype=dtype)
         state = {name: put(array) for name, array in to_torch(case.weights, case.settings).items()}
-        model.load_state_dict(state, strict=False)
+        unmapped = model.load_state_dict(state, strict=False)
+        if unmapped.unexpected_keys or set(unmapped.missing_keys) != _NO_CONVOLUTION:
+            raise WeightMapError(
+                f"The weight table and the network differ: without a weight {sorted(unmapped.missing_keys)}, without a "
+                f"place {unmapped.unexpected_keys}."
+            )
         amplitude = case.scaled_amplitude(self.dtype)
         return _Loaded(
             model,
@@ -152,7 +161,8 @@ class TorchSubject:
                 cotangent = self._to_device(truth_cotangents[stage], layouts[stage], case)
                 pulled[stage] = _pull_back(output, cotangent, sources, loaded.model.get_submodule(stage), layouts)
             total, losses = self._losses(loaded, prediction, case)
-            ends = {name: truth[name] for name in ("predicted_amplitude", "predicted_intensity")}
+            read = ("object",) if case.loss_weights.realspace_weight else ()
+            ends = {name: truth[name] for name in ("predicted_amplitude", "predicted_intensity", *read)}
             pulled["loss"] = _pull_back(total, torch.ones_like(total), ends, None, layouts)
         return ForcedRun(
             stages={stage: _numpy(output, layouts[stage]) for stage, (_, output) in calls.items()},

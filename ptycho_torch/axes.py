@@ -17,7 +17,7 @@ Everything in ``ptycho_torch`` is channels-first. Offsets are ``(B, C, 1, 2)`` w
 in pixels; x is the column and y the row.
 """
 
-from jaxtyping import Bool, Complex, Float
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 GroupAmplitude = Float[Tensor, "B C N N"]
@@ -40,6 +40,3 @@ ExitWave = Complex[Tensor, "B C M N N"]
 
 ProbeModes = Complex[Tensor, "M N N"]
 """Incoherent probe modes; their diffraction intensities add."""
-
-PixelMask = Bool[Tensor, "..."]
-"""True where a detector pixel is good."""

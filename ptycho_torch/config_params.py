@@ -39,7 +39,11 @@ def _check_type(owner: str, name: str, value: object, annotation: str) -> None:
         )
         if annotation == "float":
             assert isinstance(value, int | float)
-            _require(math.isfinite(value), f"{owner}.{name} = {value!r} is not a finite number.")
+            try:
+                finite = math.isfinite(value)
+            except OverflowError:
+                finite = False
+            _require(finite, f"{owner}.{name} = {value!r} is not a finite number.")
 
 
 class _Checked:

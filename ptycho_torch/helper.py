@@ -42,7 +42,7 @@ def shift_matrix(shift_px: Float[Tensor, "n"], out_px: int, in_px: int, start_px
     distance = (inputs[None, :] - outputs[:, None] - start_px).to(shift_px.dtype)[None]  # (1, out, in)
     lower = distance == whole[:, None, None]
     upper = distance == whole[:, None, None] + 1
-    zero = torch.zeros((), dtype=shift_px.dtype, device=shift_px.device)
+    zero = 0 * fraction  # Not a plain zero, so that a shift that is no number shows in every pixel.
     return torch.where(lower, 1 - fraction, zero) + torch.where(upper, fraction, zero)
 
 
@@ -211,6 +211,16 @@ def relative_offsets(positions_px: Float[Tensor, "B C 1 2"]) -> OffsetsPx:
     tensor([1., -0., -1., -0.])
     """
     return -(positions_px - positions_px.mean(dim=1, keepdim=True))
+
+
+def target_object(ground_truth: Complex[Tensor, "B C N N"], offsets_px: OffsetsPx) -> Complex[Tensor, "B 1 N N"]:
+    """Return what the object of each group should be: the first ground-truth patch, shifted by −o_0 to its place.
+
+    Args:
+        ground_truth: the patches at the group's positions, as ``cut_patches`` makes them.
+        offsets_px: o_c, minus the position relative to the group's mean.
+    """
+    return translate(ground_truth[:, 0], -offsets_px[:, 0, 0])[:, None]
 
 
 def cut_patches(image: Num[Tensor, "H W"], positions_px: Float[Tensor, "n 2"], N: int) -> Num[Tensor, "n N N"]:

@@ -389,14 +389,26 @@ class PtychoNet(nn.Module):
         """Return the ids of all stages of this configuration."""
         return tuple(name for name, module in self.named_modules() if isinstance(module, Stage))
 
-    def _check(self, scaled_amplitude: Tensor, offsets_px: Tensor) -> None:
+    def _check(self, scaled_amplitude: Tensor, offsets_px: Tensor, probe: Tensor | None = None) -> None:
         C, N = self.settings.C, self.settings.N
-        B = scaled_amplitude.shape[0]
-        if scaled_amplitude.shape != (B, C, N, N) or offsets_px.shape != (B, C, 1, 2):
+        B = scaled_amplitude.shape[0] if scaled_amplitude.ndim == 4 else 0
+        if B == 0 or scaled_amplitude.shape != (B, C, N, N) or offsets_px.shape != (B, C, 1, 2):
             raise DataContractError(
                 f"The network (gridsize = {self.settings.gridsize}) takes amplitude (B, {C}, {N}, {N}) and offsets "
-                f"(B, {C}, 1, 2); found {tuple(scaled_amplitude.shape)} and {tuple(offsets_px.shape)}."
+                f"(B, {C}, 1, 2), B ≥ 1; found {tuple(scaled_amplitude.shape)} and {tuple(offsets_px.shape)}."
             )
+        if probe is not None:
+            fits = probe.ndim in (3, 5) and probe.shape[-2:] == (N, N) and probe.shape[:-3] in ((), (B, C))
+            if not (fits and probe.is_complex()):
+                raise DataContractError(
+                    f"A probe is complex, (M, {N}, {N}) or ({B}, {C}, M, {N}, {N}); found {tuple(probe.shape)} of "
+                    f"{probe.dtype}."
+                )
+        for name, tensor in (("amplitude", scaled_amplitude), ("offsets", offsets_px)):
+            if tensor.dtype != self.log_scale.dtype:
+                raise DataContractError(
+                    f"The network is in {self.log_scale.dtype} and its {name} in {tensor.dtype}; convert one of them."
+                )
 
     def predict_patches(self, scaled_amplitude: GroupAmplitude) -> Patches:
         """Return the complex patches of each group: what the neural part alone predicts."""
@@ -427,7 +439,7 @@ class PtychoNet(nn.Module):
         Raises:
             DataContractError: a shape that does not fit the settings.
         """
-        self._check(scaled_amplitude, offsets_px)
+        self._check(scaled_amplitude, offsets_px, probe)
         canvas = self.merged(self.predict_patches(scaled_amplitude), offsets_px)
         views = self.views(canvas, offsets_px)
         exit_wave = self.exit_wave(views, self.probe if probe is None else probe)

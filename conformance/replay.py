@@ -137,14 +137,12 @@ class TrainingTruth:
         loss_condition: what noise of relative size 1 in everything would do to the losses.
         sensitivity: weight name → per element, what an error of every step's gradient does to the whole update, the
             error being what noise of relative size 1 causes in that weight's gradient.
-        slope: the same, the error being the RMS of that weight's gradient.
     """
 
     losses: np.ndarray
     updates: Mapping[str, np.ndarray]
     loss_condition: Errors
     sensitivity: Mapping[str, np.ndarray]
-    slope: Mapping[str, np.ndarray]
 
     @classmethod
     def of(cls, truth: Truth, steps: int) -> TrainingTruth:
@@ -161,22 +159,13 @@ class TrainingTruth:
                 name: _adam_sensitivity(found, [_rms(there[name] - here[name]) / STEP for here, there in pairs])
                 for name, found in steps_of.items()
             },
-            slope={
-                name: _adam_sensitivity(found, [_rms(gradient) for gradient in found])
-                for name, found in steps_of.items()
-            },
         )
 
-    def spread(self, dtype: str, flips: float = 0.0) -> dict[str, Errors]:
-        """Return the errors that rounding in a dtype explains: of the losses, and of the update of each part.
-
-        Args:
-            dtype: whose ulp is meant.
-            flips: relative error of gradients that flips of linear pieces cause beside rounding.
-        """
+    def spread(self, dtype: str) -> dict[str, Errors]:
+        """Return the errors that rounding in a dtype explains: of the losses, and of the update of each part."""
         parts: dict[str, list[np.ndarray]] = {}
         for name, update in self.updates.items():
-            explained = self.sensitivity[name] * ONE_ULP[dtype] + self.slope[name] * flips
+            explained = self.sensitivity[name] * ONE_ULP[dtype]
             # However wrong a gradient is, Adam moves a weight by its rate and no further.
             bounded = np.minimum(explained, 2 * np.abs(update).max())
             parts.setdefault(name.partition(".")[0], []).append(bounded.ravel() / _rms(update))
@@ -241,7 +230,8 @@ def _adam_sensitivity(gradients: Sequence[np.ndarray], noise: Sequence[float]) -
     """Return how far independent errors of each step's gradient move the sum of all updates, per element.
 
     u = −Σ_t rate_t · m_t / (√v_t + ε), so ∂u/∂g_s = −Σ_{t ≥ s} rate_t · [∂m_t/∂g_s − m_t · ∂√v_t/∂g_s / (√v_t + ε)]
-    / (√v_t + ε). An update divides by small moments: where the gradient is nearly zero, this is large.
+    / (√v_t + ε). An update divides by small moments: where the gradient is nearly zero, this is large. Where it is zero
+    at every step a unit is dead, and rounding does not wake it.
     """
     variance = np.zeros_like(gradients[0])
     for s, size in enumerate(noise, 1):
@@ -258,7 +248,8 @@ def _adam_sensitivity(gradients: Sequence[np.ndarray], noise: Sequence[float]) -
             rate = LEARNING_RATE * np.sqrt(1 - BETA_2**t) / (1 - BETA_1**t)
             slope += rate * (by_first - first * by_root / (root + EPSILON)) / (root + EPSILON)
         variance += (slope * size) ** 2
-    return np.asarray(np.sqrt(variance))
+    dead = np.all([gradient == 0 for gradient in gradients], axis=0)
+    return np.where(dead, 0.0, np.sqrt(variance))
 
 
 def _rms(array: np.ndarray) -> float:
@@ -270,17 +261,13 @@ def train_verdicts(
 ) -> dict[Key, Verdict]:
     """Judge the recorded training steps: losses before each update, and the whole update of every part.
 
-    In float32 gradients may be as far off as the worst of the reference's own on this batch, flips of linear pieces
-    included; in float64 as far as their condition says.
+    An update may be as far off as the condition of its gradients explains, in float32 also as far as the recorded one.
     """
     found_losses, found_weights = subject.train(bundle.case, len(bundle.train_losses))
     before = {name: weight.astype(np.float64) for name, weight in bundle.case.weights.items()}
     updates = {name: found_weights[name].astype(np.float64) - weight for name, weight in before.items()}
     found, recorded = training.errors(np.array(found_losses), updates), training.recorded(bundle)
-    flips = 0.0
-    if subject.dtype == "float32":
-        flips = max(each.e for (clause, _), each in recorded_errors(bundle).items() if clause == GRADIENT_FREE)
-    spread = training.spread(subject.dtype, flips)
+    spread = training.spread(subject.dtype)
     verdicts: dict[Key, Verdict] = {}
     for name, each in found.items():
         if subject.dtype == "float64":

@@ -101,13 +101,13 @@ WRONG_OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 def test_another_optimiser_is_seen(
     bundle: Bundle, training: TrainingTruth, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """In float64 every part shows it; in float32 the recorded training does, if the difference is no rounding."""
+    """In float64 every part of the network shows it, in float32 at least one judged quantity."""
     monkeypatch.setattr(torch_subject, "KerasAdam", WRONG_OPTIMISERS[name])
     for dtype in ("float64", "float32"):
         verdicts = train_verdicts(bundle, training, TorchSubject("cpu", dtype), load_measured())
         failed = {part for (_, part), verdict in verdicts.items() if not verdict.passed}
         assert failed, f"{dtype}: nothing failed"
-        if dtype == "float64" or name != "torch's ε":
+        if dtype == "float64":
             assert {"encoder", "decoder_amp", "decoder_phase"} <= failed, dtype
 
 

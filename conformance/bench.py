@@ -31,6 +31,7 @@ from conformance.torch_subject import TorchSubject
 from conformance.truth import Truth
 from ptycho_tf_bridge import backend
 from ptycho_torch.config_params import NetworkSettings
+from ptycho_torch.errors import PtychoError
 
 NO_TENSORFLOW = 'TensorFlow is not installed, so nothing is compared live: pip install "ptycho-torch[tf]"'
 
@@ -71,6 +72,7 @@ class CaseReport:
         first_failing: first stage that fails when fed with the truth; None if none does.
         run_to_run: largest scale-free difference between two equal runs of the candidate.
         seconds: time it took.
+        error: what the candidate raised; empty if nothing.
     """
 
     planned: Planned
@@ -82,11 +84,12 @@ class CaseReport:
     first_failing: str | None
     run_to_run: float
     seconds: float
+    error: str = ""
 
     @property
     def passed(self) -> bool:
         """Whether every verdict holds."""
-        return all(verdict.passed for verdict in self.verdicts.values())
+        return not self.error and all(verdict.passed for verdict in self.verdicts.values())
 
     def of(self, clause: str, stage: str) -> list[Verdict]:
         """Return the verdicts of one clause about one stage."""
@@ -117,6 +120,12 @@ def _planned_bundle(path: Path) -> Planned:
 # Read once: for the list of tests, where what is wrong with a file can be said in one line, and for the tests.
 _bundle = cache(read_bundle)
 _scan_case = cache(scan_case)
+
+
+_NOTHING_FREE = FreeRun({}, {}, {}, {})
+_NOTHING_FORCED = ForcedRun({}, {}, {}, {})
+_CANDIDATE_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, PtychoError)
+"""What a broken network raises. Anything else is no verdict about the network and ends the run."""
 
 
 class _Work:
@@ -226,13 +235,12 @@ def _judge(work: _Work, subject: TorchSubject) -> CaseReport:
     verdicts = judge(measured, gains.envelope, limits, subject.dtype, work.shown if is_float32 else None)
     first = first_failing_stage(verdicts, measured)
     stage_of = {key: quantity.stage for key, quantity in measured.items()}
-    if work.planned.training:
+    if work.planned.training and not remembering.error:
         training = train_verdicts(work.bundle, work.training, subject, load_measured())
         verdicts |= training
         stage_of |= dict.fromkeys(training, "train")
-    if work.planned.kind == "bundle" and subject.dtype == "float64":
+    if work.planned.kind == "bundle" and subject.dtype == "float64" and not remembering.error:
         run = remembering.last
-        assert run is not None
         stored = stored_truth_verdicts(
             work.bundle, run.stages, run.gradients, run.losses, work.measurement.condition, limits
         )
@@ -247,34 +255,46 @@ def _judge(work: _Work, subject: TorchSubject) -> CaseReport:
         stage_of=stage_of,
         first_failing=first,
         run_to_run=remembering.run_to_run(work.truth.case),
+        error=remembering.error,
         seconds=time.perf_counter() - started,
     )
 
 
 @dataclass
 class _Remembering:
-    """The candidate, with its last end-to-end run kept for comparison with another one."""
+    """The candidate, with its last end-to-end run kept for comparison with another one.
+
+    A candidate that raises has given nothing: every quantity is then missing, and the error is kept for the report.
+    """
 
     subject: TorchSubject
-    last: FreeRun | None = None
+    last: FreeRun = _NOTHING_FREE
+    error: str = ""
 
     @property
     def dtype(self) -> str:
         return self.subject.dtype
 
     def free(self, case: Case) -> FreeRun:
-        self.last = self.subject.free(case)
+        try:
+            self.last = self.subject.free(case)
+        except _CANDIDATE_ERRORS as err:
+            self.error = f"{type(err).__name__}: {err}"
         return self.last
 
     def forced(
         self, case: Case, truth_stages: Mapping[str, np.ndarray], truth_cotangents: Mapping[str, np.ndarray]
     ) -> ForcedRun:
-        return self.subject.forced(case, truth_stages, truth_cotangents)
+        try:
+            return self.subject.forced(case, truth_stages, truth_cotangents)
+        except _CANDIDATE_ERRORS as err:
+            self.error = f"{type(err).__name__}: {err}"
+            return _NOTHING_FORCED
 
     def run_to_run(self, case: Case) -> float:
         """Run once more; return the largest scale-free difference over all stages and gradients."""
-        assert self.last is not None
-        one, two = self.last, self.subject.free(case)
+        one, two = self.last, self.free(case)
         pairs = [(one.stages[name], two.stages[name]) for name in one.stages]
         pairs += [(one.gradients[name], two.gradients[name]) for name in one.gradients]
-        return max(compare(left, right.astype(np.result_type(right, np.float64))).m for left, right in pairs)
+        differences = (compare(left, right.astype(np.result_type(right, np.float64))).m for left, right in pairs)
+        return max(differences, default=0.0)

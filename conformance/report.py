@@ -43,6 +43,8 @@ _COLUMNS = (
 def headline(report: CaseReport) -> str:
     """Say in one line what became of a case."""
     what = f"{report.planned.name} on {report.device} in {report.dtype}"
+    if report.error:
+        what += f" ({report.error.splitlines()[0]})"
     if report.first_failing is not None:
         return f"FAILED  {what}: first failing teacher-forced stage: {report.first_failing}"
     failed = [verdict for verdict in report.verdicts.values() if not verdict.passed]
@@ -148,6 +150,7 @@ def as_json(bench: Bench, outcome: Outcome) -> dict[str, Any]:
                 "reference": report.reference,
                 "passed": report.passed,
                 "headline": headline(report),
+                "error": report.error,
                 "first_failing_stage": report.first_failing,
                 "run_to_run": report.run_to_run,
                 "seconds": report.seconds,

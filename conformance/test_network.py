@@ -39,7 +39,7 @@ def test_stage(parity_bench: Bench, parity_target: Target) -> None:
     _need_tensorflow(parity_target)
     report = parity_bench.report(parity_target.planned, parity_target.device, parity_target.dtype)
     verdicts = report.of(parity_target.clause, parity_target.stage)
-    assert verdicts, f"nothing was measured for {parity_target.id}"
+    assert verdicts, f"nothing was measured for {parity_target.id}; {report.error}"
     assert all(verdict.passed for verdict in verdicts), _explain(verdicts)
 
 

@@ -59,7 +59,10 @@ class Convolution(Stage):
         # Drawn on the CPU, so that one seed means one network on every device.
         limit = math.sqrt(6 / (9 * (in_channels + out_channels)))
         kernel = torch.empty(out_channels, in_channels, 3, 3, dtype=torch.float64)
-        self.weight = nn.Parameter(kernel.uniform_(-limit, limit, generator=generator))
+        kernel.uniform_(-limit, limit, generator=generator)
+        # Convolutions follow their kernel's memory format. On a CPU channels-last is faster, and its sums over pixels,
+        # blocked where the other format's are serial, are several times closer to the truth.
+        self.weight = nn.Parameter(kernel.contiguous(memory_format=torch.channels_last))
         self.bias = nn.Parameter(torch.zeros(out_channels, dtype=torch.float64))
 
     def forward(self, features: Float[Tensor, "B F H W"]) -> Float[Tensor, "B G H W"]:

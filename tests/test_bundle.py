@@ -69,6 +69,24 @@ DAMAGES: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
     "odd padding": (lambda a: a | {"config": config_with(a, offset=5)}, "REF-03"),
     "unknown setting": (lambda a: a | {"config": config_with(a, gridsiez=2)}, "did you mean 'gridsize'"),
     "text for a number": (lambda a: a | {"config": config_with(a, N="64")}, "expected int"),
+    "text for numbers": (
+        lambda a: a | {"input/diffraction": np.array("x")},
+        "'input/diffraction' has dtype <U1; expected",
+    ),
+    "complex weight": (lambda a: a | {KERNEL: a[KERNEL].astype(np.complex64)}, "expected real"),
+    "real index": (lambda a: a | {"index/stage/merged": a["index/stage/merged"] + 0.5}, "expected integer"),
+    "training without weights": (lambda a: without(a, "trained/encoder.0.conv1.bias"), "belong together"),
+    "gradient of another shape": (
+        lambda a: a | {"shape/grad/encoder.0.conv1.kernel": np.array([9, 4, 32])},
+        "expected the weight's, (3, 3, 4, 32)",
+    ),
+    "negative RMS": (lambda a: a | {"rms/stage/merged": np.array(-1.0)}, "an RMS is zero or more"),
+    "huge number": (lambda a: a | {"config": config_with(a, intensity_scale=10**400)}, "not a finite number"),
+    "nested JSON": (lambda a: a | {"config": np.array("[" * 100_000)}, "not JSON"),
+    "unknown object": (
+        lambda a: a | {"config": config_with(a, realspace_weight=1.0, realspace_mae_weight=1.0)},
+        "a bundle holds none",
+    ),
     "other g than the arrays": (lambda a: a | {"config": config_with(a, gridsize=1)}, "input/diffraction"),
 }
 

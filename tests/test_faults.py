@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from conformance.bench import Bench, plan
 from conformance.bundle import RECORDINGS, read_bundle
 from conformance.faults import FAULTS, Fault
 from conformance.measured import load_measured
 from conformance.parity import Measurement, first_failing_stage, judge
+from conformance.report import headline
 from conformance.torch_subject import TorchSubject
 from conformance.truth import Truth
+from ptycho_torch import model
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,16 @@ def test_faults_are_caught_in_float32_too(measurement: Measurement) -> None:
         if found != (True, seen_later.get(fault.name, fault.stage)):
             wrong[fault.name] = found
     assert not wrong
+
+
+def test_a_network_that_raises_is_still_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool that does not pool breaks every shape behind it; fed with the truth, it alone is wrong."""
+    monkeypatch.setattr(model.Pool, "forward", lambda self, features: features)
+    (planned,) = plan(str(RECORDINGS / "n64_g2_base.npz"), None, "quick")
+    report = Bench().report(planned, "cpu", "float64")
+    assert not report.passed
+    assert report.first_failing == "encoder.0.pool"
+    assert "RuntimeError" in headline(report)
 
 
 def test_a_fault_leaves_nothing_behind(measurement: Measurement) -> None:

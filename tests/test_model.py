@@ -82,6 +82,24 @@ def test_inputs_of_another_shape_are_refused(amplitude: tuple[int, ...], offsets
         network._check(torch.zeros(amplitude), torch.zeros(offsets))
 
 
+def test_inputs_that_would_be_misread_are_refused() -> None:
+    network, (amplitude, offsets) = build(), inputs(SETTINGS)
+    with pytest.raises(DataContractError, match=r"torch\.float64 and its amplitude in torch\.float32"):
+        network._check(amplitude.float(), offsets)
+    with pytest.raises(DataContractError, match="A probe is complex"):
+        network._check(amplitude, offsets, torch.ones(4, 3, 1, 64, 64, dtype=torch.complex128))
+    with pytest.raises(DataContractError, match="B ≥ 1"):
+        network._check(amplitude[:0], offsets[:0])
+
+
+def test_an_offset_that_is_no_number_shows() -> None:
+    amplitude, offsets = inputs(SETTINGS)
+    offsets[0, 0, 0, 0] = torch.nan
+    prediction = build()(amplitude, offsets)
+    assert prediction.object[0].isnan().all()
+    assert prediction.object[1].isfinite().all()
+
+
 def test_a_probe_of_another_side_is_refused() -> None:
     with pytest.raises(DataContractError, match="side 32 but N = 64"):
         build(probe=torch.ones(32, 32))

@@ -42,6 +42,18 @@ def test_a_truncated_reference_is_one_clear_line(tmp_path: Path) -> None:
     assert "not a complete NPZ file" in error_of(run("conformance", "--parity-reference", str(path)))
 
 
+def test_an_unknown_key_is_one_clear_line(tmp_path: Path) -> None:
+    path = tmp_path / "odd.npz"
+    with np.load(EMBEDDED) as recording:
+        np.savez(path, **recording, **{"stage/encoder.7.pool": np.zeros(3)})
+    assert "unknown key 'stage/encoder.7.pool'" in error_of(run("conformance", "--parity-reference", str(path)))
+
+
+def test_a_report_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "no folder can be made" in error_of(run("conformance", "--parity-report", str(tmp_path / "file")))
+
+
 def test_a_scan_without_positions_is_one_clear_line(tmp_path: Path) -> None:
     path = tmp_path / "scan.npz"
     np.savez(path, diff3d=np.ones((9, 64, 64), np.float32))
@@ -77,7 +89,7 @@ def test_a_recording_alone_leaves_a_report(tmp_path: Path) -> None:
         "cpu",
         "--parity-report",
         str(tmp_path / "out"),
-        "-v",
+        "-vv",
     )
     assert result.returncode == 0, result.stdout[-3000:]
     assert "test_stage[decoder_amp.outer.conv1-FORWARD-FORCED-n64_g2_base-cpu-float32] PASSED" in result.stdout
@@ -87,12 +99,12 @@ def test_a_recording_alone_leaves_a_report(tmp_path: Path) -> None:
     (case,) = report["cases"]
     stages = {verdict["stage"] for verdict in case["verdicts"]}
     assert {"encoder.0.conv1", "merged", "predicted_intensity", "loss", "train"} <= stages
-    assert all(verdict["budget"]["e"] > 0 for verdict in case["verdicts"])
+    assert all(verdict["candidate"]["e"] <= verdict["budget"]["e"] for verdict in case["verdicts"])
     assert "share of budget" in (tmp_path / "out" / "parity.txt").read_text()
 
 
 def test_operations_are_judged_one_by_one() -> None:
-    result = run("conformance", "--parity-reference", str(RECORDINGS / "ops_1.npz"), "-v")
+    result = run("conformance", "--parity-reference", str(RECORDINGS / "ops_1.npz"), "-vv")
     assert result.returncode == 0, result.stdout[-3000:]
     passed = [line for line in result.stdout.splitlines() if "test_operation" in line and "PASSED" in line]
     assert any("translate" in line and "float64" in line for line in passed)
@@ -105,7 +117,8 @@ def test_a_failing_subject_is_named_in_the_headline(tmp_path: Path) -> None:
     plugin.write_text(
         "from conformance.faults import FAULTS\n"
         "(fault,) = [each for each in FAULTS if each.name == 'π dropped']\n"
-        "fault.seeded().__enter__()\n"
+        "seeded = fault.seeded()\n"
+        "seeded.__enter__()\n"
     )
     arguments = ("-p", "wrong_pi", "conformance", "--parity-reference", str(EMBEDDED), "--parity-dtype", "float64")
     result = run(*arguments, PYTHONPATH=str(tmp_path))

@@ -35,6 +35,7 @@ test: $(STAMP) ## run the tests of the packages
 lint: $(STAMP) ## check the style
 	@echo "== ruff"
 	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check .
 
 types: $(STAMP) ## check the types
 	@echo "== mypy"

@@ -215,7 +215,8 @@ def _pull_back(
     parameters = [] if module is None else [p for p in module.parameters(recurse=False) if p.requires_grad]
     leaves = [*sources.values(), *parameters]
     found: tuple[Tensor | None, ...] = (None,) * len(leaves)
-    if output.requires_grad and leaves:
+    # An output of another shape has no cotangent; that it has another shape is what its forward clause says.
+    if output.requires_grad and leaves and output.shape == cotangent.shape:
         found = torch.autograd.grad(output, leaves, cotangent, allow_unused=True)
     gradients = [torch.zeros_like(leaf) if each is None else each for leaf, each in zip(leaves, found, strict=True)]
     for parameter, gradient in zip(parameters, gradients[len(sources) :], strict=True):

@@ -240,10 +240,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
 
 
 def _summary(bench: Bench | None, notes: Sequence[str]) -> Iterator[str]:
+    from conformance.bench import NO_TENSORFLOW
+    from conformance.report import headline, table
+    from ptycho_tf_bridge import backend
+
     yield from notes
+    if not backend.is_available():
+        yield NO_TENSORFLOW
     if bench is None:
         return
-    from conformance.report import headline, table
 
     reports = list(bench.reports.values())
     # In float64 only a failure is worth a table: everything else lies at rounding.

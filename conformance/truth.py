@@ -18,7 +18,7 @@ def moved(array: np.ndarray, rng: np.random.Generator, step: float = ONE_ULP["fl
     """Return float64 or complex128 values, each moved by a relative step up or down at random."""
 
     def signs() -> np.ndarray:
-        return rng.integers(0, 2, array.shape) * 2.0 - 1.0
+        return rng.integers(0, 2, array.shape, dtype=np.int8) * 2.0 - 1.0
 
     if np.iscomplexobj(array):
         wide = array.astype(np.complex128)

@@ -13,7 +13,7 @@ from conformance.judge import ONE_ULP, Errors, compare
 from conformance.oracle import Constants
 from conformance.truth import Truth, moved
 
-FREE_DRAWS, FORCED_DRAWS = 6, 2
+FREE_DRAWS, FORCED_DRAWS = 5, 2
 """Draws by which a condition is measured. Running free, a single dark pixel can rule a whole gradient, and two draws
 would often both be small by chance; one stage alone averages over all its elements."""
 

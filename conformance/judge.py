@@ -71,16 +71,26 @@ def deviation(values: np.ndarray | None, truth: np.ndarray, *, scale: float | No
     if not np.array_equal(np.isfinite(values), finite):
         where = int(np.flatnonzero((np.isfinite(values) != finite).ravel())[0])
         return Deviation(nothing, f"non-finite values differ, first at flat index {where}")
-    if not np.array_equal(values[~finite].astype(truth.dtype), truth[~finite], equal_nan=True):
-        return Deviation(nothing, "non-finite values of different kind")
-    difference = np.abs(values[finite].astype(truth.dtype) - truth[finite])
+    if not finite.all():
+        if not np.array_equal(values[~finite].astype(truth.dtype), truth[~finite], equal_nan=True):
+            return Deviation(nothing, "non-finite values of different kind")
+        values, truth = values[finite], truth[finite]
+    difference = np.abs(values - truth)
     if scale is None:
-        # Dividing first keeps the squares of very small or very large tensors inside the float range.
-        largest = float(np.max(np.abs(truth[finite]), initial=0.0))
-        scale = largest * float(np.sqrt(np.mean((np.abs(truth[finite]) / largest) ** 2))) if largest > 0 else 0.0
+        scale = _largest_and_rms(truth)[1]
     if scale == 0:
         return Deviation(nothing, "not zero where the truth is") if difference.any() else Deviation(difference)
     return Deviation(difference / scale)
+
+
+def _largest_and_rms(finite: np.ndarray) -> tuple[float, float]:
+    """Return the largest magnitude and the root mean square, both 0 for an empty array."""
+    magnitude = np.abs(finite)
+    largest = float(np.max(magnitude, initial=0.0))
+    if largest == 0:
+        return 0.0, 0.0
+    # Dividing first keeps the squares of very small or very large tensors inside the float range.
+    return largest, largest * float(np.sqrt(np.mean((magnitude / largest) ** 2)))
 
 
 def errors(deviations: Sequence[Deviation]) -> Errors:
@@ -100,11 +110,9 @@ def compare(values: np.ndarray | None, truth: np.ndarray) -> Errors:
 
 def rounding(truth: np.ndarray, dtype: str) -> Errors:
     """Return the largest errors that rounding the result itself to a dtype can cause: κ is never below 1."""
-    magnitude = np.abs(truth[np.isfinite(truth)])
-    largest = float(np.max(magnitude, initial=0.0))
+    largest, rms = _largest_and_rms(truth[np.isfinite(truth)])
     if largest == 0:
         return NONE
-    rms = largest * float(np.sqrt(np.mean((magnitude / largest) ** 2)))
     return Errors(UNIT_ROUNDOFF[dtype], UNIT_ROUNDOFF[dtype] * largest / rms)
 
 

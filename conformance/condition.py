@@ -13,9 +13,10 @@ from conformance.judge import ONE_ULP, Errors, compare
 from conformance.oracle import Constants
 from conformance.truth import Truth, moved
 
-FREE_DRAWS, FORCED_DRAWS = 5, 2
-"""Draws by which a condition is measured. Running free, a single dark pixel can rule a whole gradient, and two draws
-would often both be small by chance; one stage alone averages over all its elements."""
+FREE_DRAWS, FORCED_DRAWS, PHYSICS_DRAWS = 5, 2, 10
+"""Draws by which a condition is measured. A convolution averages over all its elements, so two draws of it will do. In
+the physics, and in every gradient behind it, a single dark pixel can rule a whole tensor, and two draws of one number
+would often both be small by chance."""
 
 STEP = 2.0**-44
 """Relative step by which a condition is measured. A float64 ulp would drown in the oracle's own rounding, and a float32
@@ -66,26 +67,31 @@ class Condition:
 
     @cached_property
     def _free(self) -> Amplified:
-        return self._largest(_measure_free, FREE_DRAWS)
+        return _largest([_measure_free(self._truth, _mover(seed)) for seed in range(FREE_DRAWS)])
 
     @cached_property
     def _forced(self) -> Amplified:
-        return self._largest(_measure_forced, FORCED_DRAWS)
-
-    def _largest(self, measure: Callable[[Truth, Move], Amplified], count: int) -> Amplified:
-        draws = []
-        for seed in range(count):
-            rng = np.random.default_rng(seed)
-            draws.append(measure(self._truth, lambda array, rng=rng: moved(array, rng, STEP)))  # type: ignore[misc]
-        tables = ([getattr(draw, field.name) for draw in draws] for field in dataclasses.fields(Amplified))
-        return Amplified(*(_widest(table) for table in tables))
+        every = self._truth.oracle.stages
+        physics = [stage for stage in every if "." not in stage]
+        draws = [(every, seed) for seed in range(FORCED_DRAWS)] + [(physics, seed) for seed in range(PHYSICS_DRAWS)]
+        return _largest([_measure_forced(self._truth, _mover(seed), stages) for stages, seed in draws])
 
 
-def _widest(draws: Sequence[Mapping[str, Errors]]) -> dict[str, Errors]:
-    widest = dict(draws[0])
-    for draw in draws[1:]:
-        widest = {name: errors.largest(draw[name]) for name, errors in widest.items()}
-    return widest
+def _mover(seed: int) -> Move:
+    rng = np.random.default_rng(seed)
+    return lambda array: moved(array, rng, STEP)
+
+
+def _largest(draws: Sequence[Amplified]) -> Amplified:
+    """Return the largest of all draws of each quantity, of those that have it."""
+    tables: list[dict[str, Errors]] = []
+    for field in dataclasses.fields(Amplified):
+        widest: dict[str, Errors] = {}
+        for draw in draws:
+            for name, errors in getattr(draw, field.name).items():
+                widest[name] = widest.get(name, errors).largest(errors)
+        tables.append(widest)
+    return Amplified(*tables)
 
 
 def _move_constants(constants: Constants, move: Move) -> Constants:
@@ -143,16 +149,17 @@ def _measure_free(truth: Truth, move: Move) -> Amplified:
     )
 
 
-def _measure_forced(truth: Truth, move: Move) -> Amplified:
-    """Move the inputs, weights and cotangent of each stage, and see what that stage makes of it."""
+def _measure_forced(truth: Truth, move: Move, measured: Sequence[str]) -> Amplified:
+    """Move the inputs, weights and cotangent of each measured stage, and see what that stage makes of it."""
     oracle, branches = truth.oracle, truth.own_branches
     network_input, constants = move(truth.network_input), _move_constants(truth.constants, move)
-    values = {name: move(array) for name, array in truth.stages.items()}
-    cotangents = {name: move(array) for name, array in truth.gradients.cotangents.items()}
+    read = {name for stage in measured for name in oracle.inputs[stage]} | set(measured)
+    values = {name: move(array) for name, array in truth.stages.items() if name in read}
+    cotangents = {name: move(truth.gradients.cotangents[name]) for name in measured}
     stages: dict[str, Errors] = {}
     pulled: dict[str, Errors] = {}
     gradients: dict[str, Errors] = {}
-    for stage in oracle.stages:
+    for stage in measured:
         output = oracle.evaluate(stage, truth.values_of(stage, values, network_input), constants)
         stages[stage] = compare(output, truth.stages[stage])
         by_input, by_weight = truth.pull_back_at(stage, values, network_input, cotangents, constants, branches)

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 TIERS = ("quick", "full", "study")
 DTYPES = ("float64", "float32")
 _PACKAGE = "conformance."
+_FILES_OF = {
+    "parity_case": ("test_network.py",),
+    "parity_keras": ("test_network.py", "test_float64.py"),
+    "parity_operations": ("test_operations.py",),
+}
 
 _BENCH: pytest.StashKey[Bench] = pytest.StashKey()
 _PLAN: pytest.StashKey[tuple[Planned, ...]] = pytest.StashKey()
@@ -150,6 +155,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("parity_device", _devices(metafunc.config))
     if "parity_dtype" in names:
         metafunc.parametrize("parity_dtype", _dtypes(metafunc.config))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where one case was named, do not even read the tests that say nothing about it: a replay is to be quick."""
+    if collection_path.parent != Path(__file__).parent or not collection_path.name.startswith("test_"):
+        return None
+    marker = _marker_of_case(config)
+    return True if marker and collection_path.name not in _FILES_OF[marker] else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from conformance import oracle_operations as oracle
 from conformance.archive import NpzReader
@@ -18,9 +17,6 @@ from ptycho_tf_bridge.layout import LAYOUTS
 from ptycho_torch import helper, probe, reassembly, scaling
 
 Arrays = Mapping[str, np.ndarray]
-Put = Callable[[np.ndarray], Tensor]
-"""Brings an array to the candidate's device and dtype."""
-
 NPHOTONS = 1e5
 PROBE_SCALE = 4.0
 BLUR_SIGMA_PX = 0.8
@@ -36,7 +32,7 @@ class Operation:
         reads: keys of its inputs.
         recorded: key of what the reference gave.
         truth: the oracle's answer, float64.
-        candidate: the answer of PyTorch.
+        candidate: the answer of PyTorch; its first argument brings an array to the candidate's device and dtype.
         reference_ceiling: largest scale-free e of the recording; what float32 costs the reference here.
     """
 

@@ -13,7 +13,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from ptycho_torch import helper
-from ptycho_torch.axes import Canvas, ExitWave, GroupAmplitude, GroupViews, OffsetsPx, Patches
+from ptycho_torch.axes import Canvas, ExitWave, GroupAmplitude, GroupViews, OffsetsPx, Patches, ProbeModes
 from ptycho_torch.config_params import OUTER_CHANNELS, AmplitudeActivation, NetworkSettings
 from ptycho_torch.errors import DataContractError
 from ptycho_torch.probe import as_modes, default_probe, disk_mask, normalise_probe
@@ -384,7 +384,7 @@ class PtychoNet(nn.Module):
         self.to(device=device, dtype=dtype)
 
     @property
-    def probe(self) -> Complex[Tensor, "M N N"]:
+    def probe(self) -> ProbeModes:
         """The probe modes."""
         return torch.view_as_complex(self.probe_parts)
 

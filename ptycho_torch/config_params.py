@@ -1,4 +1,4 @@
-"""Settings of the network and of the losses, as frozen and checked values.
+"""Settings of the network, of the losses and of the data, as frozen and checked values.
 
 Field names are those of the TensorFlow reference, so that a user's configuration keeps its words.
 A combination that the network cannot have is a ``ConfigError`` here, and never a shape error later.
@@ -10,7 +10,8 @@ import dataclasses
 import difflib
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, get_args
 
 from ptycho_torch.errors import ConfigError
 
@@ -31,6 +32,10 @@ def _require(condition: bool, message: str) -> None:
 def _check_type(owner: str, name: str, value: object, annotation: str) -> None:
     # bool is a subclass of int in Python, but a flag is no number in a configuration.
     accepted: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
+    optional = annotation.endswith(" | None")
+    if optional and value is None:
+        return
+    annotation = annotation.removesuffix(" | None")
     if annotation in accepted:
         wrong = not isinstance(value, accepted[annotation]) or (annotation != "bool" and isinstance(value, bool))
         _require(
@@ -205,3 +210,174 @@ class LossWeights(_Checked):
         self._check_types()
         for name in self.field_names():
             _require(getattr(self, name) >= 0, f"LossWeights.{name} is negative; expected 0 or more.")
+
+
+GroupSampler = Literal["with_centre", "without_centre", "reference"]
+PositionSource = Literal["corrected", "nominal"]
+DetectorFlip = Literal["none", "vertical", "horizontal", "both"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings(_Checked):
+    """How scans become groups of patterns: the clauses PREP, GROUP and MAP of the data contract.
+
+    Attributes:
+        N: patch side in pixels, after binning and cropping.
+        gridsize: g; a group holds C = g² patterns.
+        K: how many nearest neighbours of a scan point its group is drawn from.
+        n_subsample: groups for each scan point (samplers ``with_centre`` and ``without_centre``).
+        group_sampler: ``with_centre`` (recommended), ``without_centre``, or ``reference`` (clause GROUP-02).
+        group_seed: seed of every draw.
+        n_groups: sampler ``reference``: how many groups to draw; None is one for each scan point.
+        sequential_sampling: sampler ``reference``: seed points 0, 1, 2, … in place of random ones.
+        enable_oversampling: sampler ``reference``: more groups than scan points, from all K choose C subsets.
+        neighbor_pool_size: sampler ``reference``: K of oversampling; None is ``K``.
+        position_source: ``corrected`` (xcoords) or ``nominal`` (xcoords_start).
+        normalize: bring amplitude to the network's normalisation (clause GROUP-04).
+        probe_dir_get: take probes from the probe folder where one is given; False takes ``probeGuess`` of each scan.
+        nphotons: mean counts of a pattern; None derives them from the scan (clause PREP-02).
+        detector_bin: b; b × b detector pixels become one.
+        detector_crop: cut frames that are larger than N, after binning, to N × N.
+        detector_centre_row_px: row of the zero frequency in the file's frames; None is frame // 2.
+        detector_centre_column_px: its column; None is frame // 2.
+        detector_transpose: swap rows and columns of the frames.
+        detector_flip: turn the frames upside down (``vertical``), left to right (``horizontal``), or ``both``.
+        positions_swap_xy: swap x and y of the positions.
+        positions_flip_x: count x the other way.
+        positions_flip_y: count y the other way.
+
+    Raises:
+        ConfigError: for a value or combination that makes no groups.
+
+    >>> DataSettings(gridsize=2).C
+    4
+    """
+
+    N: int = 64
+    gridsize: int = 2
+    K: int = 6
+    n_subsample: int = 1
+    group_sampler: GroupSampler = "with_centre"
+    group_seed: int = 0
+    n_groups: int | None = None
+    sequential_sampling: bool = False
+    enable_oversampling: bool = False
+    neighbor_pool_size: int | None = None
+    position_source: PositionSource = "corrected"
+    normalize: bool = True
+    probe_dir_get: bool = True
+    nphotons: float | None = None
+    detector_bin: int = 1
+    detector_crop: bool = False
+    detector_centre_row_px: int | None = None
+    detector_centre_column_px: int | None = None
+    detector_transpose: bool = False
+    detector_flip: DetectorFlip = "none"
+    positions_swap_xy: bool = False
+    positions_flip_x: bool = False
+    positions_flip_y: bool = False
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        for name, least in (("N", 2), ("gridsize", 1), ("K", 1), ("n_subsample", 1), ("detector_bin", 1)):
+            value = getattr(self, name)
+            _require(value >= least, f"DataSettings.{name} = {value}; expected {least} or more.")
+        _require(self.N % 2 == 0, f"DataSettings.N = {self.N}; expected an even number of pixels.")
+        for name in ("n_groups", "neighbor_pool_size"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"DataSettings.{name} = {value}; expected 1 or more, or None.")
+        for name in ("detector_centre_row_px", "detector_centre_column_px"):
+            value = getattr(self, name)
+            _require(value is None or value >= 0, f"DataSettings.{name} = {value}; expected 0 or more, or None.")
+        _require(0 <= self.group_seed < 2**32, f"DataSettings.group_seed = {self.group_seed}; expected 0 … 2³² − 1.")
+        _require(
+            self.nphotons is None or self.nphotons > 0,
+            f"DataSettings.nphotons = {self.nphotons}; expected a number above 0, or None to derive it.",
+        )
+        for name, choices in (
+            ("group_sampler", GroupSampler),
+            ("position_source", PositionSource),
+            ("detector_flip", DetectorFlip),
+        ):
+            value = getattr(self, name)
+            _require(
+                value in get_args(choices),
+                f"DataSettings.{name} = {value!r}; choose one of {', '.join(get_args(choices))}.",
+            )
+        if self.group_sampler == "reference":
+            _require(
+                self.n_subsample == 1,
+                "DataSettings.n_subsample counts groups for each scan point; the sampler 'reference' takes n_groups.",
+            )
+        else:
+            for name in ("n_groups", "sequential_sampling", "enable_oversampling", "neighbor_pool_size"):
+                _require(
+                    not getattr(self, name),
+                    f"DataSettings.{name} belongs to group_sampler = 'reference'; "
+                    f"{self.group_sampler!r} takes K and n_subsample.",
+                )
+
+    @property
+    def C(self) -> int:
+        """Patterns in one group."""
+        return self.gridsize**2
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> DataSettings:
+        """Make settings from names and values.
+
+        Raises:
+            ConfigError: an unknown name, with the nearest one that exists, or a value that does not fit.
+        """
+        cls.check_names(values)
+        return cls(**values)
+
+
+class DataConfig:
+    """The one set of data settings that this process uses where a caller gives none.
+
+    Every ``DataConfig()`` is the same object. It checks values when they are set; everything behind it works with
+    the frozen snapshot that ``snapshot`` returns.
+
+    >>> DataConfig().add("N", 128)
+    >>> DataConfig().get("N")
+    128
+    >>> DataConfig().set_settings(data_config_default)
+    >>> DataConfig().snapshot().N
+    64
+    """
+
+    _instance: ClassVar[DataConfig | None] = None
+    _settings: DataSettings
+
+    def __new__(cls) -> DataConfig:
+        """Return the one object."""
+        if cls._instance is None:
+            cls._instance = super().__new__(cls)
+            cls._instance._settings = DataSettings()
+        return cls._instance
+
+    def set_settings(self, values: Mapping[str, Any]) -> None:
+        """Replace all settings: those in ``values`` as given, the others by their defaults.
+
+        The mapping is copied. Raises ``ConfigError`` and keeps the settings as they were if a value does not fit.
+        """
+        self._settings = DataSettings.from_mapping(values)
+
+    def add(self, name: str, value: object) -> None:
+        """Set one setting; raises ``ConfigError`` and changes nothing if name or value do not fit."""
+        DataSettings.check_names({name: value})
+        self._settings = dataclasses.replace(self._settings, **{name: value})  # type: ignore[arg-type]
+
+    def get(self, name: str) -> Any:
+        """Return one setting; raises ``ConfigError`` for a name that is none."""
+        DataSettings.check_names({name: None})
+        return getattr(self._settings, name)
+
+    def snapshot(self) -> DataSettings:
+        """Return the settings as they are now, frozen."""
+        return self._settings
+
+
+data_config_default: Mapping[str, Any] = MappingProxyType(dataclasses.asdict(DataSettings()))
+"""Every data setting with its default."""

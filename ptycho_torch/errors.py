@@ -3,6 +3,10 @@
 Each message names what was found, what was expected and what to do about it.
 """
 
+from __future__ import annotations
+
+from pathlib import Path
+
 
 class PtychoError(Exception):
     """Root of every error this project raises on purpose."""
@@ -13,4 +17,36 @@ class ConfigError(PtychoError, ValueError):
 
 
 class DataContractError(PtychoError, ValueError):
-    """Data that breaks a clause of the data contract."""
+    """Data that breaks a clause of the data contract.
+
+    Attributes:
+        path: the file, or None where the data came from memory.
+        key: the member of the file, or None where the file as a whole is meant.
+        clause: id in ``specs/data_contracts.yaml``, for example ``SCAN-06``; None for tensors of the network.
+        found: what is there.
+        expected: what the clause asks for.
+        remedy: what to do.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: Path | None = None,
+        key: str | None = None,
+        clause: str | None = None,
+        found: str = "",
+        expected: str = "",
+        remedy: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.path = path
+        self.key = key
+        self.clause = clause
+        self.found = found
+        self.expected = expected
+        self.remedy = remedy
+
+
+class MapError(PtychoError, OSError):
+    """A memory map that cannot be built or read: no space, no right to write, damaged folders."""

@@ -1,0 +1,513 @@
+"""Memory-mapped scans as batches of groups: dataset, batch, sampler and loader.
+
+Shapes and units: tables *One batch of groups* and *Memory map* of
+<doc-ref type="contract">specs/data_contracts.md</doc-ref>.
+"""
+
+import dataclasses
+import itertools
+import logging
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Complex, Float, Int
+from torch import Tensor
+
+from ptycho_torch.config_params import DataConfig, DataSettings
+from ptycho_torch.errors import ConfigError
+from ptycho_torch.memory_map import Inputs, MemoryMap, open_map
+from ptycho_torch.preparation import DerivedSettings, derive, group_reach, median_step
+from ptycho_torch.scan import probe_paths, scan_paths
+
+log = logging.getLogger(__name__)
+
+VALIDATION_FRACTION = 0.05
+"""The last part of the groups, as the reference splits them."""
+
+_AHEAD = 2
+"""Batches that each worker has ready before they are asked for."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PtychoBatch:
+    """One batch of groups [clauses BATCH-01 … BATCH-05].
+
+    It unpacks as ``images, coords, probe, scale``, and in no other way: it has no length and no items, so nothing
+    iterates over its groups by accident.
+
+    Attributes:
+        images: measured amplitude times ``scale``.
+        coords: o_c, minus the position relative to the group's mean, (x, y) last, pixels.
+        scale: the factor that the measured amplitude was multiplied by.
+        centres: mean position of each group, (x, y), pixels, float64.
+        indices: rows of the map that the patterns come from.
+        groups: numbers of the groups in the dataset.
+        experiment_ids: number of the scan of each group.
+        probes: the probe modes of the scans that occur, compact.
+        probe_ids: which row of ``probes`` belongs to each group.
+        masks: good pixels of the same scans, or None where every pixel is good.
+    """
+
+    images: Float[Tensor, "B C N N"]
+    coords: Float[Tensor, "B C 1 2"]
+    scale: Float[Tensor, "B"]
+    centres: Float[Tensor, "B 1 1 2"]
+    indices: Int[Tensor, "B C"]
+    groups: Int[Tensor, "B"]
+    experiment_ids: Int[Tensor, "B"]
+    probes: Complex[Tensor, "e M N N"]
+    probe_ids: Int[Tensor, "B"]
+    masks: Bool[Tensor, "e N N"] | None
+
+    @property
+    def probe(self) -> Complex[Tensor, "B C N N"] | Complex[Tensor, "B C M N N"]:
+        """The probe of every pattern: (B, C, N, N), or (B, C, modes, N, N) with more than one mode.
+
+        A view that repeats one probe where all groups share it.
+        """
+        B, C = self.indices.shape
+        modes = self.probes.expand(B, -1, -1, -1) if len(self.probes) == 1 else self.probes[self.probe_ids]
+        probe = modes[:, None].expand(B, C, *modes.shape[1:])
+        return probe[:, :, 0] if probe.shape[2] == 1 else probe
+
+    @property
+    def good_pixels(self) -> Bool[Tensor, "B 1 N N"] | None:
+        """True where a pixel counts in the loss; None where every pixel of every scan does."""
+        return None if self.masks is None else self.masks[self.probe_ids][:, None]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.images, self.coords, self.probe, self.scale))
+
+    def to(self, *arguments: Any, **keywords: Any) -> Self:
+        """Return the batch with every tensor on another device: the arguments of ``torch.Tensor.to`` but a dtype.
+
+        Probes travel once for each scan, not once for each pattern.
+        """
+        if any(isinstance(each, torch.dtype) for each in (*arguments, *keywords.values())):
+            raise TypeError("A batch holds whole numbers, real and complex tensors; .to changes the device, no dtype.")
+        return self._each(lambda tensor: tensor.to(*arguments, **keywords))
+
+    def pin_memory(self) -> Self:
+        """Return the batch in page-locked memory, for copies to a GPU that overlap with its work."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Any) -> Self:
+        fields = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
+        return dataclasses.replace(self, **{name: change(value) for name, value in fields if value is not None})
+
+
+class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
+    """Groups of patterns of one or many scans, memory-mapped.
+
+    Args:
+        ptycho_dir: folder of scans, one NPZ file an experiment, or a single scan.
+        probe_dir: folder of probes, one for all scans or one for each by its stem; None takes ``probeGuess`` of
+            each scan.
+        data_dir: folder of the map; one map at a time lives there.
+        remake_map: build the map anew. Without it a map that is current is used, and any other is rebuilt,
+            saying why.
+        settings: how groups are made; None takes what ``DataConfig()`` says now.
+        probe: (N, N) or (modes, N, N) probe for every scan, in place of files.
+
+    Raises:
+        DataContractError: a scan or probe that breaks a clause.
+        MapError: no space, no right to write, or a damaged map.
+
+    Example:
+        dataset = PtychoDataset("scans", "probes", data_dir="data/memmap")
+        images, coords, probe, scale = dataset[0:16]
+    """
+
+    def __init__(
+        self,
+        ptycho_dir: str | Path,
+        probe_dir: str | Path | None = None,
+        data_dir: str | Path = "data/memmap",
+        remake_map: bool = False,
+        *,
+        settings: DataSettings | None = None,
+        probe: np.ndarray | Tensor | None = None,
+    ) -> None:
+        self.settings = DataConfig().snapshot() if settings is None else settings
+        if probe is not None and probe_dir is not None:
+            raise ConfigError("probe and probe_dir each give the probe; give one of them.")
+        scans = scan_paths(Path(ptycho_dir))
+        probes = None
+        if probe_dir is not None and self.settings.probe_dir_get:
+            probes = probe_paths(scans, Path(probe_dir))
+        elif probe_dir is not None:
+            log.warning("probe_dir_get is False: probes come from the scans, not from %s", probe_dir)
+        given = None if probe is None else np.asarray(torch.as_tensor(probe).numpy(force=True), np.complex64)
+        self._map = open_map(Path(data_dir), Inputs(scans, probes, given), self.settings, remake=remake_map)
+        self._amplitude = _plain(self._map.patterns["amplitude"])
+        self._positions = _plain(self._map.scan["positions_px"])
+        self._nn_indices = _plain(self._map.groups["nn_indices"])
+        self._experiment_id = _plain(self._map.groups["experiment_id"])
+        self._scale = _plain(self._map.experiments["scale"]).clone()
+        self._probes = _plain(self._map.experiments["probe"]).clone()
+        masks = _plain(self._map.experiments["good_pixels"]).clone()
+        self._masks = None if bool(masks.all()) else masks
+        log.info(
+            "%s: %d groups of %d patterns out of %d, from %d scans",
+            data_dir, len(self), self.settings.C, len(self._amplitude), len(self.names),
+        )  # fmt: skip
+
+    @property
+    def map(self) -> MemoryMap:
+        """The open map; ``map.reason`` says why it was built now, if it was."""
+        return self._map
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """File name of each scan; ``experiment_ids`` count these."""
+        return self._map.names
+
+    @property
+    def positions_px(self) -> Float[Tensor, "M 2"]:
+        """Positions (x, y) of every pattern of the map, float64."""
+        return self._positions
+
+    @property
+    def nn_indices(self) -> Int[Tensor, "L C"]:
+        """Rows of the map that each group consists of."""
+        return self._nn_indices
+
+    @property
+    def probes(self) -> Complex[Tensor, "E M N N"]:
+        """Probe modes of each scan."""
+        return self._probes
+
+    @property
+    def scale(self) -> Float[Tensor, "E"]:
+        """Normalisation factor of each scan."""
+        return self._scale
+
+    def __len__(self) -> int:
+        return len(self._nn_indices)
+
+    def __getitem__(self, index: int | slice | Sequence[int] | np.ndarray | Tensor) -> PtychoBatch:
+        """Return groups as a batch; a single number gives a batch of one.
+
+        Raises:
+            IndexError: a number that no group has.
+        """
+        groups = self._group_numbers(index)
+        nn = self._nn_indices.index_select(0, groups)  # (B, C)
+        experiment_ids = self._experiment_id.index_select(0, groups)
+        B, C = nn.shape
+        rows = nn.reshape(-1)
+        images = self._amplitude.index_select(0, rows).unflatten(0, (B, C))
+        if len(self._scale) == 1:
+            scale = self._scale.expand(B)
+            probes, probe_ids, masks = self._probes, torch.zeros(B, dtype=torch.int64), self._masks
+            if self.settings.normalize:
+                images.mul_(float(self._scale))
+        else:
+            scale = self._scale.index_select(0, experiment_ids)
+            present, probe_ids = experiment_ids.unique(return_inverse=True)
+            probes = self._probes.index_select(0, present)
+            masks = None if self._masks is None else self._masks.index_select(0, present)
+            if self.settings.normalize:
+                images.mul_(scale[:, None, None, None])
+        positions = self._positions.index_select(0, rows).unflatten(0, (B, C))  # (B, C, 2)
+        centres = positions.mean(dim=1, keepdim=True)
+        return PtychoBatch(
+            images=images,
+            coords=(centres - positions).float()[:, :, None],
+            scale=scale,
+            centres=centres[:, :, None],
+            indices=nn.long(),
+            groups=groups,
+            experiment_ids=experiment_ids.long(),
+            probes=probes,
+            probe_ids=probe_ids,
+            masks=masks,
+        )
+
+    def _group_numbers(self, index: int | slice | Sequence[int] | np.ndarray | Tensor) -> Tensor:
+        if isinstance(index, slice):
+            return torch.arange(*index.indices(len(self)))
+        groups = torch.as_tensor(index)
+        if groups.dtype == torch.bool or groups.is_floating_point() or groups.ndim > 1:
+            raise IndexError(f"Groups are counted by whole numbers; found {groups.dtype}, shape {tuple(groups.shape)}.")
+        groups = groups.reshape(-1).long()
+        groups = torch.where(groups < 0, groups + len(self), groups)
+        if len(groups) and (int(groups.min()) < 0 or int(groups.max()) >= len(self)):
+            raise IndexError(f"The dataset has {len(self)} groups, 0 … {len(self) - 1}; found {index}.")
+        return groups
+
+    def validation_split(
+        self, fraction: float = VALIDATION_FRACTION, *, shuffle_seed: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the numbers of the training groups and of the validation groups.
+
+        Validation is the last n − ⌊(1 − fraction)·n⌋ groups, taken before any shuffling, as the reference has it. Its
+        groups stand in random order; those of the samplers ``with_centre`` and ``without_centre`` stand in scan order,
+        and there ``shuffle_seed`` takes the last ones of a permutation in place of one corner of the last scan.
+
+        Raises:
+            ConfigError: ``fraction`` is not in [0, 1).
+        """
+        if not 0 <= fraction < 1:
+            raise ConfigError(f"validation fraction = {fraction}; expected 0 ≤ fraction < 1.")
+        groups = torch.arange(len(self)) if shuffle_seed is None else _permutation(len(self), shuffle_seed, 0)
+        training = math.floor(len(self) * (1 - fraction))
+        return groups[:training], groups[training:]
+
+    def derived(self, *, offset: int | None = None, max_position_jitter: int | None = None) -> DerivedSettings:
+        """Return nphotons, offset and max_position_jitter for this scan, each derived unless given [clause PREP-02].
+
+        Raises:
+            DataContractError: PREP-02.
+        """
+        positions, groups = self._positions.numpy(), self._nn_indices.numpy()
+        energy = self._map.patterns["energy"].numpy()
+        firsts = [*self._map.experiments["first_row"].tolist(), len(positions)]
+        steps = [median_step(positions[first:end]) for first, end in itertools.pairwise(firsts)]
+        return derive(
+            mean_counts=float(energy[groups].mean()),
+            step_px=float(np.median(steps)),
+            reach_px=group_reach(positions, groups),
+            gridsize=self.settings.gridsize,
+            nphotons=self.settings.nphotons,
+            offset=offset,
+            max_position_jitter=max_position_jitter,
+        )
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Return a memory-mapped tensor as a plain one over the same memory."""
+    return tensor.as_subclass(torch.Tensor)
+
+
+def _permutation(count: int, seed: int, epoch: int) -> Tensor:
+    """Return a permutation that seed and epoch decide; NumPy keeps this generator's stream unchanged for ever."""
+    return torch.from_numpy(np.random.RandomState([seed, epoch]).permutation(count))
+
+
+class GroupSampler:
+    """Which groups make up each batch of an epoch, for one of several processes.
+
+    An epoch is one permutation of all groups, or their own order. A global batch is ``batch_size`` groups for each
+    process; process r takes the r-th part of it. A last, smaller batch is used; with several processes it is filled up
+    with groups from the front to one length for all, so that no process waits for another in vain.
+
+    Args:
+        groups: numbers of the groups to draw from.
+        batch_size: groups in the batch of one process.
+        shuffle: a new permutation each epoch.
+        seed: of the permutations.
+        drop_last: leave out a last, smaller batch.
+        rank: number of this process; None asks ``torch.distributed``.
+        world_size: number of processes; None asks ``torch.distributed``.
+    """
+
+    def __init__(
+        self,
+        groups: Tensor,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        if batch_size < 1:
+            raise ConfigError(f"batch_size = {batch_size}; expected 1 or more.")
+        if (rank is None) != (world_size is None) or (world_size is not None and not 0 <= (rank or 0) < world_size):
+            raise ConfigError(
+                f"rank = {rank} of world_size = {world_size}; expected 0 ≤ rank < world_size, or neither."
+            )
+        self.groups, self.batch_size, self.shuffle = groups, batch_size, shuffle
+        self.seed, self.drop_last = seed, drop_last
+        self._rank, self._world_size = rank, world_size
+        self.epoch = 0
+
+    @property
+    def rank(self) -> int:
+        """Number of this process."""
+        return _distributed()[0] if self._rank is None else self._rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return _distributed()[1] if self._world_size is None else self._world_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the permutation of the next epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        together = self.batch_size * self.world_size
+        return len(self.groups) // together if self.drop_last else math.ceil(len(self.groups) / together)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self.batches(self.epoch)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Tensor]:
+        """Yield the groups of each batch of an epoch, from batch ``start`` on."""
+        groups = self.groups
+        if self.shuffle:
+            groups = groups[_permutation(len(groups), self.seed, epoch)]
+        rank, world_size = self.rank, self.world_size
+        together = self.batch_size * world_size
+        for number in range(start, len(self)):
+            batch = groups[number * together : (number + 1) * together]
+            missing = -len(batch) % world_size
+            if missing:
+                batch = torch.cat([batch, groups.repeat(math.ceil(missing / len(groups)))[:missing]])
+            yield batch.tensor_split(world_size)[rank]
+
+
+def _distributed() -> tuple[int, int]:
+    """Return rank and number of processes; 0 and 1 outside ``torch.distributed``."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+class TensorDictDataLoader:
+    """Streams the batches of a dataset; each unpacks as ``(images, coords, probe, scale)``.
+
+    Every ``iter`` starts an epoch of its own: 0, 1, 2, …, each with its permutation. The position in the epoch can be
+    saved and restored to the batch. Workers are threads: gathering from a memory map releases Python's lock, and a
+    batch needs no copy between processes.
+
+    Args:
+        dataset: where groups come from.
+        batch_size: groups in a batch.
+        groups: numbers of the groups to draw from, for example from ``validation_split``; None is all.
+        shuffle: a new permutation each epoch.
+        seed: of the permutations.
+        num_workers: threads that gather batches ahead; 0 gathers when asked.
+        pin_memory: give batches in page-locked memory.
+        drop_last: leave out a last, smaller batch.
+        rank: number of this process; None asks ``torch.distributed``.
+        world_size: number of processes; None asks ``torch.distributed``.
+
+    Raises:
+        ConfigError: a number out of range.
+
+    Example:
+        training, validation = dataset.validation_split()
+        for images, coords, probe, scale in TensorDictDataLoader(dataset, 16, groups=training, shuffle=True): ...
+    """
+
+    def __init__(
+        self,
+        dataset: PtychoDataset,
+        batch_size: int = 16,
+        *,
+        groups: Tensor | None = None,
+        shuffle: bool = False,
+        seed: int = 0,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        drop_last: bool = False,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        if num_workers < 0:
+            raise ConfigError(f"num_workers = {num_workers}; expected 0 or more threads.")
+        self.dataset = dataset
+        self.num_workers, self.pin_memory = num_workers, pin_memory
+        self.sampler = GroupSampler(
+            torch.arange(len(dataset)) if groups is None else groups,
+            batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            drop_last=drop_last,
+            rank=rank,
+            world_size=world_size,
+        )
+        self._position = (0, 0)
+        self._resumed = False
+
+    @property
+    def batch_size(self) -> int:
+        """Groups in a batch."""
+        return self.sampler.batch_size
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make the next ``iter`` start this epoch, or go on where a restored position lies in it."""
+        self.sampler.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[PtychoBatch]:
+        epoch, start = self.sampler.epoch, 0
+        if self._resumed and self._position[0] == epoch:
+            start = self._position[1]
+        self._resumed = False
+        self._position = (epoch, start)
+        # An epoch that is broken off is over as well; the next one has a permutation of its own.
+        self.sampler.set_epoch(epoch + 1)
+        return self._epoch(epoch, start)
+
+    def _epoch(self, epoch: int, start: int) -> Iterator[PtychoBatch]:
+        batches = self.sampler.batches(epoch, start)
+        for number, batch in enumerate(self._gathered(batches), start=start + 1):
+            self._position = (epoch, number)
+            yield batch
+        self._position = (epoch + 1, 0)
+
+    def _gathered(self, batches: Iterator[Tensor]) -> Iterator[PtychoBatch]:
+        if not self.num_workers:
+            yield from map(self._gather, batches)
+            return
+        with ThreadPoolExecutor(self.num_workers, thread_name_prefix="gather-batches") as workers:
+            coming: deque[Future[PtychoBatch]] = deque()
+            try:
+                for batch in batches:
+                    coming.append(workers.submit(self._gather, batch))
+                    if len(coming) > self.num_workers * _AHEAD:
+                        yield coming.popleft().result()
+                while coming:
+                    yield coming.popleft().result()
+            finally:
+                for future in coming:
+                    future.cancel()
+
+    def _gather(self, groups: Tensor) -> PtychoBatch:
+        batch = self.dataset[groups]
+        return batch.pin_memory() if self.pin_memory else batch
+
+    def state_dict(self) -> dict[str, int | bool]:
+        """Return the position in the epoch: what was yielded so far counts as done."""
+        epoch, batch = self._position
+        return {"epoch": epoch, "batch": batch, **self._identity()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore a position; the next ``iter`` yields the batch behind it.
+
+        Raises:
+            ConfigError: the position is that of a loader with other groups, batches, or permutations.
+        """
+        for name, ours in self._identity().items():
+            if state.get(name) != ours:
+                raise ConfigError(
+                    f"The saved position belongs to a loader with {name} = {state.get(name)}; this one has {ours}. "
+                    "Make the loader as it was, or start a new epoch."
+                )
+        self._position = (int(state["epoch"]), int(state["batch"]))
+        self._resumed = True
+        self.sampler.set_epoch(self._position[0])
+
+    def _identity(self) -> dict[str, int | bool]:
+        sampler = self.sampler
+        return {
+            "groups": len(sampler.groups),
+            "batch_size": sampler.batch_size,
+            "shuffle": sampler.shuffle,
+            "seed": sampler.seed,
+            "drop_last": sampler.drop_last,
+            "world_size": sampler.world_size,
+        }

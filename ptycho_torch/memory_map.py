@@ -1,0 +1,503 @@
+"""The memory map of one or many scans: each pattern once, groups as rows of indices.
+
+Clauses MAP-01 … MAP-03 of <doc-ref type="contract">specs/data_contracts.md</doc-ref>. A map is a folder:
+
+    manifest.json          what is in use, and what it was made from
+    patterns-<id>/         TensorDict (M,): amplitude, energy
+    groups-<id>/scan/      TensorDict (M,): positions_px, scan_index
+    groups-<id>/groups/    TensorDict (L,): nn_indices, experiment_id
+    groups-<id>/experiments/  TensorDict (E,): probe, good_pixels, scale, first_row
+
+Renaming ``manifest.json`` is the one moment at which a build comes into use; folders that it does not name are left
+over from builds that were killed, and the next build removes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from tensordict import MemoryMappedTensor, TensorDict
+from tqdm import tqdm
+
+from ptycho_torch.config_params import DataSettings
+from ptycho_torch.contract import violation
+from ptycho_torch.errors import MapError
+from ptycho_torch.grouping import group_scan
+from ptycho_torch.npz import NpzFile
+from ptycho_torch.preparation import FramePreparation
+from ptycho_torch.scan import Scan, open_scan, read_probe
+
+log = logging.getLogger(__name__)
+
+MAP_FORMAT = 1
+MANIFEST = "manifest.json"
+_LOCK = "map.lock"
+_PARTS = ("patterns", "groups")
+_FOLDER = re.compile(r"(patterns|groups)-[0-9a-f]{12}")
+_PATTERN_MEMBERS = ("diff3d", "diffraction", "bad_pixels", "measurement_domain")
+_LARGEST_MANIFEST_BYTES = 64 * 2**20
+_WAIT_MESSAGE_S = 10.0
+
+Fingerprint = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """The files that a map is made from.
+
+    Attributes:
+        scans: in the order of the map.
+        probes: the probe file of each scan, or None where the scans or the caller bring it.
+        probe: (N, N) or (modes, N, N) of the caller for every scan, or None.
+    """
+
+    scans: tuple[Path, ...]
+    probes: tuple[Path, ...] | None = None
+    probe: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryMap:
+    """An open map; every tensor is memory-mapped.
+
+    Attributes:
+        root: the folder.
+        names: file name of each scan.
+        patterns: (M,) amplitude, energy.
+        scan: (M,) positions_px, scan_index.
+        groups: (L,) nn_indices, experiment_id.
+        experiments: (E,) probe, good_pixels, scale, first_row.
+        reason: why the map was built now, or the empty string where it was there.
+    """
+
+    root: Path
+    names: tuple[str, ...]
+    patterns: TensorDict
+    scan: TensorDict
+    groups: TensorDict
+    experiments: TensorDict
+    reason: str
+
+
+def fingerprint(inputs: Inputs, settings: DataSettings) -> dict[str, dict[str, Any]]:
+    """Return what the two parts of a map are made from, out of ZIP directories and settings alone [clause MAP-02].
+
+    Raises:
+        DataContractError: NPZ-01 or NPZ-03 for a file without a directory.
+    """
+    detector = {
+        name: value
+        for name, value in dataclasses.asdict(settings).items()
+        if name == "N" or name.startswith("detector_")
+    }
+    # nphotons is handed on to the network and changes nothing in the map.
+    everything = {name: value for name, value in dataclasses.asdict(settings).items() if name != "nphotons"}
+    scans = {path.name: _members(path) for path in inputs.scans}
+    frames = {
+        name: {key: value for key, value in members.items() if key in _PATTERN_MEMBERS}
+        for name, members in scans.items()
+    }
+    probes = None
+    if inputs.probes is not None:
+        # Each probe file is read once, however many scans share it.
+        contents = {path: _members(path) for path in set(inputs.probes)}
+        probes = {scan.name: contents[probe] for scan, probe in zip(inputs.scans, inputs.probes, strict=True)}
+    probe = None
+    if inputs.probe is not None:
+        probe = hashlib.sha256(np.ascontiguousarray(inputs.probe, np.complex64).tobytes()).hexdigest()
+    return {
+        "patterns": {"format": MAP_FORMAT, "settings": detector, "scans": frames},
+        "groups": {
+            "format": MAP_FORMAT,
+            "settings": everything,
+            "scans": scans,
+            "probe files": probes,
+            "probe": probe,
+        },
+    }
+
+
+def _members(path: Path) -> dict[str, list[int]]:
+    return {digest.key: [digest.crc32, digest.content_bytes, digest.packed_bytes] for digest in NpzFile(path).digest()}
+
+
+def open_map(root: Path, inputs: Inputs, settings: DataSettings, *, remake: bool = False) -> MemoryMap:
+    """Open the map of these inputs and settings, and build first what is missing or out of date.
+
+    Args:
+        root: folder of the map, made if it is not there.
+        inputs: scans and probes.
+        settings: how frames are prepared and groups are made.
+        remake: build everything anew.
+
+    Raises:
+        DataContractError: an input breaks a clause.
+        MapError: no space, no right to write, or a map that cannot be read.
+    """
+    root, wanted = Path(root), fingerprint(inputs, settings)
+    names = tuple(path.name for path in inputs.scans)
+    with _locked(root) as writable:
+        manifest, trouble = _read_manifest(root)
+        stale = {part: _why_stale(root, manifest, part, wanted[part], trouble, remake) for part in _PARTS}
+        if stale["patterns"] and not stale["groups"]:
+            stale["groups"] = stale["patterns"]
+        reason = stale["patterns"] or stale["groups"]
+        if reason:
+            if not writable:
+                raise MapError(f"{root}: {reason}, and this folder cannot be written to. Choose another data_dir.")
+            first_build = not (root / MANIFEST).exists()
+            what = "patterns and groups" if stale["patterns"] else "groups"
+            log.log(logging.INFO if first_build else logging.WARNING, "%s: building %s (%s)", root, what, reason)
+            manifest = {part: manifest[part] for part in _PARTS if not stale[part]}
+            manifest = _build(root, inputs, settings, manifest, wanted)
+        return _open(root, names, manifest, reason)
+
+
+@contextlib.contextmanager
+def _locked(root: Path) -> Iterator[bool]:
+    """Hold the map alone; yields whether the folder can be written to. A folder that cannot be is shared."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(root / _LOCK)
+    except OSError as err:
+        raise MapError(f"{root}: no folder can be made there ({err}). Choose another data_dir.") from err
+    if not os.access(root, os.W_OK):
+        yield False
+        return
+    waiting = False
+    while True:
+        try:
+            lock.acquire(timeout=_WAIT_MESSAGE_S if waiting else 0)
+            break
+        except Timeout:
+            if not waiting:
+                log.warning("%s: another process is building this map; waiting for it", root)
+            waiting = True
+        except OSError as err:
+            raise MapError(f"{root}: cannot be locked ({err}). Choose another data_dir.") from err
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _read_manifest(root: Path) -> tuple[dict[str, Any], str]:
+    """Return the manifest's parts, and why there are none where it cannot be used."""
+    path = root / MANIFEST
+    if not path.exists():
+        return {}, "there is no map yet"
+    try:
+        if path.stat().st_size > _LARGEST_MANIFEST_BYTES:
+            raise ValueError(f"{path.stat().st_size} bytes")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        parts = {part: content[part] for part in _PARTS if part in content}
+        for part, entry in parts.items():
+            if not (_FOLDER.fullmatch(entry["folder"]) and entry["folder"].startswith(part)):
+                raise ValueError(f"folder {entry['folder']!r}")
+            if not all(isinstance(size, int) for size in entry["files"].values()):
+                raise ValueError("file sizes that are no numbers")
+            entry["fingerprint"]["format"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
+        return {}, f"{MANIFEST} cannot be used ({err})"
+    return parts, ""
+
+
+def _why_stale(
+    root: Path, manifest: Mapping[str, Any], part: str, wanted: Fingerprint, trouble: str, remake: bool
+) -> str:
+    """Say why a part of the map cannot be used; the empty string where it can."""
+    if remake and not trouble:
+        return "remake_map = True"
+    if part not in manifest:
+        return trouble or f"there are no {part} yet"
+    entry = manifest[part]
+    for name, size in entry["files"].items():
+        path = root / entry["folder"] / name
+        if not path.is_file() or path.stat().st_size != size:
+            return f"{path.relative_to(root)} is missing or has another length"
+    changes = list(_differences(entry["fingerprint"], json.loads(json.dumps(wanted))))
+    return "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more changes" if len(changes) > 4 else "")
+
+
+def _differences(old: Any, new: Any, place: tuple[str, ...] = ()) -> Iterator[str]:
+    """Say in words where two fingerprints differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in [*old, *(name for name in new if name not in old)]:
+            yield from _differences(old.get(name), new.get(name), (*place, name))
+    elif old != new:
+        area, *rest = place
+        what = ": ".join(rest) if rest else area
+        if area == "settings":
+            yield f"{what} was {old}, is {new}"
+        elif old is None or new is None:
+            yield f"{what} is {'new' if old is None else 'gone'}"
+        else:
+            yield f"{what} has changed"
+
+
+def _build(
+    root: Path, inputs: Inputs, settings: DataSettings, kept: dict[str, Any], wanted: Mapping[str, Fingerprint]
+) -> dict[str, Any]:
+    """Build the parts that are not kept, and put them into use."""
+    if (root / MANIFEST).exists():
+        # What is out of date goes first, so that the disk need not hold both.
+        _write_manifest(root, kept)
+    _sweep(root, kept)
+    manifest, made = dict(kept), list[Path]()
+    try:
+        scans = [open_scan(path) for path in inputs.scans]
+        preparations = [FramePreparation(scan.stack.frame_px, settings, scan.path) for scan in scans]
+        for part in _PARTS:
+            if part in manifest:
+                continue
+            folder = root / f"{part}-{secrets.token_hex(6)}"
+            made.append(folder)
+            folder.mkdir()
+            if part == "patterns":
+                build_patterns(folder, scans, preparations)
+            else:
+                patterns = TensorDict.load_memmap(root / manifest["patterns"]["folder"])
+                build_groups(folder, inputs, settings, scans, preparations, patterns["energy"].numpy())
+            _sync(folder)
+            files = {
+                str(path.relative_to(folder)): path.stat().st_size
+                for path in sorted(folder.rglob("*"))
+                if path.is_file()
+            }
+            manifest[part] = {"folder": folder.name, "files": files, "fingerprint": wanted[part]}
+        _write_manifest(root, manifest)
+    except BaseException as err:
+        for folder in made:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(err, OSError) and not isinstance(err, MapError):
+            raise MapError(
+                f"{root}: the map cannot be written ({err}). Free some space, or choose another data_dir."
+            ) from err
+        raise
+    return manifest
+
+
+def build_patterns(folder: Path, scans: Sequence[Scan], preparations: Sequence[FramePreparation]) -> None:
+    """Write the patterns of all scans, each once [clause MAP-01].
+
+    One thread reads and checks the next chunk while this one writes. Nothing is written through a map: on a full
+    disk a write is an error, and a page of a map is a crash.
+    """
+    count, N = sum(scan.stack.count for scan in scans), preparations[0].settings.N
+    energies = np.empty(count)
+    row = 0
+    with (
+        _allocated(folder / "amplitude.memmap", count * N * N * 4) as file,
+        ThreadPoolExecutor(1, thread_name_prefix="read-patterns") as reader,
+        tqdm(total=count, desc="memory map", unit="pattern", disable=None) as progress,
+    ):
+        for scan, preparation in zip(scans, preparations, strict=True):
+            chunks = scan.stack.chunks(scan.stack.audit(), depth=2)
+            coming = reader.submit(next, chunks, None)
+            while (chunk := coming.result()) is not None:
+                coming = reader.submit(next, chunks, None)
+                _, amplitude, energy = chunk
+                if not preparation.is_identity:
+                    amplitude = preparation.frames(amplitude)
+                    energy = np.square(amplitude, dtype=np.float64).sum(axis=(1, 2))
+                _write(file, amplitude)
+                energies[row : row + len(energy)] = energy
+                row += len(energy)
+                progress.update(len(energy))
+    _write_array(folder / "energy.memmap", energies)
+    _describe(folder, count, {"amplitude": (torch.float32, (count, N, N)), "energy": (torch.float64, (count,))})
+
+
+def build_groups(
+    folder: Path,
+    inputs: Inputs,
+    settings: DataSettings,
+    scans: Sequence[Scan],
+    preparations: Sequence[FramePreparation],
+    energy: np.ndarray,
+) -> None:
+    """Write positions, groups, and what belongs to each scan [clauses GROUP-01 … GROUP-04, MAP-01].
+
+    Args:
+        folder: where to write.
+        inputs: where probes come from.
+        settings: how groups are made.
+        scans: the open scans.
+        preparations: how the frames of each scan were prepared.
+        energy: (M,) Σ amplitude² of every prepared pattern.
+    """
+    rows = torch.int32 if len(energy) < 2**31 else torch.int64
+    row_dtype = np.int32 if rows == torch.int32 else np.int64
+    positions, groups, owners, scales, probes, masks, firsts = [], [], [], [], [], [], []
+    start = 0
+    for number, (scan, preparation) in enumerate(zip(scans, preparations, strict=True)):
+        places = preparation.positions(_positions(scan, settings))
+        members = group_scan(places, settings)
+        positions.append(places)
+        groups.append((members + start).astype(row_dtype))
+        owners.append(np.full(len(members), number, np.int32))
+        scales.append(_scale(scan, energy[start : start + scan.stack.count], members, settings))
+        probes.append(preparation.probe(_probe(scan, number, inputs)))
+        good = scan.stack.good_pixels
+        masks.append(preparation.good_pixels(np.ones((scan.stack.frame_px,) * 2, bool) if good is None else good))
+        firsts.append(start)
+        start += scan.stack.count
+    most = max(len(modes) for modes in probes)
+    probes = [
+        np.concatenate([modes, np.zeros((most - len(modes), *modes.shape[1:]), np.complex64)]) for modes in probes
+    ]
+    for name, content in {
+        "scan": {
+            "positions_px": np.concatenate(positions),
+            "scan_index": np.concatenate([scan.scan_index for scan in scans]),
+        },
+        "groups": {"nn_indices": np.concatenate(groups), "experiment_id": np.concatenate(owners)},
+        "experiments": {
+            "probe": np.stack(probes),
+            "good_pixels": np.stack(masks),
+            "scale": np.array(scales, np.float32),
+            "first_row": np.array(firsts, np.int64),
+        },
+    }.items():
+        table = folder / name
+        table.mkdir()
+        for key, array in content.items():
+            _write_array(table / f"{key}.memmap", array)
+        fields = {key: (torch.from_numpy(array[:0]).dtype, array.shape) for key, array in content.items()}
+        _describe(table, len(next(iter(content.values()))), fields)
+
+
+def _positions(scan: Scan, settings: DataSettings) -> np.ndarray:
+    if settings.position_source == "nominal" and scan.nominal_positions_px is not None:
+        return scan.nominal_positions_px
+    return scan.positions_px
+
+
+def _probe(scan: Scan, number: int, inputs: Inputs) -> np.ndarray:
+    """Return the (modes, frame, frame) probe of a scan: from its probe file, the caller, or the scan."""
+    frame = scan.stack.frame_px
+    if inputs.probes is not None:
+        return read_probe(inputs.probes[number], frame)
+    if inputs.probe is not None:
+        modes = np.asarray(inputs.probe, np.complex64)
+        modes = modes[None] if modes.ndim == 2 else modes
+        if modes.ndim != 3 or modes.shape[1:] != (frame, frame):
+            raise violation(
+                "PROBE-02",
+                f"a probe of shape {modes.shape} for frames of {frame} × {frame}",
+                path=scan.path,
+                expected="(N, N) or (modes, N, N) of the scan's frames",
+            )
+        return modes
+    if scan.probe is None:
+        raise violation("PROBE-02", "no probe", path=scan.path, key="probeGuess")
+    return scan.probe
+
+
+def _scale(scan: Scan, energy: np.ndarray, members: np.ndarray, settings: DataSettings) -> float:
+    """Return √((N/2)² / mean Σ_xy amplitude²) over groups and channels, or 1 [clause GROUP-04]."""
+    mean = float(energy[members].mean())
+    if not mean > 0:
+        raise violation("GROUP-04", "groups of dark patterns alone", path=scan.path, key=scan.stack.key)
+    return settings.N / 2 / math.sqrt(mean) if settings.normalize else 1.0
+
+
+@contextlib.contextmanager
+def _allocated(path: Path, size: int) -> Iterator[BinaryIO]:
+    """Open a new file whose space on the disk is already there."""
+    with path.open("wb", buffering=0) as file:
+        allocate: Callable[[int, int, int], None] | None = getattr(os, "posix_fallocate", None)
+        if allocate is not None and size:
+            try:
+                allocate(file.fileno(), 0, size)
+            except OSError as err:
+                free = shutil.disk_usage(path.parent).free
+                raise MapError(
+                    f"{path.parent.parent}: {path.name} needs {size / 2**20:.1f} MiB and {free / 2**20:.1f} MiB "
+                    f"are free ({err.strerror}). Free some space, or choose another data_dir."
+                ) from err
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write(file: BinaryIO, array: np.ndarray) -> None:
+    """Write all bytes of an array; one write to a disk may take only a part."""
+    left = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    while left:
+        left = left[file.write(left) :]
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    with _allocated(path, array.nbytes) as file:
+        _write(file, array)
+
+
+def _describe(folder: Path, count: int, fields: Mapping[str, tuple[torch.dtype, Sequence[int]]]) -> None:
+    """Make the files of a folder one memory-mapped TensorDict."""
+    tensors = {
+        name: MemoryMappedTensor.from_filename(folder / f"{name}.memmap", dtype, torch.Size(shape))
+        for name, (dtype, shape) in fields.items()
+    }
+    TensorDict(tensors, batch_size=[count]).memmap_(str(folder))
+
+
+def _open(root: Path, names: tuple[str, ...], manifest: Mapping[str, Any], reason: str) -> MemoryMap:
+    folders = {part: root / manifest[part]["folder"] for part in _PARTS}
+    try:
+        return MemoryMap(
+            root=root,
+            names=names,
+            patterns=TensorDict.load_memmap(folders["patterns"]),
+            scan=TensorDict.load_memmap(folders["groups"] / "scan"),
+            groups=TensorDict.load_memmap(folders["groups"] / "groups"),
+            experiments=TensorDict.load_memmap(folders["groups"] / "experiments"),
+            reason=reason,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as err:
+        raise MapError(f"{root}: the map cannot be opened ({err}). Build it again with remake_map=True.") from err
+
+
+def _write_manifest(root: Path, parts: Mapping[str, Any]) -> None:
+    """Put parts into use, by one rename."""
+    new = root / f"{MANIFEST}.new"
+    with new.open("w", encoding="utf-8") as file:
+        json.dump({"format": MAP_FORMAT, **parts}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    new.replace(root / MANIFEST)
+    _sync(root)
+
+
+def _sweep(root: Path, parts: Mapping[str, Any]) -> None:
+    """Remove folders that no manifest names. Whoever still has one open keeps it until the end."""
+    used = {entry["folder"] for entry in parts.values()}
+    for path in root.iterdir():
+        if _FOLDER.fullmatch(path.name) and path.name not in used and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Flush the directory entries of a folder and its folders to the disk."""
+    for path in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,628 @@
+"""One scan file held against the data contract: headers first, then the small arrays, then the patterns as a stream.
+
+``open_scan`` raises at the first broken clause; ``examine`` goes on and reports them all. Both run the same checks.
+Clauses SCAN-… and PROBE-… of <doc-ref type="contract">specs/data_contracts.md</doc-ref>.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from ptycho_torch.contract import Key, load_contract, violation
+from ptycho_torch.errors import DataContractError
+from ptycho_torch.npz import CHUNK_BYTES, ArrayHeader, NpzFile
+from ptycho_torch.probe import disk_mask
+
+State = Literal["holds", "broken", "notice", "not judged"]
+
+MAX_FRAME_PX = 8192
+MAX_MODES = 64
+MAX_TEXT_BYTES = 1024
+_LEAST_AMPLITUDE, _LARGEST_AMPLITUDE = 1e-18, 1e17
+_DISTINCT_COUNTS = 8
+"""Different whole numbers in one pattern from which on a stack of whole numbers is taken for counts."""
+
+_AMPLITUDE = ("amplitude", "normalized_amplitude")
+_INTENSITY = ("intensity", "count_intensity")
+_PICKLED_METADATA = "_metadata"
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What became of one clause.
+
+    Attributes:
+        clause: its id.
+        state: ``holds``, ``broken``, ``notice`` (holds, and there is something to know), or ``not judged``.
+        text: what was found.
+        error: the error that ``open_scan`` raises, where it is broken.
+    """
+
+    clause: str
+    state: State
+    text: str = ""
+    error: DataContractError | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PatternStack:
+    """The patterns of one scan file, whose header holds; they are read when they are asked for.
+
+    Attributes:
+        path: the file.
+        npz: its members.
+        key: ``diff3d`` or ``diffraction``.
+        count: M.
+        frame_px: N of the file.
+        good_pixels: (N, N) bool, or None where all are good.
+        declared_domain: ``amplitude``, ``intensity``, or None where the file does not say.
+    """
+
+    path: Path
+    npz: NpzFile
+    key: str
+    count: int
+    frame_px: int
+    good_pixels: np.ndarray | None = None
+    declared_domain: str | None = None
+
+    def audit(self) -> PatternAudit:
+        """Return a fresh audit for these patterns."""
+        return PatternAudit(self.path, self.key, self.declared_domain)
+
+    def chunks(
+        self, audit: PatternAudit, chunk_bytes: int = CHUNK_BYTES, depth: int = 1
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """Yield (number of the first pattern, (n, N, N) float32 amplitude, (n,) float64 energies), each checked.
+
+        Bad pixels are 0. The memory of a chunk is used again after ``depth`` more chunks were drawn.
+
+        Raises:
+            DataContractError: SCAN-04 or SCAN-05, or the file is damaged.
+        """
+        first = 0
+        for chunk in self.npz.stream(self.key, chunk_bytes, depth):
+            with np.errstate(over="ignore", invalid="ignore"):
+                amplitude = chunk.astype(np.float32, copy=False)
+            if self.good_pixels is not None:
+                amplitude[:, ~self.good_pixels] = 0
+            yield first, amplitude, audit.update(first, amplitude)
+            first += len(chunk)
+        audit.finish()
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+    """One scan file whose headers and small arrays hold.
+
+    Attributes:
+        stack: the patterns.
+        positions_px: (M, 2) float64, (x, y).
+        nominal_positions_px: the same before correction, or None.
+        probe: (modes, N, N) complex64 as stored, or None.
+        scan_index: (M,) int64.
+        wavelength_m: λ, or None.
+        detector_distance_m: z, or None.
+        detector_pixel_m: p, or None.
+    """
+
+    stack: PatternStack
+    positions_px: np.ndarray
+    nominal_positions_px: np.ndarray | None
+    probe: np.ndarray | None
+    scan_index: np.ndarray
+    wavelength_m: float | None = None
+    detector_distance_m: float | None = None
+    detector_pixel_m: float | None = None
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self.stack.path
+
+    @property
+    def object_pixel_m(self) -> float | None:
+        """λ·z / (N·p), side of an object pixel in metres, or None where the geometry is unknown."""
+        if self.wavelength_m is None or self.detector_distance_m is None or self.detector_pixel_m is None:
+            return None
+        return self.wavelength_m * self.detector_distance_m / (self.stack.frame_px * self.detector_pixel_m)
+
+
+@dataclasses.dataclass
+class PatternAudit:
+    """Checks a stream of patterns and gathers what is known when it ends [clauses SCAN-04 and SCAN-05].
+
+    Attributes:
+        path: the scan, for errors.
+        key: the member, for errors.
+        declared_domain: what the file says it holds, or None.
+        count: patterns seen.
+        dark: patterns without a single count.
+        largest: the largest amplitude.
+        total_counts: Σ amplitude² over all patterns.
+    """
+
+    path: Path
+    key: str
+    declared_domain: str | None = None
+    count: int = 0
+    dark: int = 0
+    largest: float = 0.0
+    total_counts: float = 0.0
+    _whole: bool = True
+    _distinct: int = 0
+
+    def update(self, first: int, amplitude: np.ndarray) -> np.ndarray:
+        """Check (n, N, N) float32 patterns, the first of which has this number; return their (n,) energies.
+
+        Raises:
+            DataContractError: SCAN-04.
+        """
+        values = torch.from_numpy(amplitude).reshape(len(amplitude), -1)
+        blocks = values.unflatten(1, (-1, amplitude.shape[-1]))
+        # Rows of a pattern are summed in float32 and the rows in float64: as exact as float32 squares are.
+        energies: np.ndarray = torch.linalg.vecdot(blocks, blocks).sum(dim=1, dtype=torch.float64).numpy()
+        lowest, highest = values.aminmax(dim=1)
+        least, largest = float(lowest.min()), float(highest.max())
+        # Infinity and NaN reach the energies; so does an amplitude whose square float32 cannot hold.
+        if not np.isfinite(energies).all() or least < 0 or largest > _LARGEST_AMPLITUDE:
+            raise self._bad_value(first, amplitude)
+        if self._whole and self.declared_domain is None:
+            self._whole = bool((values == values.floor()).all())
+            brightest = values[int(energies.argmax())]
+            self._distinct = max(self._distinct, len(torch.unique(brightest)) if self._whole else 0)
+        self.count += len(amplitude)
+        self.dark += int((highest == 0).sum())
+        self.largest = max(self.largest, largest)
+        self.total_counts += float(energies.sum())
+        return energies
+
+    def finish(self) -> None:
+        """Check what only the whole stack can tell.
+
+        Raises:
+            DataContractError: SCAN-04 or SCAN-05.
+        """
+        if self.largest < _LEAST_AMPLITUDE:
+            raise violation("SCAN-04", f"amplitudes of at most {self.largest:.3g}", path=self.path, key=self.key)
+        if self.declared_domain is None and self._whole and self._distinct >= _DISTINCT_COUNTS:
+            raise violation(
+                "SCAN-05",
+                f"whole numbers alone, up to {self.largest:.0f}, as counts are",
+                path=self.path,
+                key=self.key,
+            )
+
+    def _bad_value(self, first: int, amplitude: np.ndarray) -> DataContractError:
+        bad = ~(np.isfinite(amplitude) & (amplitude >= 0) & (amplitude <= _LARGEST_AMPLITUDE))
+        number, row, column = (int(index) for index in np.argwhere(bad)[0])
+        return violation(
+            "SCAN-04",
+            f"{amplitude[number, row, column]:.6g} at row {row}, column {column} of pattern {first + number}",
+            path=self.path,
+            key=self.key,
+        )
+
+
+class _Examiner:
+    """Runs the checks of one scan. Strict, it raises the first broken clause; else it notes what it finds."""
+
+    def __init__(self, path: Path, strict: bool) -> None:
+        self.path, self._strict = path, strict
+        self.findings: dict[str, Finding] = {}
+        self.keys: Mapping[str, Key] = load_contract().files["scan"].keys
+        self.judged: set[str] = set()
+        self._letters: dict[str, int] = {}
+
+    def broken(self, error: DataContractError) -> None:
+        if self._strict:
+            raise error
+        assert error.clause is not None
+        # The first break of a clause stands; the rest follows from it as a rule.
+        known = self.findings.get(error.clause)
+        if known is None or known.state != "broken":
+            self.findings[error.clause] = Finding(error.clause, "broken", str(error), error)
+
+    def note(self, clause: str, text: str, state: State = "notice") -> None:
+        known = self.findings.get(clause)
+        if known is None:
+            self.findings[clause] = Finding(clause, state, text)
+        elif known.state == "notice":
+            self.findings[clause] = dataclasses.replace(known, text=f"{known.text}; {text}")
+
+    def check(
+        self, clause: str, condition: bool, found: str, *, key: str, expected: str = "", remedy: str = ""
+    ) -> bool:
+        if not condition:
+            self.broken(violation(clause, found, path=self.path, key=key, expected=expected, remedy=remedy))
+        return condition
+
+    def run(self) -> tuple[PatternStack | None, Scan | None]:
+        """Return what can be read: the patterns where their header holds, and the scan where nothing is broken."""
+        try:
+            npz = NpzFile(self.path)
+        except DataContractError as err:
+            self.broken(err)
+            return None, None
+        headers = self._headers(npz)
+        self._judged("NPZ-01", "NPZ-02", "NPZ-03", "SCAN-01", "SCAN-13")
+        patterns_key = self._patterns_key(npz, headers)
+        if patterns_key is None:
+            return None, None
+        declared = self._declared_domain(npz, headers)
+        self._judged("SCAN-02", "SCAN-03")
+        if not self._patterns_header(headers[patterns_key], patterns_key, headers, declared):
+            return None, None
+        count, frame_px = headers[patterns_key].shape[:2]
+        self._letters = {"M": count, "N": frame_px}
+        self._judged(*(self.keys[name].clause for name in self.keys if name not in ("diff3d", "measurement_domain")))
+        positions = self._positions(npz, headers, ("xcoords", "ycoords"), required=True)
+        nominal = self._positions(npz, headers, ("xcoords_start", "ycoords_start"), required=False)
+        probe = self._probe(npz, headers, frame_px)
+        self._shape_alone(headers, "objectGuess")
+        scan_index = self._array(npz, headers, "scan_index")
+        good_pixels = self._good_pixels(npz, headers)
+        geometry = {name: self._length(npz, headers, name) for name in _GEOMETRY}
+        if self.findings.get("SCAN-03", _HOLDS).state == "broken":
+            return None, None
+        stack = PatternStack(self.path, npz, patterns_key, count, frame_px, good_pixels, declared)
+        if positions is None or any(finding.state == "broken" for finding in self.findings.values()):
+            return stack, None
+        return stack, Scan(
+            stack=stack,
+            positions_px=positions,
+            nominal_positions_px=nominal,
+            probe=probe,
+            scan_index=np.zeros(count, np.int64) if scan_index is None else scan_index.astype(np.int64),
+            **geometry,
+        )
+
+    def _judged(self, *clauses: str) -> None:
+        """Say that these clauses are about to be judged; one that finds nothing holds."""
+        self.judged.update(clauses)
+
+    def _headers(self, npz: NpzFile) -> dict[str, ArrayHeader]:
+        """Read the header of every member that the contract names; of the others, see that they are no pickles."""
+        headers: dict[str, ArrayHeader] = {}
+        named = load_contract().files["scan"].names
+        unread = []
+        for key in npz.keys:
+            try:
+                headers[key] = npz.header(key)
+            except DataContractError as err:
+                if key == _PICKLED_METADATA and err.clause == "NPZ-02":
+                    self.note("NPZ-02", "'_metadata' needs unpickling and is not read")
+                    continue
+                if key in named or err.clause == "NPZ-02":
+                    self.broken(err)
+                    continue
+            if key not in named:
+                unread.append(key)
+        if unread:
+            self.note("SCAN-13", f"not read: {', '.join(unread[:12])}{' …' if len(unread) > 12 else ''}")
+        return headers
+
+    def _patterns_key(self, npz: NpzFile, headers: Mapping[str, ArrayHeader]) -> str | None:
+        names = self.keys["diff3d"].names
+        there = [name for name in names if name in npz]
+        if not there:
+            present = ", ".join(npz.keys) or "nothing"
+            self.broken(violation("SCAN-01", f"neither of these; present: {present}", path=self.path, key="diff3d"))
+            return None
+        if len(there) > 1:
+            same = len({(d.crc32, d.content_bytes) for d in npz.digest() if d.key in there}) == 1
+            self.check("SCAN-01", same, f"{' and '.join(map(repr, there))} with different content", key=there[0])
+            if same:
+                self.note("SCAN-01", f"{' and '.join(map(repr, there))} are the same")
+        elif there[0] != "diff3d":
+            self.note("SCAN-01", f"the older name {there[0]!r}")
+        return there[0] if there[0] in headers else None
+
+    def _patterns_header(
+        self, header: ArrayHeader, key: str, headers: Mapping[str, ArrayHeader], declared: str | None
+    ) -> bool:
+        shape, kind = header.shape, header.dtype.kind
+        if kind in "iu":
+            self.check(
+                "SCAN-05", declared == "amplitude", f"{header.dtype}, a whole-number type, as counts are", key=key
+            )
+        else:
+            self.check("SCAN-03", kind == "f", f"dtype {header.dtype}", key=key)
+        self.check("SCAN-05", declared != "intensity", "intensity, as 'measurement_domain' says", key=key)
+        positions = headers.get("xcoords")
+        count = positions.shape[0] if positions is not None and len(positions.shape) == 1 else None
+        singleton = len(shape) == 4 and shape[3] == 1
+        if len(shape) == 3 and count is not None and shape[2] == count != shape[0]:
+            return self.check(
+                "SCAN-02",
+                False,
+                f"shape {shape} for {count} positions: the older order, with patterns along the last axis",
+                key=key,
+                remedy="Turn it: ptycho-torch convert-scan FILE -o NEW.npz --axes hwm",
+            )
+        if singleton:
+            return self.check(
+                "SCAN-02",
+                False,
+                f"shape {shape} with a channel axis at the end",
+                key=key,
+                remedy="Drop it: ptycho-torch convert-scan FILE -o NEW.npz --axes mhw1",
+            )
+        square = len(shape) == 3 and shape[0] >= 1 and shape[1] == shape[2] and 2 <= shape[1] <= MAX_FRAME_PX
+        return self.check("SCAN-02", square, f"shape {shape}", key=key)
+
+    def _declared_domain(self, npz: NpzFile, headers: Mapping[str, ArrayHeader]) -> str | None:
+        key = "measurement_domain"
+        if key not in npz:
+            return None
+        header = headers.get(key)
+        text = ""
+        if header is not None and header.shape == () and header.dtype.kind == "U":
+            text = str(self._read(npz, key)) if header.content_bytes <= MAX_TEXT_BYTES else ""
+        self.check(
+            "SCAN-05",
+            text in _AMPLITUDE + _INTENSITY,
+            f"{text!r}" if text else "no text",
+            key=key,
+            expected=f"one of {', '.join(_AMPLITUDE + _INTENSITY)}",
+            remedy="Say what the patterns hold, or leave the key out.",
+        )
+        if text in _AMPLITUDE:
+            return "amplitude"
+        return "intensity" if text in _INTENSITY else None
+
+    def _read(self, npz: NpzFile, key: str) -> np.ndarray | None:
+        try:
+            return npz.read(key)
+        except DataContractError as err:
+            self.broken(err)
+            return None
+
+    def _shape_alone(self, headers: Mapping[str, ArrayHeader], name: str) -> bool:
+        """Check shape and kind of an optional member; True where it is there and both fit."""
+        spec, header = self.keys[name], headers.get(name)
+        if header is None:
+            return False
+        fits = any(_fits(shape, header.shape, self._letters) for shape in spec.shapes)
+        letters = ", ".join(f"{letter} = {number}" for letter, number in self._letters.items())
+        found = f"shape {header.shape} of {header.dtype} ({letters})"
+        return self.check(spec.clause, fits and header.dtype.kind in spec.kinds, found, key=name)
+
+    def _array(self, npz: NpzFile, headers: Mapping[str, ArrayHeader], name: str) -> np.ndarray | None:
+        return self._read(npz, name) if self._shape_alone(headers, name) else None
+
+    def _positions(
+        self, npz: NpzFile, headers: Mapping[str, ArrayHeader], names: tuple[str, str], *, required: bool
+    ) -> np.ndarray | None:
+        clause = self.keys[names[0]].clause
+        there = [name for name in names if name in npz]
+        if not there and not required:
+            return None
+        columns = []
+        for name in names:
+            if name not in npz:
+                present = ", ".join(npz.keys)
+                self.broken(violation(clause, f"no such member; present: {present}", path=self.path, key=name))
+                continue
+            values = self._array(npz, headers, name)
+            if values is None:
+                continue
+            values = values.astype(np.float64)
+            wrong = np.flatnonzero(~np.isfinite(values))
+            found = f"{values[wrong[0]]} at pattern {wrong[0]}" if len(wrong) else ""
+            if self.check(clause, not len(wrong), found, key=name):
+                columns.append(values)
+        if len(columns) < 2:
+            return None
+        positions = np.stack(columns, axis=1)
+        places = len(np.unique(positions, axis=0))
+        if places < len(positions):
+            self.note(clause, f"{len(positions)} patterns at {places} different places")
+        return positions
+
+    def _probe(self, npz: NpzFile, headers: Mapping[str, ArrayHeader], frame_px: int) -> np.ndarray | None:
+        values = self._array(npz, headers, "probeGuess")
+        if values is None:
+            if "probeGuess" not in npz:
+                self.note("SCAN-08", "no probe in this file; a probe folder or the caller must give one")
+            return None
+        try:
+            return _modes(values, frame_px, "SCAN-08", self.path, "probeGuess")
+        except DataContractError as err:
+            self.broken(err)
+            return None
+
+    def _good_pixels(self, npz: NpzFile, headers: Mapping[str, ArrayHeader]) -> np.ndarray | None:
+        values = self._array(npz, headers, "bad_pixels")
+        if values is None:
+            return None
+        flags = np.isin(values, (0, 1)).all()
+        bad = values.astype(bool)
+        found = f"{int(bad.sum())} bad pixels of {bad.size}" if flags else "other values than 0 and 1"
+        if not self.check("SCAN-11", bool(flags) and not bad.all(), found, key="bad_pixels"):
+            return None
+        if not bad.any():
+            return None
+        self.note("SCAN-11", found)
+        return np.asarray(~bad)
+
+    def _length(self, npz: NpzFile, headers: Mapping[str, ArrayHeader], name: str) -> float | None:
+        values = self._array(npz, headers, name)
+        if values is None:
+            return None
+        number = float(values)
+        return number if self.check("SCAN-12", 0 < number < math.inf, f"{number}", key=name) else None
+
+
+_HOLDS = Finding("", "holds")
+_GEOMETRY = ("wavelength_m", "detector_distance_m", "detector_pixel_m")
+
+
+def _fits(letters: str, shape: tuple[int, ...], known: Mapping[str, int]) -> bool:
+    """Say whether a shape is what the letters ask for; unknown letters take any length from 1 on."""
+    names = letters.split()
+    if len(names) != len(shape):
+        return False
+    bound = dict(known)
+    return all(
+        length == (int(name) if name.isdigit() else bound.setdefault(name, max(length, 1)))
+        for name, length in zip(names, shape, strict=True)
+    )
+
+
+def _modes(values: np.ndarray, frame_px: int, clause: str, path: Path, key: str) -> np.ndarray:
+    """Return a stored probe as (modes, N, N) complex64.
+
+    Raises:
+        DataContractError: the clause given.
+    """
+    if values.shape == (frame_px, frame_px, 1):
+        values = values[..., 0]
+    modes = values.reshape(-1, frame_px, frame_px)
+    if len(modes) > MAX_MODES:
+        raise violation(clause, f"{len(modes)} modes", path=path, key=key, expected=f"at most {MAX_MODES}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        modes = modes.astype(np.complex64)
+    if not np.isfinite(modes).all():
+        raise violation(clause, "NaN, infinity, or a number beyond float32", path=path, key=key)
+    strength = (np.abs(modes.astype(np.complex128)) ** 2).sum(axis=0)
+    if not (strength * disk_mask(frame_px).numpy()).any():
+        raise violation(clause, f"zeros within {frame_px // 4} pixels of the centre", path=path, key=key)
+    return modes
+
+
+def open_scan(path: Path) -> Scan:
+    """Open a scan; every clause that headers and small arrays can break is checked.
+
+    Patterns are checked while they are read: ``Scan.patterns``.
+
+    Raises:
+        DataContractError: names file, key, clause, what was found, what was expected, and what to do.
+    """
+    _, scan = _Examiner(Path(path), strict=True).run()
+    assert scan is not None  # Strict, the examiner raises in place of returning None.
+    return scan
+
+
+@dataclasses.dataclass(frozen=True)
+class Examination:
+    """What became of every clause of one scan file.
+
+    Attributes:
+        path: the file.
+        findings: one for each clause about NPZ files and scans, in the order of the contract.
+        scan: the open scan where all clauses hold, else None.
+        mean_counts: (N, N) float64 mean of amplitude², or None where the patterns could not be read.
+        mean_energy: mean Σ amplitude² of a pattern, or None.
+    """
+
+    path: Path
+    findings: tuple[Finding, ...]
+    scan: Scan | None
+    mean_counts: np.ndarray | None = None
+    mean_energy: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every clause holds."""
+        return self.scan is not None
+
+
+def examine(path: Path) -> Examination:
+    """Hold one scan file against every clause, patterns included, and report all that is found."""
+    path = Path(path)
+    examiner = _Examiner(path, strict=False)
+    stack, scan = examiner.run()
+    mean_counts, mean_energy = None, None
+    if stack is not None:
+        examiner.judged.update(("SCAN-04", "SCAN-05"))
+        audit, sums = stack.audit(), np.zeros((stack.frame_px, stack.frame_px))
+        try:
+            for _, amplitude, _ in stack.chunks(audit):
+                sums += np.square(amplitude).sum(axis=0, dtype=np.float64)
+        except DataContractError as err:
+            examiner.broken(err)
+            scan = None
+        else:
+            mean_counts, mean_energy = sums / audit.count, audit.total_counts / audit.count
+            if audit.dark:
+                examiner.note("SCAN-04", f"{audit.dark} of {audit.count} patterns are dark")
+    findings = []
+    for clause in load_contract().of("npz", "scan"):
+        if clause.id != "SCAN-14":
+            silent: State = "holds" if clause.id in examiner.judged else "not judged"
+            findings.append(examiner.findings.get(clause.id, Finding(clause.id, silent)))
+    return Examination(path, tuple(findings), scan, mean_counts, mean_energy)
+
+
+def read_probe(path: Path, frame_px: int) -> np.ndarray:
+    """Read a probe file.
+
+    Args:
+        path: an NPZ file with ``probe``, or ``probeGuess`` alone.
+        frame_px: N of the scan that it is for.
+
+    Returns:
+        (modes, N, N) complex64.
+
+    Raises:
+        DataContractError: NPZ-… or PROBE-01.
+    """
+    npz, spec = NpzFile(path), load_contract().files["probe"].keys["probe"]
+    key = next((name for name in spec.names if name in npz), None)
+    if key is None:
+        raise violation("PROBE-01", f"no such member; present: {', '.join(npz.keys)}", path=path, key="probe")
+    header = npz.header(key)
+    fits = any(_fits(shape, header.shape, {"N": frame_px}) for shape in spec.shapes)
+    if not fits or header.dtype.kind not in spec.kinds:
+        found = f"shape {header.shape} of {header.dtype} for frames of {frame_px} × {frame_px}"
+        raise violation("PROBE-01", found, path=path, key=key)
+    return _modes(npz.read(key), frame_px, "PROBE-01", path, key)
+
+
+def scan_paths(folder: Path) -> tuple[Path, ...]:
+    """Return the scans of a folder in the order of their names; a single file is its own folder.
+
+    Raises:
+        DataContractError: SCAN-14.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        return (folder,)
+    return _npz_files(folder, "SCAN-14")
+
+
+def _npz_files(folder: Path, clause: str) -> tuple[Path, ...]:
+    if not folder.is_dir():
+        raise violation(clause, "no such folder", path=folder)
+    files = tuple(sorted(path for path in folder.iterdir() if path.suffix == ".npz" and not path.name.startswith(".")))
+    if not files:
+        raise violation(clause, "no .npz file", path=folder)
+    return files
+
+
+def probe_paths(scans: tuple[Path, ...], folder: Path) -> tuple[Path, ...]:
+    """Return the probe file of each scan: the folder's only one, or the one of the scan's stem.
+
+    Raises:
+        DataContractError: PROBE-02.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        return (folder,) * len(scans)
+    files = _npz_files(folder, "PROBE-02")
+    if len(files) == 1:
+        return files * len(scans)
+    by_stem = {path.stem: path for path in files}
+    for scan in scans:
+        if scan.stem not in by_stem:
+            names = ", ".join(path.name for path in files[:8])
+            raise violation("PROBE-02", f"no probe {scan.stem}.npz; there are {names}", path=folder)
+    return tuple(by_stem[scan.stem] for scan in scans)

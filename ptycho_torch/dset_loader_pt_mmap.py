@@ -22,7 +22,7 @@ from torch import Tensor
 from ptycho_torch.config_params import DataConfig, DataSettings
 from ptycho_torch.errors import ConfigError
 from ptycho_torch.memory_map import Inputs, MemoryMap, open_map
-from ptycho_torch.preparation import DerivedSettings, derive, group_reach, median_step
+from ptycho_torch.preparation import DerivedSettings, derive, median_step
 from ptycho_torch.scan import probe_paths, scan_paths
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,10 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
         self._amplitude = _plain(self._map.patterns["amplitude"])
         self._positions = _plain(self._map.scan["positions_px"])
         self._nn_indices = _plain(self._map.groups["nn_indices"])
+        self._coords = _plain(self._map.groups["coords_relative"])
+        self._centres = _plain(self._map.groups["coords_center"])
         self._experiment_id = _plain(self._map.groups["experiment_id"])
+        self._first_scan = torch.zeros(1, dtype=torch.int64)
         self._scale = _plain(self._map.experiments["scale"]).clone()
         self._probes = _plain(self._map.experiments["probe"]).clone()
         masks = _plain(self._map.experiments["good_pixels"]).clone()
@@ -197,40 +200,60 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
         Raises:
             IndexError: a number that no group has.
         """
-        groups = self._group_numbers(index)
+        return self.gather(self.group_numbers(index))
+
+    def gather(self, groups: Int[Tensor, "B"], images: Float[Tensor, "BC N N"] | None = None) -> PtychoBatch:
+        """Return the batch of groups that are known to exist.
+
+        Args:
+            groups: numbers of the groups, int64; they are not checked.
+            images: memory for the images, which the batch then owns; None takes new memory.
+        """
         nn = self._nn_indices.index_select(0, groups)  # (B, C)
-        experiment_ids = self._experiment_id.index_select(0, groups)
         B, C = nn.shape
         rows = nn.reshape(-1)
-        images = self._amplitude.index_select(0, rows).unflatten(0, (B, C))
-        if len(self._scale) == 1:
-            scale = self._scale.expand(B)
-            probes, probe_ids, masks = self._probes, torch.zeros(B, dtype=torch.int64), self._masks
-            if self.settings.normalize:
-                images.mul_(float(self._scale))
+        if images is None:
+            images = self._amplitude.index_select(0, rows)
         else:
+            torch.index_select(self._amplitude, 0, rows, out=images)
+        images = images.view(B, C, *images.shape[1:])
+        if len(self._scale) == 1:
+            # The common case of one scan needs no table of scans: small batches are ruled by the calls they cost.
+            experiment_ids = probe_ids = self._first_scan.expand(B)
+            scale, probes, masks = self._scale.expand(B), self._probes, self._masks
+            if self.settings.normalize:
+                images.mul_(self._scale)
+        else:
+            experiment_ids = self._experiment_id.index_select(0, groups).long()
             scale = self._scale.index_select(0, experiment_ids)
             present, probe_ids = experiment_ids.unique(return_inverse=True)
             probes = self._probes.index_select(0, present)
             masks = None if self._masks is None else self._masks.index_select(0, present)
             if self.settings.normalize:
                 images.mul_(scale[:, None, None, None])
-        positions = self._positions.index_select(0, rows).unflatten(0, (B, C))  # (B, C, 2)
-        centres = positions.mean(dim=1, keepdim=True)
         return PtychoBatch(
             images=images,
-            coords=(centres - positions).float()[:, :, None],
+            coords=self._coords.index_select(0, groups),
             scale=scale,
-            centres=centres[:, :, None],
-            indices=nn.long(),
+            centres=self._centres.index_select(0, groups),
+            indices=nn,
             groups=groups,
-            experiment_ids=experiment_ids.long(),
+            experiment_ids=experiment_ids,
             probes=probes,
             probe_ids=probe_ids,
             masks=masks,
         )
 
-    def _group_numbers(self, index: int | slice | Sequence[int] | np.ndarray | Tensor) -> Tensor:
+    def room(self, groups: int) -> Float[Tensor, "BC N N"]:
+        """Return memory for the images of so many groups, to be handed to ``gather``."""
+        return torch.empty(groups * self.settings.C, self.settings.N, self.settings.N)
+
+    def group_numbers(self, index: int | slice | Sequence[int] | np.ndarray | Tensor) -> Int[Tensor, "B"]:
+        """Return an index as checked numbers of groups, int64.
+
+        Raises:
+            IndexError: a number that no group has.
+        """
         if isinstance(index, slice):
             return torch.arange(*index.indices(len(self)))
         groups = torch.as_tensor(index)
@@ -273,7 +296,7 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
         return derive(
             mean_counts=float(energy[groups].mean()),
             step_px=float(np.median(steps)),
-            reach_px=group_reach(positions, groups),
+            reach_px=self._coords.abs().amax(dim=(1, 2, 3)).numpy(),
             gridsize=self.settings.gridsize,
             nphotons=self.settings.nphotons,
             offset=offset,
@@ -363,7 +386,7 @@ class GroupSampler:
             missing = -len(batch) % world_size
             if missing:
                 batch = torch.cat([batch, groups.repeat(math.ceil(missing / len(groups)))[:missing]])
-            yield batch.tensor_split(world_size)[rank]
+            yield batch if world_size == 1 else batch.tensor_split(world_size)[rank]
 
 
 def _distributed() -> tuple[int, int]:
@@ -419,7 +442,7 @@ class TensorDictDataLoader:
         self.dataset = dataset
         self.num_workers, self.pin_memory = num_workers, pin_memory
         self.sampler = GroupSampler(
-            torch.arange(len(dataset)) if groups is None else groups,
+            dataset.group_numbers(slice(None) if groups is None else groups),
             batch_size,
             shuffle=shuffle,
             seed=seed,
@@ -467,7 +490,8 @@ class TensorDictDataLoader:
             coming: deque[Future[PtychoBatch]] = deque()
             try:
                 for batch in batches:
-                    coming.append(workers.submit(self._gather, batch))
+                    # Memory is taken here, where it is given back: the allocator then uses it again.
+                    coming.append(workers.submit(self._gather, batch, self.dataset.room(len(batch))))
                     if len(coming) > self.num_workers * _AHEAD:
                         yield coming.popleft().result()
                 while coming:
@@ -476,8 +500,8 @@ class TensorDictDataLoader:
                 for future in coming:
                     future.cancel()
 
-    def _gather(self, groups: Tensor) -> PtychoBatch:
-        batch = self.dataset[groups]
+    def _gather(self, groups: Tensor, images: Tensor | None = None) -> PtychoBatch:
+        batch = self.dataset.gather(groups, images)
         return batch.pin_memory() if self.pin_memory else batch
 
     def state_dict(self) -> dict[str, int | bool]:

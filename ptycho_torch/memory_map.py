@@ -5,7 +5,7 @@ Clauses MAP-01 … MAP-03 of <doc-ref type="contract">specs/data_contracts.md</d
     manifest.json          what is in use, and what it was made from
     patterns-<id>/         TensorDict (M,): amplitude, energy
     groups-<id>/scan/      TensorDict (M,): positions_px, scan_index
-    groups-<id>/groups/    TensorDict (L,): nn_indices, experiment_id
+    groups-<id>/groups/    TensorDict (L,): nn_indices, coords_relative, coords_center, experiment_id
     groups-<id>/experiments/  TensorDict (E,): probe, good_pixels, scale, first_row
 
 Renaming ``manifest.json`` is the one moment at which a build comes into use; folders that it does not name are left
@@ -53,6 +53,7 @@ _FOLDER = re.compile(r"(patterns|groups)-[0-9a-f]{12}")
 _PATTERN_MEMBERS = ("diff3d", "diffraction", "bad_pixels", "measurement_domain")
 _LARGEST_MANIFEST_BYTES = 64 * 2**20
 _WAIT_MESSAGE_S = 10.0
+_GROUPS_AT_ONCE = 2**18
 
 Fingerprint = Mapping[str, Any]
 
@@ -81,7 +82,7 @@ class MemoryMap:
         names: file name of each scan.
         patterns: (M,) amplitude, energy.
         scan: (M,) positions_px, scan_index.
-        groups: (L,) nn_indices, experiment_id.
+        groups: (L,) nn_indices, coords_relative, coords_center, experiment_id.
         experiments: (E,) probe, good_pixels, scale, first_row.
         reason: why the map was built now, or the empty string where it was there.
     """
@@ -344,13 +345,16 @@ def build_groups(
     """
     rows = torch.int32 if len(energy) < 2**31 else torch.int64
     row_dtype = np.int32 if rows == torch.int32 else np.int64
-    positions, groups, owners, scales, probes, masks, firsts = [], [], [], [], [], [], []
+    positions, groups, centres, coords, owners, scales, probes, masks, firsts = ([] for _ in range(9))
     start = 0
     for number, (scan, preparation) in enumerate(zip(scans, preparations, strict=True)):
         places = preparation.positions(_positions(scan, settings))
         members = group_scan(places, settings)
         positions.append(places)
         groups.append((members + start).astype(row_dtype))
+        centre, relative = _coordinates(places, members)
+        centres.append(centre)
+        coords.append(relative)
         owners.append(np.full(len(members), number, np.int32))
         scales.append(_scale(scan, energy[start : start + scan.stack.count], members, settings))
         probes.append(preparation.probe(_probe(scan, number, inputs)))
@@ -367,7 +371,12 @@ def build_groups(
             "positions_px": np.concatenate(positions),
             "scan_index": np.concatenate([scan.scan_index for scan in scans]),
         },
-        "groups": {"nn_indices": np.concatenate(groups), "experiment_id": np.concatenate(owners)},
+        "groups": {
+            "nn_indices": np.concatenate(groups),
+            "coords_relative": np.concatenate(coords),
+            "coords_center": np.concatenate(centres),
+            "experiment_id": np.concatenate(owners),
+        },
         "experiments": {
             "probe": np.stack(probes),
             "good_pixels": np.stack(masks),
@@ -387,6 +396,18 @@ def _positions(scan: Scan, settings: DataSettings) -> np.ndarray:
     if settings.position_source == "nominal" and scan.nominal_positions_px is not None:
         return scan.nominal_positions_px
     return scan.positions_px
+
+
+def _coordinates(positions_px: np.ndarray, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return r̄ (L, 1, 1, 2) float64 and o_c = −(r_c − r̄) (L, C, 1, 2) float32 of groups [clause GROUP-03]."""
+    L, C = members.shape
+    centres, coords = np.empty((L, 1, 1, 2)), np.empty((L, C, 1, 2), np.float32)
+    for first in range(0, L, _GROUPS_AT_ONCE):
+        part = slice(first, first + _GROUPS_AT_ONCE)
+        places = positions_px[members[part]][:, :, None]  # (l, C, 1, 2)
+        centres[part] = places.mean(axis=1, keepdims=True)
+        coords[part] = centres[part] - places
+    return centres, coords
 
 
 def _probe(scan: Scan, number: int, inputs: Inputs) -> np.ndarray:

@@ -241,15 +241,6 @@ def derive(
     )
 
 
-def group_reach(positions_px: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return (L,) the largest |o_c| component of each group, for (M, 2) positions and (L, C) indices."""
-    reach = np.empty(len(groups))
-    for first in range(0, len(groups), 2**18):
-        members = positions_px[groups[first : first + 2**18]]  # (l, C, 2)
-        reach[first : first + 2**18] = np.abs(members - members.mean(axis=1, keepdims=True)).max(axis=(1, 2))
-    return reach
-
-
 def median_step(positions_px: np.ndarray) -> float:
     """Return the median distance from a position to its nearest different position; 0 for a single place."""
     places = np.unique(positions_px, axis=0)

@@ -12,7 +12,7 @@ comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input
 
-.PHONY: help venv conformance test lint types clean
+.PHONY: help venv conformance test lint types benchmarks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,9 @@ lint: $(STAMP) ## check the style
 types: $(STAMP) ## check the types
 	@echo "== mypy"
 	@$(BIN)/python -m mypy
+
+benchmarks: $(STAMP) ## measure speed and memory of the data path, beside yardsticks (needs 13 GiB of disk)
+	@$(BIN)/python benchmarks/data_path.py $(ARGS)
 
 clean: ## remove .venv, caches and builds
 	rm -rf .venv build dist parity-report .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -26,12 +26,13 @@ from conformance.replay import (
     stored_truth_verdicts,
     train_verdicts,
 )
-from conformance.scan import scan_case
+from conformance.scan import examined, feeds_network, scan_case
 from conformance.torch_subject import TorchSubject
 from conformance.truth import Truth
 from ptycho_tf_bridge import backend
 from ptycho_torch.config_params import NetworkSettings
 from ptycho_torch.errors import PtychoError
+from ptycho_torch.scan import scan_paths
 
 NO_TENSORFLOW = 'TensorFlow is not installed, so nothing is compared live: pip install "ptycho-torch[tf]"'
 
@@ -100,11 +101,16 @@ def plan(reference: str | None, scan: str | None, tier: str) -> tuple[Planned, .
     """List the cases for the given options; every file is read and checked here.
 
     Raises:
-        BundleError, ScanError: what is wrong with a file.
+        BundleError, DataContractError, ScanError: what is wrong with a file. A scan that breaks a clause is no
+            case; its clauses are judged one by one.
     """
     live = tuple(Planned(f"keras_{name}", "live", None, GRAPHS[name]) for name in LIVE_GRAPHS[tier])
     if scan is not None:
-        return (Planned(Path(scan).stem, "scan", Path(scan), _scan_case(Path(scan)).settings),)
+        return tuple(
+            Planned(path.stem, "scan", path, _scan_case(path).settings)
+            for path in scan_paths(Path(scan))
+            if feeds_network(examined(path))
+        )
     if reference == "keras":
         return live
     if reference is not None:

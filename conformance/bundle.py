@@ -13,15 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from conformance.archive import NpzReader
 from conformance.case import Case
 from conformance.errors import BundleError
 from conformance.spec import load_stages
 from ptycho_tf_bridge.weights import tensorflow_shapes
 from ptycho_torch.config_params import LossWeights, NetworkSettings
-from ptycho_torch.errors import ConfigError
+from ptycho_torch.errors import ConfigError, DataContractError
+from ptycho_torch.npz import NpzFile
 
 RECORDINGS = Path(__file__).parent / "recordings"
+
+MAX_BYTES = 4 * 2**30
+"""Unpacked size above which a bundle is refused; a real one holds megabytes."""
 
 _INPUTS = ("diffraction", "offsets", "probe")
 _LOSSES = ("nll", "mae", "total")
@@ -74,11 +77,25 @@ class Bundle:
     provenance: Mapping[str, Any]
 
 
+def read_arrays(path: Path, keys: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+    """Read the given members of an NPZ file, or all of them; no pickles, bounded sizes.
+
+    Raises:
+        BundleError: a damaged file, or a member that is missing.
+    """
+    try:
+        npz = NpzFile(path)
+        total = sum(member.content_bytes for member in npz.digest())
+        if total > MAX_BYTES:
+            raise BundleError(f"{path}: unpacks to {total} bytes, more than the {MAX_BYTES} allowed here.")
+        return {key: npz.read(key) for key in keys or npz.keys}
+    except DataContractError as err:
+        raise BundleError(str(err)) from err
+
+
 def _read_settings(path: Path) -> tuple[NetworkSettings, LossWeights]:
     """Read the configuration, which says what the other keys must be."""
-    reader = NpzReader(path, BundleError)
-    ((_, text),) = reader.read(("config",))
-    config = _json(path, "config", text)
+    config = _json(path, "config", read_arrays(path, ("config",))["config"])
     settings_names, loss_names = NetworkSettings.field_names(), LossWeights.field_names()
     try:
         NetworkSettings.check_names(config, also_known=loss_names)
@@ -100,7 +117,7 @@ def read_bundle(path: Path) -> Bundle:
         BundleError: names the file, the key, what was found and what was expected.
     """
     settings, loss_weights = _read_settings(path)
-    arrays = dict(NpzReader(path, BundleError).read())
+    arrays = read_arrays(path)
     known = _known_keys(settings)
     for key in arrays:
         if key not in known:

@@ -35,7 +35,21 @@ def _parser() -> argparse.ArgumentParser:
         "--bundle", type=Path, action="append", default=[], help="also calibrate on the case of a recording"
     )
     calibrate.add_argument("--seeds", type=int, default=2, help="draws per graph (default 2)")
+    document = commands.add_parser(
+        "document",
+        help="write specs/data_contracts.md from data_contracts.yaml",
+        epilog="example: python -m conformance document",
+    )
+    document.add_argument("-o", "--output", type=Path, help="file to write (default: beside data_contracts.yaml)")
     return parser
+
+
+def _document(output: Path | None) -> None:
+    from conformance.document import FILE, document
+    from ptycho_torch.contract import load_contract, specs_dir
+
+    path = specs_dir() / FILE if output is None else output
+    path.write_text(document(load_contract()), encoding="utf-8")
 
 
 def _calibrate(output: Path, bundles: Sequence[Path], seeds: int) -> None:
@@ -46,8 +60,8 @@ def _calibrate(output: Path, bundles: Sequence[Path], seeds: int) -> None:
     from conformance.draws import GRAPHS, draw_case
     from conformance.keras_subject import KerasSubject
     from conformance.measured import FILE, load_measured
-    from conformance.spec import read_yaml
     from ptycho_tf_bridge.backend import keras, tensorflow
+    from ptycho_torch.contract import read_yaml
 
     cases = [read_bundle(path).case for path in bundles]
     cases += [
@@ -80,7 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0 if it succeeded, 1 with one clear line if not."""
     options = _parser().parse_args(arguments)
     try:
-        _calibrate(options.output, options.bundle, options.seeds)
+        if options.command == "document":
+            _document(options.output)
+        else:
+            _calibrate(options.output, options.bundle, options.seeds)
     except (PtychoError, OSError) as err:
         if options.debug:
             raise

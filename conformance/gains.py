@@ -8,7 +8,8 @@ from functools import cache
 
 from conformance.judge import Errors
 from conformance.parity import GRADIENT_FORCED, GRADIENT_FREE, Key, Quantity
-from conformance.spec import SpecError, load_stages
+from conformance.spec import load_stages
+from ptycho_torch.contract import SpecError
 
 Table = Mapping[str, Mapping[str, Errors]]
 """Judgement clause → stage clause → [e, m]."""

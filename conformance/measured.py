@@ -11,7 +11,8 @@ from functools import cache
 
 from conformance.gains import Gains
 from conformance.judge import Errors, Limits
-from conformance.spec import SpecError, check_schema, load_stages, read_yaml
+from conformance.spec import check_schema, load_stages
+from ptycho_torch.contract import SpecError, read_yaml
 
 FILE = "measured.yaml"
 

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 
 from conformance import oracle_operations as oracle
-from conformance.archive import NpzReader
+from conformance.bundle import read_arrays
 from conformance.errors import BundleError
 from ptycho_tf_bridge.layout import LAYOUTS
 from ptycho_torch import helper, probe, reassembly, scaling
+from ptycho_torch.errors import DataContractError
+from ptycho_torch.npz import NpzFile
 
 Arrays = Mapping[str, np.ndarray]
 NPHOTONS = 1e5
@@ -182,8 +184,11 @@ def is_operations_recording(path: Path) -> bool:
     Raises:
         BundleError: the file cannot be read.
     """
-    reader = NpzReader(path, BundleError)
-    return "config" not in reader and any(operation.recorded in reader for operation in OPERATIONS)
+    try:
+        npz = NpzFile(path)
+    except DataContractError as err:
+        raise BundleError(str(err)) from err
+    return "config" not in npz and any(operation.recorded in npz for operation in OPERATIONS)
 
 
 def read_operations(path: Path) -> Arrays:
@@ -192,9 +197,12 @@ def read_operations(path: Path) -> Arrays:
     Raises:
         BundleError: a key that no operation reads or gives, or one that is missing.
     """
-    reader = NpzReader(path, BundleError)
     known = {key for operation in OPERATIONS for key in (*operation.reads, operation.recorded)} | {"relative.centre"}
-    for key in reader.keys:
+    arrays = read_arrays(path)
+    for key in arrays:
         if key not in known:
             raise BundleError(f"{path}: unknown key {key!r}; operations read and give: {', '.join(sorted(known))}.")
-    return dict(reader.read(tuple(sorted(known))))
+    missing = sorted(known - set(arrays))
+    if missing:
+        raise BundleError(f"{path}: key {missing[0]!r} is missing; record it again.")
+    return arrays

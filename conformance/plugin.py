@@ -14,6 +14,8 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from _pytest.mark.structures import ParameterSet
+
     from conformance.bench import Bench, Planned
 
 TIERS = ("quick", "full", "study")
@@ -21,6 +23,7 @@ DTYPES = ("float64", "float32")
 _PACKAGE = "conformance."
 _FILES_OF = {
     "parity_case": ("test_network.py",),
+    "parity_scan": ("test_network.py", "test_data_contract.py"),
     "parity_keras": ("test_network.py", "test_float64.py"),
     "parity_operations": ("test_operations.py",),
 }
@@ -53,8 +56,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--parity-scan",
-        metavar="PATH.npz",
-        help="judge on network input built from the patterns, positions and probe of a real scan",
+        metavar="PATH",
+        help="hold a scan, or every scan of a folder, against the data contract, and judge the network on its "
+        "patterns, positions and probe",
     )
     group.addoption("--parity-report", metavar="DIR", help="write parity.json and parity.txt to DIR")
     group.addoption(
@@ -67,7 +71,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and refuse options that cannot be met before anything is collected."""
-    config.addinivalue_line("markers", "parity_case: judges the case that --parity-reference or --parity-scan names")
+    config.addinivalue_line("markers", "parity_case: judges the case that --parity-reference names")
+    config.addinivalue_line("markers", "parity_scan: judges the scans that --parity-scan names")
     config.addinivalue_line("markers", "parity_operations: judges a recording of single operations")
     config.addinivalue_line("markers", "parity_keras: judges against live Keras")
     config.addinivalue_line("markers", "parity_dtype(name): judges this dtype alone")
@@ -151,10 +156,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         chosen = planned_cases(metafunc.config)
         found = targets(metafunc.function.__name__, chosen, _devices(metafunc.config), _dtypes(metafunc.config))
         metafunc.parametrize("parity_target", [pytest.param(each, id=each.id) for each in found])
+    if "parity_scan_clause" in names:
+        scan = metafunc.config.getoption("--parity-scan")
+        metafunc.parametrize("parity_scan_clause", _scan_clauses(Path(scan)) if scan else [pytest.param(None, id="-")])
     if "parity_device" in names:
         metafunc.parametrize("parity_device", _devices(metafunc.config))
     if "parity_dtype" in names:
         metafunc.parametrize("parity_dtype", _dtypes(metafunc.config))
+
+
+def _scan_clauses(scan: Path) -> list[ParameterSet]:
+    """Return every clause for every file of a scan or folder; the test's id is clause and file."""
+    from ptycho_torch.check import CHECKED
+    from ptycho_torch.scan import scan_paths
+
+    return [pytest.param((path, clause), id=f"{clause}-{path.stem}") for path in scan_paths(scan) for clause in CHECKED]
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -180,7 +196,9 @@ def _marker_of_case(config: pytest.Config) -> str | None:
         return "parity_operations"
     if reference == "keras":
         return "parity_keras"
-    return "parity_case" if reference or config.getoption("--parity-scan") else None
+    if config.getoption("--parity-scan"):
+        return "parity_scan"
+    return "parity_case" if reference else None
 
 
 def _is_ours(item: pytest.Item) -> bool:
@@ -231,9 +249,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
     notes = config.stash[_NOTES]
     bench = config.stash.get(_BENCH, None)
     directory = config.getoption("--parity-report")
-    if bench is None and not notes and not directory:
+    scan = config.getoption("--parity-scan")
+    if bench is None and not notes and not directory and not scan:
         return
     terminalreporter.section("parity")
+    if scan:
+        from conformance.scan import examined
+        from ptycho_torch.check import describe
+        from ptycho_torch.scan import scan_paths
+
+        for path in scan_paths(Path(scan)):
+            for line in describe(examined(path)):
+                terminalreporter.write_line(line, red=line.lstrip().startswith("BROKEN"))
     for line in _summary(bench, notes):
         terminalreporter.write_line(line, red=line.startswith("FAILED"), green=line.startswith("passed"))
     if directory:

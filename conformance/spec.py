@@ -18,11 +18,9 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import jsonschema
-import yaml
 
-import ptycho_torch
 from ptycho_torch.config_params import NetworkSettings
-from ptycho_torch.errors import PtychoError
+from ptycho_torch.contract import SpecError, read_yaml, specs_dir
 
 STAGES_FILE = "stages.yaml"
 DEFECTS_FILE = "reference_defects.yaml"
@@ -39,10 +37,6 @@ _ARITHMETIC: Mapping[type[ast.operator], Callable[[int, int], int]] = MappingPro
     {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
 )
 _LARGEST_EXPONENT = 16
-
-
-class SpecError(PtychoError, ValueError):
-    """A specification that contradicts itself, its schema or the configurations it speaks of."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -402,37 +396,6 @@ def _operation(op: ast.operator, left: int, right: int, where: str) -> int:
     if isinstance(op, ast.FloorDiv) and right == 0:
         raise SpecError(f"{where}: division by 0.")
     return _ARITHMETIC[type(op)](left, right)
-
-
-def specs_dir() -> Path:
-    """Return the folder of the specs: inside the installed package, or at the top of a checkout.
-
-    Raises:
-        SpecError: neither is there.
-    """
-    package = Path(ptycho_torch.__file__).parent
-    for candidate in (package / "specs", package.parent / "specs"):
-        if (candidate / STAGES_FILE).is_file():
-            return candidate
-    raise SpecError(
-        f"{STAGES_FILE} is neither in {package / 'specs'} nor in {package.parent / 'specs'}; "
-        "install ptycho-torch again, or run from a complete checkout."
-    )
-
-
-def read_yaml(name: str) -> Any:
-    """Read one file of the specs folder, unchecked.
-
-    Raises:
-        SpecError: it is missing or no YAML.
-    """
-    path = specs_dir() / name
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as err:
-        raise SpecError(f"{path}: cannot be read ({err}).") from err
-    except yaml.YAMLError as err:
-        raise SpecError(f"{path}: is no YAML ({err}).") from err
 
 
 def check_schema(content: Any, name: str) -> None:

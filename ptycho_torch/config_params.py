@@ -20,6 +20,9 @@ AmplitudeActivation = Literal["sigmoid", "swish", "softplus", "relu"]
 _ENCODER_WIDTHS = {64: (32, 64, 128), 128: (16, 32, 64, 128), 256: (8, 16, 32, 64, 128)}
 _DECODER_WIDTHS = {64: (64, 32), 128: (128, 64, 32), 256: (256, 128, 64, 32)}
 
+PATCH_SIDES_PX = tuple(_ENCODER_WIDTHS)
+"""Patch sides that the network has an encoder for."""
+
 OUTER_CHANNELS = 4
 """How many trailing channels feed a decoder's outer path; 4 whatever the grid size is."""
 
@@ -120,7 +123,7 @@ class NetworkSettings(_Checked):
     def __post_init__(self) -> None:
         self._check_types()
         _require(
-            self.N in _ENCODER_WIDTHS,
+            self.N in PATCH_SIDES_PX,
             f"N = {self.N} is no patch size this network has; choose 64, 128 or 256 pixels "
             "(crop or bin the detector frames to one of these).",
         )

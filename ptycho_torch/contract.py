@@ -34,7 +34,7 @@ class Clause:
     text: str
     expected: str
     remedy: str
-    code: str | None
+    code: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,4 +214,16 @@ Each pattern needs one (x, y) in object pixels; drop surplus ones, or repair the
         found=found,
         expected=expected,
         remedy=remedy,
+    )
+
+
+def shape_fits(letters: str, shape: tuple[int, ...], known: Mapping[str, int]) -> bool:
+    """Say whether a shape is what the letters ask for; unknown letters take any length from 1 on."""
+    names = letters.split()
+    if len(names) != len(shape):
+        return False
+    bound = dict(known)
+    return all(
+        length == (int(name) if name.isdigit() else bound.setdefault(name, max(length, 1)))
+        for name, length in zip(names, shape, strict=True)
     )

@@ -87,9 +87,10 @@ class PtychoBatch:
     def to(self, *arguments: Any, **keywords: Any) -> Self:
         """Return the batch with every tensor on another device: the arguments of ``torch.Tensor.to`` but a dtype.
 
-        Probes travel once for each scan, not once for each pattern.
+        Probes travel once for each scan, not once for each pattern. Raises ``TypeError`` for a dtype, and for a
+        tensor, whose dtype ``torch.Tensor.to`` would take as well.
         """
-        if any(isinstance(each, torch.dtype) for each in (*arguments, *keywords.values())):
+        if any(isinstance(each, torch.dtype | Tensor) for each in (*arguments, *keywords.values())):
             raise TypeError("A batch holds whole numbers, real and complex tensors; .to changes the device, no dtype.")
         return self._each(lambda tensor: tensor.to(*arguments, **keywords))
 
@@ -255,9 +256,13 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
             IndexError: a number that no group has.
         """
         if isinstance(index, slice):
-            return torch.arange(*index.indices(len(self)))
+            numbers = range(len(self))[index]
+            # torch.arange refuses ends that lie the wrong way round, where a range is empty.
+            return torch.arange(numbers.start, numbers.stop if numbers else numbers.start, numbers.step)
         groups = torch.as_tensor(index)
-        if groups.dtype == torch.bool or groups.is_floating_point() or groups.ndim > 1:
+        if not groups.numel():
+            groups = groups.long()
+        if groups.dtype == torch.bool or groups.is_floating_point() or groups.is_complex() or groups.ndim > 1:
             raise IndexError(f"Groups are counted by whole numbers; found {groups.dtype}, shape {tuple(groups.shape)}.")
         groups = groups.reshape(-1).long()
         groups = torch.where(groups < 0, groups + len(self), groups)
@@ -284,7 +289,7 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
         return groups[:training], groups[training:]
 
     def derived(self, *, offset: int | None = None, max_position_jitter: int | None = None) -> DerivedSettings:
-        """Return nphotons, offset and max_position_jitter for this scan, each derived unless given [clause PREP-02].
+        """Return and log nphotons, offset and max_position_jitter, each derived unless given [clause PREP-02].
 
         Raises:
             DataContractError: PREP-02.
@@ -293,7 +298,7 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
         energy = self._map.patterns["energy"].numpy()
         firsts = [*self._map.experiments["first_row"].tolist(), len(positions)]
         steps = [median_step(positions[first:end]) for first, end in itertools.pairwise(firsts)]
-        return derive(
+        derived = derive(
             mean_counts=float(energy[groups].mean()),
             step_px=float(np.median(steps)),
             reach_px=self._coords.abs().amax(dim=(1, 2, 3)).numpy(),
@@ -302,6 +307,9 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
             offset=offset,
             max_position_jitter=max_position_jitter,
         )
+        for line in derived.describe():
+            log.info("%s", line)
+        return derived
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -344,6 +352,8 @@ class GroupSampler:
     ) -> None:
         if batch_size < 1:
             raise ConfigError(f"batch_size = {batch_size}; expected 1 or more.")
+        if not 0 <= seed < 2**32:
+            raise ConfigError(f"seed = {seed}; expected 0 … 2³² − 1.")
         if (rank is None) != (world_size is None) or (world_size is not None and not 0 <= (rank or 0) < world_size):
             raise ConfigError(
                 f"rank = {rank} of world_size = {world_size}; expected 0 ≤ rank < world_size, or neither."
@@ -513,7 +523,7 @@ class TensorDictDataLoader:
         """Restore a position; the next ``iter`` yields the batch behind it.
 
         Raises:
-            ConfigError: the position is that of a loader with other groups, batches, or permutations.
+            ConfigError: the position is that of a loader with other groups, batches, or permutations, or no position.
         """
         for name, ours in self._identity().items():
             if state.get(name) != ours:
@@ -521,7 +531,10 @@ class TensorDictDataLoader:
                     f"The saved position belongs to a loader with {name} = {state.get(name)}; this one has {ours}. "
                     "Make the loader as it was, or start a new epoch."
                 )
-        self._position = (int(state["epoch"]), int(state["batch"]))
+        epoch, batch = state.get("epoch"), state.get("batch")
+        if not isinstance(epoch, int) or not isinstance(batch, int) or epoch < 0 or not 0 <= batch <= len(self):
+            raise ConfigError(f"epoch = {epoch!r}, batch = {batch!r} is no position among {len(self)} batches.")
+        self._position = (epoch, batch)
         self._resumed = True
         self.sampler.set_epoch(self._position[0])
 

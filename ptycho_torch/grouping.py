@@ -109,7 +109,8 @@ def _subset(ranks: np.ndarray, K: int, size: int) -> np.ndarray:
     """Return the subsets of {0 … K − 1} with these ranks in colexicographic order, ascending, on a new last axis."""
     subsets = np.empty((*ranks.shape, size), np.int64)
     for place in range(size, 0, -1):
-        below = np.array([math.comb(element, place) for element in range(K)], np.int64)
+        # No rank reaches the bound; elements beyond it may have numbers that 64 bits cannot hold.
+        below = np.array([min(math.comb(element, place), _MOST_SUBSETS) for element in range(K)], np.int64)
         element = np.searchsorted(below, ranks, side="right") - 1
         subsets[..., place - 1] = element
         ranks = ranks - below[element]
@@ -154,11 +155,12 @@ def reference_groups(
     M = len(positions_px)
     if M < C:
         raise violation("GROUP-01", f"{M} patterns", expected=f"at least C = {C} patterns")
-    pool = K if pool_size is None else pool_size
-    if C > 1 and (pool if oversampling else K) < C:
-        raise violation("GROUP-02", f"K = {pool if oversampling else K}", expected=f"K ≥ C = {C}")
+    oversampled = C > 1 and n_groups > M
+    pool = K if pool_size is None or not oversampled else pool_size
+    if C > 1 and pool < C:
+        raise violation("GROUP-02", f"K = {pool}", expected=f"K ≥ C = {C}")
     draw = np.random.RandomState(seed)
-    if C > 1 and n_groups > M:
+    if oversampled:
         if not oversampling:
             raise violation(
                 "GROUP-02",

@@ -16,16 +16,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
 import math
+import mmap
 import os
 import re
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,7 +38,7 @@ from tensordict import MemoryMappedTensor, TensorDict
 from tqdm import tqdm
 
 from ptycho_torch.config_params import DataSettings
-from ptycho_torch.contract import violation
+from ptycho_torch.contract import load_contract, violation
 from ptycho_torch.errors import MapError
 from ptycho_torch.grouping import group_scan
 from ptycho_torch.npz import NpzFile
@@ -48,10 +50,22 @@ log = logging.getLogger(__name__)
 MAP_FORMAT = 1
 MANIFEST = "manifest.json"
 _LOCK = "map.lock"
-_PARTS = ("patterns", "groups")
+_TABLES = {"patterns": {"patterns": ""}, "groups": {name: name for name in ("scan", "groups", "experiments")}}
+"""The tables of each part of a map (``map_…`` of the contract), and where they lie in its folder."""
+
+_PARTS = tuple(_TABLES)
+_TABLE_FILE = "meta.json"
 _FOLDER = re.compile(r"(patterns|groups)-[0-9a-f]{12}")
 _PATTERN_MEMBERS = ("diff3d", "diffraction", "bad_pixels", "measurement_domain")
 _LARGEST_MANIFEST_BYTES = 64 * 2**20
+_LONGEST_REASON = 400
+_LARGEST_POSITION_PX = 1e12
+"""float64 then still knows a position to a thousandth of a pixel."""
+
+_NO_PROMISE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+
+# Python names this flag from 3.13 on; without it, Linux refuses a private map that is larger than the memory.
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 _WAIT_MESSAGE_S = 10.0
 _GROUPS_AT_ONCE = 2**18
 
@@ -211,11 +225,11 @@ def _read_manifest(root: Path) -> tuple[dict[str, Any], str]:
         for part, entry in parts.items():
             if not (_FOLDER.fullmatch(entry["folder"]) and entry["folder"].startswith(part)):
                 raise ValueError(f"folder {entry['folder']!r}")
-            if not all(isinstance(size, int) for size in entry["files"].values()):
-                raise ValueError("file sizes that are no numbers")
+            if entry["files"].keys() != _file_names(part):
+                raise ValueError(f"other {part} files than those of a map")
             entry["fingerprint"]["format"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
-        return {}, f"{MANIFEST} cannot be used ({err})"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
+        return {}, f"{MANIFEST} cannot be used ({type(err).__name__}: {err})"[:_LONGEST_REASON]
     return parts, ""
 
 
@@ -233,7 +247,24 @@ def _why_stale(
         if not path.is_file() or path.stat().st_size != size:
             return f"{path.relative_to(root)} is missing or has another length"
     changes = list(_differences(entry["fingerprint"], json.loads(json.dumps(wanted))))
-    return "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more changes" if len(changes) > 4 else "")
+    if changes:
+        more = f"; and {len(changes) - 4} more changes" if len(changes) > 4 else ""
+        return "; ".join(change[:_LONGEST_REASON] for change in changes[:4]) + more
+    try:
+        _open_part(root / entry["folder"], part)
+    except _UNREADABLE as err:
+        return f"{entry['folder']} is damaged ({type(err).__name__}: {err})"[:_LONGEST_REASON]
+    return ""
+
+
+def _file_names(part: str) -> set[str]:
+    """Return the names of all files of a part, relative to its folder."""
+    names = set[str]()
+    for table, place in _TABLES[part].items():
+        fields = load_contract().tensors[f"map_{table}"]["fields"]
+        files = (_TABLE_FILE, *(f"{field['name']}.memmap" for field in fields))
+        names.update(f"{place}/{file}" if place else file for file in files)
+    return names
 
 
 def _differences(old: Any, new: Any, place: tuple[str, ...] = ()) -> Iterator[str]:
@@ -256,12 +287,12 @@ def _build(
     root: Path, inputs: Inputs, settings: DataSettings, kept: dict[str, Any], wanted: Mapping[str, Fingerprint]
 ) -> dict[str, Any]:
     """Build the parts that are not kept, and put them into use."""
-    if (root / MANIFEST).exists():
-        # What is out of date goes first, so that the disk need not hold both.
-        _write_manifest(root, kept)
-    _sweep(root, kept)
     manifest, made = dict(kept), list[Path]()
     try:
+        if (root / MANIFEST).exists():
+            # What is out of date goes first, so that the disk need not hold both.
+            _write_manifest(root, kept)
+        _sweep(root, kept)
         scans = [open_scan(path) for path in inputs.scans]
         preparations = [FramePreparation(scan.stack.frame_px, settings, scan.path) for scan in scans]
         for part in _PARTS:
@@ -273,14 +304,10 @@ def _build(
             if part == "patterns":
                 build_patterns(folder, scans, preparations)
             else:
-                patterns = TensorDict.load_memmap(root / manifest["patterns"]["folder"])
+                (patterns,) = _open_part(root / manifest["patterns"]["folder"], "patterns").values()
                 build_groups(folder, inputs, settings, scans, preparations, patterns["energy"].numpy())
             _sync(folder)
-            files = {
-                str(path.relative_to(folder)): path.stat().st_size
-                for path in sorted(folder.rglob("*"))
-                if path.is_file()
-            }
+            files = {name: (folder / name).stat().st_size for name in sorted(_file_names(part))}
             manifest[part] = {"folder": folder.name, "files": files, "fingerprint": wanted[part]}
         _write_manifest(root, manifest)
     except BaseException as err:
@@ -297,23 +324,17 @@ def _build(
 def build_patterns(folder: Path, scans: Sequence[Scan], preparations: Sequence[FramePreparation]) -> None:
     """Write the patterns of all scans, each once [clause MAP-01].
 
-    One thread reads and checks the next chunk while this one writes. Nothing is written through a map: on a full
-    disk a write is an error, and a page of a map is a crash.
+    Nothing is written through a map: on a full disk a write is an error, and a page of a map is a crash.
     """
     count, N = sum(scan.stack.count for scan in scans), preparations[0].settings.N
     energies = np.empty(count)
     row = 0
     with (
         _allocated(folder / "amplitude.memmap", count * N * N * 4) as file,
-        ThreadPoolExecutor(1, thread_name_prefix="read-patterns") as reader,
         tqdm(total=count, desc="memory map", unit="pattern", disable=None) as progress,
     ):
         for scan, preparation in zip(scans, preparations, strict=True):
-            chunks = scan.stack.chunks(scan.stack.audit(), depth=2)
-            coming = reader.submit(next, chunks, None)
-            while (chunk := coming.result()) is not None:
-                coming = reader.submit(next, chunks, None)
-                _, amplitude, energy = chunk
+            for _, amplitude, energy in scan.stack.chunks(scan.stack.audit()):
                 if not preparation.is_identity:
                     amplitude = preparation.frames(amplitude)
                     energy = np.square(amplitude, dtype=np.float64).sum(axis=(1, 2))
@@ -393,9 +414,18 @@ def build_groups(
 
 
 def _positions(scan: Scan, settings: DataSettings) -> np.ndarray:
-    if settings.position_source == "nominal" and scan.nominal_positions_px is not None:
-        return scan.nominal_positions_px
-    return scan.positions_px
+    nominal = settings.position_source == "nominal" and scan.nominal_positions_px is not None
+    positions_px = scan.nominal_positions_px if nominal else scan.positions_px
+    assert positions_px is not None
+    widest = float(np.abs(positions_px).max())
+    if widest > _LARGEST_POSITION_PX:
+        raise violation(
+            "SCAN-07" if nominal else "SCAN-06",
+            f"a position {widest:.3g} px from the origin",
+            path=scan.path,
+            expected=f"positions within {_LARGEST_POSITION_PX:.0e} px",
+        )
+    return positions_px
 
 
 def _coordinates(positions_px: np.ndarray, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -425,6 +455,9 @@ def _probe(scan: Scan, number: int, inputs: Inputs) -> np.ndarray:
                 path=scan.path,
                 expected="(N, N) or (modes, N, N) of the scan's frames",
             )
+        if not np.isfinite(modes).all() or not modes.any():
+            found = "a given probe of zeros" if np.isfinite(modes).all() else "NaN or infinity in the given probe"
+            raise violation("PROBE-02", found, path=scan.path, expected="finite numbers, not all zero")
         return modes
     if scan.probe is None:
         raise violation("PROBE-02", "no probe", path=scan.path, key="probeGuess")
@@ -448,11 +481,13 @@ def _allocated(path: Path, size: int) -> Iterator[BinaryIO]:
             try:
                 allocate(file.fileno(), 0, size)
             except OSError as err:
-                free = shutil.disk_usage(path.parent).free
-                raise MapError(
-                    f"{path.parent.parent}: {path.name} needs {size / 2**20:.1f} MiB and {free / 2**20:.1f} MiB "
-                    f"are free ({err.strerror}). Free some space, or choose another data_dir."
-                ) from err
+                # Where a file system cannot promise space, a write that finds none is an error as well.
+                if err.errno not in _NO_PROMISE:
+                    free = shutil.disk_usage(path.parent).free
+                    raise MapError(
+                        f"{path}: {size / 2**20:.3g} MiB are needed and {free / 2**20:.3g} MiB are free "
+                        f"({err.strerror}). Free some space, or choose another data_dir."
+                    ) from err
         yield file
         file.flush()
         os.fsync(file.fileno())
@@ -480,29 +515,67 @@ def _describe(folder: Path, count: int, fields: Mapping[str, tuple[torch.dtype, 
 
 
 def _open(root: Path, names: tuple[str, ...], manifest: Mapping[str, Any], reason: str) -> MemoryMap:
-    folders = {part: root / manifest[part]["folder"] for part in _PARTS}
     try:
-        return MemoryMap(
-            root=root,
-            names=names,
-            patterns=TensorDict.load_memmap(folders["patterns"]),
-            scan=TensorDict.load_memmap(folders["groups"] / "scan"),
-            groups=TensorDict.load_memmap(folders["groups"] / "groups"),
-            experiments=TensorDict.load_memmap(folders["groups"] / "experiments"),
-            reason=reason,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as err:
+        tables = {
+            table: content
+            for part in _PARTS
+            for table, content in _open_part(root / manifest[part]["folder"], part).items()
+        }
+    except _UNREADABLE as err:
         raise MapError(f"{root}: the map cannot be opened ({err}). Build it again with remake_map=True.") from err
+    return MemoryMap(root=root, names=names, reason=reason, **tables)
+
+
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+"""What reading the tables of a damaged map may raise."""
+
+
+def _open_part(folder: Path, part: str) -> dict[str, TensorDict]:
+    """Open the tables of one part of a map."""
+    return {table: _open_table(folder / place, table) for table, place in _TABLES[part].items()}
+
+
+def _open_table(folder: Path, table: str) -> TensorDict:
+    """Open one table, if it is what the contract says.
+
+    ``TensorDict.load_memmap`` opens it as well, but unpickles and lengthens files where a damaged description asks
+    for it, and lets whoever writes to a tensor change the map. Here pages are copied when they are written to, and a
+    folder that cannot be written to is opened in the same way.
+    """
+    description = json.loads((folder / _TABLE_FILE).read_text(encoding="utf-8"))
+    tensors, lengths = {}, dict[str, int]()
+    for field in load_contract().tensors[f"map_{table}"]["fields"]:
+        name, letters = field["name"], field["shape"].split()
+        shape, stored = tuple(map(int, description[name]["shape"])), description[name]["dtype"].removeprefix("torch.")
+        expected = [int(letter) if letter.isdigit() else lengths.setdefault(letter, length)
+                    for letter, length in zip(letters, shape, strict=True)]  # fmt: skip
+        # Rows are counted in 64 bits where 32 do not suffice.
+        if list(shape) != expected or stored not in {field["dtype"], *(["int64"] if name == "nn_indices" else [])}:
+            raise ValueError(f"{name} is {stored} of shape {shape}")
+        dtype = getattr(torch, stored)
+        with (folder / f"{name}.memmap").open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if min(shape) < 1 or math.prod(shape) * dtype.itemsize != size:
+                raise ValueError(f"{name} of shape {shape} has {size} bytes")
+            memory = mmap.mmap(
+                file.fileno(), size, flags=mmap.MAP_PRIVATE | _NO_RESERVE, prot=mmap.PROT_READ | mmap.PROT_WRITE
+            )
+        tensors[name] = torch.frombuffer(memory, dtype=dtype).view(shape)
+    return TensorDict(tensors, batch_size=[len(next(iter(tensors.values())))])
 
 
 def _write_manifest(root: Path, parts: Mapping[str, Any]) -> None:
     """Put parts into use, by one rename."""
     new = root / f"{MANIFEST}.new"
-    with new.open("w", encoding="utf-8") as file:
-        json.dump({"format": MAP_FORMAT, **parts}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(root / MANIFEST)
+    try:
+        with new.open("w", encoding="utf-8") as file:
+            json.dump({"format": MAP_FORMAT, **parts}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(root / MANIFEST)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
     _sync(root)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import itertools
 import math
 import stat
@@ -16,7 +17,7 @@ import tempfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO
@@ -27,7 +28,7 @@ from numpy.lib import format as npy
 from ptycho_torch.contract import violation
 from ptycho_torch.errors import DataContractError
 
-CHUNK_BYTES = 8 * 2**20
+CHUNK_BYTES = 4 * 2**20
 """Bytes that a stream holds at once, unless one row alone is larger."""
 
 MAX_ROW_BYTES = 2**30
@@ -39,9 +40,16 @@ MAX_READ_BYTES = 4 * 2**30
 MAX_RATIO = 250
 RATIO_FROM_BYTES = 256 * 2**20
 
+MAX_HEADER_BYTES = 16 * 2**10
+"""What is read of a member to find its header; NumPy takes none above 10000 characters."""
+
+_LISTED_NAMES, _LISTED_CHARACTERS = 12, 200
 _READ_HEADER = MappingProxyType({(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0})
 _LOCAL_HEADER_BYTES = 30
 _END_BYTES = 22
+_ZIP64_END_BYTES = 76
+_UTF8_NAME, _ENCRYPTED_OR_PATCHED = 0x800, 0x1 | 0x20 | 0x40
+_PACKED_BYTES = 64 * 2**10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +116,9 @@ class NpzFile:
         )
         if len(self._members) != len(members):
             raise violation("NPZ-01", "a key that is there twice", path=self.path)
-        self._check_places(directory_start)
+        starts = [*sorted(member.header_offset for member in members), directory_start]
+        self._ends: Mapping[int, int] = MappingProxyType(dict(itertools.pairwise(starts)))
+        self._check_places()
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -139,8 +149,11 @@ class NpzFile:
                 path=self.path,
                 key=key,
             )
-        # Whatever NumPy's parser or the ZIP reader raise on a damaged header becomes one error.
-        with self._guard(key, "a damaged member"), zipfile.ZipFile(self.path) as archive, archive.open(member) as file:
+        # Whatever NumPy's parser raises on a damaged header becomes one error.
+        with self._guard(key, "a damaged member"), self._content(member) as fill:
+            prefix = bytearray(min(MAX_HEADER_BYTES, member.file_size))
+            fill(memoryview(prefix))
+            file = io.BytesIO(prefix)
             version = npy.read_magic(file)
             if version not in _READ_HEADER:
                 raise ValueError(f"NPY format {version}, expected 1.0 or 2.0")
@@ -183,9 +196,9 @@ class NpzFile:
         header = self.header(key)
         if header.content_bytes > MAX_READ_BYTES:
             raise violation("NPZ-03", f"{header.content_bytes} bytes", path=self.path, key=key)
-        with self._guard(key, "a damaged member"), self._content(key, header) as readinto:
+        with self._guard(key, "a damaged member"), self._array_content(key, header) as fill:
             content = np.empty(header.content_bytes, np.uint8)
-            readinto(content.data)
+            fill(content.data)
             return content.view(header.dtype).reshape(header.shape, order="F" if header.fortran_order else "C")
 
     def stream(self, key: str, chunk_bytes: int = CHUNK_BYTES, depth: int = 1) -> Iterator[np.ndarray]:
@@ -218,87 +231,89 @@ class NpzFile:
     def _rows(self, key: str, header: ArrayHeader, rows: int, depth: int) -> Generator[np.ndarray, None, None]:
         rows = min(rows, max(1, header.shape[0]))
         buffers = [np.empty(rows * header.row_bytes, np.uint8) for _ in range(depth)]
-        with self._content(key, header) as readinto:
+        with self._array_content(key, header) as fill:
             for turn, first in enumerate(range(0, header.shape[0], rows)):
                 count = min(rows, header.shape[0] - first)
                 buffer = buffers[turn % depth][: count * header.row_bytes]
-                readinto(buffer.data)
+                fill(buffer.data)
                 yield buffer.view(header.dtype).reshape(count, *header.shape[1:])
 
     def _fortran_rows(self, key: str, header: ArrayHeader, rows: int, depth: int) -> Generator[np.ndarray, None, None]:
-        """Gather rows out of a file in which they are scattered: from the archive itself, or from an unpacked copy."""
+        """Gather rows out of a file in which they are scattered: an unpacked copy, which has no name."""
         with contextlib.ExitStack() as stack:
             copy = stack.enter_context(tempfile.TemporaryFile())
-            with self._content(key, header) as readinto:
+            with self._array_content(key, header) as fill:
                 left = header.content_bytes
                 buffer = np.empty(min(CHUNK_BYTES, left), np.uint8)
                 while left:
                     part = buffer[: min(left, len(buffer))]
-                    readinto(part.data)
+                    fill(part.data)
                     copy.write(part.data)
                     left -= len(part)
             copy.flush()
+            if not header.content_bytes:
+                return  # An empty file cannot be mapped.
             mapped = np.memmap(copy, header.dtype, "r", shape=header.shape, order="F")
             for first in range(0, header.shape[0], rows):
                 yield np.array(mapped[first : first + rows], order="C")
 
     @contextlib.contextmanager
-    def _content(self, key: str, header: ArrayHeader) -> Iterator[Callable[[memoryview], None]]:
-        """Give a function that fills a buffer with the next bytes of the array, and check the CRC-32 at the end."""
-        member = self._member(key)
-        crc, taken = 0, 0
-        with contextlib.ExitStack() as stack:
-            if member.compress_type == zipfile.ZIP_STORED:
-                file = stack.enter_context(self.path.open("rb", buffering=0))
-                file.seek(self._data_start(file, member))
-                crc = zlib.crc32(_read_exactly(file, header.start))
-            else:
-                archive = stack.enter_context(zipfile.ZipFile(self.path))
-                file = stack.enter_context(archive.open(member))  # type: ignore[assignment]
-                _read_exactly(file, header.start)
+    def _array_content(self, key: str, header: ArrayHeader) -> Iterator[Callable[[memoryview], None]]:
+        """As ``_content``, from the first byte of the array on."""
+        with self._content(self._member(key)) as fill:
+            fill(memoryview(bytearray(header.start)))
+            yield fill
 
-            def readinto(buffer: memoryview) -> None:
-                nonlocal crc, taken
+    @contextlib.contextmanager
+    def _content(self, member: zipfile.ZipInfo) -> Iterator[Callable[[memoryview], None]]:
+        """Give a function that fills a buffer with the next bytes of a member; the last one is followed by the CRC-32.
+
+        The directory was parsed once, by the constructor: parsing it for each of its members would take the square
+        of their number.
+        """
+        crc, left = 0, member.file_size
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self._data_start(file, member))
+            if member.compress_type == zipfile.ZIP_STORED:
+                readinto: Callable[[memoryview], int | None] = file.readinto
+            else:
+                readinto = _Inflated(file, member.compress_size).readinto
+
+            def fill(buffer: memoryview) -> None:
+                nonlocal crc, left
                 filled = 0
                 while filled < len(buffer):
-                    got = file.readinto(buffer[filled:])
+                    got = readinto(buffer[filled:])
                     if not got:
-                        raise EOFError(f"{taken + filled} bytes of {header.content_bytes} are there")
+                        raise EOFError(f"{member.file_size - left + filled} bytes of {member.file_size} are there")
                     filled += got
-                taken += filled
-                if member.compress_type == zipfile.ZIP_STORED:
-                    crc = zlib.crc32(buffer, crc)
-                if taken == header.content_bytes:
-                    finish()
+                left -= filled
+                crc = zlib.crc32(buffer, crc)
+                if left:
+                    return
+                if member.compress_type != zipfile.ZIP_STORED and readinto(memoryview(bytearray(1))):
+                    raise zipfile.BadZipFile(f"unpacks to more than the {member.file_size} bytes of the directory")
+                if crc != member.CRC:
+                    raise zipfile.BadZipFile(f"CRC-32 is {crc:08x}, the directory says {member.CRC:08x}")
 
-            def finish() -> None:
-                if member.compress_type == zipfile.ZIP_STORED:
-                    if crc != member.CRC:
-                        raise zipfile.BadZipFile(f"CRC-32 is {crc:08x}, the directory says {member.CRC:08x}")
-                elif file.read(1):  # At its end the ZIP reader compares the CRC-32.
-                    raise zipfile.BadZipFile("content behind the array")
-
-            if not header.content_bytes:
-                finish()
-            yield readinto
+            yield fill
 
     def _member(self, key: str) -> zipfile.ZipInfo:
         if key not in self._members:
-            raise violation(
-                "NPZ-01", f"no such member; present: {', '.join(self.keys) or 'none'}", path=self.path, key=key
-            )
+            raise violation("NPZ-01", f"no such member; present: {listed(self.keys)}", path=self.path, key=key)
         return self._members[key]
 
-    def _check_places(self, directory_start: int) -> None:
+    def _check_places(self) -> None:
         """Refuse members that overlap, are encrypted, or are packed in a way that NumPy never writes."""
-        starts = [*sorted(member.header_offset for member in self._members.values()), directory_start]
-        following = dict(itertools.pairwise(starts))
+        overlap = "members that overlap or reach beyond the file"
+        if len(self._ends) != len(self._members):
+            raise violation("NPZ-01", overlap, path=self.path)
         for key, member in self._members.items():
             end = member.header_offset + _LOCAL_HEADER_BYTES + member.compress_size
-            if member.header_offset < 0 or end > following[member.header_offset]:
-                raise violation("NPZ-01", "members that overlap or reach beyond the file", path=self.path, key=key)
-            if member.flag_bits & 1:
-                raise violation("NPZ-01", "an encrypted member", path=self.path, key=key)
+            if member.header_offset < 0 or end > self._ends[member.header_offset]:
+                raise violation("NPZ-01", overlap, path=self.path, key=key)
+            if member.flag_bits & _ENCRYPTED_OR_PATCHED:
+                raise violation("NPZ-01", "an encrypted or patched member", path=self.path, key=key)
             if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise violation("NPZ-01", f"compression {member.compress_type}", path=self.path, key=key)
             if member.compress_type == zipfile.ZIP_STORED and member.compress_size != member.file_size:
@@ -307,7 +322,7 @@ class NpzFile:
     def _bound_directory(self, file: BinaryIO) -> None:
         """Look at the directory's size before it is parsed."""
         length = file.seek(0, 2)
-        file.seek(max(0, length - _END_BYTES - 2**16))
+        file.seek(max(0, length - _ZIP64_END_BYTES - _END_BYTES - 2**16))
         tail = file.read()
         at = len(tail) - _END_BYTES
         if tail[at : at + 4] != b"PK\5\6":
@@ -315,23 +330,25 @@ class NpzFile:
         if at < 0 or len(tail) - at < _END_BYTES:
             raise violation("NPZ-01", "no ZIP directory at the end; perhaps truncated", path=self.path)
         members, directory_bytes = struct.unpack_from("<HI", tail, at + 10)
-        if at >= 20 and tail[at - 20 : at - 16] == b"PK\6\7":
-            (zip64,) = struct.unpack_from("<Q", tail, at - 12)
-            if zip64 + 56 <= length:
-                file.seek(zip64)
-                members, directory_bytes = struct.unpack_from("<QQ", file.read(56), 32)
+        # Like zipfile: the larger record lies right before its locator, wherever the locator points to.
+        zip64 = at - _ZIP64_END_BYTES
+        if zip64 >= 0 and (tail[zip64 : zip64 + 4], tail[at - 20 : at - 16]) == (b"PK\6\6", b"PK\6\7"):
+            members, directory_bytes = struct.unpack_from("<QQ", tail, zip64 + 32)
         if members > MAX_MEMBERS or directory_bytes > MAX_DIRECTORY_BYTES:
             raise violation("NPZ-03", f"a directory of {members} members, {directory_bytes} bytes", path=self.path)
         file.seek(0)
 
-    @staticmethod
-    def _data_start(file: BinaryIO, member: zipfile.ZipInfo) -> int:
+    def _data_start(self, file: io.FileIO, member: zipfile.ZipInfo) -> int:
         file.seek(member.header_offset)
         local = _read_exactly(file, _LOCAL_HEADER_BYTES)
-        name_bytes, extra_bytes = struct.unpack_from("<HH", local, 26)
-        if local[:4] != b"PK\3\4":
-            raise zipfile.BadZipFile("no local header where the directory says")
-        return member.header_offset + _LOCAL_HEADER_BYTES + int(name_bytes) + int(extra_bytes)
+        name_bytes, extra_bytes = (int(length) for length in struct.unpack_from("<HH", local, 26))
+        name = _read_exactly(file, name_bytes).decode("utf-8" if member.flag_bits & _UTF8_NAME else "cp437")
+        if local[:4] != b"PK\3\4" or name != member.orig_filename:
+            raise zipfile.BadZipFile("no such local header where the directory says")
+        start = member.header_offset + _LOCAL_HEADER_BYTES + name_bytes + extra_bytes
+        if start + member.compress_size > self._ends[member.header_offset]:
+            raise zipfile.BadZipFile("overlaps what follows")
+        return start
 
     @contextlib.contextmanager
     def _guard(self, key: str | None, what: str) -> Iterator[None]:
@@ -341,11 +358,52 @@ class NpzFile:
         except DataContractError:
             raise
         except Exception as err:
-            reason = str(err) or type(err).__name__
+            # NumPy's further lines advise to trust the file.
+            reason = _one_line(str(err).strip().partition("\n")[0]) or type(err).__name__
             raise violation("NPZ-01", f"{what} ({reason})", path=self.path, key=key) from err
 
 
-def _read_exactly(file: BinaryIO, count: int) -> bytes:
+class _Inflated:
+    """What deflate packed, as far as ``packed_bytes`` of a file go."""
+
+    def __init__(self, file: io.FileIO, packed_bytes: int) -> None:
+        self._file, self._left = file, packed_bytes
+        self._inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill the front of a buffer; 0 only at the end."""
+        while not self._inflate.eof:
+            packed = self._inflate.unconsumed_tail
+            if not packed:
+                packed = self._file.read(min(self._left, _PACKED_BYTES)) or b""
+                self._left -= len(packed)
+            part = self._inflate.decompress(packed, min(len(buffer), CHUNK_BYTES))
+            if part:
+                buffer[: len(part)] = part
+                return len(part)
+            if not packed:
+                break
+        return 0
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return the first names of members for a message: one line, whatever strangers called them.
+
+    >>> listed(["xcoords", "ycoords"])
+    'xcoords, ycoords'
+    """
+    few = [_one_line(name) for name in names[:_LISTED_NAMES]]
+    return ", ".join(few + ["…"] * (len(names) > _LISTED_NAMES)) or "nothing"
+
+
+def _one_line(text: str) -> str:
+    """Make foreign text fit for a message: no line breaks or control characters, and not too long."""
+    line = "".join(letter if letter.isprintable() else " " for letter in text[: 2 * _LISTED_CHARACTERS])
+    line = " ".join(line.split())
+    return line if len(line) <= _LISTED_CHARACTERS else f"{line[:_LISTED_CHARACTERS]} …"
+
+
+def _read_exactly(file: io.FileIO, count: int) -> bytes:
     content = b""
     while len(content) < count:
         part = file.read(count - len(content))

@@ -215,9 +215,11 @@ def derive(
     >>> derive(mean_counts=1e5, step_px=8.2, reach_px=np.array([9.5]), gridsize=2).max_position_jitter
     12
     """
-    if not (math.isfinite(mean_counts) and mean_counts > 0 and math.isfinite(step_px)) or not len(reach_px):
-        raise violation("PREP-02", f"{mean_counts:.3g} mean counts and a step of {step_px:.3g} px")
-    widest = float(reach_px.max())
+    widest = float(reach_px.max()) if len(reach_px) else math.nan
+    if not (all(map(math.isfinite, (mean_counts, step_px, widest))) and mean_counts > 0):
+        raise violation(
+            "PREP-02", f"{mean_counts:.3g} mean counts, a step of {step_px:.3g} px and groups of {widest:.3g} px"
+        )
     needed = 2 * math.ceil(widest)
     offset = round(step_px) if offset is None else offset
     spread = (gridsize - 1) * offset

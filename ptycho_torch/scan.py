@@ -9,15 +9,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
-from ptycho_torch.contract import Key, load_contract, violation
+from ptycho_torch.contract import Key, load_contract, shape_fits, violation
 from ptycho_torch.errors import DataContractError
-from ptycho_torch.npz import CHUNK_BYTES, ArrayHeader, NpzFile
+from ptycho_torch.npz import CHUNK_BYTES, ArrayHeader, NpzFile, listed
 from ptycho_torch.probe import disk_mask
 
 State = Literal["holds", "broken", "notice", "not judged"]
@@ -75,20 +75,23 @@ class PatternStack:
 
     def audit(self) -> PatternAudit:
         """Return a fresh audit for these patterns."""
-        return PatternAudit(self.path, self.key, self.declared_domain)
+        half = self.npz.header(self.key).dtype.itemsize == 2
+        whole_from = 2.0 ** np.finfo(np.float16 if half else np.float32).nmant
+        return PatternAudit(self.path, self.key, self.declared_domain, whole_from)
 
     def chunks(
-        self, audit: PatternAudit, chunk_bytes: int = CHUNK_BYTES, depth: int = 1
+        self, audit: PatternAudit, chunk_bytes: int = CHUNK_BYTES
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         """Yield (number of the first pattern, (n, N, N) float32 amplitude, (n,) float64 energies), each checked.
 
-        Bad pixels are 0. The memory of a chunk is used again after ``depth`` more chunks were drawn.
+        Bad pixels are 0. A chunk is good until the next one is drawn; its memory is then used again. A thread reads
+        the next chunk while the caller works on this one.
 
         Raises:
             DataContractError: SCAN-04 or SCAN-05, or the file is damaged.
         """
         first = 0
-        for chunk in self.npz.stream(self.key, chunk_bytes, depth):
+        for chunk in _read_ahead(self.npz.stream(self.key, chunk_bytes, depth=2)):
             with np.errstate(over="ignore", invalid="ignore"):
                 amplitude = chunk.astype(np.float32, copy=False)
             if self.good_pixels is not None:
@@ -96,6 +99,15 @@ class PatternStack:
             yield first, amplitude, audit.update(first, amplitude)
             first += len(chunk)
         audit.finish()
+
+
+def _read_ahead(chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Draw each chunk in a thread while the one before is in use."""
+    with ThreadPoolExecutor(1, thread_name_prefix="read-patterns") as reader:
+        coming = reader.submit(next, chunks, None)
+        while (chunk := coming.result()) is not None:
+            coming = reader.submit(next, chunks, None)
+            yield chunk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +155,7 @@ class PatternAudit:
         path: the scan, for errors.
         key: the member, for errors.
         declared_domain: what the file says it holds, or None.
+        whole_from: from here on every number of the type is whole, so that being whole says nothing.
         count: patterns seen.
         dark: patterns without a single count.
         largest: the largest amplitude.
@@ -152,6 +165,7 @@ class PatternAudit:
     path: Path
     key: str
     declared_domain: str | None = None
+    whole_from: float = 2.0**23
     count: int = 0
     dark: int = 0
     largest: float = 0.0
@@ -165,19 +179,16 @@ class PatternAudit:
         Raises:
             DataContractError: SCAN-04.
         """
-        values = torch.from_numpy(amplitude).reshape(len(amplitude), -1)
-        blocks = values.unflatten(1, (-1, amplitude.shape[-1]))
-        # Rows of a pattern are summed in float32 and the rows in float64: as exact as float32 squares are.
-        energies: np.ndarray = torch.linalg.vecdot(blocks, blocks).sum(dim=1, dtype=torch.float64).numpy()
-        lowest, highest = values.aminmax(dim=1)
-        least, largest = float(lowest.min()), float(highest.max())
-        # Infinity and NaN reach the energies; so does an amplitude whose square float32 cannot hold.
+        values = amplitude.reshape(len(amplitude), -1)
+        energies: np.ndarray = np.einsum("mp,mp->m", values, values, dtype=np.float64)
+        highest = values.max(axis=1)
+        least, largest = float(values.min()), float(highest.max())
+        # Infinity and NaN reach the energies.
         if not np.isfinite(energies).all() or least < 0 or largest > _LARGEST_AMPLITUDE:
             raise self._bad_value(first, amplitude)
         if self._whole and self.declared_domain is None:
-            self._whole = bool((values == values.floor()).all())
-            brightest = values[int(energies.argmax())]
-            self._distinct = max(self._distinct, len(torch.unique(brightest)) if self._whole else 0)
+            self._whole = bool((values == np.floor(values)).all())
+            self._count_distinct(values, highest)
         self.count += len(amplitude)
         self.dark += int((highest == 0).sum())
         self.largest = max(self.largest, largest)
@@ -199,6 +210,14 @@ class PatternAudit:
                 path=self.path,
                 key=self.key,
             )
+
+    def _count_distinct(self, values: np.ndarray, highest: np.ndarray) -> None:
+        """Look for one pattern that holds enough different whole numbers; the first in a stack of counts does."""
+        for number in np.flatnonzero(highest >= _DISTINCT_COUNTS - 1):
+            if not self._whole or self._distinct >= _DISTINCT_COUNTS:
+                return
+            telling = values[number][values[number] < self.whole_from]
+            self._distinct = max(self._distinct, len(np.unique(telling)))
 
     def _bad_value(self, first: int, amplitude: np.ndarray) -> DataContractError:
         bad = ~(np.isfinite(amplitude) & (amplitude >= 0) & (amplitude <= _LARGEST_AMPLITUDE))
@@ -267,7 +286,7 @@ class _Examiner:
         nominal = self._positions(npz, headers, ("xcoords_start", "ycoords_start"), required=False)
         probe = self._probe(npz, headers, frame_px)
         self._shape_alone(headers, "objectGuess")
-        scan_index = self._array(npz, headers, "scan_index")
+        scan_index = self._scan_index(npz, headers)
         good_pixels = self._good_pixels(npz, headers)
         geometry = {name: self._length(npz, headers, name) for name in _GEOMETRY}
         if self.findings.get("SCAN-03", _HOLDS).state == "broken":
@@ -280,7 +299,7 @@ class _Examiner:
             positions_px=positions,
             nominal_positions_px=nominal,
             probe=probe,
-            scan_index=np.zeros(count, np.int64) if scan_index is None else scan_index.astype(np.int64),
+            scan_index=np.zeros(count, np.int64) if scan_index is None else scan_index,
             **geometry,
         )
 
@@ -306,15 +325,15 @@ class _Examiner:
             if key not in named:
                 unread.append(key)
         if unread:
-            self.note("SCAN-13", f"not read: {', '.join(unread[:12])}{' …' if len(unread) > 12 else ''}")
+            self.note("SCAN-13", f"not read: {listed(unread)}")
         return headers
 
     def _patterns_key(self, npz: NpzFile, headers: Mapping[str, ArrayHeader]) -> str | None:
         names = self.keys["diff3d"].names
         there = [name for name in names if name in npz]
         if not there:
-            present = ", ".join(npz.keys) or "nothing"
-            self.broken(violation("SCAN-01", f"neither of these; present: {present}", path=self.path, key="diff3d"))
+            found = f"neither of these; present: {listed(npz.keys)}"
+            self.broken(violation("SCAN-01", found, path=self.path, key="diff3d"))
             return None
         if len(there) > 1:
             same = len({(d.crc32, d.content_bytes) for d in npz.digest() if d.key in there}) == 1
@@ -363,13 +382,22 @@ class _Examiner:
         if key not in npz:
             return None
         header = headers.get(key)
-        text = ""
-        if header is not None and header.shape == () and header.dtype.kind == "U":
-            text = str(self._read(npz, key)) if header.content_bytes <= MAX_TEXT_BYTES else ""
+        if header is None:
+            return None
+        text, found = "", f"shape {header.shape} of {header.dtype}"
+        if header.shape == () and header.dtype.kind == "U" and header.content_bytes <= MAX_TEXT_BYTES:
+            stored = self._read(npz, key)
+            if stored is None:
+                return None
+            try:
+                text = str(stored)
+                found = f"{text!r}"
+            except ValueError as err:
+                found = f"no text ({err})"
         self.check(
             "SCAN-05",
             text in _AMPLITUDE + _INTENSITY,
-            f"{text!r}" if text else "no text",
+            found,
             key=key,
             expected=f"one of {', '.join(_AMPLITUDE + _INTENSITY)}",
             remedy="Say what the patterns hold, or leave the key out.",
@@ -390,7 +418,7 @@ class _Examiner:
         spec, header = self.keys[name], headers.get(name)
         if header is None:
             return False
-        fits = any(_fits(shape, header.shape, self._letters) for shape in spec.shapes)
+        fits = any(shape_fits(shape, header.shape, self._letters) for shape in spec.shapes)
         letters = ", ".join(f"{letter} = {number}" for letter, number in self._letters.items())
         found = f"shape {header.shape} of {header.dtype} ({letters})"
         return self.check(spec.clause, fits and header.dtype.kind in spec.kinds, found, key=name)
@@ -408,13 +436,14 @@ class _Examiner:
         columns = []
         for name in names:
             if name not in npz:
-                present = ", ".join(npz.keys)
-                self.broken(violation(clause, f"no such member; present: {present}", path=self.path, key=name))
+                found = f"no such member; present: {listed(npz.keys)}"
+                self.broken(violation(clause, found, path=self.path, key=name))
                 continue
             values = self._array(npz, headers, name)
             if values is None:
                 continue
-            values = values.astype(np.float64)
+            with np.errstate(over="ignore", invalid="ignore"):
+                values = values.astype(np.float64)
             wrong = np.flatnonzero(~np.isfinite(values))
             found = f"{values[wrong[0]]} at pattern {wrong[0]}" if len(wrong) else ""
             if self.check(clause, not len(wrong), found, key=name):
@@ -438,6 +467,14 @@ class _Examiner:
         except DataContractError as err:
             self.broken(err)
             return None
+
+    def _scan_index(self, npz: NpzFile, headers: Mapping[str, ArrayHeader]) -> np.ndarray | None:
+        values = self._array(npz, headers, "scan_index")
+        if values is None:
+            return None
+        largest = int(values.max())
+        fits = self.check("SCAN-10", largest <= np.iinfo(np.int64).max, f"{largest}, beyond int64", key="scan_index")
+        return values.astype(np.int64) if fits else None
 
     def _good_pixels(self, npz: NpzFile, headers: Mapping[str, ArrayHeader]) -> np.ndarray | None:
         values = self._array(npz, headers, "bad_pixels")
@@ -465,18 +502,6 @@ _HOLDS = Finding("", "holds")
 _GEOMETRY = ("wavelength_m", "detector_distance_m", "detector_pixel_m")
 
 
-def _fits(letters: str, shape: tuple[int, ...], known: Mapping[str, int]) -> bool:
-    """Say whether a shape is what the letters ask for; unknown letters take any length from 1 on."""
-    names = letters.split()
-    if len(names) != len(shape):
-        return False
-    bound = dict(known)
-    return all(
-        length == (int(name) if name.isdigit() else bound.setdefault(name, max(length, 1)))
-        for name, length in zip(names, shape, strict=True)
-    )
-
-
 def _modes(values: np.ndarray, frame_px: int, clause: str, path: Path, key: str) -> np.ndarray:
     """Return a stored probe as (modes, N, N) complex64.
 
@@ -492,8 +517,9 @@ def _modes(values: np.ndarray, frame_px: int, clause: str, path: Path, key: str)
         modes = modes.astype(np.complex64)
     if not np.isfinite(modes).all():
         raise violation(clause, "NaN, infinity, or a number beyond float32", path=path, key=key)
-    strength = (np.abs(modes.astype(np.complex128)) ** 2).sum(axis=0)
-    if not (strength * disk_mask(frame_px).numpy()).any():
+    disk = disk_mask(frame_px).numpy() > 0
+    # Frames below 4 × 4 are smaller than the disk's least radius, and so have only themselves to judge.
+    if not modes[:, disk if disk.any() else ~disk].any():
         raise violation(clause, f"zeros within {frame_px // 4} pixels of the centre", path=path, key=key)
     return modes
 
@@ -501,7 +527,7 @@ def _modes(values: np.ndarray, frame_px: int, clause: str, path: Path, key: str)
 def open_scan(path: Path) -> Scan:
     """Open a scan; every clause that headers and small arrays can break is checked.
 
-    Patterns are checked while they are read: ``Scan.patterns``.
+    Patterns are checked while they are read: ``scan.stack.chunks(scan.stack.audit())``.
 
     Raises:
         DataContractError: names file, key, clause, what was found, what was expected, and what to do.
@@ -543,8 +569,9 @@ def examine(path: Path) -> Examination:
     mean_counts, mean_energy = None, None
     if stack is not None:
         examiner.judged.update(("SCAN-04", "SCAN-05"))
-        audit, sums = stack.audit(), np.zeros((stack.frame_px, stack.frame_px))
+        sums = np.zeros((stack.frame_px, stack.frame_px))
         try:
+            audit = stack.audit()
             for _, amplitude, _ in stack.chunks(audit):
                 sums += np.square(amplitude).sum(axis=0, dtype=np.float64)
         except DataContractError as err:
@@ -578,9 +605,9 @@ def read_probe(path: Path, frame_px: int) -> np.ndarray:
     npz, spec = NpzFile(path), load_contract().files["probe"].keys["probe"]
     key = next((name for name in spec.names if name in npz), None)
     if key is None:
-        raise violation("PROBE-01", f"no such member; present: {', '.join(npz.keys)}", path=path, key="probe")
+        raise violation("PROBE-01", f"no such member; present: {listed(npz.keys)}", path=path, key="probe")
     header = npz.header(key)
-    fits = any(_fits(shape, header.shape, {"N": frame_px}) for shape in spec.shapes)
+    fits = any(shape_fits(shape, header.shape, {"N": frame_px}) for shape in spec.shapes)
     if not fits or header.dtype.kind not in spec.kinds:
         found = f"shape {header.shape} of {header.dtype} for frames of {frame_px} × {frame_px}"
         raise violation("PROBE-01", found, path=path, key=key)
@@ -594,15 +621,26 @@ def scan_paths(folder: Path) -> tuple[Path, ...]:
         DataContractError: SCAN-14.
     """
     folder = Path(folder)
-    if folder.is_file():
+    if _is_file(folder, "SCAN-14"):
         return (folder,)
     return _npz_files(folder, "SCAN-14")
+
+
+def _is_file(path: Path, clause: str) -> bool:
+    try:
+        return path.is_file()
+    except OSError as err:
+        raise violation(clause, f"a path that cannot be read ({err.strerror})", path=path) from err
 
 
 def _npz_files(folder: Path, clause: str) -> tuple[Path, ...]:
     if not folder.is_dir():
         raise violation(clause, "no such folder", path=folder)
-    files = tuple(sorted(path for path in folder.iterdir() if path.suffix == ".npz" and not path.name.startswith(".")))
+    try:
+        entries = list(folder.iterdir())
+    except OSError as err:
+        raise violation(clause, f"a folder that cannot be read ({err.strerror})", path=folder) from err
+    files = tuple(sorted(path for path in entries if path.suffix == ".npz" and not path.name.startswith(".")))
     if not files:
         raise violation(clause, "no .npz file", path=folder)
     return files
@@ -615,7 +653,7 @@ def probe_paths(scans: tuple[Path, ...], folder: Path) -> tuple[Path, ...]:
         DataContractError: PROBE-02.
     """
     folder = Path(folder)
-    if folder.is_file():
+    if _is_file(folder, "PROBE-02"):
         return (folder,) * len(scans)
     files = _npz_files(folder, "PROBE-02")
     if len(files) == 1:

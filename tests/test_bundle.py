@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.lib import format as npy
 
-from conformance import archive
+from conformance import bundle
 from conformance.bundle import RECORDINGS, read_bundle
 from conformance.errors import BundleError
 from conformance.operations import is_operations_recording, read_operations
@@ -115,7 +115,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, keep: float) -> None:
     path = tmp_path / "cut.npz"
     content = EMBEDDED.read_bytes()
     path.write_bytes(content[: int(len(content) * keep)])
-    with pytest.raises(BundleError, match=r"cut\.npz: not a complete NPZ file"):
+    with pytest.raises(BundleError, match=r"cut\.npz: .*expected a complete NPZ file"):
         read_bundle(path)
 
 
@@ -135,12 +135,12 @@ def test_flipped_bytes_raise_nothing_else(tmp_path: Path) -> None:
 def test_no_pickle_is_opened(arrays: Arrays, tmp_path: Path) -> None:
     path = tmp_path / "pickled.npz"
     np.savez(path, **(arrays | {"provenance": np.array({"a": 1}, dtype=object)}))
-    with pytest.raises(BundleError, match="without unpickling"):
+    with pytest.raises(BundleError, match="only unpickling could read"):
         read_bundle(path)
 
 
 def test_a_bomb_is_refused_unopened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(bundle, "MAX_BYTES", 2**20)
     path = tmp_path / "bomb.npz"
     np.savez_compressed(path, config=np.zeros(2**20 + 1, np.uint8))
     with pytest.raises(BundleError, match="unpacks to"):
@@ -154,12 +154,12 @@ def test_a_header_that_promises_more_than_there_is_allocates_nothing(arrays: Arr
     npy.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (10**13,)})
     with zipfile.ZipFile(path, "a") as file:
         file.writestr("config.npy", header.getvalue() + bytes(8))
-    with pytest.raises(BundleError, match=r"key 'config' is damaged .*does not fit"):
+    with pytest.raises(BundleError, match=r"key 'config': .*does not fit"):
         read_bundle(path)
 
 
 def test_a_missing_file_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="no such file"):
+    with pytest.raises(BundleError, match="No such file"):
         read_bundle(tmp_path / "nowhere.npz")
 
 

@@ -33,13 +33,15 @@ def error_of(result: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_a_missing_reference_is_one_clear_line() -> None:
-    assert "nowhere.npz: no such file" in error_of(run("conformance", "--parity-reference", "nowhere.npz"))
+    assert "nowhere.npz: found a file that cannot be read" in error_of(
+        run("conformance", "--parity-reference", "nowhere.npz")
+    )
 
 
 def test_a_truncated_reference_is_one_clear_line(tmp_path: Path) -> None:
     path = tmp_path / "cut.npz"
     path.write_bytes(EMBEDDED.read_bytes()[:100_000])
-    assert "not a complete NPZ file" in error_of(run("conformance", "--parity-reference", str(path)))
+    assert "expected a complete NPZ file" in error_of(run("conformance", "--parity-reference", str(path)))
 
 
 def test_an_unknown_key_is_one_clear_line(tmp_path: Path) -> None:
@@ -54,10 +56,28 @@ def test_a_report_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None
     assert "no folder can be made" in error_of(run("conformance", "--parity-report", str(tmp_path / "file")))
 
 
-def test_a_scan_without_positions_is_one_clear_line(tmp_path: Path) -> None:
-    path = tmp_path / "scan.npz"
-    np.savez(path, diff3d=np.ones((9, 64, 64), np.float32))
-    assert "key 'xcoords' is missing" in error_of(run("conformance", "--parity-scan", str(path)))
+def test_a_folder_of_scans_is_judged_clause_by_clause(tmp_path: Path) -> None:
+    """One broken file among good ones: its clauses fail by name, and the others are judged all the same."""
+    draw = np.random.default_rng(0)
+    scan = {
+        "diff3d": draw.random((9, 32, 32), np.float32),
+        "xcoords": 9 * draw.random(9),
+        "ycoords": 9 * draw.random(9),
+        "probeGuess": np.ones((32, 32), np.complex64),
+    }
+    np.savez(tmp_path / "a_good.npz", **scan)
+    np.savez(tmp_path / "b_broken.npz", **{key: array for key, array in scan.items() if key != "xcoords"})
+    result = run("conformance", "--parity-scan", str(tmp_path), "-vv")
+    assert result.returncode == 1
+    assert "test_scan_clause[SCAN-06-a_good] PASSED" in result.stdout
+    assert "test_scan_clause[SCAN-06-b_broken] FAILED" in result.stdout
+    assert "test_scan_clause[SCAN-04-b_broken] PASSED" in result.stdout
+    assert "key 'xcoords': found no such member" in result.stdout
+    assert "BROKEN     SCAN-06" in result.stdout
+
+
+def test_a_folder_without_scans_is_one_clear_line(tmp_path: Path) -> None:
+    assert "found no .npz file" in error_of(run("conformance", "--parity-scan", str(tmp_path)))
 
 
 def test_two_cases_at_once_are_refused() -> None:

@@ -7,8 +7,10 @@ import itertools
 import pytest
 
 from conformance import spec
-from conformance.spec import SpecError, evaluate_condition, evaluate_shape, missing_and_unexpected
+from conformance.spec import evaluate_condition, evaluate_shape, missing_and_unexpected
+from ptycho_torch import contract
 from ptycho_torch.config_params import NetworkSettings
+from ptycho_torch.contract import SpecError
 
 LETTERS = {"B": 3, "N": 64, "i": 1, "F": (32, 64)}
 FLAGS = {"object_big": True, "probe_big": False, "pad_object": True}
@@ -16,12 +18,12 @@ FLAGS = {"object_big": True, "probe_big": False, "pad_object": True}
 
 @pytest.fixture
 def stages():
-    return copy.deepcopy(spec.read_yaml(spec.STAGES_FILE))
+    return copy.deepcopy(contract.read_yaml(spec.STAGES_FILE))
 
 
 @pytest.fixture
 def defects():
-    return copy.deepcopy(spec.read_yaml(spec.DEFECTS_FILE))
+    return copy.deepcopy(contract.read_yaml(spec.DEFECTS_FILE))
 
 
 def _clause(content, clause_id):
@@ -233,17 +235,17 @@ def test_an_unknown_clause_is_named():
 
 def test_the_specs_of_a_wheel_come_before_those_of_a_checkout(tmp_path, monkeypatch):
     package = tmp_path / "ptycho_torch"
-    monkeypatch.setattr(spec.ptycho_torch, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr(contract, "__file__", str(package / "contract.py"))
     with pytest.raises(SpecError, match="install ptycho-torch again"):
-        spec.specs_dir()
+        contract.specs_dir()
     for folder in (tmp_path / "specs", package / "specs"):
         folder.mkdir(parents=True)
-        (folder / spec.STAGES_FILE).write_text("stages: [")
-        assert spec.specs_dir() == folder
+        (folder / contract.DATA_FILE).write_text("clauses: [")
+        assert contract.specs_dir() == folder
     with pytest.raises(SpecError, match="is no YAML"):
-        spec.read_yaml(spec.STAGES_FILE)
+        contract.read_yaml(contract.DATA_FILE)
     with pytest.raises(SpecError, match="cannot be read"):
-        spec.read_yaml(spec.DEFECTS_FILE)
+        contract.read_yaml(spec.DEFECTS_FILE)
 
 
 def test_stages_are_frozen():

@@ -1,0 +1,455 @@
+"""Scans as their files have them: NPZ files that break clauses, and HDF5 files. What ``convert-scan`` starts from."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Literal, cast
+
+import numpy as np
+from tqdm import tqdm
+
+from ptycho_torch.contract import load_contract, violation
+from ptycho_torch.cxi import frame_axes, open_hdf5
+from ptycho_torch.errors import DataContractError
+from ptycho_torch.npz import ArrayHeader, NpzFile
+from ptycho_torch.scan import MAX_FRAME_PX, MAX_MODES, MAX_TEXT_BYTES
+
+Axes = Literal["mhw", "hwm", "mhw1"]
+"""How the axes of the patterns lie: M patterns, H rows, W columns, and a singleton."""
+
+CHUNK_BYTES = 8 * 2**20
+"""Bytes of patterns that are handed out at once, unless one frame alone is larger."""
+
+TURN_BYTES = 32 * 2**20
+"""Bytes that are held at once while the axes of a stack are turned."""
+
+POSITION_PAIRS = (("xcoords", "ycoords"), ("xcoords_start", "ycoords_start"))
+GEOMETRY = {"wavelength_m": "wavelength_m", "detector_distance_m": "distance_m", "detector_pixel_m": "pixel_m"}
+"""Key of the contract → name in ``Hdf5Scan.numbers`` and of the option."""
+
+AMPLITUDE = ("amplitude", "normalized_amplitude")
+INTENSITY = ("intensity", "count_intensity")
+
+Passes = Callable[[], Iterator[np.ndarray]]
+"""Starts a pass over the patterns, in chunks of (n, H, W) as the file has them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stack:
+    """The patterns as they lie in a file.
+
+    Attributes:
+        path: the file.
+        key: name in the file.
+        count: M.
+        rows_px: H.
+        columns_px: W.
+        dtype: of the stored numbers, real.
+        patterns_last: whether the content runs over the patterns fastest, in place of slowest.
+        columns_first: whether it runs over rows faster than over columns.
+        blocks: start a pass over the content as uint8 blocks of as many bytes as is asked for.
+    """
+
+    path: Path
+    key: str
+    count: int
+    rows_px: int
+    columns_px: int
+    dtype: np.dtype
+    patterns_last: bool
+    columns_first: bool
+    blocks: Callable[[int], Iterator[np.ndarray]]
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one frame."""
+        return self.rows_px * self.columns_px * self.dtype.itemsize
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all frames."""
+        return self.count * self.frame_bytes
+
+    @contextlib.contextmanager
+    def passes(self, folder: Path) -> Iterator[Passes]:
+        """Give a function that starts a pass over the frames.
+
+        Where patterns lie along the last axis, they are first turned in an unnamed file of the folder.
+        """
+        if not self.patterns_last:
+            yield self._frames
+            return
+        with tempfile.TemporaryFile(dir=folder) as file:
+            self._turn(file)
+            yield functools.partial(self._turned_frames, file)
+
+    def _frames(self) -> Iterator[np.ndarray]:
+        for block in self.blocks(max(1, CHUNK_BYTES // self.frame_bytes) * self.frame_bytes):
+            yield self._oriented(block.view(self.dtype))
+
+    def _oriented(self, numbers: np.ndarray) -> np.ndarray:
+        if self.columns_first:
+            return numbers.reshape(-1, self.columns_px, self.rows_px).swapaxes(1, 2)
+        return numbers.reshape(-1, self.rows_px, self.columns_px)
+
+    @property
+    def _group(self) -> int:
+        """How many frames are gathered at once."""
+        return max(1, TURN_BYTES // self.frame_bytes)
+
+    def _turn(self, file: IO[bytes]) -> None:
+        """Turn (pixels, M) into groups of frames, (pixels, group) each, one group behind the other.
+
+        A block of the source is cut into one tile for each group, so both sides are read and written in large pieces.
+        """
+        row_bytes = self.count * self.dtype.itemsize
+        done = 0
+        with tqdm(total=self.total_bytes, desc="turning", unit="B", unit_scale=True, disable=None, leave=False) as bar:
+            for block in self.blocks(max(1, TURN_BYTES // row_bytes) * row_bytes):
+                pixels = block.view(self.dtype).reshape(-1, self.count)
+                for first in range(0, self.count, self._group):
+                    tile = np.ascontiguousarray(pixels[:, first : first + self._group])
+                    file.seek(first * self.frame_bytes + done * tile.shape[1] * self.dtype.itemsize)
+                    file.write(tile.reshape(-1).view(np.uint8).data)
+                done += len(pixels)
+                bar.update(len(block))
+        file.flush()
+
+    def _turned_frames(self, file: IO[bytes]) -> Iterator[np.ndarray]:
+        at_once = max(1, CHUNK_BYTES // self.frame_bytes)
+        for first in range(0, self.count, self._group):
+            group = min(self._group, self.count - first)
+            content = np.empty(group * self.frame_bytes, np.uint8)
+            file.seek(first * self.frame_bytes)
+            _fill(file, content)
+            frames = content.view(self.dtype).reshape(-1, group).T  # (group, pixels)
+            for start in range(0, group, at_once):
+                yield self._oriented(np.ascontiguousarray(frames[start : start + at_once]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A scan as its file has it.
+
+    Attributes:
+        stack: the patterns.
+        domain: ``amplitude`` or ``intensity`` (or the longer names) as the file says, or None.
+        positions: the two keys → (M, 2) float64 (x, y), in object pixels or in metres.
+        metres: whether positions are in metres.
+        probe: (H, W) or (modes, H, W), or None.
+        bad_pixels: (H, W) bool, or None.
+        geometry: keys of the contract → metres.
+        scan_index: (M,), or None.
+        object_header: the header of ``objectGuess``, or None.
+        npz: the file, where it is one.
+        notices: what a user should know.
+    """
+
+    stack: Stack
+    domain: str | None
+    positions: Mapping[tuple[str, str], np.ndarray]
+    metres: bool
+    probe: np.ndarray | None
+    bad_pixels: np.ndarray | None
+    geometry: Mapping[str, float]
+    scan_index: np.ndarray | None = None
+    object_header: ArrayHeader | None = None
+    npz: NpzFile | None = None
+    notices: tuple[str, ...] = ()
+
+
+class _NpzReader:
+    """Reads the members of a scan that breaks clauses, as far as it can be repaired."""
+
+    def __init__(self, path: Path, *, axes: Axes, patterns: str | None, drop_pickles: bool, any_domain: bool) -> None:
+        self._path, self._axes, self._patterns = path, axes, patterns
+        self._drop_pickles, self._any_domain = drop_pickles, any_domain
+        self._notices: list[str] = []
+        self._npz = NpzFile(path)
+        self._headers = self._readable()
+
+    def source(self) -> Source:
+        """Return what is there.
+
+        Raises:
+            DataContractError: what no option of the command repairs.
+        """
+        stack = self._stack()
+        M, H, W = stack.count, stack.rows_px, stack.columns_px
+        positions = {}
+        for pair in POSITION_PAIRS:
+            columns = [self._array(name, (M,)) for name in pair]
+            if pair == POSITION_PAIRS[0] or any(column is not None for column in columns):
+                positions[pair] = self._positions(pair, columns)
+        probe = self._probe(H, W)
+        if probe is not None and probe.shape == (H, W, 1):
+            probe = probe[..., 0]
+        bad = self._array("bad_pixels", (H, W))
+        if bad is not None and not np.isin(bad, (0, 1)).all():
+            raise violation("SCAN-11", "other values than 0 and 1", path=self._path, key="bad_pixels")
+        geometry = {}
+        for name in GEOMETRY:
+            value = self._array(name, ())
+            if value is not None:
+                geometry[name] = self._above_zero(name, float(value))
+        object_header = self._headers.get("objectGuess")
+        if object_header is not None:
+            self._check("objectGuess", object_header, len(object_header.shape) == 2 and 0 not in object_header.shape)
+        return Source(
+            stack=stack,
+            domain=self._domain(),
+            positions=positions,
+            metres=False,
+            probe=probe,
+            bad_pixels=None if bad is None else bad.astype(bool),
+            geometry=geometry,
+            scan_index=self._array("scan_index", (M,)),
+            object_header=object_header,
+            npz=self._npz,
+            notices=tuple(self._notices),
+        )
+
+    def _readable(self) -> dict[str, ArrayHeader]:
+        """Read the headers of what the contract names; say what is left out."""
+        named = load_contract().files["scan"].names
+        headers, pickles, unknown = {}, [], []
+        for key in self._npz.keys:
+            try:
+                header = self._npz.header(key)
+            except DataContractError as err:
+                if err.clause == "NPZ-02" and (key == "_metadata" or self._drop_pickles):
+                    pickles.append(key)
+                elif err.clause == "NPZ-02":
+                    raise violation(
+                        "NPZ-02",
+                        err.found,
+                        path=self._path,
+                        key=key,
+                        remedy="Leave such members out: --drop-pickles.",
+                    ) from err
+                elif key in named:
+                    raise
+                else:
+                    unknown.append(key)
+                continue
+            if key in named:
+                headers[key] = header
+            else:
+                unknown.append(key)
+        if pickles:
+            self._notices.append(f"left out, because only unpickling could read them: {', '.join(pickles)}")
+        if unknown:
+            self._notices.append(f"left out, because the contract does not know them: {', '.join(unknown)}")
+        return headers
+
+    def _stack(self) -> Stack:
+        key = self._patterns_key()
+        header, axes = self._headers[key], self._axes
+        shape = header.shape
+        positions = self._headers.get("xcoords")
+        count = positions.shape[0] if positions is not None and len(positions.shape) == 1 else None
+        if header.dtype.kind not in "fiu":
+            raise violation("SCAN-03", f"dtype {header.dtype}", path=self._path, key=key)
+        if axes == "mhw" and len(shape) == 3 and count is not None and shape[2] == count != shape[0]:
+            raise violation(
+                "SCAN-02",
+                f"shape {shape} for {count} positions: the older order, with patterns along the last axis",
+                path=self._path,
+                key=key,
+                remedy="Turn it: --axes hwm.",
+            )
+        try:
+            M, H, W = frame_axes(shape, axes)
+        except ValueError:
+            remedy = "Drop the last axis: --axes mhw1." if len(shape) == 4 and shape[3] == 1 else "See --axes."
+            raise self._bad_shape(key, shape, f"axes {', '.join(axes)}", remedy) from None
+        if axes == "hwm" and count == H != M:
+            raise self._bad_shape(key, shape, f"{count} patterns along the last axis", "Leave --axes hwm out.")
+        if not (M and 2 <= H <= MAX_FRAME_PX and 2 <= W <= MAX_FRAME_PX):
+            raise self._bad_shape(key, shape, "", "")
+        # The content of an array in Fortran order is that of the reversed axes in C order.
+        names = axes.removesuffix("1")
+        names = names[::-1] if header.fortran_order else names
+        return Stack(
+            self._path,
+            key,
+            M,
+            H,
+            W,
+            header.dtype,
+            patterns_last=names[-1] == "m",
+            columns_first=names.index("w") < names.index("h"),
+            blocks=functools.partial(member_blocks, self._npz, key, header),
+        )
+
+    def _bad_shape(self, key: str, shape: tuple[int, ...], expected: str, remedy: str) -> DataContractError:
+        return violation("SCAN-02", f"shape {shape}", path=self._path, key=key, expected=expected, remedy=remedy)
+
+    def _patterns_key(self) -> str:
+        names = load_contract().files["scan"].keys["diff3d"].names
+        there, chosen = [name for name in names if name in self._headers], self._patterns
+        if not there or chosen not in (None, *there):
+            present = ", ".join(self._npz.keys) or "nothing"
+            raise violation("SCAN-01", f"no such member; present: {present}", path=self._path, key=chosen or names[0])
+        same = len({(d.crc32, d.content_bytes) for d in self._npz.digest() if d.key in there}) == 1
+        if chosen is None and not same:
+            raise violation(
+                "SCAN-01",
+                f"{' and '.join(map(repr, there))} with different content",
+                path=self._path,
+                key=there[0],
+                remedy=f"Choose one: --patterns {' or --patterns '.join(there)}.",
+            )
+        key = chosen or there[0]
+        left_out = [name for name in there if name != key]
+        if left_out:
+            self._notices.append(f"left out, because {key!r} holds the patterns: {', '.join(left_out)}")
+        if key != names[0]:
+            self._notices.append(f"{key!r} is now {names[0]!r}")
+        return str(key)
+
+    def _domain(self) -> str | None:
+        key = "measurement_domain"
+        header = self._headers.get(key)
+        if header is None:
+            return None
+        text = ""
+        if header.shape == () and header.dtype.kind == "U" and header.content_bytes <= MAX_TEXT_BYTES:
+            text = str(self._npz.read(key))
+        if text in AMPLITUDE + INTENSITY:
+            return text
+        if self._any_domain:
+            return None
+        raise violation(
+            "SCAN-05",
+            f"{text!r}" if text else "no text",
+            path=self._path,
+            key=key,
+            expected=f"one of {', '.join(AMPLITUDE + INTENSITY)}",
+            remedy="Say what the patterns hold: --from-intensity or --declare-amplitude.",
+        )
+
+    def _positions(self, pair: tuple[str, str], columns: list[np.ndarray | None]) -> np.ndarray:
+        clause = load_contract().files["scan"].keys[pair[0]].clause
+        for name, column in zip(pair, columns, strict=True):
+            if column is None:
+                present = ", ".join(self._npz.keys)
+                raise violation(clause, f"no such member; present: {present}", path=self._path, key=name)
+            wrong = np.flatnonzero(~np.isfinite(column))
+            if len(wrong):
+                raise violation(clause, f"{column[wrong[0]]} at pattern {wrong[0]}", path=self._path, key=name)
+        return np.stack(cast(list[np.ndarray], columns), axis=1).astype(np.float64)
+
+    def _probe(self, H: int, W: int) -> np.ndarray | None:
+        header = self._headers.get("probeGuess")
+        if header is None:
+            return None
+        shape = header.shape
+        modes = shape[0] if len(shape) == 3 and shape != (H, W, 1) else 1
+        fits = shape in ((H, W), (H, W, 1), (modes, H, W)) and 1 <= modes <= MAX_MODES
+        self._check("probeGuess", header, fits, f" for patterns of {H} × {W}")
+        return self._npz.read("probeGuess")
+
+    def _array(self, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
+        header = self._headers.get(name)
+        if header is None:
+            return None
+        self._check(name, header, header.shape == shape, f" where {shape} is needed")
+        return self._npz.read(name)
+
+    def _above_zero(self, name: str, number: float) -> float:
+        if not 0 < number < math.inf:
+            raise violation("SCAN-12", f"{number}", path=self._path, key=name)
+        return number
+
+    def _check(self, name: str, header: ArrayHeader, fits: bool, needed: str = "") -> None:
+        spec = load_contract().files["scan"].keys[name]
+        if not fits or header.dtype.kind not in spec.kinds:
+            found = f"shape {header.shape} of {header.dtype}{needed}"
+            raise violation(spec.clause, found, path=self._path, key=name)
+
+
+def member_blocks(npz: NpzFile, key: str, header: ArrayHeader, block_bytes: int) -> Iterator[np.ndarray]:
+    """Yield the content of a member as it lies in the file; the CRC-32 is checked at its end.
+
+    The memory of a block is used again.
+
+    Raises:
+        DataContractError: NPZ-01.
+    """
+    left = header.content_bytes
+    buffer = np.empty(min(block_bytes, left), np.uint8)
+    try:
+        with zipfile.ZipFile(npz.path) as archive:
+            (member,) = [info for info in archive.infolist() if info.filename.removesuffix(".npy") == key]
+            with archive.open(member) as file:
+                _fill(file, np.empty(header.start, np.uint8))
+                while left:
+                    block = buffer[: min(len(buffer), left)]
+                    _fill(file, block)
+                    left -= len(block)
+                    if not left and file.read(1):
+                        raise zipfile.BadZipFile("content behind the array")
+                    yield block
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as err:
+        raise violation("NPZ-01", f"a damaged member ({err})", path=npz.path, key=key) from err
+
+
+def _fill(file: IO[bytes], buffer: np.ndarray) -> None:
+    filled = 0
+    while filled < len(buffer):
+        got = file.readinto(buffer[filled:].data)  # type: ignore[attr-defined]
+        if not got:
+            raise EOFError(f"{filled} bytes of {len(buffer)} are there")
+        filled += got
+
+
+def read_npz(
+    path: Path, *, axes: Axes, patterns: str | None = None, drop_pickles: bool = False, any_domain: bool = False
+) -> Source:
+    """Read headers and small members of a scan in an NPZ file, as far as it can be repaired.
+
+    Args:
+        path: the file.
+        axes: how the axes of the patterns lie.
+        patterns: ``diff3d`` or ``diffraction``; None takes the one that is there.
+        drop_pickles: leave out members that only unpickling could read.
+        any_domain: accept a ``measurement_domain`` that says nothing known.
+
+    Raises:
+        DataContractError: NPZ-… and SCAN-…, what is wrong and not repaired by these arguments.
+    """
+    reader = _NpzReader(path, axes=axes, patterns=patterns, drop_pickles=drop_pickles, any_domain=any_domain)
+    return reader.source()
+
+
+@contextlib.contextmanager
+def open_cxi(
+    path: Path,
+    *,
+    axes: Axes,
+    data_path: str | None = None,
+    positions_path: str | None = None,
+    given: Collection[str] = (),
+) -> Iterator[Source]:
+    """Open a scan in a CXI or other HDF5 file; arguments and errors are those of ``open_hdf5``."""
+    with open_hdf5(path, axes=axes, data_path=data_path, positions_path=positions_path, given=given) as scan:
+        M, H, W = frame_axes(scan.shape, axes)
+        yield Source(
+            stack=Stack(path, scan.key, M, H, W, scan.dtype, axes == "hwm", False, scan.blocks),
+            domain=None,
+            positions={POSITION_PAIRS[0]: scan.translation_m},
+            metres=True,
+            probe=scan.probe,
+            bad_pixels=scan.bad_pixels,
+            geometry={key: scan.numbers[name] for key, name in GEOMETRY.items() if name in scan.numbers},
+            notices=scan.notices,
+        )

@@ -53,18 +53,6 @@ def scan_numbers(scan: Scan, mean_energy: float, gridsize: int) -> tuple[str, ..
     return derived.describe()
 
 
-def scan_hints(scan: Scan, mean_counts: np.ndarray) -> tuple[str, ...]:
-    """Return what looks wrong in a scan that holds every clause, as lines."""
-    from ptycho_torch.hints import hint_centre, hint_intensity, hint_positions
-    from ptycho_torch.orientation import judge_orientation
-
-    hints = [hint_positions(scan), hint_intensity(scan, mean_counts), hint_centre(mean_counts)]
-    orientation = judge_orientation(scan)
-    if orientation is not None and orientation.looks_wrong:
-        hints.append(orientation.describe())
-    return tuple(hint for hint in hints if hint)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``check-data``."""
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a scan (.npz), or a folder of scans")
@@ -92,20 +80,22 @@ def run(options: argparse.Namespace) -> int:
             continue
         for scan in scans:
             total += 1
-            passed += _judge(scan, scans, options)
+            passed += _judge(scan, options)
     print(f"{passed} of {total} files hold every clause")  # noqa: T201 - the command's answer
     return 0 if passed == total else 1
 
 
-def _judge(path: Path, beside: tuple[Path, ...], options: argparse.Namespace) -> bool:
+def _judge(path: Path, options: argparse.Namespace) -> bool:
     """Print what became of one file, and say whether it passed."""
     examination = examine(path)
     if options.probe_dir is not None:
-        examination = _with_probe(examination, beside, options.probe_dir)
+        examination = _with_probe(examination, options.probe_dir)
     hints: tuple[str, ...] = ()
     scan = examination.scan
     if scan is not None and examination.mean_counts is not None and options.hints:
-        hints = scan_hints(scan, examination.mean_counts)
+        from ptycho_torch.hints import scan_hints
+
+        hints = tuple(scan_hints(scan, examination.mean_counts))
     lines = list(describe(examination, hints))
     if scan is not None and examination.mean_energy is not None:
         try:
@@ -123,14 +113,14 @@ def _judge(path: Path, beside: tuple[Path, ...], options: argparse.Namespace) ->
     return examination.passed
 
 
-def _with_probe(examination: Examination, beside: tuple[Path, ...], probe_dir: Path) -> Examination:
+def _with_probe(examination: Examination, probe_dir: Path) -> Examination:
     """Judge the probe that a scan would get from a probe folder, and put it in the scan's place for one."""
     if examination.scan is None:
         return examination
     scan: Scan | None = examination.scan
     findings = []
     try:
-        probe = dict(zip(beside, probe_paths(beside, probe_dir), strict=True))[examination.path]
+        (probe,) = probe_paths((examination.path,), probe_dir)
         scan = dataclasses.replace(examination.scan, probe=read_probe(probe, examination.scan.stack.frame_px))
         findings.append(Finding("PROBE-01", "notice", str(probe)))
     except DataContractError as err:

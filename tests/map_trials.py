@@ -72,16 +72,28 @@ def in_a_fork(work: Callable[[], Any], *, timeout_s: float = 60) -> Any:
 
 
 class Phase:
-    """Which step of a build a child is in, in memory that outlives it."""
+    """Which step of a build a child is in, in memory that outlives it, and at which of them it kills itself.
 
-    def __init__(self) -> None:
+    Args:
+        last: number of the step that is the child's last; None goes on to the end.
+    """
+
+    def __init__(self, last: int | None = None) -> None:
         self._memory = mmap.mmap(-1, 256)
+        self.last, self.steps = last, list[str]()
 
     def set(self, name: str) -> None:
         self._memory[:] = name.encode().ljust(256)
 
     def get(self) -> str:
         return self._memory[:].decode().strip()
+
+    def step(self) -> None:
+        """Say that a step is under way."""
+        time.sleep(PAUSE_S)
+        if len(self.steps) == self.last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.steps.append(self.get())
 
 
 def slow_down(phase: Phase) -> None:
@@ -91,28 +103,27 @@ def slow_down(phase: Phase) -> None:
         def watched(*arguments: Any, **keywords: Any) -> Any:
             outer = phase.get()
             phase.set(f"{outer} > {name}" if outer.startswith("build_") else name)
-            time.sleep(PAUSE_S)
+            phase.step()
             result = step(*arguments, **keywords)
-            time.sleep(PAUSE_S)
+            phase.step()
             phase.set(outer if outer.startswith("build_") else "between steps")
             return result
 
         return watched
 
+    def in_pieces(write: Callable[..., None]) -> Callable[..., None]:
+        def pieces(file: Any, array: np.ndarray) -> None:
+            for piece in np.array_split(array.reshape(-1), PIECES):
+                if len(piece):
+                    write(file, piece)
+                    phase.step()
+
+        return pieces
+
     memory_map._write = in_pieces(memory_map._write)
     for name in STEPS:
         setattr(memory_map, name, watch(getattr(memory_map, name), name.removeprefix("_")))
     Path.replace = watch(Path.replace, "rename of the manifest")  # type: ignore[method-assign]
-
-
-def in_pieces(write: Callable[..., None]) -> Callable[..., None]:
-    def pieces(file: Any, array: np.ndarray) -> None:
-        for piece in np.array_split(array.reshape(-1), PIECES):
-            if len(piece):
-                write(file, piece)
-                time.sleep(PAUSE_S)
-
-    return pieces
 
 
 def build(root: Path, scans: Path, settings: DataSettings = SETTINGS) -> MemoryMap:
@@ -161,38 +172,42 @@ class Trials:
         ):
             root = before[name] = self.folder / name
             in_a_fork(functools.partial(self.prepare, root, scans, settings))
-        phase, draw = Phase(), random.Random(0)
-        phases, kinds, attempts, killed = Counter[str](), Counter[str](), 0, 0
-        duration = dict.fromkeys(before, 0.0)
-        while killed < KILLS:
-            kind = list(before)[attempts % len(before)]
-            root = self.folder / f"killed-{attempts}"
-            source = before[kind]
-            if source is not None:
-                shutil.copytree(source, root)
-            phase.set("before")
+        steps, duration = dict[str, list[str]](), dict[str, float]()
+        for kind, source in before.items():
             start = time.perf_counter()
+            steps[kind] = in_a_fork(functools.partial(self.watched_build, self.place(kind, source), Phase()))
+            duration[kind] = time.perf_counter() - start
+        # Each step of a build of one kind, then each step of another kind, and so on.
+        targets = [
+            (kind, name) for kind in ("another scan", "nothing", "other groups") for name in sorted(set(steps[kind]))
+        ]
+        draw, landed, killed = random.Random(0), {"drawn step": Counter[str](), "drawn time": Counter[str]()}, 0
+        for attempt in range(4 * KILLS):
+            if killed == KILLS:
+                break
+            # Half of the kills go through the kinds of steps one by one, so that short ones are not spared.
+            aimed = killed % 2 == 0
+            kind, name = targets[killed // 2 % len(targets)] if aimed else (draw.choice(list(before)), "")
+            root, phase = self.place(f"{kind}-{attempt}", before[kind]), Phase()
+            if aimed:
+                phase.last = draw.choice([number for number, step in enumerate(steps[kind]) if step == name])
+            phase.set("before")
             child = os.fork()
             if not child:
-                slow_down(phase)
-                build(root, self.one)
-                phase.set("done")
-                os._exit(0)
-            if not duration[kind]:
-                os.waitpid(child, 0)  # The first of each kind is left alone, and tells how long a build takes.
-                duration[kind] = time.perf_counter() - start
-                shutil.rmtree(root)
-                attempts += 1
-                continue
-            time.sleep(draw.uniform(0, duration[kind]))
-            os.kill(child, signal.SIGKILL)
+                status = 1
+                try:
+                    self.watched_build(root, phase)
+                    status = 0
+                finally:
+                    os._exit(status)
+            if not aimed:
+                time.sleep(draw.uniform(0, duration[kind]))
+                os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
-            attempts += 1
-            assert attempts < 4 * KILLS
             if os.WIFSIGNALED(status):
                 killed += 1
-                phases[phase.get()] += 1
-                kinds[kind] += 1
+                landed["drawn step" if aimed else "drawn time"][phase.get()] += 1
+            assert os.WIFSIGNALED(status) or (os.WEXITSTATUS(status) == 0 and not aimed)
 
             def start_again(root: Path = root) -> str:
                 self.right(build(root, self.one))
@@ -201,7 +216,20 @@ class Trials:
             assert in_a_fork(start_again) == ""
             assert not leftovers(root), (phase.get(), leftovers(root))
             shutil.rmtree(root)
-        return {"killed": killed, "phases": dict(phases), "kinds": dict(kinds), "build_s": duration}
+        return {"killed": killed, "landed": landed, "steps": steps, "build_s": duration}
+
+    def place(self, name: str, source: Path | None) -> Path:
+        """Return a folder for a map, with a copy of an earlier map if there is one."""
+        root = self.folder / f"trial-{name}"
+        if source is not None:
+            shutil.copytree(source, root)
+        return root
+
+    def watched_build(self, root: Path, phase: Phase) -> list[str]:
+        slow_down(phase)
+        build(root, self.one)
+        phase.set("done")
+        return phase.steps
 
     def race(self) -> dict[str, Any]:
         """Two processes build the same map at once."""
@@ -274,6 +302,8 @@ class Trials:
         """A disk of its own that is too small for the patterns, then for the groups, then for a manifest."""
         disk = self.folder / "disk"
         disk.mkdir()
+        if shutil.which("mount") is None:
+            return {"skip": "there is no mount command"}
         mounted = subprocess.run(
             ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(disk)], capture_output=True, text=True
         )

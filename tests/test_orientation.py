@@ -1,0 +1,162 @@
+"""Hints about a scan: right where something was turned, silent where nothing was."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from ptycho_torch.hints import hint_centre, hint_orientation, hint_positions, scan_hints
+from ptycho_torch.orientation import OrientationHint, judge_orientation
+from ptycho_torch.preparation import flip_about_zero_frequency
+from ptycho_torch.scan import examine, open_scan
+
+N = 64
+Arrays = dict[str, np.ndarray]
+
+
+def simulated(step_px: float, seed: int = 0, points: int = 7) -> Arrays:
+    """A raster of jittered positions over a smooth random object, under a probe with curvature; amplitude."""
+    draw = np.random.default_rng(seed)
+    side = N + int(step_px * points) + 10
+    smooth = [gaussian_filter(draw.normal(size=(side, side)), 2) for _ in range(2)]
+    smooth = [each / each.std() for each in smooth]
+    whole = (1 + 0.2 * smooth[0]) * np.exp(0.6j * smooth[1])
+    y, x = np.mgrid[:N, :N] - N / 2
+    # Wider in y than in x, and off the middle, so that no symmetry of the probe hides a turn.
+    probe = np.exp(-((x - 3) ** 2) / 120 - (y + 2) ** 2 / 220) * np.exp(0.03j * (x**2 + 0.4 * y**2 + 0.5 * x * y))
+    grid = np.arange(points) * step_px + N / 2 + 3
+    places = np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2) + draw.uniform(-1, 1, (points**2, 2))
+    places = np.round(places)
+    patterns = []
+    for column, row in places.astype(int):
+        view = whole[row - N // 2 : row + N // 2, column - N // 2 : column + N // 2]
+        patterns.append(np.abs(np.fft.fftshift(np.fft.fft2(view * probe))) / N)
+    amplitude = np.sqrt(draw.poisson(np.square(patterns) * 50)).astype(np.float32)
+    return {"diff3d": amplitude, "xcoords": places[:, 0], "ycoords": places[:, 1], "probeGuess": probe}
+
+
+def judged(arrays: Arrays, tmp_path: Path) -> OrientationHint:
+    np.savez(tmp_path / "scan.npz", **{key: np.ascontiguousarray(array) for key, array in arrays.items()})
+    return judge_orientation(open_scan(tmp_path / "scan.npz"))
+
+
+def frames(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Arrays], Arrays]:
+    return lambda arrays: arrays | {"diff3d": change(arrays["diff3d"])}
+
+
+TURNS: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
+    "vertical": (frames(lambda d: flip_about_zero_frequency(d, 1)), 'detector_flip = "vertical"'),
+    "horizontal": (frames(lambda d: flip_about_zero_frequency(d, 2)), 'detector_flip = "horizontal"'),
+    "both": (
+        frames(lambda d: flip_about_zero_frequency(flip_about_zero_frequency(d, 1), 2)),
+        'detector_flip = "both"',
+    ),
+    "transposed": (frames(lambda d: d.swapaxes(1, 2)), "detector_transpose = True"),
+    "x and y swapped": (
+        lambda arrays: arrays | {"xcoords": arrays["ycoords"], "ycoords": arrays["xcoords"]},
+        "positions_swap_xy = True",
+    ),
+    "x the other way": (lambda arrays: arrays | {"xcoords": -arrays["xcoords"]}, "positions_flip_x = True"),
+}
+SOURCES = ("simulated", "siemens_star_n64", "siemens_star_n128")
+
+
+@pytest.fixture(params=SOURCES)
+def arrays(request: pytest.FixtureRequest) -> Arrays:
+    """A scan as it should be, without the object."""
+    if request.param == "simulated":
+        return simulated(step_px=5)
+    path = request.getfixturevalue("shared") / "data" / f"{request.param}.npz"
+    if not path.is_file():
+        pytest.skip(f"{path} is absent")
+    with np.load(path) as members:
+        return {key: members[key] for key in ("diff3d", "xcoords", "ycoords", "probeGuess")}
+
+
+def test_a_right_scan_gets_no_hint(arrays: Arrays, tmp_path: Path) -> None:
+    np.savez(tmp_path / "scan.npz", **arrays)
+    examination = examine(tmp_path / "scan.npz")
+    assert examination.scan is not None
+    assert examination.mean_counts is not None
+    assert list(scan_hints(examination.scan, examination.mean_counts)) == []
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_a_turned_scan_is_told_the_setting_that_turns_it_back(arrays: Arrays, tmp_path: Path, turn: str) -> None:
+    change, setting = TURNS[turn]
+    hint = judged(change(arrays), tmp_path)
+    assert hint.looks_wrong
+    assert hint.best is not None
+    assert setting in hint.describe()
+
+
+def test_intensity_in_place_of_amplitude_is_noticed(arrays: Arrays, tmp_path: Path) -> None:
+    """Scaled, so that no whole number gives it away."""
+    hint = judged(arrays | {"diff3d": 0.37 * arrays["diff3d"] ** 2}, tmp_path)
+    assert hint.looks_like_intensity
+    assert any("--from-intensity" in line for line in hint_orientation(hint))
+
+
+def test_a_scan_without_overlap_is_not_judged(tmp_path: Path) -> None:
+    hint = judged(simulated(step_px=70, points=4), tmp_path)
+    assert not hint.looks_wrong
+    assert "not judged" in hint.describe()
+
+
+def test_a_scan_of_few_points_or_without_probe_is_not_judged(tmp_path: Path) -> None:
+    arrays = simulated(step_px=5)
+    few = {key: array[:8] if len(array) == 49 else array for key, array in arrays.items()}
+    probeless = {key: array for key, array in arrays.items() if key != "probeGuess"}
+    for each in (few, probeless):
+        hint = judged(each, tmp_path)
+        assert not hint.looks_wrong
+        assert hint.reason
+
+
+def test_turning_by_180_degrees_cannot_be_told_with_a_real_symmetric_probe(tmp_path: Path) -> None:
+    arrays = simulated(step_px=5)
+    y, x = np.mgrid[:N, :N] - N / 2
+    probe = np.exp(-(x**2) / 120 - y**2 / 120)
+    # Patterns of another probe would say nothing; the frames alone are turned in both cases.
+    arrays = resimulated(arrays, probe)
+    turned = frames(lambda d: flip_about_zero_frequency(flip_about_zero_frequency(d, 1), 2))(arrays)
+    for each in (arrays, turned):
+        assert not judged(each, tmp_path).looks_wrong
+
+
+def resimulated(arrays: Arrays, probe: np.ndarray) -> Arrays:
+    draw = np.random.default_rng(1)
+    places = np.stack([arrays["xcoords"], arrays["ycoords"]], 1).astype(int)
+    side = int(places.max()) + N
+    smooth = [gaussian_filter(draw.normal(size=(side, side)), 2) for _ in range(2)]
+    whole = (1 + 0.2 * smooth[0] / smooth[0].std()) * np.exp(0.6j * smooth[1] / smooth[1].std())
+    views = [whole[y - N // 2 : y + N // 2, x - N // 2 : x + N // 2] for x, y in places]
+    amplitude = np.abs(np.fft.fftshift(np.fft.fft2(np.stack(views) * probe), axes=(1, 2))) / N
+    return arrays | {"diff3d": amplitude.astype(np.float32), "probeGuess": probe}
+
+
+@pytest.mark.parametrize(("extent", "expected"), [(3e-6, 1), (0.0, 0), (40.0, 0), (6e4, 0), (7e4, 1)])
+def test_positions_in_another_unit_are_noticed(extent: float, expected: int) -> None:
+    assert len(list(hint_positions(np.array([[0.0, 0.0], [extent, 0.0]]), 64))) == expected
+
+
+@pytest.mark.parametrize(("shift", "expected"), [(0, 0), (3, 0), (5, 1)])
+def test_a_frame_cut_around_the_wrong_pixel_is_noticed(shift: int, expected: int) -> None:
+    y, x = np.mgrid[:N, :N] - N // 2
+    counts = np.exp(-((x - shift) ** 2 + y**2) / 50)
+    hints = list(hint_centre(counts))
+    assert len(hints) == expected
+    assert all("row 32.0, column 37.0" in hint for hint in hints)
+
+
+def test_the_line_names_the_misfits_it_goes_by(tmp_path: Path) -> None:
+    hint = judged(simulated(step_px=5), tmp_path)
+    assert hint.best is not None
+    assert f"{hint.best.misfit:.3f}" in hint.describe()
+    assert hint.margin == pytest.approx(1 + 2.5 / hint.held_out**0.5)
+    assert not dataclasses.replace(hint, fits=()).looks_wrong

@@ -138,6 +138,7 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
         self.settings = DataConfig().snapshot() if settings is None else settings
         if probe is not None and probe_dir is not None:
             raise ConfigError("probe and probe_dir each give the probe; give one of them.")
+        self._arguments = (ptycho_dir, probe_dir, data_dir, self.settings, probe)
         scans = scan_paths(Path(ptycho_dir))
         probes = None
         if probe_dir is not None and self.settings.probe_dir_get:
@@ -161,6 +162,10 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
             "%s: %d groups of %d patterns out of %d, from %d scans",
             data_dir, len(self), self.settings.C, len(self._amplitude), len(self.names),
         )  # fmt: skip
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to another process as what the map was made from; the map is opened there, and no pattern is copied."""
+        return _reopen, self._arguments
 
     @property
     def map(self) -> MemoryMap:
@@ -310,6 +315,17 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
         for line in derived.describe():
             log.info("%s", line)
         return derived
+
+
+def _reopen(
+    ptycho_dir: str | Path,
+    probe_dir: str | Path | None,
+    data_dir: str | Path,
+    settings: DataSettings,
+    probe: np.ndarray | Tensor | None,
+) -> PtychoDataset:
+    """Open the map of a dataset that was pickled."""
+    return PtychoDataset(ptycho_dir, probe_dir, data_dir, settings=settings, probe=probe)
 
 
 def _plain(tensor: Tensor) -> Tensor:

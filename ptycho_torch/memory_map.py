@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -287,14 +288,16 @@ def _build(
     root: Path, inputs: Inputs, settings: DataSettings, kept: dict[str, Any], wanted: Mapping[str, Fingerprint]
 ) -> dict[str, Any]:
     """Build the parts that are not kept, and put them into use."""
+    scans = [open_scan(path) for path in inputs.scans]
+    preparations = [FramePreparation(scan.stack.frame_px, settings, scan.path) for scan in scans]
+    # All that headers and small arrays can break breaks here, before an old map goes and patterns are written.
+    groups = prepare_groups(inputs, settings, scans, preparations)
     manifest, made = dict(kept), list[Path]()
     try:
         if (root / MANIFEST).exists():
             # What is out of date goes first, so that the disk need not hold both.
             _write_manifest(root, kept)
         _sweep(root, kept)
-        scans = [open_scan(path) for path in inputs.scans]
-        preparations = [FramePreparation(scan.stack.frame_px, settings, scan.path) for scan in scans]
         for part in _PARTS:
             if part in manifest:
                 continue
@@ -305,7 +308,7 @@ def _build(
                 build_patterns(folder, scans, preparations)
             else:
                 (patterns,) = _open_part(root / manifest["patterns"]["folder"], "patterns").values()
-                build_groups(folder, inputs, settings, scans, preparations, patterns["energy"].numpy())
+                build_groups(folder, settings, scans, groups, patterns["energy"].numpy())
             _sync(folder)
             files = {name: (folder / name).stat().st_size for name in sorted(_file_names(part))}
             manifest[part] = {"folder": folder.name, "files": files, "fingerprint": wanted[part]}
@@ -346,63 +349,84 @@ def build_patterns(folder: Path, scans: Sequence[Scan], preparations: Sequence[F
     _describe(folder, count, {"amplitude": (torch.float32, (count, N, N)), "energy": (torch.float64, (count,))})
 
 
+@dataclasses.dataclass(frozen=True)
+class ScanGroups:
+    """What the small arrays of one scan say of its groups.
+
+    Attributes:
+        positions_px: (M, 2) positions of the prepared frames.
+        members: (L, C) patterns of each group, counted in the scan.
+        probe: (modes, N, N) complex64, prepared.
+        good_pixels: (N, N) bool, prepared.
+    """
+
+    positions_px: np.ndarray
+    members: np.ndarray
+    probe: np.ndarray
+    good_pixels: np.ndarray
+
+
+def prepare_groups(
+    inputs: Inputs, settings: DataSettings, scans: Sequence[Scan], preparations: Sequence[FramePreparation]
+) -> list[ScanGroups]:
+    """Make the groups of every scan, and read its probe [clauses GROUP-01, GROUP-02, PROBE-01, PROBE-02]."""
+    prepared = []
+    for number, (scan, preparation) in enumerate(zip(scans, preparations, strict=True)):
+        places = preparation.positions(_positions(scan, settings))
+        good = scan.stack.good_pixels
+        prepared.append(
+            ScanGroups(
+                positions_px=places,
+                members=group_scan(places, settings),
+                probe=preparation.probe(_probe(scan, number, inputs)),
+                good_pixels=preparation.good_pixels(
+                    np.ones((scan.stack.frame_px,) * 2, bool) if good is None else good
+                ),
+            )
+        )
+    return prepared
+
+
 def build_groups(
-    folder: Path,
-    inputs: Inputs,
-    settings: DataSettings,
-    scans: Sequence[Scan],
-    preparations: Sequence[FramePreparation],
-    energy: np.ndarray,
+    folder: Path, settings: DataSettings, scans: Sequence[Scan], prepared: Sequence[ScanGroups], energy: np.ndarray
 ) -> None:
-    """Write positions, groups, and what belongs to each scan [clauses GROUP-01 … GROUP-04, MAP-01].
+    """Write positions, groups, and what belongs to each scan [clauses GROUP-03, GROUP-04, MAP-01].
 
     Args:
         folder: where to write.
-        inputs: where probes come from.
         settings: how groups are made.
         scans: the open scans.
-        preparations: how the frames of each scan were prepared.
+        prepared: groups and probe of each.
         energy: (M,) Σ amplitude² of every prepared pattern.
     """
-    rows = torch.int32 if len(energy) < 2**31 else torch.int64
-    row_dtype = np.int32 if rows == torch.int32 else np.int64
-    positions, groups, centres, coords, owners, scales, probes, masks, firsts = ([] for _ in range(9))
-    start = 0
-    for number, (scan, preparation) in enumerate(zip(scans, preparations, strict=True)):
-        places = preparation.positions(_positions(scan, settings))
-        members = group_scan(places, settings)
-        positions.append(places)
-        groups.append((members + start).astype(row_dtype))
-        centre, relative = _coordinates(places, members)
-        centres.append(centre)
-        coords.append(relative)
-        owners.append(np.full(len(members), number, np.int32))
-        scales.append(_scale(scan, energy[start : start + scan.stack.count], members, settings))
-        probes.append(preparation.probe(_probe(scan, number, inputs)))
-        good = scan.stack.good_pixels
-        masks.append(preparation.good_pixels(np.ones((scan.stack.frame_px,) * 2, bool) if good is None else good))
-        firsts.append(start)
-        start += scan.stack.count
-    most = max(len(modes) for modes in probes)
-    probes = [
-        np.concatenate([modes, np.zeros((most - len(modes), *modes.shape[1:]), np.complex64)]) for modes in probes
+    row_dtype = np.int32 if len(energy) < 2**31 else np.int64
+    firsts = np.cumsum([0, *(scan.stack.count for scan in scans)])
+    coordinates = [_coordinates(each.positions_px, each.members) for each in prepared]
+    scales = [
+        _scale(scan, energy[first:end], each.members, settings)
+        for scan, each, (first, end) in zip(scans, prepared, itertools.pairwise(firsts), strict=True)
     ]
+    most = max(len(each.probe) for each in prepared)
     for name, content in {
         "scan": {
-            "positions_px": np.concatenate(positions),
+            "positions_px": np.concatenate([each.positions_px for each in prepared]),
             "scan_index": np.concatenate([scan.scan_index for scan in scans]),
         },
         "groups": {
-            "nn_indices": np.concatenate(groups),
-            "coords_relative": np.concatenate(coords),
-            "coords_center": np.concatenate(centres),
-            "experiment_id": np.concatenate(owners),
+            "nn_indices": np.concatenate(
+                [(each.members + first).astype(row_dtype) for each, first in zip(prepared, firsts, strict=False)]
+            ),
+            "coords_relative": np.concatenate([relative for _, relative in coordinates]),
+            "coords_center": np.concatenate([centre for centre, _ in coordinates]),
+            "experiment_id": np.concatenate(
+                [np.full(len(each.members), number, np.int32) for number, each in enumerate(prepared)]
+            ),
         },
         "experiments": {
-            "probe": np.stack(probes),
-            "good_pixels": np.stack(masks),
+            "probe": np.stack([np.pad(each.probe, ((0, most - len(each.probe)), (0, 0), (0, 0))) for each in prepared]),
+            "good_pixels": np.stack([each.good_pixels for each in prepared]),
             "scale": np.array(scales, np.float32),
-            "first_row": np.array(firsts, np.int64),
+            "first_row": firsts[:-1].astype(np.int64),
         },
     }.items():
         table = folder / name

@@ -164,7 +164,7 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
         )  # fmt: skip
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel to another process as what the map was made from; the map is opened there, and no pattern is copied."""
+        """Travel to another process as what the map was made from; the map is opened there and no pattern copied."""
         return _reopen, self._arguments
 
     @property

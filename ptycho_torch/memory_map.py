@@ -60,8 +60,6 @@ _FOLDER = re.compile(r"(patterns|groups)-[0-9a-f]{12}")
 _PATTERN_MEMBERS = ("diff3d", "diffraction", "bad_pixels", "measurement_domain")
 _LARGEST_MANIFEST_BYTES = 64 * 2**20
 _LONGEST_REASON = 400
-_LARGEST_POSITION_PX = 1e12
-"""float64 then still knows a position to a thousandth of a pixel."""
 
 _NO_PROMISE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
@@ -438,18 +436,9 @@ def build_groups(
 
 
 def _positions(scan: Scan, settings: DataSettings) -> np.ndarray:
-    nominal = settings.position_source == "nominal" and scan.nominal_positions_px is not None
-    positions_px = scan.nominal_positions_px if nominal else scan.positions_px
-    assert positions_px is not None
-    widest = float(np.abs(positions_px).max())
-    if widest > _LARGEST_POSITION_PX:
-        raise violation(
-            "SCAN-07" if nominal else "SCAN-06",
-            f"a position {widest:.3g} px from the origin",
-            path=scan.path,
-            expected=f"positions within {_LARGEST_POSITION_PX:.0e} px",
-        )
-    return positions_px
+    if settings.position_source == "nominal" and scan.nominal_positions_px is not None:
+        return scan.nominal_positions_px
+    return scan.positions_px
 
 
 def _coordinates(positions_px: np.ndarray, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -28,7 +28,7 @@ from numpy.lib import format as npy
 from ptycho_torch.contract import violation
 from ptycho_torch.errors import DataContractError
 
-CHUNK_BYTES = 4 * 2**20
+CHUNK_BYTES = 2 * 2**20
 """Bytes that a stream holds at once, unless one row alone is larger."""
 
 MAX_ROW_BYTES = 2**30
@@ -248,9 +248,19 @@ class NpzFile:
                 while left:
                     part = buffer[: min(left, len(buffer))]
                     fill(part.data)
-                    copy.write(part.data)
+                    try:
+                        copy.write(part.data)
+                        copy.flush()
+                    except OSError as err:
+                        raise violation(
+                            "NPZ-01",
+                            f"an array in Fortran order, which cannot be unpacked in {tempfile.gettempdir()} ({err})",
+                            path=self.path,
+                            key=key,
+                            expected=f"{header.content_bytes} bytes of free space there",
+                            remedy="Free some space, set TMPDIR to a larger disk, or store the array in C order.",
+                        ) from err
                     left -= len(part)
-            copy.flush()
             if not header.content_bytes:
                 return  # An empty file cannot be mapped.
             mapped = np.memmap(copy, header.dtype, "r", shape=header.shape, order="F")

@@ -21,16 +21,22 @@ from ptycho_torch.scan import Scan
 
 LEAST_PATTERNS = 9
 LEAST_SHARE = 0.4
-"""Least share of the held-out patterns' light that falls where other patterns tell the object."""
+"""Least share of the held-out patterns' light that falls where other patterns tell the object: where the step is about
+three quarters of the probe's full width at half maximum. The next best orientation of simulated scans was worse by 1.1
+to 4.9 at shares of 0.46 to 0.52, and by 1.3 at most at 0.33 and below."""
 
 _SIDES_PX = (64, 128)
-_MOST_WAYS = 4
+"""Frames are cropped or binned to the first of these that keeps ``_LEAST_LIGHT`` of the probe, in both spaces."""
+
 _LEAST_LIGHT = 0.9
 _SWEEPS = 12
 _SPACING = 0.2
-_MOST_MODES = 4
+"""Of the radius that holds half of the probe's light: patterns nearer than that add little."""
+
 _FOLDS = 3
 _ENOUGH_HELD_OUT = 8
+_MOST_MODES = 4
+_MOST_WAYS = 4
 _TINY = 1e-12
 
 
@@ -108,7 +114,13 @@ class OrientationHint:
 
     @property
     def margin(self) -> float:
-        """1 + 2.5 / √held_out: one orientation is told from another where its misfit is lower by this factor."""
+        """1 + 2.5 / √held_out: one orientation is told from another where its misfit is lower by this factor.
+
+        It is 1.88 for the 8 patterns that are held out of 48, and 2.25 for 4 of 9. Measured misfits as it is over those
+        of the best orientation: both real scans turned in each of 14 ways, 3.6 … 11.1, and the best is the right one.
+        What the margin must exceed, the same number for scans that were not turned: the real ones 1, with a wrong
+        probe up to 1.3; 832 simulated ones up to 1.6, and 2.5 with a twin (see ``alike``).
+        """
         return 1 + 2.5 / math.sqrt(max(self.held_out, 1))
 
     @property
@@ -140,7 +152,11 @@ class OrientationHint:
 
     @property
     def looks_like_intensity(self) -> bool:
-        """Whether the square root of the frames fits better than the frames by the margin; then it was used."""
+        """Whether the square root of the frames fits better than the frames by the margin; then it was used.
+
+        Measured gains: real scans 0.15 and their squares 9.3 and 9.9; simulated amplitude at most 0.9 (1.4 with a wrong
+        probe), and simulated intensity above 1.88 in four of five scans, from few counts to strong scattering.
+        """
         return self.intensity_gain >= self.margin
 
     def describe(self) -> str:

@@ -6,11 +6,16 @@ import secrets
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ptycho_torch.preparation import median_step
 from ptycho_torch.scan import Examination
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
 
 
 def plot_scan(examination: Examination, path: Path, hints: Sequence[str] = ()) -> None:
@@ -27,7 +32,7 @@ def plot_scan(examination: Examination, path: Path, hints: Sequence[str] = ()) -
     """
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.colors import LogNorm
+    from matplotlib.colors import ListedColormap, LogNorm
     from matplotlib.figure import Figure
 
     counts, scan = examination.mean_counts, examination.scan
@@ -38,15 +43,24 @@ def plot_scan(examination: Examination, path: Path, hints: Sequence[str] = ()) -
     FigureCanvasAgg(figure)
     pattern_axes, amplitude_axes, phase_axes, position_axes = figure.subplots(1, 4, width_ratios=(1, 1, 1, 1.1))
 
+    def add_bar(image: ScalarMappable, axes: Axes, label: str) -> None:
+        """Put a colour bar beside an image, as high as the image is whatever its shape."""
+        figure.colorbar(image, cax=axes.inset_axes((1.03, 0, 0.05, 1)), label=label)
+
+    good = None if scan is None else scan.stack.good_pixels
     shown = np.where(counts > 0, counts, np.nan)
-    if scan is not None and scan.stack.good_pixels is not None:
-        shown[~scan.stack.good_pixels] = np.nan
+    if good is not None:
+        shown[~good] = np.nan
     colours = colormaps["inferno"].with_extremes(bad="0.75")
     bright = float(np.nanmax(shown, initial=0)) or 1.0
     norm = LogNorm(max(bright * 1e-6, float(np.nanmin(shown, initial=bright)), 1e-30), bright)
     image = pattern_axes.imshow(shown, cmap=colours, norm=norm)
-    figure.colorbar(image, ax=pattern_axes, fraction=0.046, pad=0.03, label="counts (grey: none, or a bad pixel)")
-    pattern_axes.set(title="Mean pattern", xlabel="column (px)", ylabel="row (px)")
+    add_bar(image, pattern_axes, "counts (grey: none)")
+    title = "Mean pattern"
+    if good is not None:
+        pattern_axes.imshow(np.where(good, np.nan, 1), cmap=ListedColormap(["deepskyblue"]))
+        title += f", {int((~good).sum())} bad pixels blue"
+    pattern_axes.set(title=title, xlabel="column (px)", ylabel="row (px)")
 
     probe = None if scan is None else scan.probe
     if probe is None:
@@ -57,12 +71,12 @@ def plot_scan(examination: Examination, path: Path, hints: Sequence[str] = ()) -
         modes = f", mode 1 of {len(probe)}" if len(probe) > 1 else ""
         strength = np.abs(probe[0])
         image = amplitude_axes.imshow(strength, cmap="viridis")
-        figure.colorbar(image, ax=amplitude_axes, fraction=0.046, pad=0.03, label="amplitude, any unit")
+        add_bar(image, amplitude_axes, "amplitude, any unit")
         amplitude_axes.set(title=f"Probe amplitude{modes}", xlabel="column (px)")
         # Where there is no light, the phase is noise.
         phase = np.where(strength > 0.02 * strength.max(), np.angle(probe[0]), np.nan)
         image = phase_axes.imshow(phase, cmap=colormaps["twilight"].with_extremes(bad="0.9"), vmin=-np.pi, vmax=np.pi)
-        figure.colorbar(image, ax=phase_axes, fraction=0.046, pad=0.03, label="phase (rad)")
+        add_bar(image, phase_axes, "phase (rad)")
         phase_axes.set(title=f"Probe phase{modes}", xlabel="column (px)")
 
     numbers = f"{examination.path.name}: mean {examination.mean_energy:.4g} counts a pattern"
@@ -74,7 +88,7 @@ def plot_scan(examination: Examination, path: Path, hints: Sequence[str] = ()) -
         position_axes.plot(x, y, color="0.85", linewidth=0.5, zorder=0)
         size = float(np.clip(4000 / len(x), 0.5, 25))
         points = position_axes.scatter(x, y, c=np.arange(len(x)), cmap="plasma", s=size, rasterized=True)
-        figure.colorbar(points, ax=position_axes, fraction=0.046, pad=0.03, label="number of the pattern")
+        add_bar(points, position_axes, "number of the pattern")
         position_axes.set_aspect("equal")
         position_axes.invert_yaxis()
         position_axes.set(title="Positions", xlabel="x (object px)", ylabel="y (object px)")

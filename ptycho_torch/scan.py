@@ -25,6 +25,9 @@ State = Literal["holds", "broken", "notice", "not judged"]
 MAX_FRAME_PX = 8192
 MAX_MODES = 64
 MAX_TEXT_BYTES = 1024
+MAX_POSITION_PX = 1e12
+"""float64 then still knows a position to a thousandth of a pixel."""
+
 _LEAST_AMPLITUDE, _LARGEST_AMPLITUDE = 1e-18, 1e17
 _DISTINCT_COUNTS = 8
 """Different whole numbers in one pattern from which on a stack of whole numbers is taken for counts."""
@@ -389,11 +392,8 @@ class _Examiner:
             stored = self._read(npz, key)
             if stored is None:
                 return None
-            try:
-                text = str(stored)
-                found = f"{text!r}"
-            except ValueError as err:
-                found = f"no text ({err})"
+            text = str(stored)
+            found = f"{text!r}"
         self.check(
             "SCAN-05",
             text in _AMPLITUDE + _INTENSITY,
@@ -444,7 +444,7 @@ class _Examiner:
                 continue
             with np.errstate(over="ignore", invalid="ignore"):
                 values = values.astype(np.float64)
-            wrong = np.flatnonzero(~np.isfinite(values))
+            wrong = np.flatnonzero(~(np.abs(values) <= MAX_POSITION_PX))
             found = f"{values[wrong[0]]} at pattern {wrong[0]}" if len(wrong) else ""
             if self.check(clause, not len(wrong), found, key=name):
                 columns.append(values)

@@ -95,7 +95,10 @@ def test_probes_of_a_folder_are_judged_for_the_scan_of_their_stem(
 
 def test_pictures_are_written_where_asked(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     check(capsys, folder, "--plot", tmp_path / "pictures")
-    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["a.png", "c.png"]  # b has patterns that cannot be read
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [
+        "a.png",
+        "c.png",
+    ]  # b has patterns that cannot be read
 
 
 def test_the_module_runs_as_a_command_with_help_and_an_example() -> None:

@@ -140,18 +140,32 @@ def resimulated(arrays: Arrays, probe: np.ndarray) -> Arrays:
     return arrays | {"diff3d": amplitude.astype(np.float32), "probeGuess": probe}
 
 
-@pytest.mark.parametrize(("extent", "expected"), [(3e-6, 1), (0.0, 0), (40.0, 0), (6e4, 0), (7e4, 1)])
-def test_positions_in_another_unit_are_noticed(extent: float, expected: int) -> None:
-    assert len(list(hint_positions(np.array([[0.0, 0.0], [extent, 0.0]]), 64))) == expected
+@pytest.mark.parametrize(
+    ("step", "points", "expected"),
+    [(3e-6, 2, 1), (0.0, 9, 0), (40.0, 2, 0), (0.1, 9, 1), (0.1, 8, 1), (0.2, 8, 0), (65.0, 4, 1), (60.0, 2000, 1)],
+)
+def test_positions_in_another_unit_are_noticed(step: float, points: int, expected: int) -> None:
+    line = np.stack([step * np.arange(points), np.zeros(points)], axis=1)
+    assert len(list(hint_positions(line, 64))) == expected
 
 
 @pytest.mark.parametrize(("shift", "expected"), [(0, 0), (3, 0), (5, 1)])
 def test_a_frame_cut_around_the_wrong_pixel_is_noticed(shift: int, expected: int) -> None:
     y, x = np.mgrid[:N, :N] - N // 2
     counts = np.exp(-((x - shift) ** 2 + y**2) / 50)
-    hints = list(hint_centre(counts))
+    hints = list(hint_centre(counts, None))
     assert len(hints) == expected
     assert all("row 32.0, column 37.0" in hint for hint in hints)
+
+
+@pytest.mark.parametrize(("shift", "expected"), [((0, 5), 0), ((5, 0), 0), ((0, -5), 0), ((0, 0), 1), ((0, 8), 1)])
+def test_a_tilted_probe_explains_a_pattern_off_the_middle(shift: tuple[int, int], expected: int) -> None:
+    """The probe's far field lies 5 pixels off; patterns there, in any orientation, are where they belong."""
+    y, x = np.mgrid[:N, :N] - N / 2
+    probe = np.exp(-(x**2 + y**2) / 60) * np.exp(2j * np.pi * 5 * x / N)
+    rows, columns = np.mgrid[:N, :N] - N // 2
+    counts = np.exp(-((columns - shift[1]) ** 2 + (rows - shift[0]) ** 2) / 50)
+    assert len(list(hint_centre(counts, probe[None]))) == expected
 
 
 def test_the_line_names_the_misfits_it_goes_by(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import logging
 import math
+import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 VALIDATION_FRACTION = 0.05
 """The last part of the groups, as the reference splits them."""
 
+_REFERENCES_OF_FREE = 3
 _AHEAD = 2
 """Batches that each worker has ready before they are asked for."""
 
@@ -72,9 +74,10 @@ class PtychoBatch:
         A view that repeats one probe where all groups share it.
         """
         B, C = self.indices.shape
-        modes = self.probes.expand(B, -1, -1, -1) if len(self.probes) == 1 else self.probes[self.probe_ids]
-        probe = modes[:, None].expand(B, C, *modes.shape[1:])
-        return probe[:, :, 0] if probe.shape[2] == 1 else probe
+        modes = self.probes if len(self.probes) == 1 else self.probes[self.probe_ids]  # (1 or B, M, N, N)
+        if modes.shape[1] == 1:
+            return modes.expand(B, C, -1, -1)
+        return modes[:, None].expand(B, C, -1, -1, -1)
 
     @property
     def good_pixels(self) -> Bool[Tensor, "B 1 N N"] | None:
@@ -155,6 +158,7 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
         self._experiment_id = _plain(self._map.groups["experiment_id"])
         self._first_scan = torch.zeros(1, dtype=torch.int64)
         self._scale = _plain(self._map.experiments["scale"]).clone()
+        self._only_scale = float(self._scale[0])
         self._probes = _plain(self._map.experiments["probe"]).clone()
         masks = _plain(self._map.experiments["good_pixels"]).clone()
         self._masks = None if bool(masks.all()) else masks
@@ -228,7 +232,7 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
             experiment_ids = probe_ids = self._first_scan.expand(B)
             scale, probes, masks = self._scale.expand(B), self._probes, self._masks
             if self.settings.normalize:
-                images.mul_(self._scale)
+                images.mul_(self._only_scale)
         else:
             experiment_ids = self._experiment_id.index_select(0, groups).long()
             scale = self._scale.index_select(0, experiment_ids)
@@ -249,10 +253,6 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
             probe_ids=probe_ids,
             masks=masks,
         )
-
-    def room(self, groups: int) -> Float[Tensor, "BC N N"]:
-        """Return memory for the images of so many groups, to be handed to ``gather``."""
-        return torch.empty(groups * self.settings.C, self.settings.N, self.settings.N)
 
     def group_numbers(self, index: int | slice | Sequence[int] | np.ndarray | Tensor) -> Int[Tensor, "B"]:
         """Return an index as checked numbers of groups, int64.
@@ -478,6 +478,8 @@ class TensorDictDataLoader:
         )
         self._position = (0, 0)
         self._resumed = False
+        # As many as are under way and in the hands of a caller that holds the batch before.
+        self._arrays: deque[np.ndarray] = deque(maxlen=num_workers * _AHEAD + 4)
 
     @property
     def batch_size(self) -> int:
@@ -510,14 +512,14 @@ class TensorDictDataLoader:
 
     def _gathered(self, batches: Iterator[Tensor]) -> Iterator[PtychoBatch]:
         if not self.num_workers:
-            yield from map(self._gather, batches)
+            for batch in batches:
+                yield self._gather(batch, self._memory(len(batch)))
             return
         with ThreadPoolExecutor(self.num_workers, thread_name_prefix="gather-batches") as workers:
             coming: deque[Future[PtychoBatch]] = deque()
             try:
                 for batch in batches:
-                    # Memory is taken here, where it is given back: the allocator then uses it again.
-                    coming.append(workers.submit(self._gather, batch, self.dataset.room(len(batch))))
+                    coming.append(workers.submit(self._gather, batch, self._memory(len(batch))))
                     if len(coming) > self.num_workers * _AHEAD:
                         yield coming.popleft().result()
                 while coming:
@@ -526,7 +528,24 @@ class TensorDictDataLoader:
                 for future in coming:
                     future.cancel()
 
-    def _gather(self, groups: Tensor, images: Tensor | None = None) -> PtychoBatch:
+    def _memory(self, groups: int) -> Float[Tensor, "BC N N"]:
+        """Return memory for the images of a batch: some that no tensor refers to any more, or new memory.
+
+        Whether an allocator uses a freed block again or asks the system for a new one is a matter of luck, and pages
+        that the system has to clear first make a batch several times slower. A tensor over an array holds a reference
+        to it for as long as it, or any view of it, lives.
+        """
+        settings = self.dataset.settings
+        shape = (groups * settings.C, settings.N, settings.N)
+        for array in self._arrays:
+            # Referred to by the list, by the loop, and by the call that counts.
+            if array.shape == shape and sys.getrefcount(array) == _REFERENCES_OF_FREE:
+                return torch.from_numpy(array)
+        fresh = np.empty(shape, np.float32)
+        self._arrays.append(fresh)
+        return torch.from_numpy(fresh)
+
+    def _gather(self, groups: Tensor, images: Tensor) -> PtychoBatch:
         batch = self.dataset.gather(groups, images)
         return batch.pin_memory() if self.pin_memory else batch
 

@@ -29,6 +29,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -67,6 +68,7 @@ _NO_PROMISE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 _WAIT_MESSAGE_S = 10.0
 _GROUPS_AT_ONCE = 2**18
+_FLUSH_BYTES = 128 * 2**20
 
 Fingerprint = Mapping[str, Any]
 
@@ -330,8 +332,11 @@ def build_patterns(folder: Path, scans: Sequence[Scan], preparations: Sequence[F
     count, N = sum(scan.stack.count for scan in scans), preparations[0].settings.N
     energies = np.empty(count)
     row = 0
+    unflushed, flushed = 0, Future[None]()
+    flushed.set_result(None)
     with (
         _allocated(folder / "amplitude.memmap", count * N * N * 4) as file,
+        ThreadPoolExecutor(1, thread_name_prefix="flush-patterns") as flusher,
         tqdm(total=count, desc="memory map", unit="pattern", disable=None) as progress,
     ):
         for scan, preparation in zip(scans, preparations, strict=True):
@@ -340,6 +345,11 @@ def build_patterns(folder: Path, scans: Sequence[Scan], preparations: Sequence[F
                     amplitude = preparation.frames(amplitude)
                     energy = np.square(amplitude, dtype=np.float64).sum(axis=(1, 2))
                 _write(file, amplitude)
+                unflushed += amplitude.nbytes
+                if unflushed >= _FLUSH_BYTES and flushed.done():
+                    # The disk writes while the next patterns are read, and not all at the end.
+                    flushed.result()
+                    unflushed, flushed = 0, flusher.submit(os.fsync, file.fileno())
                 energies[row : row + len(energy)] = energy
                 row += len(energy)
                 progress.update(len(energy))

@@ -27,7 +27,7 @@ from ptycho_torch.contract import violation
 from ptycho_torch.cxi import is_hdf5
 from ptycho_torch.errors import ConfigError, DataContractError, PtychoError
 from ptycho_torch.npz_writer import NpzWriter, refuse_target, replacing
-from ptycho_torch.preparation import FramePreparation
+from ptycho_torch.preparation import FramePreparation, object_pixel_m
 from ptycho_torch.raw_scan import (
     AMPLITUDE,
     CHUNK_BYTES,
@@ -524,8 +524,8 @@ def metres_to_px(
         detector_distance_m: z.
         detector_pixel_m: p, before binning.
     """
-    object_pixel_m = wavelength_m * detector_distance_m / (frames.window_px * detector_pixel_m)
-    positions = frames.oriented(-translation_m / object_pixel_m, scale)
+    pixel_m = object_pixel_m(wavelength_m, detector_distance_m, detector_pixel_m, frames.window_px)
+    positions = frames.oriented(-translation_m / pixel_m, scale)
     return np.asarray(positions - positions.min(axis=0) + frames.N / 2)
 
 

@@ -45,7 +45,7 @@ from ptycho_torch.errors import MapError
 from ptycho_torch.grouping import group_scan
 from ptycho_torch.npz import NpzFile
 from ptycho_torch.preparation import FramePreparation
-from ptycho_torch.scan import Scan, open_scan, read_probe
+from ptycho_torch.scan import Scan, open_scan, probe_modes, read_probe
 
 log = logging.getLogger(__name__)
 
@@ -469,19 +469,19 @@ def _probe(scan: Scan, number: int, inputs: Inputs) -> np.ndarray:
     if inputs.probes is not None:
         return read_probe(inputs.probes[number], frame)
     if inputs.probe is not None:
-        modes = np.asarray(inputs.probe, np.complex64)
-        modes = modes[None] if modes.ndim == 2 else modes
-        if modes.ndim != 3 or modes.shape[1:] != (frame, frame):
+        probe = np.asarray(inputs.probe)
+        if probe.ndim not in (2, 3) or probe.shape not in (
+            (frame, frame),
+            (frame, frame, 1),
+            (len(probe), frame, frame),
+        ):
             raise violation(
                 "PROBE-02",
-                f"a probe of shape {modes.shape} for frames of {frame} × {frame}",
+                f"a given probe of shape {probe.shape} for frames of {frame} × {frame}",
                 path=scan.path,
                 expected="(N, N) or (modes, N, N) of the scan's frames",
             )
-        if not np.isfinite(modes).all() or not modes.any():
-            found = "a given probe of zeros" if np.isfinite(modes).all() else "NaN or infinity in the given probe"
-            raise violation("PROBE-02", found, path=scan.path, expected="finite numbers, not all zero")
-        return modes
+        return probe_modes(probe, frame, "PROBE-02", scan.path, "the given probe")
     if scan.probe is None:
         raise violation("PROBE-02", "no probe", path=scan.path, key="probeGuess")
     return scan.probe

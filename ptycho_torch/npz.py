@@ -174,16 +174,6 @@ class NpzFile:
             )
         return header
 
-    def is_pickle(self, key: str) -> bool:
-        """Say whether a member can be read only by unpickling."""
-        try:
-            self.header(key)
-        except DataContractError as err:
-            if err.clause == "NPZ-02":
-                return True
-            raise
-        return False
-
     def read(self, key: str) -> np.ndarray:
         """Read one whole member.
 

@@ -17,6 +17,15 @@ REFERENCE_JITTER_PX = 10
 """The reference's fixed ``offset`` and ``max_position_jitter``: a canvas 7 px wider on each side for gridsize 2."""
 
 
+def object_pixel_m(wavelength_m: float, detector_distance_m: float, detector_pixel_m: float, frame_px: int) -> float:
+    """Return λ·z / (N·p), the side of an object pixel in metres [clauses SCAN-12 and REC-02].
+
+    >>> object_pixel_m(1e-10, 2.0, 5e-5, 64)
+    6.25e-08
+    """
+    return wavelength_m * detector_distance_m / (frame_px * detector_pixel_m)
+
+
 @dataclasses.dataclass(frozen=True)
 class FramePreparation:
     """Crop, bin, transpose and flip the frames of one scan [clause PREP-01].

@@ -16,6 +16,7 @@ import numpy as np
 from ptycho_torch.contract import load_contract, shape_fits, violation
 from ptycho_torch.npz import NpzFile
 from ptycho_torch.npz_writer import NpzWriter, replacing
+from ptycho_torch.preparation import object_pixel_m
 
 PLANCK_EV_M = 1.239841984332e-6
 """h·c in electronvolt metres (exact since the units of 2019, to the digits given)."""
@@ -40,7 +41,7 @@ class Geometry:
     @property
     def object_pixel_m(self) -> float:
         """λ·z / (N·p), side of an object pixel [clause REC-02]."""
-        return self.wavelength_m * self.detector_distance_m / (self.frame_px * self.detector_pixel_m)
+        return object_pixel_m(self.wavelength_m, self.detector_distance_m, self.detector_pixel_m, self.frame_px)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ import numpy as np
 from ptycho_torch.contract import Key, load_contract, shape_fits, violation
 from ptycho_torch.errors import DataContractError
 from ptycho_torch.npz import CHUNK_BYTES, ArrayHeader, NpzFile, listed
+from ptycho_torch.preparation import object_pixel_m
 from ptycho_torch.probe import disk_mask
 
 State = Literal["holds", "broken", "notice", "not judged"]
@@ -147,7 +148,7 @@ class Scan:
         """λ·z / (N·p), side of an object pixel in metres, or None where the geometry is unknown."""
         if self.wavelength_m is None or self.detector_distance_m is None or self.detector_pixel_m is None:
             return None
-        return self.wavelength_m * self.detector_distance_m / (self.stack.frame_px * self.detector_pixel_m)
+        return object_pixel_m(self.wavelength_m, self.detector_distance_m, self.detector_pixel_m, self.stack.frame_px)
 
 
 @dataclasses.dataclass
@@ -464,7 +465,7 @@ class _Examiner:
                 self.note("SCAN-08", "no probe in this file; a probe folder or the caller must give one")
             return None
         try:
-            return _modes(values, frame_px, "SCAN-08", self.path, "probeGuess")
+            return probe_modes(values, frame_px, "SCAN-08", self.path, "probeGuess")
         except DataContractError as err:
             self.broken(err)
             return None
@@ -503,8 +504,15 @@ _HOLDS = Finding("", "holds")
 _GEOMETRY = ("wavelength_m", "detector_distance_m", "detector_pixel_m")
 
 
-def _modes(values: np.ndarray, frame_px: int, clause: str, path: Path, key: str) -> np.ndarray:
-    """Return a stored probe as (modes, N, N) complex64.
+def probe_modes(values: np.ndarray, frame_px: int, clause: str, path: Path, key: str) -> np.ndarray:
+    """Return a probe as (modes, N, N) complex64, whether it was stored or given.
+
+    Args:
+        values: (N, N), (N, N, 1) or (modes, N, N).
+        frame_px: N.
+        clause: id of the clause that a wrong probe breaks.
+        path: the file, for errors.
+        key: its member, for errors.
 
     Raises:
         DataContractError: the clause given.
@@ -612,7 +620,7 @@ def read_probe(path: Path, frame_px: int) -> np.ndarray:
     if not fits or header.dtype.kind not in spec.kinds:
         found = f"shape {header.shape} of {header.dtype} for frames of {frame_px} × {frame_px}"
         raise violation("PROBE-01", found, path=path, key=key)
-    return _modes(npz.read(key), frame_px, "PROBE-01", path, key)
+    return probe_modes(npz.read(key), frame_px, "PROBE-01", path, key)
 
 
 def scan_paths(folder: Path) -> tuple[Path, ...]:

@@ -584,10 +584,12 @@ def test_patterns_survive_groups_that_cannot_be_made(place: Path) -> None:
 @pytest.mark.parametrize(
     ("probe", "words"),
     [
-        (np.ones((8, 8)), "a probe of shape"),
-        (np.ones((1, 1, 16, 16)), "a probe of shape"),
+        (np.ones((8, 8)), "a given probe of shape"),
+        (np.ones((1, 1, 16, 16)), "a given probe of shape"),
         (np.zeros((16, 16)), "zeros"),
-        (np.full((2, 16, 16), np.nan), "NaN or infinity"),
+        (np.full((2, 16, 16), np.nan), "NaN, infinity"),
+        (np.pad(np.ones((2, 2)), ((0, 14), (0, 14))), "zeros within 4 pixels of the centre"),
+        (np.ones((65, 16, 16)), "65 modes"),
     ],
 )
 def test_a_given_probe_that_fits_no_frame_is_refused(place: Path, probe: np.ndarray, words: str) -> None:

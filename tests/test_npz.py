@@ -502,8 +502,7 @@ def test_objects_are_refused_and_never_unpickled(tmp_path: Path, writer: str) ->
         for act in (file.header, file.read, lambda key: drain(path, key)):
             error = refused("NPZ-02", path, lambda act=act, key=key: act(key), key=key)
             assert "unpickling" in error.found
-        assert file.is_pickle(key)
-    assert not file.is_pickle("plain")
+    assert np.array_equal(file.read("plain"), np.arange(3))
     assert not trace.exists()
     # That it would have left a trace:
     with np.load(path, allow_pickle=True) as opened:
@@ -517,9 +516,9 @@ def test_objects_inside_structures_are_refused(tmp_path: Path) -> None:
     refused("NPZ-02", path, lambda: NpzFile(path).read("array"), key="array")
 
 
-def test_a_damaged_member_is_not_taken_for_a_pickle(tmp_path: Path) -> None:
+def test_a_damaged_header_is_not_taken_for_a_pickle(tmp_path: Path) -> None:
     path = write_archive(tmp_path / "file.npz", stored("array", b"no header"))
-    refused("NPZ-01", path, lambda: NpzFile(path).is_pickle("array"), key="array")
+    refused("NPZ-01", path, lambda: NpzFile(path).header("array"), key="array")
 
 
 # ------------------------------------------------------------------------------------------------- what is no file

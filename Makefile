@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= tf,dev
+EXTRAS ?= tf,mlflow,dev
 ARGS ?=
 
 BIN := $(VENV)/bin

@@ -1,6 +1,11 @@
-"""Settings of the network, of the losses and of the data, as frozen and checked values.
+"""Settings of the network, of training and of the data, as frozen and checked values.
 
-Field names are those of the TensorFlow reference, so that a user's configuration keeps its words.
+``ModelConfig``, ``TrainingConfig`` and ``DataConfig`` are the public face; everything behind them works with frozen
+snapshots (``ModelSettings``, ``TrainingSettings``, ``DataSettings``). Every setting, its range and default, its name in
+the TensorFlow reference and why a default differs stand in
+<doc-ref type="contract">specs/configuration.yaml</doc-ref>; how to use them in
+<doc-ref type="guide">docs/workflows/pytorch.md</doc-ref>.
+
 A combination that the network cannot have is a ``ConfigError`` here, and never a shape error later.
 """
 
@@ -11,7 +16,7 @@ import difflib
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, get_args
 
 from ptycho_torch.errors import ConfigError
 
@@ -34,7 +39,7 @@ def _require(condition: bool, message: str) -> None:
 
 def _check_type(owner: str, name: str, value: object, annotation: str) -> None:
     # bool is a subclass of int in Python, but a flag is no number in a configuration.
-    accepted: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
+    accepted: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
     optional = annotation.endswith(" | None")
     if optional and value is None:
         return
@@ -73,7 +78,36 @@ class _Checked:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(sorted(known))}."
-                raise ConfigError(f"Unknown setting {name!r}; {hint}")
+                raise ConfigError(f"Unknown setting {name!r} of {cls.__name__}; {hint}")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Make settings from names and values.
+
+        Raises:
+            ConfigError: an unknown name, with the nearest one that exists, or a value that does not fit.
+        """
+        cls.check_names(values)
+        return cls(**values)
+
+    def _check_choices(self, choices: Mapping[str, Any]) -> None:
+        for name, literal in choices.items():
+            value = getattr(self, name)
+            _require(
+                value in get_args(literal),
+                f"{type(self).__name__}.{name} = {value!r}; choose one of {', '.join(map(str, get_args(literal)))}.",
+            )
+
+    def _check_range(self, name: str, least: float, most: float = math.inf, *, open_below: bool = False) -> None:
+        """Require least ≤ value ≤ most, or least < value; None, where a setting may be that, is in every range."""
+        value = getattr(self, name)
+        if value is None:
+            return
+        inside = (least < value if open_below else least <= value) and value <= most
+        expected = f"above {least:g}" if open_below else f"{least:g} or more"
+        if most < math.inf:
+            expected += f", at most {most:g}"
+        _require(inside, f"{type(self).__name__}.{name} = {value}; expected {expected}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -325,22 +359,375 @@ class DataSettings(_Checked):
         """Patterns in one group."""
         return self.gridsize**2
 
+
+LossFunction = Literal["Poisson", "MAE"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings(_Checked):
+    """What a user chooses of the network; the rest of ``NetworkSettings`` follows from the data.
+
+    Attributes:
+        n_filters_scale: multiplies every channel width.
+        object_big: True merges C predicted patches on one canvas; False predicts one patch a group.
+        probe_big: True lets the object reach beyond the central N/2 × N/2 square.
+        pad_object: True predicts the centre with the activation and the border with an outer path.
+        probe_mask: multiply the exit wave by the central disk.
+        probe_scale: the mean of the probe's magnitude inside the disk becomes 1 / probe_scale.
+        amp_activation: activation of the amplitude head.
+        gaussian_smoothing_sigma: σ in pixels of the 3 × 3 blur of the exit wave; 0 is no blur.
+        offset: nominal scan step in pixels; None derives it from the scan (clause PREP-02).
+        max_position_jitter: pixels added to the canvas; None derives it so that no group is clipped (clause PREP-02).
+        intensity_scale: s_I; None is √nphotons / (N/2).
+        intensity_scale_trainable: optimise ln(s_I).
+        probe_trainable: optimise the probe.
+        shared_amplitude_head: one amplitude channel for all C patches, as older archives have it.
+        loss_function: ``Poisson`` negative log-likelihood of counts, or ``MAE`` of amplitude.
+
+    Raises:
+        ConfigError: for a value that the network cannot have.
+    """
+
+    n_filters_scale: int = 2
+    object_big: bool = True
+    probe_big: bool = True
+    pad_object: bool = True
+    probe_mask: bool = False
+    probe_scale: float = 4.0
+    amp_activation: AmplitudeActivation = "sigmoid"
+    gaussian_smoothing_sigma: float = 0.0
+    offset: int | None = None
+    max_position_jitter: int | None = None
+    intensity_scale: float | None = None
+    intensity_scale_trainable: bool = False
+    probe_trainable: bool = False
+    shared_amplitude_head: bool = False
+    loss_function: LossFunction = "Poisson"
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        self._check_choices({"amp_activation": AmplitudeActivation, "loss_function": LossFunction})
+        self._check_range("n_filters_scale", 1)
+        for name in ("gaussian_smoothing_sigma", "offset", "max_position_jitter"):
+            self._check_range(name, 0)
+        for name in ("probe_scale", "intensity_scale"):
+            self._check_range(name, 0, open_below=True)
+
+    def network(
+        self, *, N: int, gridsize: int, nphotons: float, offset: int, max_position_jitter: int
+    ) -> NetworkSettings:
+        """Complete the settings with what the data decide; a value that is set here stays.
+
+        Raises:
+            ConfigError: a combination that the network cannot have.
+        """
+        chosen = {name: getattr(self, name) for name in NetworkSettings.field_names() if hasattr(self, name)}
+        derived = {
+            "intensity_scale": math.sqrt(nphotons) / (N / 2),
+            "offset": offset,
+            "max_position_jitter": max_position_jitter,
+        }
+        chosen |= {name: value for name, value in derived.items() if chosen[name] is None}
+        return NetworkSettings(N=N, gridsize=gridsize, **chosen)
+
+
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Strategy = Literal["auto", "ddp"]
+OptimizerName = Literal["keras_adam", "adam", "adamw"]
+SchedulerName = Literal["Default", "Exponential", "WarmupCosine", "ReduceLROnPlateau"]
+ClipAlgorithm = Literal["norm", "value"]
+Monitor = Literal["train_loss", "val_loss"]
+Precision = Literal["32-true", "64-true", "bf16-mixed"]
+ValidationSelection = Literal["random", "last"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSettings(_Checked):
+    """How the network is trained.
+
+    Attributes:
+        device: where to train; ``auto`` takes a GPU if there is one.
+        devices: processes on each node, one a device; −1 is all GPUs.
+        num_nodes: nodes of a cluster.
+        strategy: ``auto``, or ``ddp`` for several processes.
+        precision: ``32-true``, ``64-true``, or ``bf16-mixed`` (network in bfloat16, physics in float32).
+        compile: compile the network with ``torch.compile``.
+        deterministic: refuse operations that are not reproducible.
+        max_epochs: upper limit of epochs.
+        batch_size: groups in a batch of one process.
+        accumulate_grad_batches: batches whose gradients are averaged before a step.
+        learning_rate: of the optimiser, at the start.
+        optimizer: ``keras_adam`` (as the reference), ``adam`` or ``adamw`` (PyTorch's).
+        adam_beta1: decay of the first moment.
+        adam_beta2: decay of the second moment.
+        adam_eps: ε.
+        weight_decay: of ``adamw``.
+        scheduler: ``Default`` (constant), ``Exponential``, ``WarmupCosine`` or ``ReduceLROnPlateau``.
+        lr_gamma: factor of each epoch, for ``Exponential``.
+        lr_warmup_epochs: epochs of linear warm-up, for ``WarmupCosine``.
+        lr_min_ratio: last over first learning rate, for ``WarmupCosine``.
+        plateau_factor: factor at a plateau of the validation loss, for ``ReduceLROnPlateau``.
+        plateau_patience: epochs without improvement before that, counted as Keras does.
+        plateau_min_lr: the lowest learning rate.
+        plateau_threshold: absolute improvement that counts.
+        gradient_clip_val: clip gradients to this norm or value; None does not clip.
+        gradient_clip_algorithm: ``norm`` or ``value``.
+        early_stop_patience: epochs without improvement before training ends; None never ends it early.
+        early_stop_monitor: the loss that is watched.
+        nll_weight: weight of the Poisson term; None takes it from ``loss_function``.
+        mae_weight: weight of the amplitude MAE; None takes it from ``loss_function``.
+        realspace_weight: weight of the terms of the object.
+        tv_weight: weight of the total variation among them.
+        validation_fraction: part of the groups that is kept for validation.
+        validation_selection: ``random`` groups, or the ``last`` ones as the reference has it.
+        seed: of the initial weights, the validation groups and the order of batches.
+        num_workers: threads that gather batches ahead.
+        checkpoint_every_n_steps: steps between checkpoints within an epoch; 0 writes one at the end of each epoch.
+        tracking: log the run with MLflow where it is installed.
+        experiment_name: MLflow experiment.
+        run_name: MLflow run; None lets MLflow choose.
+
+    Raises:
+        ConfigError: for a value or combination that cannot be.
+    """
+
+    device: Device = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: Strategy = "auto"
+    precision: Precision = "32-true"
+    compile: bool = False
+    deterministic: bool = False
+    max_epochs: int = 50
+    batch_size: int = 16
+    accumulate_grad_batches: int = 1
+    learning_rate: float = 1e-3
+    optimizer: OptimizerName = "keras_adam"
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_eps: float = 1e-7
+    weight_decay: float = 0.0
+    scheduler: SchedulerName = "ReduceLROnPlateau"
+    lr_gamma: float = 0.95
+    lr_warmup_epochs: int = 0
+    lr_min_ratio: float = 0.1
+    plateau_factor: float = 0.5
+    plateau_patience: int = 2
+    plateau_min_lr: float = 1e-4
+    plateau_threshold: float = 1e-4
+    gradient_clip_val: float | None = 1.0
+    gradient_clip_algorithm: ClipAlgorithm = "norm"
+    early_stop_patience: int | None = 10
+    early_stop_monitor: Monitor = "train_loss"
+    nll_weight: float | None = None
+    mae_weight: float | None = None
+    realspace_weight: float = 0.0
+    tv_weight: float = 0.0
+    validation_fraction: float = 0.05
+    validation_selection: ValidationSelection = "random"
+    seed: int = 0
+    num_workers: int = 1
+    checkpoint_every_n_steps: int = 0
+    tracking: bool = True
+    experiment_name: str = "PtychoPINN vanilla"
+    run_name: str | None = None
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        self._check_choices(
+            {
+                "device": Device,
+                "strategy": Strategy,
+                "precision": Precision,
+                "optimizer": OptimizerName,
+                "scheduler": SchedulerName,
+                "gradient_clip_algorithm": ClipAlgorithm,
+                "early_stop_monitor": Monitor,
+                "validation_selection": ValidationSelection,
+            }
+        )
+        for name in ("num_nodes", "max_epochs", "batch_size", "accumulate_grad_batches", "early_stop_patience"):
+            self._check_range(name, 1)
+        for name in (
+            "weight_decay", "lr_warmup_epochs", "plateau_patience", "plateau_min_lr", "plateau_threshold", "nll_weight",
+            "mae_weight", "realspace_weight", "tv_weight", "num_workers", "checkpoint_every_n_steps",
+        ):  # fmt: skip
+            self._check_range(name, 0)
+        for name in ("learning_rate", "adam_eps", "gradient_clip_val"):
+            self._check_range(name, 0, open_below=True)
+        for name in ("lr_gamma", "plateau_factor"):
+            self._check_range(name, 0, 1, open_below=True)
+        self._check_range("lr_min_ratio", 0, 1)
+        self._check_range("seed", 0, 2**32 - 1)
+        for name in ("adam_beta1", "adam_beta2", "validation_fraction"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"TrainingSettings.{name} = {value}; expected 0 or more, below 1.")
+        _require(
+            self.devices == -1 or self.devices >= 1,
+            f"TrainingSettings.devices = {self.devices}; expected 1 or more, or -1 for all GPUs.",
+        )
+        _require(
+            not self.weight_decay or self.optimizer == "adamw",
+            f"TrainingSettings.weight_decay belongs to optimizer = 'adamw'; {self.optimizer!r} takes none.",
+        )
+        _require(
+            self.early_stop_monitor == "train_loss" or self.validation_fraction > 0,
+            "TrainingSettings.early_stop_monitor = 'val_loss' needs validation_fraction above 0.",
+        )
+        _require(
+            self.tv_weight == 0 or self.realspace_weight > 0,
+            "TrainingSettings.tv_weight counts only with realspace_weight above 0; set it, for example to 1.",
+        )
+
+    def loss_weights(self, loss_function: LossFunction) -> LossWeights:
+        """Return the weights of the loss terms; a weight that is set wins over ``loss_function``.
+
+        Raises:
+            ConfigError: every weight is zero.
+        """
+        poisson = loss_function == "Poisson"
+        weights = LossWeights(
+            nll_weight=float(poisson) if self.nll_weight is None else self.nll_weight,
+            mae_weight=float(not poisson) if self.mae_weight is None else self.mae_weight,
+            realspace_weight=self.realspace_weight,
+            tv_weight=self.tv_weight,
+        )
+        _require(
+            bool(weights.nll_weight or weights.mae_weight),
+            "nll_weight and mae_weight are both 0, so the patterns would have no influence; raise one of them.",
+        )
+        return weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """All settings of a run, frozen: what travels inside and what a checkpoint keeps."""
+
+    model: ModelSettings = dataclasses.field(default_factory=ModelSettings)
+    training: TrainingSettings = dataclasses.field(default_factory=TrainingSettings)
+    data: DataSettings = dataclasses.field(default_factory=DataSettings)
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """Return the settings as plain values, one dictionary an owner."""
+        return dataclasses.asdict(self)
+
     @classmethod
-    def from_mapping(cls, values: Mapping[str, Any]) -> DataSettings:
-        """Make settings from names and values.
+    def from_dict(cls, owners: Mapping[str, Mapping[str, Any]]) -> Self:
+        """Read what ``as_dict`` returns; an owner or a setting that is missing has its defaults.
+
+        Raises:
+            ConfigError: an unknown owner or setting, or a value that does not fit.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        for owner, values in owners.items():
+            _require(
+                owner in known,
+                f"Unknown section {owner!r} of the configuration; known sections: {', '.join(sorted(known))}.",
+            )
+            _require(
+                isinstance(values, Mapping),
+                f"Section {owner!r} of the configuration is {type(values).__name__}; expected names and values.",
+            )
+        return cls(
+            model=ModelSettings.from_mapping(owners.get("model", {})),
+            training=TrainingSettings.from_mapping(owners.get("training", {})),
+            data=DataSettings.from_mapping(owners.get("data", {})),
+        )
+
+    @classmethod
+    def current(cls) -> Self:
+        """Return what the three singletons say now."""
+        return cls(ModelConfig().snapshot(), TrainingConfig().snapshot(), DataConfig().snapshot())
+
+    def override(self, values: Mapping[str, Any]) -> Self:
+        """Return settings with some changed by name, whoever owns them; ``N`` and all other names have one owner.
 
         Raises:
             ConfigError: an unknown name, with the nearest one that exists, or a value that does not fit.
         """
-        cls.check_names(values)
-        return cls(**values)
+        owners = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        every = {name: owner for owner, settings in owners.items() for name in settings.field_names()}
+        changed: dict[str, dict[str, Any]] = {}
+        for name, value in values.items():
+            if name not in every:
+                near = difflib.get_close_matches(name, every, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(sorted(every))}."
+                raise ConfigError(f"Unknown setting {name!r}; {hint}")
+            changed.setdefault(every[name], {})[name] = value
+        return dataclasses.replace(
+            self, **{owner: dataclasses.replace(owners[owner], **names) for owner, names in changed.items()}
+        )
 
 
-class DataConfig:
-    """The one set of data settings that this process uses where a caller gives none.
+_Owned = TypeVar("_Owned", ModelSettings, TrainingSettings, DataSettings)
 
-    Every ``DataConfig()`` is the same object. It checks values when they are set; everything behind it works with
-    the frozen snapshot that ``snapshot`` returns.
+
+class _Singleton(Generic[_Owned]):
+    """One set of settings that this process uses where a caller gives none.
+
+    Every call of the class returns the same object. It checks values when they are set; everything behind it works
+    with the frozen snapshot that ``snapshot`` returns.
+    """
+
+    _instance: ClassVar[Any] = None
+    _kind: ClassVar[type]
+    _settings: _Owned
+
+    def __new__(cls) -> Self:
+        """Return the one object."""
+        if cls._instance is None:
+            cls._instance = super().__new__(cls)
+            cls._instance._settings = cls._kind()
+        return cls._instance  # type: ignore[no-any-return]
+
+    def set_settings(self, values: Mapping[str, Any]) -> None:
+        """Replace all settings: those in ``values`` as given, the others by their defaults.
+
+        The mapping is copied. Raises ``ConfigError`` and keeps the settings as they were if a value does not fit.
+        """
+        self._settings = self._kind.from_mapping(values)  # type: ignore[attr-defined]
+
+    def add(self, name: str, value: object) -> None:
+        """Set one setting; raises ``ConfigError`` and changes nothing if name or value do not fit."""
+        self._settings.check_names({name: value})
+        self._settings = dataclasses.replace(self._settings, **{name: value})  # type: ignore[arg-type]
+
+    def get(self, name: str) -> Any:
+        """Return one setting; raises ``ConfigError`` for a name that is none."""
+        self._settings.check_names({name: None})
+        return getattr(self._settings, name)
+
+    def snapshot(self) -> _Owned:
+        """Return the settings as they are now, frozen."""
+        return self._settings
+
+
+class ModelConfig(_Singleton[ModelSettings]):
+    """The model settings of this process.
+
+    >>> ModelConfig().add("loss_function", "MAE")
+    >>> ModelConfig().get("loss_function")
+    'MAE'
+    >>> ModelConfig().set_settings(model_config_default)
+    """
+
+    _kind = ModelSettings
+
+
+class TrainingConfig(_Singleton[TrainingSettings]):
+    """The training settings of this process.
+
+    >>> TrainingConfig().add("max_epochs", 10)
+    >>> TrainingConfig().snapshot().max_epochs
+    10
+    >>> TrainingConfig().set_settings(training_config_default)
+    """
+
+    _kind = TrainingSettings
+
+
+class DataConfig(_Singleton[DataSettings]):
+    """The data settings of this process.
 
     >>> DataConfig().add("N", 128)
     >>> DataConfig().get("N")
@@ -350,37 +737,14 @@ class DataConfig:
     64
     """
 
-    _instance: ClassVar[DataConfig | None] = None
-    _settings: DataSettings
+    _kind = DataSettings
 
-    def __new__(cls) -> DataConfig:
-        """Return the one object."""
-        if cls._instance is None:
-            cls._instance = super().__new__(cls)
-            cls._instance._settings = DataSettings()
-        return cls._instance
 
-    def set_settings(self, values: Mapping[str, Any]) -> None:
-        """Replace all settings: those in ``values`` as given, the others by their defaults.
+model_config_default: Mapping[str, Any] = MappingProxyType(dataclasses.asdict(ModelSettings()))
+"""Every model setting with its default."""
 
-        The mapping is copied. Raises ``ConfigError`` and keeps the settings as they were if a value does not fit.
-        """
-        self._settings = DataSettings.from_mapping(values)
-
-    def add(self, name: str, value: object) -> None:
-        """Set one setting; raises ``ConfigError`` and changes nothing if name or value do not fit."""
-        DataSettings.check_names({name: value})
-        self._settings = dataclasses.replace(self._settings, **{name: value})  # type: ignore[arg-type]
-
-    def get(self, name: str) -> Any:
-        """Return one setting; raises ``ConfigError`` for a name that is none."""
-        DataSettings.check_names({name: None})
-        return getattr(self._settings, name)
-
-    def snapshot(self) -> DataSettings:
-        """Return the settings as they are now, frozen."""
-        return self._settings
-
+training_config_default: Mapping[str, Any] = MappingProxyType(dataclasses.asdict(TrainingSettings()))
+"""Every training setting with its default."""
 
 data_config_default: Mapping[str, Any] = MappingProxyType(dataclasses.asdict(DataSettings()))
 """Every data setting with its default."""

@@ -187,6 +187,16 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
         return self._positions
 
     @property
+    def centres_px(self) -> Float[Tensor, "L 2"]:
+        """Mean position (x, y) of each group, float64."""
+        return self._centres[:, 0, 0]
+
+    @property
+    def experiment_ids(self) -> Int[Tensor, "L"]:
+        """Number of the scan of each group."""
+        return self._experiment_id
+
+    @property
     def nn_indices(self) -> Int[Tensor, "L C"]:
         """Rows of the map that each group consists of."""
         return self._nn_indices
@@ -485,6 +495,11 @@ class TensorDictDataLoader:
     def batch_size(self) -> int:
         """Groups in a batch."""
         return self.sampler.batch_size
+
+    @property
+    def batch_sampler(self) -> GroupSampler:
+        """The sampler, which yields whole batches; Lightning asks for it by this name too."""
+        return self.sampler
 
     def __len__(self) -> int:
         return len(self.sampler)

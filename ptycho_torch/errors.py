@@ -50,3 +50,11 @@ class DataContractError(PtychoError, ValueError):
 
 class MapError(PtychoError, OSError):
     """A memory map that cannot be built or read: no space, no right to write, damaged folders."""
+
+
+class CheckpointError(PtychoError, ValueError):
+    """A checkpoint that cannot be read, or does not belong to this data or these settings."""
+
+
+class TrainingError(PtychoError, RuntimeError):
+    """Training that cannot go on: the loss is no number any more."""

@@ -38,21 +38,27 @@ def disk_mask(N: int) -> Float[Tensor, "N N"]:
     return (radius < N // 4).to(torch.float64)
 
 
-def normalise_probe(probe: Inexact[Tensor, "*modes N N"], probe_scale: float = 4.0) -> Inexact[Tensor, "*modes N N"]:
+def normalise_probe(
+    probe: Inexact[Tensor, "*group_modes N N"], probe_scale: float = 4.0
+) -> Inexact[Tensor, "*group_modes N N"]:
     """Scale a probe so that the mean of its magnitude inside the disk, over all N² pixels, is 1 / probe_scale.
 
     probe / (probe_scale · mean|probe · disk|). Several modes share one factor, from the root of their summed
     intensity, so that their relative strengths stay. The probe itself is not masked.
 
+    Args:
+        probe: (N, N), (modes, N, N), or (…, modes, N, N) with a factor for each of the leading axes.
+        probe_scale: see above.
+
     Raises:
         DataContractError: the probe is zero inside the disk.
     """
     magnitude = probe.abs()
-    if probe.ndim == 3:
-        magnitude = magnitude.square().sum(0).sqrt()
+    if probe.ndim >= 3:
+        magnitude = magnitude.square().sum(-3, keepdim=True).sqrt()
     disk = disk_mask(probe.shape[-1]).to(magnitude)
-    mean = (magnitude * disk).mean()
-    if not mean > 0:
+    mean = (magnitude * disk).mean(dim=(-2, -1), keepdim=True)
+    if not bool((mean > 0).all()):
         raise DataContractError(
             "The probe is zero inside the central disk of radius N/4, so it cannot be normalised. "
             "Centre the probe, or give another one."

@@ -1,0 +1,318 @@
+"""From a trained module to whole objects, and their files: NPZ, HDF5 product and pictures.
+
+Objects of groups are stitched as they are predicted, so memory does not grow with their number. How to use it:
+<doc-ref type="guide">docs/workflows/pytorch.md</doc-ref>; the files: clauses REC-01 and PRODUCT-01 of
+<doc-ref type="contract">specs/data_contracts.md</doc-ref>.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from ptycho_torch.config_params import DataSettings
+from ptycho_torch.dset_loader_pt_mmap import PtychoDataset, TensorDictDataLoader
+from ptycho_torch.errors import ConfigError
+from ptycho_torch.pictures import plot_reconstruction, write_images
+from ptycho_torch.products import Geometry, Reconstruction, write_product, write_reconstruction
+from ptycho_torch.reassembly import ExperimentStitcher, Stitched, Weighting
+from ptycho_torch.scan import open_scan, scan_paths
+from ptycho_torch.train import ObjectPatches, PtychoPINN, accelerator, quiet_lightning
+
+log = logging.getLogger(__name__)
+
+BATCH_SIZE = 64
+"""Groups predicted at once; the result does not depend on it (REF-01)."""
+
+REFERENCE_CROP_PX = 20
+"""M of the reference's inference, for ``uniform``."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceResult:
+    """One reconstructed scan.
+
+    Attributes:
+        name: stem of the scan's file.
+        npz: the reconstruction, clause REC-01.
+        pictures: overview, amplitude, phase and colour wheel as PNG.
+        product: the HDF5 product, or None where the geometry is unknown.
+        reconstruction: the same as values.
+    """
+
+    name: str
+    npz: Path
+    pictures: tuple[Path, ...]
+    product: Path | None
+    reconstruction: Reconstruction
+
+
+class _Stitching(Callback):
+    """Hands the objects of each batch to the stitchers, and keeps nothing else."""
+
+    def __init__(self, stitcher: ExperimentStitcher) -> None:
+        self.stitcher = stitcher
+
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        assert isinstance(outputs, ObjectPatches)
+        self.stitcher.add(outputs.objects[:, 0].cpu(), outputs.centres_px.cpu(), outputs.experiment_ids.cpu())
+
+
+def reconstruct(
+    module: PtychoPINN,
+    dataset: PtychoDataset,
+    *,
+    batch_size: int = BATCH_SIZE,
+    weighting: Weighting = "smooth",
+    crop_px: int | None = None,
+    device: str = "auto",
+    progress: bool = True,
+) -> dict[int, Stitched]:
+    """Predict every group of a dataset and stitch the objects of each scan at the group centres.
+
+    Args:
+        module: trained module.
+        dataset: scans with the same N and gridsize.
+        batch_size: groups predicted at once.
+        weighting: ``uniform``, the reference's average of central squares, or ``smooth``, weighted by a Hann window.
+        crop_px: M, side of the central square of each object that is used; None is 20 for ``uniform``, as the reference
+            has it, and N/2 for ``smooth``.
+        device: where to predict.
+        progress: show a progress bar.
+
+    Returns:
+        Object by number of the scan.
+
+    Raises:
+        ConfigError: the dataset does not fit the network, or the device is not there.
+        DataContractError: of ``Stitcher``.
+    """
+    network, data = module.network.settings, dataset.settings
+    if (data.N, data.gridsize) != (network.N, network.gridsize):
+        raise ConfigError(
+            f"The network has N = {network.N}, gridsize = {network.gridsize}; the dataset has N = {data.N}, "
+            f"gridsize = {data.gridsize}. Make the dataset with the settings of the checkpoint."
+        )
+    if crop_px is None:
+        crop_px = REFERENCE_CROP_PX if weighting == "uniform" else network.N // 2
+    centres, experiments = dataset.centres_px, dataset.experiment_ids
+    positions = {int(number): centres[experiments == number] for number in experiments.unique()}
+    stitcher = ExperimentStitcher(positions, network.N, crop_px, weighting)
+    # One process predicts, also where several have trained.
+    loader = TensorDictDataLoader(dataset, batch_size, num_workers=1, rank=0, world_size=1)
+    training = module.training
+    with quiet_lightning():
+        trainer = pl.Trainer(
+            accelerator=accelerator(device),
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=progress,
+            callbacks=[_Stitching(stitcher)],
+            use_distributed_sampler=False,
+        )
+        trainer.predict(module, loader, return_predictions=False)
+    module.train(training)
+    return stitcher.results()
+
+
+def write_results(
+    objects: Mapping[int, Stitched],
+    module: PtychoPINN,
+    dataset: PtychoDataset,
+    output_dir: Path,
+    *,
+    source: Path,
+    geometries: Mapping[int, Geometry] | None = None,
+    weighting: Weighting = "smooth",
+    overwrite: bool = False,
+) -> tuple[InferenceResult, ...]:
+    """Write NPZ, pictures and, where the geometry is known, the HDF5 product of each scan.
+
+    Args:
+        objects: object by number of the scan, of ``reconstruct``.
+        module: what predicted them.
+        dataset: what they were predicted from.
+        output_dir: folder of the files, named after the scans.
+        source: checkpoint; its digest goes into the provenance.
+        geometries: by number of the scan.
+        weighting: how they were stitched, for the provenance.
+        overwrite: whether files may be there.
+
+    Raises:
+        ConfigError: a file is there and may not be overwritten.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    digest = _sha256(source) if source.is_file() else None
+    results = []
+    for number, stitched in objects.items():
+        scan = dataset.names[number]
+        geometry = None if geometries is None else geometries.get(number)
+        provenance = {
+            "program": f"ptycho-torch {importlib.metadata.version('ptycho-torch')}",
+            "torch": torch.__version__,
+            "scan": scan,
+            "checkpoint": source.name,
+            "checkpoint_sha256": digest,
+            "weighting": weighting,
+            "settings": module.settings.as_dict(),
+            "network": dataclasses.asdict(module.network.settings),
+        }
+        own = dataset.experiment_ids == number
+        probe = dataset.probes[number].numpy()
+        reconstruction = Reconstruction(
+            object=stitched.object.numpy().astype(np.complex64),
+            coverage=stitched.coverage.numpy().astype(np.float32),
+            origin_px=stitched.origin_px,
+            positions_px=dataset.centres_px[own].numpy(),
+            probe=probe[0] if len(probe) == 1 else probe,
+            provenance=provenance,
+            disagreement=stitched.disagreement.numpy().astype(np.float32),
+            pixel_size_m=None if geometry is None else geometry.object_pixel_m,
+        )
+        stem = Path(scan).stem
+        npz, overview = output_dir / f"{stem}.npz", output_dir / f"{stem}.png"
+        write_reconstruction(npz, reconstruction, overwrite=overwrite)
+        plot_reconstruction(reconstruction, overview)
+        pictures = (overview, *write_images(reconstruction, output_dir, stem))
+        product = None
+        if geometry is not None:
+            product = output_dir / f"{stem}.h5"
+            write_product(
+                product,
+                reconstruction,
+                geometry,
+                name=stem,
+                comments=provenance["program"],
+                photons=module.statistics.get("nphotons"),
+                losses=np.array(module.history.get("train_loss", [])),
+                overwrite=overwrite,
+            )
+        results.append(InferenceResult(stem, npz, pictures, product, reconstruction))
+    return tuple(results)
+
+
+def infer(
+    checkpoint: str | Path,
+    ptycho_dir: str | Path,
+    *,
+    output_dir: str | Path,
+    probe_dir: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    batch_size: int | None = None,
+    weighting: Weighting = "smooth",
+    crop_px: int | None = None,
+    device: str = "auto",
+    progress: bool = True,
+    overwrite: bool = False,
+    wavelength_m: float | None = None,
+    detector_distance_m: float | None = None,
+    detector_pixel_m: float | None = None,
+) -> tuple[InferenceResult, ...]:
+    """Reconstruct scans with a checkpoint, and write the objects.
+
+    Groups are made as for the checkpoint's training.
+
+    Args:
+        checkpoint: of training, or converted from an archive.
+        ptycho_dir: folder of scans, or one scan.
+        output_dir: where objects and pictures go.
+        probe_dir: folder of probes; None takes ``probeGuess`` of each scan.
+        data_dir: folder of the memory map; None is ``output_dir/memmap``.
+        batch_size: groups predicted at once.
+        weighting: see ``reconstruct``.
+        crop_px: see ``reconstruct``.
+        device: where to predict.
+        progress: show a progress bar.
+        overwrite: whether files may be there.
+        wavelength_m: λ, where the scans do not say it.
+        detector_distance_m: z, likewise.
+        detector_pixel_m: p, likewise.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        ConfigError: a file is there and may not be overwritten, or the device is not there.
+        DataContractError: a scan or probe that breaks a clause.
+    """
+    checkpoint, output_dir = Path(checkpoint), Path(output_dir)
+    module = PtychoPINN.from_checkpoint(checkpoint)
+    data = module.settings.data
+    output_dir.mkdir(parents=True, exist_ok=True)
+    dataset = PtychoDataset(
+        ptycho_dir, probe_dir, output_dir / "memmap" if data_dir is None else data_dir, settings=data
+    )
+    given = {
+        "wavelength_m": wavelength_m,
+        "detector_distance_m": detector_distance_m,
+        "detector_pixel_m": detector_pixel_m,
+    }
+    geometries = _geometries(dataset, scan_paths(Path(ptycho_dir)), data, given)
+    objects = reconstruct(
+        module,
+        dataset,
+        batch_size=BATCH_SIZE if batch_size is None else batch_size,
+        weighting=weighting,
+        crop_px=crop_px,
+        device=device,
+        progress=progress,
+    )
+    return write_results(
+        objects,
+        module,
+        dataset,
+        output_dir,
+        source=checkpoint,
+        geometries=geometries,
+        weighting=weighting,
+        overwrite=overwrite,
+    )
+
+
+def _geometries(
+    dataset: PtychoDataset, paths: tuple[Path, ...], data: DataSettings, given: Mapping[str, float | None]
+) -> dict[int, Geometry]:
+    """Return the geometry of each scan that has one, of the scan or as given."""
+    numbers = {name: number for number, name in enumerate(dataset.names)}
+    geometries = {}
+    for path in paths:
+        scan = open_scan(path)
+        values = {name: value if value is not None else getattr(scan, name) for name, value in given.items()}
+        if any(value is None for value in values.values()):
+            missing = ", ".join(name for name, value in values.items() if value is None)
+            log.info("%s: no %s, so its pixels have no size in metres", path, missing)
+            continue
+        # Binned detector pixels are b times as large, and there are N of them.
+        geometries[numbers[path.name]] = Geometry(
+            wavelength_m=float(values["wavelength_m"]),  # type: ignore[arg-type]
+            detector_distance_m=float(values["detector_distance_m"]),  # type: ignore[arg-type]
+            detector_pixel_m=float(values["detector_pixel_m"]) * data.detector_bin,  # type: ignore[arg-type]
+            frame_px=data.N,
+        )
+    return geometries
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,364 @@
+"""Training: what a step computes, what a checkpoint keeps, and that an interruption changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from training_runs import SMALL, write_scan
+
+pytest.importorskip("lightning", reason="training needs lightning; pip install lightning")
+pytest.importorskip("tensordict", reason="the memory map is a TensorDict; pip install tensordict")
+
+from ptycho_torch import train
+from ptycho_torch.checkpoint import KEY, read_checkpoint
+from ptycho_torch.config_params import Settings, TrainingSettings
+from ptycho_torch.dset_loader_pt_mmap import PtychoDataset, TensorDictDataLoader
+from ptycho_torch.errors import CheckpointError, ConfigError, TrainingError
+from ptycho_torch.losses import total_loss
+from ptycho_torch.probe import normalise_probe
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
+
+SCRIPT = Path(__file__).with_name("training_runs.py")
+
+
+def small(**overrides: Any) -> Settings:
+    return Settings().override(SMALL | overrides)
+
+
+def run(folder: Path, scans: Path, **keywords: Any) -> train.TrainingResult:
+    overrides = keywords.pop("overrides", {})
+    keywords.setdefault("settings", small(**overrides))
+    return train.main(
+        scans, output_dir=folder, data_dir=folder / "map", progress=False, **({"reconstruct": False} | keywords)
+    )
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return dict(read_checkpoint(path).weights)
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_scan(tmp_path_factory.mktemp("scans") / "a.npz")
+
+
+@pytest.fixture
+def dataset(scan: Path, tmp_path: Path) -> PtychoDataset:
+    return PtychoDataset(scan, data_dir=tmp_path / "map", settings=small(gridsize=2).data)
+
+
+def test_a_step_computes_the_loss_of_the_network_by_hand(dataset: PtychoDataset) -> None:
+    module = train.PtychoPINN.for_dataset(dataset, small(gridsize=2))
+    batch = dataset[0:3]
+    scaled = batch.images * module.scale
+    probe = normalise_probe(dataset.probes[0], 4.0)
+    prediction = module.network(scaled, batch.coords, probe)
+    expected = total_loss(
+        prediction.object,
+        prediction.amplitude,
+        prediction.intensity,
+        scaled,
+        TrainingSettings().loss_weights("Poisson"),
+    )
+    assert module.training_step(batch).item() == pytest.approx(expected.total.item(), rel=1e-6)
+    # The scale brings normalised amplitude back to √counts: the loss is one of photons.
+    counts = scaled.square().sum(dim=(-2, -1)).mean()
+    assert float(counts) == pytest.approx(1e4, rel=0.1)
+
+
+def test_forward_gives_diffraction_and_after_predict_objects(dataset: PtychoDataset) -> None:
+    module = train.PtychoPINN.for_dataset(dataset, small(gridsize=2))
+    images, coords, probe, scale = dataset[0:2]
+    with torch.no_grad():
+        amplitude = module(images, coords, probe, scale)
+        own = module(images, coords)
+        module.predict = True
+        objects = module(images, coords, probe, scale)
+    assert amplitude.shape == (2, 4, 64, 64)
+    assert not amplitude.is_complex()
+    torch.testing.assert_close(amplitude, own)
+    assert objects.shape == (2, 1, 64, 64)
+    assert objects.is_complex()
+    assert torch.equal(objects, module.forward_predict(images, coords))
+    assert torch.equal(objects, module.predict_step(dataset[0:2]).objects)
+
+
+def test_scans_with_probes_of_their_own_are_lit_by_them(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        path = write_scan(tmp_path / "scans" / f"{name}.npz")
+        if name == "b":
+            with np.load(path) as members:
+                np.savez(path, **(dict(members) | {"probeGuess": members["probeGuess"] * np.exp(2j) * 3}))
+    dataset = PtychoDataset(tmp_path / "scans", data_dir=tmp_path / "map", settings=small().data)
+    module = train.PtychoPINN.for_dataset(dataset, small())
+    assert not module.statistics["one_probe"]
+    first = int((dataset.experiment_ids == 0).nonzero()[0])
+    second = int((dataset.experiment_ids == 1).nonzero()[0])
+    # The same patterns, and a probe that differs by a factor: normalised, the losses are the same.
+    losses = [module.validation_step(dataset[group]).item() for group in (first, second)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    with pytest.raises(ConfigError, match="probe_trainable needs one probe"):
+        train.PtychoPINN.for_dataset(dataset, small(probe_trainable=True))
+
+
+def test_training_lowers_the_loss_and_leaves_what_it_promises(scan: Path, tmp_path: Path) -> None:
+    result = run(tmp_path, scan, reconstruct=True)
+    losses = result.history["train_loss"]
+    assert len(losses) == 3
+    assert losses[-1] < losses[0]
+    assert json.loads((tmp_path / "history.json").read_text()) == result.history
+    assert {"val_loss", "learning_rate", "poisson_train_loss"} <= result.history.keys()
+    assert (tmp_path / "history.png").stat().st_size > 1000
+    (reconstruction,) = result.reconstructions
+    assert reconstruction == tmp_path / "reconstructions" / "a.npz"
+    content = read_checkpoint(result.checkpoint)
+    assert content.finished
+    assert content.settings == result.module.settings
+    assert same(dict(content.weights), dict(result.module.network.state_dict()))
+    assert read_checkpoint(result.best_checkpoint).history["val_loss"][-1] == min(result.history["val_loss"])
+
+
+def test_an_epoch_s_loss_is_the_mean_over_samples(scan: Path, tmp_path: Path) -> None:
+    # 18 groups in batches of 4 leave a last batch of 2; with no learning to speak of all losses are of one network.
+    result = run(tmp_path, scan, overrides={"max_epochs": 1, "learning_rate": 1e-30})
+    dataset = result.module
+    loader, _ = train.loaders(PtychoDataset(scan, data_dir=tmp_path / "map", settings=small().data), small().training)
+    with torch.no_grad():
+        losses = [(float(dataset.training_step(batch)), len(batch.groups)) for batch in loader]
+    expected = sum(loss * groups for loss, groups in losses) / sum(groups for _, groups in losses)
+    assert result.history["train_loss"][0] == pytest.approx(expected, rel=1e-6)
+    assert expected != pytest.approx(sum(loss for loss, _ in losses) / len(losses), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"optimizer": "adam", "scheduler": "WarmupCosine", "lr_warmup_epochs": 1},
+        {"optimizer": "adamw", "weight_decay": 0.01, "scheduler": "Exponential", "accumulate_grad_batches": 2},
+        {"scheduler": "Default", "precision": "64-true", "intensity_scale_trainable": True, "probe_trainable": True},
+        {"loss_function": "MAE", "precision": "bf16-mixed", "realspace_weight": 0.1, "tv_weight": 1e-4},
+    ],
+    ids=["defaults", "adam-cosine", "adamw-accumulate", "float64-all-trainable", "mae-bf16-tv"],
+)
+def test_resuming_from_any_checkpoint_gives_the_weights_of_an_uninterrupted_run(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: dict[str, Any]
+) -> None:
+    kept: list[Path] = []
+    save = train.pl.Trainer.save_checkpoint
+
+    def saving(trainer: Any, path: Any, *arguments: Any, **keywords: Any) -> None:
+        save(trainer, path, *arguments, **keywords)
+        if Path(path).name == "last.ckpt":
+            kept.append(shutil.copy(path, tmp_path / f"{len(kept)}.ckpt"))
+
+    settings = {"checkpoint_every_n_steps": 2, **overrides}
+    with monkeypatch.context() as patch:
+        patch.setattr(train.pl.Trainer, "save_checkpoint", saving)
+        whole = run(tmp_path / "whole", scan, overrides=settings)
+    assert len(kept) >= 5
+    # Not in order, one in the middle of an epoch and one at its end.
+    for number in (1, 2, len(kept) - 2):
+        resumed = run(tmp_path / "again", scan, overrides=settings, resume=kept[number])
+        assert same(weights(resumed.checkpoint), weights(whole.checkpoint)), kept[number].name
+        assert resumed.history == whole.history
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(scan: Path, tmp_path: Path) -> None:
+    overrides = {"checkpoint_every_n_steps": 1, "max_epochs": 4}
+    whole = run(tmp_path / "whole", scan, overrides=overrides)
+    folder = tmp_path / "killed"
+    arguments = {"ptycho_dir": str(scan), "output_dir": str(folder), "data_dir": str(folder / "map")}
+    last = folder / "checkpoints" / "last.ckpt"
+    process = subprocess.Popen([sys.executable, str(SCRIPT), json.dumps(arguments | {"overrides": overrides})])
+    deadline = time.monotonic() + 100
+    while not (last.exists() and read_checkpoint(last).epoch >= 1):
+        assert process.poll() is None, "training ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not read_checkpoint(last).finished
+    resumed = run(folder, scan, overrides=overrides, resume=last)
+    assert same(weights(resumed.checkpoint), weights(whole.checkpoint))
+    assert resumed.history == whole.history
+
+
+def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
+    scan = write_scan(tmp_path / "scans" / "a.npz", patterns=40)
+    common = {"precision": "64-true", "validation_fraction": 0.0, "max_epochs": 2, "early_stop_patience": None}
+    for name, processes in (("one", 1), ("two", 2)):
+        folder = tmp_path / name
+        overrides = common | {"devices": processes, "batch_size": 4 // processes}
+        overrides |= {"strategy": "ddp"} if processes > 1 else {}
+        arguments = {"ptycho_dir": str(scan), "output_dir": str(folder), "data_dir": str(folder / "map")}
+        subprocess.run(
+            [sys.executable, str(SCRIPT), json.dumps(arguments | {"overrides": overrides})],
+            check=True,
+            timeout=200,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+    one, two = (torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("one", "two"))
+    assert one["global_step"] == two["global_step"] == 20
+    for name, value in one["state_dict"].items():
+        torch.testing.assert_close(two["state_dict"][name], value, rtol=0, atol=1e-10)
+    np.testing.assert_allclose(two[KEY]["history"]["train_loss"], one[KEY]["history"]["train_loss"], rtol=1e-10)
+
+
+def test_a_finished_run_is_not_trained_any_further(scan: Path, tmp_path: Path) -> None:
+    first = run(tmp_path, scan)
+    before = weights(first.checkpoint)
+    again = run(tmp_path, scan, resume=first.checkpoint)
+    assert same(dict(again.module.network.state_dict()), before)
+    assert again.history == first.history
+    longer = run(tmp_path, scan, resume=first.checkpoint, overrides={"max_epochs": 4})
+    assert len(longer.history["train_loss"]) == 4
+
+
+def test_a_run_is_resumed_with_its_own_settings_and_scans(scan: Path, tmp_path: Path) -> None:
+    first = run(tmp_path, scan, overrides={"max_epochs": 1})
+    with pytest.raises(CheckpointError, match=r"learning_rate = 0\.001, now 0\.1"):
+        run(tmp_path, scan, resume=first.checkpoint, overrides={"learning_rate": 0.1, "max_epochs": 1})
+    other = write_scan(tmp_path / "other" / "a.npz", patterns=21)
+    with pytest.raises(CheckpointError, match="groups = 20, these have 21"):
+        run(tmp_path, other, resume=first.checkpoint, overrides={"max_epochs": 1})
+    with pytest.raises(ConfigError, match="one of them"):
+        run(tmp_path, scan, resume=first.checkpoint, start_from=first.checkpoint)
+
+
+def test_fine_tuning_starts_from_the_weights_and_keeps_the_new_data_s_scale(scan: Path, tmp_path: Path) -> None:
+    first = run(tmp_path / "first", scan, overrides={"max_epochs": 1})
+    other = write_scan(tmp_path / "other" / "b.npz", counts=4e4)
+    tuned = run(
+        tmp_path / "tuned",
+        other,
+        start_from=first.checkpoint,
+        overrides={"learning_rate": 1e-30, "max_epochs": 1},
+    )
+    before, after = weights(first.checkpoint), weights(tuned.checkpoint)
+    torch.testing.assert_close(after["encoder.0.conv1.weight"], before["encoder.0.conv1.weight"], rtol=0, atol=1e-12)
+    assert after["log_scale"] == pytest.approx(float(before["log_scale"]) + np.log(2), abs=1e-3)
+    with pytest.raises(CheckpointError, match="not those of this network"):
+        run(tmp_path / "wide", scan, start_from=first.checkpoint, overrides={"n_filters_scale": 2})
+
+
+def test_objects_do_not_depend_on_the_batch(scan: Path, tmp_path: Path) -> None:
+    settings = small(gridsize=2)
+    dataset = PtychoDataset(scan, data_dir=tmp_path / "map", settings=dataclasses.replace(settings.data, n_subsample=4))
+    assert len(dataset) == 80
+    module = train.PtychoPINN.for_dataset(dataset, settings).eval()
+    trainer = train.make_trainer(settings.training, tmp_path, progress=False)
+    objects = {}
+    for batch_size in (1, 16, 64):
+        predictions = trainer.predict(module, TensorDictDataLoader(dataset, batch_size))
+        assert predictions is not None
+        objects[batch_size] = torch.cat([each.objects for each in predictions])
+        assert objects[batch_size].shape == (80, 1, 64, 64)
+    scale = float(objects[1].abs().max())
+    for batch_size in (16, 64):
+        torch.testing.assert_close(objects[batch_size], objects[1], rtol=0, atol=2e-6 * scale)
+
+
+def test_trainable_probe_and_scale_move_and_frozen_ones_do_not(scan: Path, tmp_path: Path) -> None:
+    for trainable in (False, True):
+        result = run(
+            tmp_path / str(trainable),
+            scan,
+            overrides={"probe_trainable": trainable, "intensity_scale_trainable": trainable, "max_epochs": 1},
+        )
+        fresh = train.PtychoPINN.for_dataset(
+            PtychoDataset(scan, data_dir=tmp_path / str(trainable) / "map", settings=small().data), small()
+        )
+        after, before = result.module.network, fresh.network
+        assert torch.equal(after.probe_parts, before.probe_parts) is not trainable
+        assert torch.equal(after.log_scale, before.log_scale) is not trainable
+
+
+def test_the_learning_rate_falls_as_keras_lets_it(scan: Path, tmp_path: Path) -> None:
+    # Nothing improves by 1e9, so that the first epoch is the best and every second one after it exhausts the patience.
+    result = run(tmp_path, scan, overrides={"max_epochs": 6, "plateau_threshold": 1e9, "early_stop_patience": None})
+    assert result.history["learning_rate"] == [1e-3, 1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4]
+
+
+def test_training_ends_early_when_nothing_improves(scan: Path, tmp_path: Path) -> None:
+    result = run(
+        tmp_path,
+        scan,
+        overrides={"max_epochs": 9, "learning_rate": 1e-30, "early_stop_patience": 2, "scheduler": "Default"},
+    )
+    assert 3 <= len(result.history["train_loss"]) < 9
+    assert read_checkpoint(result.checkpoint).finished
+
+
+def test_a_loss_that_is_no_number_ends_training_with_advice(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(module: train.PtychoPINN, batch: Any, batch_idx: int = 0) -> torch.Tensor:
+        terms = module._loss(batch)
+        terms = dataclasses.replace(terms, total=terms.total * float("nan"))
+        module._add("train", terms, 1)
+        return terms.total
+
+    monkeypatch.setattr(train.PtychoPINN, "training_step", broken)
+    with pytest.raises(TrainingError, match="learning_rate"):
+        run(tmp_path, scan)
+
+
+def test_a_device_that_is_not_there_is_named(scan: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    with pytest.raises(ConfigError, match="sees no CUDA device"):
+        run(tmp_path, scan, overrides={"device": "cuda"})
+
+
+def test_an_unknown_option_gets_the_nearest_name(scan: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'max_epochs'"):
+        train.main(scan, output_dir=tmp_path, max_epoch=3)
+
+
+@pytest.mark.parametrize("damage", ["absent", "empty", "cut", "foreign", "code", "format"])
+def test_a_checkpoint_that_cannot_be_read_is_named(scan: Path, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "x.ckpt"
+    result = run(tmp_path, scan, overrides={"max_epochs": 1})
+    content = result.checkpoint.read_bytes()
+    match damage:
+        case "empty":
+            path.write_bytes(b"")
+        case "cut":
+            path.write_bytes(content[: len(content) // 2])
+        case "foreign":
+            torch.save({"state_dict": {}}, path)
+        case "code":
+            torch.save({KEY: Path("a")}, path)
+        case "format":
+            saved = torch.load(result.checkpoint, weights_only=True)
+            saved[KEY]["format"] = 99
+            torch.save(saved, path)
+    with pytest.raises(CheckpointError, match=r"x\.ckpt"):
+        read_checkpoint(path)
+
+
+def test_lightning_s_own_loader_reads_a_checkpoint(scan: Path, tmp_path: Path) -> None:
+    result = run(tmp_path, scan, overrides={"max_epochs": 1})
+    module = train.PtychoPINN.load_from_checkpoint(result.checkpoint, weights_only=True)
+    assert same(dict(module.network.state_dict()), weights(result.checkpoint))
+    assert same(
+        dict(train.PtychoPINN.from_checkpoint(result.checkpoint).network.state_dict()), weights(result.checkpoint)
+    )

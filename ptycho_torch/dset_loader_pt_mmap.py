@@ -343,6 +343,12 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.as_subclass(torch.Tensor)
 
 
+def _normal_tensor(array: np.ndarray) -> Tensor:
+    """Return a tensor over an array that other threads may fill, also where the caller is in inference mode."""
+    with torch.inference_mode(False):
+        return torch.from_numpy(array)
+
+
 def _permutation(count: int, seed: int, epoch: int) -> Tensor:
     """Return a permutation that seed and epoch decide; NumPy keeps this generator's stream unchanged for ever."""
     return torch.from_numpy(np.random.RandomState([seed, epoch]).permutation(count))
@@ -555,10 +561,10 @@ class TensorDictDataLoader:
         for array in self._arrays:
             # Referred to by the list, by the loop, and by the call that counts.
             if array.shape == shape and sys.getrefcount(array) == _REFERENCES_OF_FREE:
-                return torch.from_numpy(array)
+                return _normal_tensor(array)
         fresh = np.empty(shape, np.float32)
         self._arrays.append(fresh)
-        return torch.from_numpy(fresh)
+        return _normal_tensor(fresh)
 
     def _gather(self, groups: Tensor, images: Tensor) -> PtychoBatch:
         batch = self.dataset.gather(groups, images)

@@ -163,12 +163,13 @@ def write_results(
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     digest = _sha256(source) if source.is_file() else None
+    program = f"ptycho-torch {importlib.metadata.version('ptycho-torch')}"
     results = []
     for number, stitched in objects.items():
         scan = dataset.names[number]
         geometry = None if geometries is None else geometries.get(number)
         provenance = {
-            "program": f"ptycho-torch {importlib.metadata.version('ptycho-torch')}",
+            "program": program,
             "torch": torch.__version__,
             "scan": scan,
             "checkpoint": source.name,
@@ -202,7 +203,7 @@ def write_results(
                 reconstruction,
                 geometry,
                 name=stem,
-                comments=provenance["program"],
+                comments=program,
                 photons=module.statistics.get("nphotons"),
                 losses=np.array(module.history.get("train_loss", [])),
                 overwrite=overwrite,
@@ -302,9 +303,9 @@ def _geometries(
             continue
         # Binned detector pixels are b times as large, and there are N of them.
         geometries[numbers[path.name]] = Geometry(
-            wavelength_m=float(values["wavelength_m"]),  # type: ignore[arg-type]
-            detector_distance_m=float(values["detector_distance_m"]),  # type: ignore[arg-type]
-            detector_pixel_m=float(values["detector_pixel_m"]) * data.detector_bin,  # type: ignore[arg-type]
+            wavelength_m=float(values["wavelength_m"]),
+            detector_distance_m=float(values["detector_distance_m"]),
+            detector_pixel_m=float(values["detector_pixel_m"]) * data.detector_bin,
             frame_px=data.N,
         )
     return geometries

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -44,8 +44,7 @@ _OF_THE_RUN = (
 """Training settings that a resumed run may change: they do not touch the weights that an epoch ends with."""
 
 
-@dataclasses.dataclass(frozen=True)
-class ObjectPatches:
+class ObjectPatches(NamedTuple):
     """What ``predict_step`` says about a batch of groups.
 
     Attributes:
@@ -292,8 +291,8 @@ class PtychoPINN(pl.LightningModule):
         loss = means["train_loss"]
         if not math.isfinite(loss):
             raise TrainingError(
-                f"The training loss of epoch {self.current_epoch} is {loss}. Lower learning_rate (now {rate:g}), clip "
-                "gradients (gradient_clip_val), or hold the scans against the data contract (ptycho-torch check-data)."
+                f"The training loss of epoch {len(self.history['train_loss'])} is {loss}. Lower learning_rate (now "
+                f"{rate:g}), clip gradients (gradient_clip_val), or check the scans (ptycho-torch check-data)."
             )
         watched = self.history.get("val_loss", self.history["train_loss"])[-1]
         if isinstance(self._schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
@@ -331,7 +330,8 @@ class PtychoPINN(pl.LightningModule):
         own["sums"] = {part: values.cpu() for part, values in self._sums.items()}
         own["schedule"] = None if self._schedule is None else self._schedule.state_dict()
         trainer = self._trainer
-        own["finished"] = trainer is not None and (trainer.should_stop or _epochs_done(trainer) == trainer.max_epochs)
+        done = len(self.history.get("train_loss", ()))
+        own["finished"] = trainer is not None and (trainer.should_stop or done == trainer.max_epochs)
         checkpoint[checkpoints.KEY] = own
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -342,10 +342,6 @@ class PtychoPINN(pl.LightningModule):
         self._schedule_state = own.get("schedule")
         if self._schedule is not None and self._schedule_state is not None:
             self._schedule.load_state_dict(self._schedule_state)
-
-
-def _epochs_done(trainer: pl.Trainer) -> int:
-    return int(trainer.fit_loop.epoch_progress.current.processed)
 
 
 def _stand_alone(settings: Settings) -> NetworkSettings:

@@ -1,0 +1,555 @@
+"""``ptycho-torch evaluate``: a reconstruction held against the object that is known.
+
+``score`` gives the five numbers by which reconstructions of one scan are compared; ``evaluate`` gives those, errors
+of amplitude and phase as images, and the Fourier ring correlation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ptycho_torch.alignment import Alignment, align
+from ptycho_torch.errors import ConfigError, DataContractError
+from ptycho_torch.npz import NpzFile, listed
+from ptycho_torch.products import Reconstruction, read_reconstruction
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BORDER_PX = 14
+"""Pixels left out at each side of what a reconstruction covers: 6 of the canvas's own, and ``TRIM_PX``."""
+
+TRIM_PX = 8
+"""Pixels of the border that are used to find the shift, and are cut off after it."""
+
+_LEAST_SIDE_PX = 8
+"""Of what is compared; SSIM needs windows of 7."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """How near a reconstruction comes to the known object, b the aligned one and t the known one.
+
+    Attributes:
+        phase_error_rad: mean |arg(b t*)|.
+        amplitude_error: mean ||b| − |t|| / mean |t|.
+        complex_correlation: |Σ b* t| / √(Σ|b|² Σ|t|²).
+        phase_correlation: Pearson's correlation of arg b and arg t; NaN where either is flat.
+        residual_shift_px: length of the shift that was found between the two.
+    """
+
+    phase_error_rad: float
+    amplitude_error: float
+    complex_correlation: float
+    phase_correlation: float
+    residual_shift_px: float
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageErrors:
+    """Errors of amplitude, or of phase, as of a picture.
+
+    Attributes:
+        mae: mean absolute difference, of a phase wrapped and in rad.
+        psnr_db: 10 log10(range² / mean square difference); infinite where there is none.
+        ssim: structural similarity, 1 where the two are the same.
+    """
+
+    mae: float
+    psnr_db: float
+    ssim: float
+
+
+@dataclasses.dataclass(frozen=True)
+class RingCorrelation:
+    """Fourier ring correlation of two (n, n) images.
+
+    Attributes:
+        frequencies_per_px: (R,) of each ring, r / n cycles a pixel; the corners of Fourier space are in it.
+        curve: (R,) |Σ F₁ F₂*| / √(Σ|F₁|² Σ|F₂|²) over each ring.
+        frc50_per_px: frequency where the curve first falls below 1/2; the last of all where it never does, 0 where
+            it does so from the beginning.
+        frc1over7_per_px: the same for 1/7.
+        resolution_px: full period at ``frc50_per_px``; infinite where that is 0.
+    """
+
+    frequencies_per_px: np.ndarray
+    curve: np.ndarray
+    frc50_per_px: float
+    frc1over7_per_px: float
+    resolution_px: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """All that is known of a reconstruction whose object is known.
+
+    Attributes:
+        scores: the five numbers.
+        amplitude: errors of |b|, the range that of |t|.
+        phase: errors of arg b, the range 2π.
+        rings: Fourier ring correlation of b and t.
+        alignment: the two images, and what was taken out between them.
+        diffraction_nmse: Σ (measured − predicted)² / Σ measured², or None where no patterns were given.
+        pixel_size_m: side of an object pixel, or None.
+    """
+
+    scores: Scores
+    amplitude: ImageErrors
+    phase: ImageErrors
+    rings: RingCorrelation
+    alignment: Alignment
+    diffraction_nmse: float | None = None
+    pixel_size_m: float | None = None
+
+    def numbers(self) -> dict[str, Any]:
+        """Return everything but the images, ready for JSON; numbers that are not finite become None."""
+        rings, alignment, size = self.rings, self.alignment, self.pixel_size_m
+        found = {
+            "scores": dataclasses.asdict(self.scores),
+            "amplitude": dataclasses.asdict(self.amplitude),
+            "phase": dataclasses.asdict(self.phase),
+            "rings": {
+                "frequencies_per_px": rings.frequencies_per_px.tolist(),
+                "curve": rings.curve.tolist(),
+                "frc50_per_px": rings.frc50_per_px,
+                "frc1over7_per_px": rings.frc1over7_per_px,
+                "resolution_px": rings.resolution_px,
+                "resolution_m": None if size is None else rings.resolution_px * size,
+            },
+            "alignment": {
+                "shift_px": list(alignment.shift_px),
+                "moved_px": list(alignment.moved_px),
+                "phase_rad": alignment.phase_rad,
+                "ramp_rad_per_px": list(alignment.ramp_rad_per_px),
+                "scale": alignment.scale,
+                "pixels": int(alignment.valid.sum()),
+            },
+            "diffraction_nmse": self.diffraction_nmse,
+        }
+        return {key: _finite(value) for key, value in found.items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def compare(
+    image: np.ndarray,
+    origin_px: tuple[float, float],
+    truth: np.ndarray,
+    *,
+    region: np.ndarray | None = None,
+    border_px: int = BORDER_PX,
+    refine: bool = False,
+) -> Alignment:
+    """Cut out what a reconstruction and the known object share, and align the two.
+
+    Pixel (row j, column i) of the image lies at row y + j and column x + i of the known object, (x, y) the origin
+    rounded to whole pixels. A patch at position (x, y) of N × N pixels has its pixel (0, 0) at (x − N/2, y − N/2); on
+    a canvas of P × P pixels stitched about the mean position, the origin is the mean position − P/2.
+    What is compared is the rectangle about the covered pixels, from border rows and columns after the first covered
+    one until before the border-th before the last one (the last covered row or column is not counted in, as in a
+    slice), as far as the known object goes. The shift is found with ``TRIM_PX`` pixels more at each side.
+
+    Args:
+        image: (H, W) complex.
+        origin_px: (x, y) of image[0, 0] in pixels of the truth, truth[0, 0] at (0, 0).
+        truth: (Y, X) complex, the known object.
+        region: (H, W) covered pixels, those where it is above 0, for example the coverage; None for those where the
+            image is not 0.
+        border_px: rows and columns left out at each side, at least ``TRIM_PX``.
+        refine: find the shift by least squares. The rounding of the origin is then undone, which the
+            cross-correlation does in part only.
+
+    Raises:
+        ConfigError: the border is less than ``TRIM_PX``.
+        DataContractError: the two share too little, shapes do not fit, or a number is not finite.
+    """
+    if border_px < TRIM_PX:
+        raise ConfigError(
+            f"A border of {border_px} px; {TRIM_PX} px or more are expected, which the search for the shift needs. "
+            f"Ask for at least {TRIM_PX}."
+        )
+    image, truth = np.asarray(image), np.asarray(truth)
+    covered: np.ndarray = np.asarray(image != 0) if region is None else np.asarray(region) > 0
+    if image.ndim != 2 or truth.ndim != 2 or covered.shape != image.shape:
+        raise _data_error(
+            f"shapes {image.shape} of the reconstruction, {truth.shape} of the object, {covered.shape} of the region",
+            "two images, and a region of the reconstruction's shape",
+            "Give one slice or mode of each.",
+        )
+    for name, array in (("reconstruction", image[covered]), ("object", truth), ("origin", np.array(origin_px))):
+        if not np.isfinite(array).all():
+            raise _data_error(f"NaN or infinity in the {name}", "finite numbers", "Reconstruct again, or repair it.")
+    if not covered.any() or not image[covered].any():
+        raise _data_error("a reconstruction of zeros", "an object", "Reconstruct again.")
+    column, row = (round(float(number)) for number in origin_px)
+    grow = border_px - TRIM_PX
+    tops, bottoms = zip(
+        _span(np.any(covered, axis=1), grow, row, truth.shape[0]),
+        _span(np.any(covered, axis=0), grow, column, truth.shape[1]),
+        strict=True,
+    )
+    sides = [bottom - top for top, bottom in zip(tops, bottoms, strict=True)]
+    if min(sides) < 2 * TRIM_PX + _LEAST_SIDE_PX:
+        x, y = origin_px
+        raise _data_error(
+            f"{max(sides[0] - 2 * TRIM_PX, 0)} rows and {max(sides[1] - 2 * TRIM_PX, 0)} columns that both frames "
+            f"share within a border of {border_px} px: a reconstruction of {image.shape[0]} × {image.shape[1]} px "
+            f"with its origin at x = {x:.1f}, y = {y:.1f}, an object of {truth.shape[0]} × {truth.shape[1]} px",
+            f"at least {_LEAST_SIDE_PX} of each",
+            "Check that the object belongs to the scan and that positions are in its pixels, or ask for less border.",
+        )
+    ours = (slice(tops[0], bottoms[0]), slice(tops[1], bottoms[1]))
+    theirs = (slice(tops[0] + row, bottoms[0] + row), slice(tops[1] + column, bottoms[1] + column))
+    valid = covered[ours]
+    shared = (slice(TRIM_PX, -TRIM_PX),) * 2
+    # Moving may take a few pixels more around each hole.
+    if not valid[shared].any():
+        raise _data_error("no covered pixel inside the border", "covered pixels", "Ask for less border.")
+    aligned = align(np.where(valid, image[ours], 0), truth[theirs], valid, trim_px=TRIM_PX, refine=refine)
+    if not aligned.valid.any():
+        raise _data_error("covered pixels that are too scattered", "a connected region", "Stitch with larger patches.")
+    return aligned
+
+
+def _span(covered: np.ndarray, grow: int, offset: int, length: int) -> tuple[int, int]:
+    """Return first and end of the covered lines without their border that lie on [0, length) once offset is added."""
+    lines = np.flatnonzero(covered)
+    return max(int(lines[0]) + grow, -offset), min(int(lines[-1]) - grow, length - offset)
+
+
+def _data_error(found: str, expected: str, remedy: str) -> DataContractError:
+    return DataContractError(
+        f"Found {found}; expected {expected}. {remedy}", found=found, expected=expected, remedy=remedy
+    )
+
+
+def score(
+    image: np.ndarray,
+    origin_px: tuple[float, float],
+    truth: np.ndarray,
+    *,
+    region: np.ndarray | None = None,
+    border_px: int = BORDER_PX,
+    refine: bool = False,
+) -> Scores:
+    """Score a reconstruction against the known object; see ``compare`` for the arguments, ``Scores`` for equations.
+
+    Global phase, linear phase ramp and real scale are taken out by least squares. With the arguments' defaults the
+    numbers are comparable to those published for the reference.
+
+    Raises:
+        ConfigError: as ``compare``.
+        DataContractError: as ``compare``.
+    """
+    return _scores(compare(image, origin_px, truth, region=region, border_px=border_px, refine=refine))
+
+
+def _scores(alignment: Alignment) -> Scores:
+    ours, theirs = alignment.aligned[alignment.valid], alignment.truth[alignment.valid]
+    ours_amplitude, theirs_amplitude = np.abs(ours), np.abs(theirs)
+    energy = float(np.sum(ours_amplitude**2) * np.sum(theirs_amplitude**2))
+    ours_phase, theirs_phase = _phases(alignment)
+    mean = float(theirs_amplitude.mean())
+    return Scores(
+        phase_error_rad=float(np.abs(np.angle(ours * np.conj(theirs))).mean()),
+        amplitude_error=float(np.abs(ours_amplitude - theirs_amplitude).mean()) / mean if mean > 0 else math.nan,
+        complex_correlation=float(np.abs(np.vdot(ours, theirs))) / math.sqrt(energy) if energy > 0 else 0.0,
+        phase_correlation=_pearson(ours_phase[alignment.valid], theirs_phase[alignment.valid]),
+        residual_shift_px=math.hypot(*alignment.shift_px),
+    )
+
+
+def _phases(alignment: Alignment) -> tuple[np.ndarray, np.ndarray]:
+    """Return (H, W) phases of both, about the mean phase of the known one, so that few pixels lie near ±π."""
+    turn = np.exp(-1j * np.angle(alignment.truth[alignment.valid].sum()))
+    return np.angle(alignment.aligned * turn), np.angle(alignment.truth * turn)
+
+
+def _pearson(first: np.ndarray, second: np.ndarray) -> float:
+    first, second = first - first.mean(), second - second.mean()
+    spread = math.sqrt(float(np.sum(first**2)) * float(np.sum(second**2)))
+    return float(np.sum(first * second)) / spread if spread > 1e-12 * first.size else math.nan
+
+
+def evaluate(
+    reconstruction: Reconstruction,
+    truth: np.ndarray,
+    *,
+    border_px: int = BORDER_PX,
+    refine: bool = False,
+    measured: np.ndarray | None = None,
+    predicted: np.ndarray | None = None,
+) -> Evaluation:
+    """Hold a reconstruction against the known object.
+
+    Args:
+        reconstruction: its origin in pixels of the truth, its coverage above 0 where it is known.
+        truth: (Y, X) complex, the known object.
+        border_px: pixels left out at each side; see ``compare``.
+        refine: find the shift by least squares; see ``compare``.
+        measured: amplitudes of the patterns, any shape.
+        predicted: amplitudes that the reconstruction predicts, the same shape.
+
+    Raises:
+        ConfigError: as ``compare``; only one of measured and predicted.
+        DataContractError: as ``compare``; shapes of measured and predicted differ.
+    """
+    if (measured is None) != (predicted is None):
+        raise ConfigError("Found measured or predicted amplitudes alone; expected both or neither. Give the other.")
+    nmse = None if measured is None or predicted is None else diffraction_nmse(measured, predicted)
+    alignment = compare(
+        reconstruction.object,
+        reconstruction.origin_px,
+        truth,
+        region=reconstruction.coverage,
+        border_px=border_px,
+        refine=refine,
+    )
+    ours, theirs, valid = alignment.aligned, alignment.truth, alignment.valid
+    ours_amplitude, theirs_amplitude = np.abs(ours), np.abs(theirs)
+    known = theirs_amplitude[valid]
+    # Of a flat amplitude the range is 0, and its level stands in.
+    amplitude_range = float(known.max() - known.min()) or float(known.max()) or 1.0
+    ours_phase, theirs_phase = _phases(alignment)
+    return Evaluation(
+        scores=_scores(alignment),
+        amplitude=_image_errors(
+            ours_amplitude, theirs_amplitude, np.abs(ours_amplitude - theirs_amplitude), valid, amplitude_range
+        ),
+        phase=_image_errors(ours_phase, theirs_phase, np.abs(np.angle(ours * np.conj(theirs))), valid, 2 * math.pi),
+        rings=ring_correlation(
+            np.where(valid, ours, ours[valid].mean()), np.where(valid, theirs, theirs[valid].mean())
+        ),
+        alignment=alignment,
+        diffraction_nmse=nmse,
+        pixel_size_m=reconstruction.pixel_size_m,
+    )
+
+
+def _image_errors(
+    ours: np.ndarray, theirs: np.ndarray, difference: np.ndarray, valid: np.ndarray, data_range: float
+) -> ImageErrors:
+    from skimage.metrics import structural_similarity
+
+    # skimage has no types.
+    _, similarity = structural_similarity(  # type: ignore[no-untyped-call]
+        theirs, ours, data_range=data_range, full=True
+    )
+    # Windows of 7 × 7 that reach over the edge do not count.
+    inner = np.zeros_like(valid)
+    inner[3:-3, 3:-3] = valid[3:-3, 3:-3]
+    square = float((difference[valid] ** 2).mean())
+    return ImageErrors(
+        mae=float(difference[valid].mean()),
+        psnr_db=10 * math.log10(data_range**2 / square) if square > 0 else math.inf,
+        ssim=float(similarity[inner].mean()) if inner.any() else math.nan,
+    )
+
+
+def diffraction_nmse(measured: np.ndarray, predicted: np.ndarray) -> float:
+    """Return Σ (measured − predicted)² / Σ measured² of two stacks of amplitudes.
+
+    Raises:
+        DataContractError: the shapes differ, or nothing was measured.
+    """
+    measured, predicted = np.asarray(measured, np.float64), np.asarray(predicted, np.float64)
+    total = float(np.sum(measured**2))
+    if measured.shape != predicted.shape or not total > 0:
+        raise _data_error(
+            f"measured amplitudes of shape {measured.shape} with Σ a² = {total:.4g}, predicted {predicted.shape}",
+            "two stacks of one shape, not all dark",
+            "Predict the patterns that were measured, without changing their shape.",
+        )
+    return float(np.sum((measured - predicted) ** 2)) / total
+
+
+def ring_correlation(first: np.ndarray, second: np.ndarray, *, taper: float = 0.25) -> RingCorrelation:
+    """Correlate two images in rings of Fourier space.
+
+    FRC(r) = |Σ F₁ F₂*| / √(Σ|F₁|² Σ|F₂|²) over the frequencies at round(distance) = r from the centre; the images are
+    cut to their central square, their mean is taken out, and their edges are tapered.
+    Ring 0 holds nothing but what the taper lets through, so thresholds are looked for from ring 1 on.
+
+    Args:
+        first: (H, W) complex or real.
+        second: (H, W), of the same pixels.
+        taper: part of the width in which Tukey's window rises and falls; 0 for none.
+
+    Raises:
+        DataContractError: the shapes differ.
+    """
+    from scipy.signal.windows import tukey
+
+    if first.shape != second.shape or first.ndim != 2 or min(first.shape) < 4:
+        raise _data_error(f"shapes {first.shape} and {second.shape}", "two images of one shape", "Cut both alike.")
+    n = min(first.shape)
+    top, left = ((side - n) // 2 for side in first.shape)
+    window = tukey(n, taper)
+    spectra = []
+    for image in (first, second):
+        square = image[top : top + n, left : left + n]
+        square = (square - square.mean()) * window * window[:, None]
+        spectra.append(np.fft.fftshift(np.fft.fft2(square)))
+    distance = np.arange(n) - n // 2
+    ring = np.rint(np.hypot(distance, distance[:, None])).astype(np.int64).ravel()
+    ours, theirs = (spectrum.ravel() for spectrum in spectra)
+    product = ours * np.conj(theirs)
+    cross = np.hypot(np.bincount(ring, product.real), np.bincount(ring, product.imag))
+    energy = np.sqrt(np.bincount(ring, np.abs(ours) ** 2) * np.bincount(ring, np.abs(theirs) ** 2))
+    curve = np.divide(cross, energy, out=np.zeros_like(cross), where=energy > 0)
+    half = _crossing(curve, 0.5) / n
+    return RingCorrelation(
+        frequencies_per_px=np.arange(len(curve)) / n,
+        curve=curve,
+        frc50_per_px=half,
+        frc1over7_per_px=_crossing(curve, 1 / 7) / n,
+        resolution_px=1 / half if half > 0 else math.inf,
+    )
+
+
+def _crossing(curve: np.ndarray, threshold: float) -> float:
+    """Return the ring, in parts, where a curve first falls below a threshold, from ring 1 on."""
+    below = np.flatnonzero(curve[1:] < threshold) + 1
+    if not len(below):
+        return float(len(curve) - 1)
+    ring = int(below[0])
+    if ring == 1:
+        return 0.0
+    high, low = float(curve[ring - 1]), float(curve[ring])
+    return ring - 1 + (high - threshold) / (high - low)
+
+
+def read_truth(path: Path) -> np.ndarray:
+    """Read the (Y, X) complex object that a scan, or a file of an object alone, keeps as ``objectGuess``.
+
+    Raises:
+        DataContractError: NPZ-…, or there is no such object.
+    """
+    npz, key = NpzFile(path), "objectGuess"
+    if key not in npz:
+        found = f"no member '{key}' in {path}; present: {listed(npz.keys)}"
+        raise _data_error(found, "a complex image", "Give a scan or an NPZ file that keeps its object as objectGuess.")
+    header = npz.header(key)
+    if len(header.shape) != 2 or header.dtype.kind != "c":
+        found = f"'{key}' of shape {header.shape} and dtype {header.dtype} in {path}"
+        raise _data_error(found, "a complex image of two axes", "Store one slice of the object.")
+    return npz.read(key)
+
+
+def plot_evaluation(evaluation: Evaluation, path: Path) -> None:
+    """Draw amplitudes, phases, their differences and the ring correlation as a PNG, in one rename.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    alignment, scores, rings = evaluation.alignment, evaluation.scores, evaluation.rings
+    ours, theirs, valid = alignment.aligned, alignment.truth, alignment.valid
+    height, width = ours.shape
+    # A column is about 3.3 inches wide; the text needs 2.6 of height.
+    figure = Figure(figsize=(16, 2 * (0.6 + min(max(3.3 * height / width, 2.6), 8))), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 4, width_ratios=(1, 1, 1, 1.1))
+    amplitudes = [np.where(valid, np.abs(each), np.nan) for each in (ours, theirs)]
+    phases = [np.where(valid, each, np.nan) for each in _phases(alignment)]
+    wrapped = np.where(valid, np.angle(ours * np.conj(theirs)), np.nan)
+    for line, what, (mine, known), difference in (
+        (axes[0], "amplitude", amplitudes, amplitudes[0] - amplitudes[1]),
+        (axes[1], "phase (rad)", phases, wrapped),
+    ):
+        low, high = float(np.nanmin(known)), float(np.nanmax(known))
+        reach = max(float(np.nanpercentile(np.abs(difference), 99)), 1e-12)
+        _draw(line[0], mine, f"Reconstruction, {what}", "gray", low, high)
+        _draw(line[1], known, f"Truth, {what}", "gray", low, high)
+        _draw(line[2], difference, f"Difference, {what}", "RdBu_r", -reach, reach)
+    curve_axes, text_axes = axes[0, 3], axes[1, 3]
+    curve_axes.plot(rings.frequencies_per_px, rings.curve, color="tab:blue")
+    for level, label in ((0.5, "1/2"), (1 / 7, "1/7")):
+        curve_axes.axhline(level, color="0.6", linewidth=0.8)
+        curve_axes.text(0.005, level + 0.01, label, color="0.4", fontsize=9)
+    curve_axes.set(
+        title="Fourier ring correlation", xlabel="cycles a pixel", ylabel="correlation", xlim=(0, 0.5), ylim=(0, 1.02)
+    )
+    text_axes.axis("off")
+    text_axes.text(0, 1, "\n".join(describe(evaluation)), va="top", family="monospace", fontsize=10)
+    figure.suptitle(
+        f"Phase error {scores.phase_error_rad:.4f} rad, amplitude error {scores.amplitude_error:.4f}, "
+        f"complex correlation {scores.complex_correlation:.4f}"
+    )
+    part = path.parent / f".{secrets.token_hex(8)}.png"
+    try:
+        figure.savefig(part, format="png")
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _draw(axes: Axes, image: np.ndarray, title: str, colours: str, low: float, high: float) -> None:
+    shown = axes.imshow(image, cmap=colours, vmin=low, vmax=high)
+    axes.figure.colorbar(shown, cax=axes.inset_axes((1.03, 0, 0.05, 1)))
+    axes.set(title=title, xticks=(), yticks=())
+
+
+def describe(evaluation: Evaluation) -> tuple[str, ...]:
+    """Return the table of the command, as lines."""
+    scores, rings, alignment = evaluation.scores, evaluation.rings, evaluation.alignment
+    size = evaluation.pixel_size_m
+    metres = "" if size is None else f" ({rings.resolution_px * size * 1e9:.4g} nm)"
+    rows = [
+        ("phase error", f"{scores.phase_error_rad:.4f} rad"),
+        ("amplitude error", f"{scores.amplitude_error:.4f}"),
+        ("complex correlation", f"{scores.complex_correlation:.4f}"),
+        ("phase correlation", f"{scores.phase_correlation:.4f}"),
+        ("residual shift", f"{scores.residual_shift_px:.2f} px"),
+        ("amplitude PSNR, SSIM", f"{evaluation.amplitude.psnr_db:.2f} dB, {evaluation.amplitude.ssim:.4f}"),
+        ("phase PSNR, SSIM", f"{evaluation.phase.psnr_db:.2f} dB, {evaluation.phase.ssim:.4f}"),
+        ("FRC 1/2, 1/7", f"{rings.frc50_per_px:.4f}, {rings.frc1over7_per_px:.4f} cycles/px"),
+        ("resolution (1/2)", f"{rings.resolution_px:.2f} px{metres}"),
+        ("compared", f"{alignment.truth.shape[0]} × {alignment.truth.shape[1]} px"),
+    ]
+    if evaluation.diffraction_nmse is not None:
+        rows.append(("diffraction NMSE", f"{evaluation.diffraction_nmse:.4g}"))
+    return tuple(f"{name:<22}{text}" for name, text in rows)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``evaluate``."""
+    parser.add_argument("reconstruction", type=Path, metavar="RECONSTRUCTION.npz", help="what inference wrote")
+    parser.add_argument(
+        "--truth", type=Path, required=True, metavar="NPZ", help="a scan, or another file, with the known objectGuess"
+    )
+    parser.add_argument(
+        "--border", type=int, default=BORDER_PX, metavar="PX", help=f"left out at each side (default {BORDER_PX})"
+    )
+    parser.add_argument("--refine", action="store_true", help="find the shift by least squares")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="write a picture")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluate one reconstruction, and print a table."""
+    reconstruction, truth = read_reconstruction(options.reconstruction), read_truth(options.truth)
+    evaluation = evaluate(reconstruction, truth, border_px=options.border, refine=options.refine)
+    print("\n".join(describe(evaluation)))  # noqa: T201 - the command's answer
+    if options.json is not None:
+        options.json.write_text(json.dumps(evaluation.numbers(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    if options.plot is not None:
+        plot_evaluation(evaluation, options.plot)
+    return 0

@@ -1,0 +1,548 @@
+"""Tracking of training with MLflow, which never stops training.
+
+``track`` opens a run, has MLflow's autologging record what Lightning does inside, and ends the run. Where MLflow is
+not installed, or its server is away, training goes on without a record. How to use it:
+<doc-ref type="guide">docs/workflows/pytorch.md</doc-ref>.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import queue
+import re
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lightning.pytorch as pl
+from filelock import FileLock
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from ptycho_torch.config_params import TrainingSettings
+
+__all__ = ["Tracker", "print_auto_logged_info", "track"]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_URI = "MLFLOW_TRACKING_URI"
+_NOWHERE = "closed://tracking"
+"""An address that MLflow refuses at once, without a look at the network."""
+
+_BOUNDS = {
+    # Two tries of 3 s at most: MLflow's own defaults let a server that hangs hold training for a quarter of an hour.
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "3",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+    # MLflow prints links to standard output, and reports its own use to its makers.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+"""What the environment says to MLflow, unless the user has said otherwise."""
+
+_FIRST_ANSWER_S = {"http": 10.0, "https": 10.0}
+"""How long the first contact may take; name look-up and several addresses of one host come on top of the tries."""
+
+_DATABASE_S = 60.0
+"""The same for a database, which the first run fills with MLflow's tables."""
+
+_UPLOAD_S = 10.0
+_UPLOAD_BYTES_PER_S = 5e6
+"""A server answers an upload only when the file is where it belongs, often on a second machine."""
+
+_BATCH = 100
+_LONGEST_VALUE = 500
+_LONGEST_NAME = 250
+_LONGEST_REASON = 300
+_RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+_AUTOLOGGING_LOGGER = "mlflow.utils.autologging_utils"
+_LATEST_CHECKPOINT = "mlflow.latest_checkpoint_artifact"
+"""The tag by which ``mlflow.pytorch.load_checkpoint`` finds the file."""
+
+
+class Tracker:
+    """What a training run tells MLflow; without a run it does nothing.
+
+    Attributes:
+        run_id: of the MLflow run; None where nothing is tracked.
+        uri: of the store that has the run; None where nothing is tracked.
+        callbacks: to give to the Trainer, beside its others.
+    """
+
+    def __init__(self, link: _Link | None = None) -> None:
+        self._link = link
+        self.run_id: str | None = None if link is None else link.run_id
+        self.uri: str | None = None if link is None else link.uri
+        self.callbacks: list[Callback] = [] if link is None else [_Watch(link)]
+
+    def log_file(self, path: Path | str, *, folder: str) -> None:
+        """Copy one file to the run's artifacts, into ``checkpoints`` or ``pictures``.
+
+        A file that does not exist is a warning, because a training that is done should not fail over its record.
+        """
+        path = Path(path)
+        if self._link is None:
+            return
+        if not path.is_file():
+            log.warning("%s is not there, so the MLflow run has no copy of it.", path)
+            return
+        self._link.upload(path, folder)
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int = 0) -> None:
+        """Add one value to each metric; ``step`` is the epoch."""
+        if self._link is not None:
+            self._link.log_metrics(metrics, step)
+
+
+@contextlib.contextmanager
+def track(settings: TrainingSettings, *, parameters: Mapping[str, object], output_dir: Path | str) -> Iterator[Tracker]:
+    """Open an MLflow run for the training inside, with autologging of Lightning's Trainer.
+
+    The run goes to ``MLFLOW_TRACKING_URI``, or to ``mlruns`` in the working directory. It ends as FINISHED, as FAILED
+    after an exception, or as KILLED after an interrupt. The first call that fails is the last one: training goes on,
+    and one warning says so. No model is logged: a checkpoint is a file of weights, given to ``Tracker.log_file``.
+
+    Args:
+        settings: whether to track, and the names of experiment and run.
+        parameters: what the run is made with; values become text of at most 500 characters. Names have a prefix, as in
+            ``training.weight_decay``: autologging takes the optimiser's bare names, and MLflow refuses a second value.
+        output_dir: where training writes its files, noted with the run.
+    """
+    reason = _why_not(settings)
+    link = None if reason else _connect(settings, parameters, Path(output_dir))
+    if reason:
+        log.info("This training is not tracked: %s", reason)
+    if link is None:
+        yield Tracker()
+        return
+    status = "FAILED"
+    try:
+        yield Tracker(link)
+        status = "FINISHED"
+    except BaseException as err:
+        status = _status_after(err, link.interrupted)
+        raise
+    finally:
+        link.end(status)
+
+
+def print_auto_logged_info(run: Any, *, uri: str | None = None) -> None:
+    """Print id, artifacts, parameters, metrics and tags of a run, as a summary for interactive sessions.
+
+    Args:
+        run: an MLflow run, or its id.
+        uri: of the store that has it; None takes the one that ``track`` would use.
+    """
+    with _environment():
+        mlflow = _import_mlflow()
+        store = uri or _store_uri(mlflow)
+        with _without_mlflow_deprecations():
+            client = mlflow.MlflowClient(store)
+            run = client.get_run(run) if isinstance(run, str) else run
+            artifacts = sorted(_artifacts(client, run.info.run_id, None))
+    tags = {name: value for name, value in run.data.tags.items() if not name.startswith("mlflow.")}
+    print(f"run_id: {run.info.run_id}")  # noqa: T201
+    print(f"artifacts: {artifacts}")  # noqa: T201
+    print(f"params: {run.data.params}")  # noqa: T201
+    print(f"metrics: {run.data.metrics}")  # noqa: T201
+    print(f"tags: {tags}")  # noqa: T201
+
+
+def _artifacts(client: Any, run_id: str, folder: str | None) -> Iterator[str]:
+    for entry in client.list_artifacts(run_id, folder):
+        if entry.is_dir:
+            yield from _artifacts(client, run_id, entry.path)
+        else:
+            yield entry.path
+
+
+def _why_not(settings: TrainingSettings) -> str | None:
+    if not settings.tracking:
+        return "the setting tracking is False; set it to True for an MLflow run."
+    for name in _RANKS:
+        rank = os.environ.get(name, "")
+        if rank.isdigit() and int(rank) > 0:
+            return f"this is process {rank} of several ({name}); process 0 has the MLflow run."
+    return None
+
+
+def _import_mlflow() -> Any:
+    """Import MLflow with its autologging of Lightning, and leave everyone's logging as it was.
+
+    The import gives the root logger a handler and the level ERROR, which would hide log lines. It imports Lightning
+    a second time as well, under its older name, which then takes over the messages of the one in use.
+    """
+    rank_zero: Any = importlib.import_module("lightning_utilities.core.rank_zero")
+    speaker = rank_zero.log
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        with _without_mlflow_deprecations():
+            mlflow = importlib.import_module("mlflow")
+            importlib.import_module("mlflow.pytorch")
+    finally:
+        for handler in set(root.handlers) - set(handlers):
+            root.removeHandler(handler)
+        root.setLevel(level)
+        rank_zero.log = speaker
+    return mlflow
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
+    """Bound MLflow's patience by environment variables, and restore every variable of MLflow afterwards."""
+
+    def present() -> dict[str, str]:
+        # MLflow removes the id of a run that it was told to continue, so that the next run is another one.
+        ours = ("MLFLOW_", "_MLFLOW_")
+        return {name: text for name, text in os.environ.items() if name.startswith(ours) and name != "MLFLOW_RUN_ID"}
+
+    before = present()
+    for name, value in _BOUNDS.items():
+        os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        for name in present():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def _without_lines_on_retries() -> Iterator[None]:
+    logger = logging.getLogger("urllib3.connectionpool")
+    level = logger.level
+    # One warning of ours says it all.
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _without_mlflow_deprecations() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # MLflow's tables use a loader that newer SQLAlchemy deprecates.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"(mlflow|sqlalchemy)(\.|$)")
+        yield
+
+
+def _local_store() -> Path:
+    return Path("mlruns").absolute()
+
+
+def _store_uri(mlflow: Any) -> str:
+    uri = os.environ.get(_URI) or (mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None)
+    return str(uri or f"sqlite:///{_local_store() / 'mlflow.db'}")
+
+
+def _without_password(text: str) -> str:
+    return re.sub(r"//[^/@\s]*@", "//", text)
+
+
+def _reason(error: BaseException | str) -> str:
+    """Return why a call failed, on one short line: MLflow wraps the cause into the addresses of several layers."""
+    text = error if isinstance(error, str) else f"{type(error).__name__}: {error}"
+    _, wrapped, cause = text.rpartition("Caused by ")
+    words = (cause.removesuffix(")") if wrapped else cause).split()
+    return _without_password(" ".join(words))[:_LONGEST_REASON]
+
+
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    """Return what ``call`` returns, or raise TimeoutError; a call that hangs is left behind in its thread."""
+    answers: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            answers.put((call(), None))
+        except BaseException as err:
+            answers.put((None, err))
+
+    threading.Thread(target=work, name="mlflow-first-contact", daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+    if error is not None:
+        raise error
+    return answer  # type: ignore[return-value]
+
+
+def _open_experiment(mlflow: Any, uri: str, name: str) -> tuple[Any, str]:
+    """Return a client and the id of the experiment, made if need be."""
+    folder = _local_store()
+    is_ours = uri == f"sqlite:///{folder / 'mlflow.db'}"
+    lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    if is_ours:
+        folder.mkdir(exist_ok=True)
+        # Two trainings that begin together would both make the tables.
+        lock = FileLock(folder / "mlflow.lock", timeout=_DATABASE_S)
+    with lock:
+        client = mlflow.MlflowClient(uri)
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            location = (folder / "artifacts").as_uri() if is_ours else None
+            try:
+                return client, client.create_experiment(name, artifact_location=location)
+            except mlflow.exceptions.MlflowException:
+                # Another training may have made it in between.
+                experiment = client.get_experiment_by_name(name)
+                if experiment is None:
+                    raise
+    if experiment.lifecycle_stage == "deleted":
+        raise RuntimeError(
+            f"experiment {name!r} is deleted; run `mlflow experiments restore -x {experiment.experiment_id}` "
+            "or set another experiment_name"
+        )
+    return client, experiment.experiment_id
+
+
+def _connect(settings: TrainingSettings, parameters: Mapping[str, object], output_dir: Path) -> _Link | None:
+    """Open the run and switch autologging on, or log why that cannot be."""
+    restore = contextlib.ExitStack()
+    restore.enter_context(_environment())
+    restore.enter_context(_without_lines_on_retries())
+    uri = os.environ.get(_URI, "")
+    try:
+        mlflow = _import_mlflow()
+        uri = _store_uri(mlflow)
+        pointer = restore.enter_context(contextlib.closing(_Pointer(mlflow)))
+        pointer.point_to(uri)
+        seconds = _FIRST_ANSWER_S.get(uri.partition(":")[0], _DATABASE_S)
+        with _without_mlflow_deprecations():
+            client, experiment_id = _within(seconds, partial(_open_experiment, mlflow, uri, settings.experiment_name))
+            run = mlflow.start_run(
+                experiment_id=experiment_id,
+                run_name=settings.run_name,
+                nested=mlflow.active_run() is not None,
+                tags={"output_dir": str(output_dir.absolute())},
+            )
+        link = _Link(mlflow, client, run.info.run_id, uri, pointer, restore)
+    except Exception as err:
+        restore.close()
+        if isinstance(err, ImportError):
+            log.info(
+                "This training is not tracked: MLflow cannot be imported (%s); pip install 'ptycho-torch[mlflow]' to "
+                "have a record of each run.", err,
+            )  # fmt: skip
+            return None
+        log.warning(
+            "This training is not tracked: MLflow at %s failed (%s). Start the server or correct %s, or unset it to "
+            "have the run in %s; set tracking to False to do without.",
+            _without_password(uri), _reason(err), _URI, _local_store(),
+        )  # fmt: skip
+        return None
+    link.begin(parameters)
+    if link.is_open:
+        shown = _without_password(uri)
+        look = f"at {shown}" if shown.startswith("http") else f"with: mlflow ui --backend-store-uri {shown}"
+        log.info("MLflow run %s of experiment %r; look at it %s", link.run_id, settings.experiment_name, look)
+    return link
+
+
+class _Pointer:
+    """Where MLflow's global functions go, put back on close."""
+
+    def __init__(self, mlflow: Any) -> None:
+        self._mlflow = mlflow
+        self._set_in_code: str | None = None
+
+    def point_to(self, uri: str) -> None:
+        os.environ[_URI] = uri
+        before = self._mlflow.get_tracking_uri()
+        if before != uri:
+            # Someone has called set_tracking_uri, which wins over the variable.
+            self._set_in_code = self._set_in_code or before
+            self._mlflow.set_tracking_uri(uri)
+
+    def close(self) -> None:
+        if self._set_in_code is not None:
+            self._mlflow.set_tracking_uri(self._set_in_code)
+
+
+class _Link:
+    """One open run; the first call that fails closes it, so that a dead server costs its time once."""
+
+    def __init__(
+        self, mlflow: Any, client: Any, run_id: str, uri: str, pointer: _Pointer, restore: contextlib.ExitStack
+    ) -> None:
+        self._mlflow = mlflow
+        self._client = client
+        self._pointer = pointer
+        self._restore = restore
+        self._trainers: list[pl.Trainer] = []
+        self.run_id = run_id
+        self.uri = uri
+        self.is_open = True
+        self.interrupted = False
+
+    def attempt(self, what: str, call: Callable[[], object]) -> None:
+        """Make one call to MLflow, if none has failed before."""
+        if not self.is_open:
+            return
+        try:
+            with _without_mlflow_deprecations():
+                call()
+        except Exception as err:
+            self.fail(what, _reason(err))
+
+    def fail(self, what: str, reason: str) -> None:
+        """Make no more calls, neither from here nor from autologging."""
+        if not self.is_open:
+            return
+        self.is_open = False
+        for _, callback in self._autologging_callbacks():
+            for name in dir(Callback):
+                if name.startswith("on_"):
+                    # Lightning may be walking along its list of callbacks, so this one stays in it and does nothing.
+                    setattr(callback, name, _do_nothing)
+        # What autologging still does at the end of fit fails there at once, without a look at the network.
+        self._pointer.point_to(_NOWHERE)
+        log.warning(
+            "MLflow at %s failed %s (%s). Training goes on; run %s has no record from here on.",
+            _without_password(self.uri), what, reason, self.run_id,
+        )  # fmt: skip
+
+    def begin(self, parameters: Mapping[str, object]) -> None:
+        entities = self._mlflow.entities
+        params = [
+            entities.Param(name[:_LONGEST_NAME], str(value)[:_LONGEST_VALUE]) for name, value in parameters.items()
+        ]
+        for first in range(0, len(params), _BATCH):
+            batch = params[first : first + _BATCH]
+            self.attempt("to take the parameters", partial(self._client.log_batch, self.run_id, params=batch))
+        self.attempt("to switch autologging on", self._switch_autologging_on)
+
+    def _switch_autologging_on(self) -> None:
+        integrations = importlib.import_module("mlflow.utils.autologging_utils").AUTOLOGGING_INTEGRATIONS
+        before = dict(integrations.get("pytorch", {}))
+        autolog = self._mlflow.pytorch.autolog
+
+        def switch_back() -> None:
+            autolog(disable=True)
+            if not before.get("disable", True):
+                autolog(**before)
+
+        self._restore.callback(switch_back)
+        logger, listener = logging.getLogger(_AUTOLOGGING_LOGGER), _Listener(self)
+        logger.addFilter(listener)
+        self._restore.callback(logger.removeFilter, listener)
+        # Its checkpoints would write and send everything a second time after each good epoch, while training waits.
+        autolog(log_models=False, log_datasets=False, checkpoint=False, silent=True)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        now_ms = int(time.time() * 1000)
+        batch = [
+            self._mlflow.entities.Metric(name[:_LONGEST_NAME], float(value), now_ms, step)
+            for name, value in metrics.items()
+        ]
+        self.attempt("to take metrics", partial(self._client.log_batch, self.run_id, metrics=batch))
+
+    def upload(self, path: Path, folder: str) -> None:
+        # An upload has more time, which a server that is away should not cost.
+        self.attempt("to answer", partial(self._client.get_run, self.run_id))
+        if not self.is_open:
+            return
+        patience = {
+            "MLFLOW_HTTP_REQUEST_TIMEOUT": str(int(_UPLOAD_S + path.stat().st_size / _UPLOAD_BYTES_PER_S)),
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        }
+        before = {name: os.environ[name] for name in patience}
+        for name, value in patience.items():
+            if before[name] == _BOUNDS[name]:
+                os.environ[name] = value
+        try:
+            self.attempt(f"to take {path.name}", partial(self._client.log_artifact, self.run_id, str(path), folder))
+        finally:
+            os.environ.update(before)
+        if folder == "checkpoints":
+            tag = partial(self._client.set_tag, self.run_id, _LATEST_CHECKPOINT, f"{folder}/{path.name}")
+            self.attempt("to take a tag", tag)
+
+    def watch(self, trainer: pl.Trainer) -> None:
+        if trainer not in self._trainers:
+            self._trainers.append(trainer)
+
+    def _autologging_callbacks(self) -> list[tuple[list[Any], Any]]:
+        """Return each callback that autologging has put into a Trainer, with the list that it is in."""
+        lists: list[list[Any]] = [trainer.callbacks for trainer in self._trainers]  # type: ignore[attr-defined]
+        return [(there, one) for there in lists for one in there if type(one).__module__.startswith("mlflow.")]
+
+    def flush(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Send the metrics that autologging holds back for larger batches; it does so itself when fit succeeds."""
+        for _, callback in self._autologging_callbacks():
+            callback.on_train_end(trainer, module)
+
+    def end(self, status: str) -> None:
+        active = self._mlflow.active_run()
+        if active is not None and active.info.run_id == self.run_id:
+            # This takes the run off MLflow's stack first, and only then tells the store.
+            self.attempt("to end the run", partial(self._mlflow.end_run, status))
+            if not self.is_open:
+                with contextlib.suppress(Exception):
+                    self._mlflow.end_run(status)
+        else:
+            self.attempt("to end the run", partial(self._client.set_terminated, self.run_id, status))
+        self.is_open = False
+        for there, callback in self._autologging_callbacks():
+            there.remove(callback)
+        self._restore.close()
+
+
+def _do_nothing(*_: object, **__: object) -> None:
+    pass
+
+
+class _Listener(logging.Filter):
+    """Hears of what failed within autologging, which MLflow only logs, and keeps that line from the log."""
+
+    def __init__(self, link: _Link) -> None:
+        super().__init__()
+        self._link = link
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        if not message.startswith("Encountered unexpected error"):
+            return True
+        self._link.fail("in autologging", _reason(message.partition(": ")[2]))
+        return False
+
+
+class _Watch(Callback):
+    """Logs the seconds of each epoch, and so notices soon that the store is away."""
+
+    def __init__(self, link: _Link) -> None:
+        self._link = link
+        self._begun_s = time.monotonic()
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._link.watch(trainer)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._begun_s = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._link.log_metrics({"epoch_seconds": time.monotonic() - self._begun_s}, trainer.current_epoch)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        # Lightning turns an interrupt into SystemExit before it leaves fit.
+        self._link.interrupted = isinstance(exception, KeyboardInterrupt | SIGTERMException)
+        self._link.flush(trainer, pl_module)
+
+
+def _status_after(error: BaseException, interrupted: bool) -> str:
+    if interrupted or isinstance(error, KeyboardInterrupt | SIGTERMException):
+        return "KILLED"
+    return "FINISHED" if isinstance(error, SystemExit) and not error.code else "FAILED"

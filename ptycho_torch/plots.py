@@ -1,8 +1,7 @@
-"""Pictures for people. Matplotlib is imported where a picture is made, and without any global state."""
+"""Pictures of scans."""
 
 from __future__ import annotations
 
-import secrets
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ptycho_torch.pictures import add_bar, leave_blank, new_figure, save_figure
 from ptycho_torch.preparation import median_step
 from ptycho_torch.scan import Examination
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.cm import ScalarMappable
 
 
 def plot_scan(examination: Examination, path: Path, hints: Sequence[str] = ()) -> None:
@@ -28,23 +27,20 @@ def plot_scan(examination: Examination, path: Path, hints: Sequence[str] = ()) -
 
     Raises:
         ValueError: the patterns could not be read.
+        ConfigError: a folder has the name.
         OSError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     counts, scan = examination.mean_counts, examination.scan
     if counts is None:
         raise ValueError(f"{examination.path}: the patterns could not be read, so there is nothing to draw.")
     notes = [line for hint in hints for line in textwrap.wrap(f"Hint: {hint}", 150)]
-    figure = Figure(figsize=(16, 4.2 + 0.2 * len(notes)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(16, 4.2 + 0.2 * len(notes))
     pattern_axes, amplitude_axes, phase_axes, position_axes = figure.subplots(1, 4, width_ratios=(1, 1, 1, 1.1))
     _draw_counts(pattern_axes, counts, None if scan is None else scan.stack.good_pixels)
     _draw_probe(amplitude_axes, phase_axes, None if scan is None else scan.probe)
     numbers = f"{examination.path.name}: mean {examination.mean_energy:.4g} counts a pattern"
     if scan is None:
-        _leave_blank(position_axes, "Positions", "the scan breaks a clause")
+        leave_blank(position_axes, "Positions", "the scan breaks a clause")
     else:
         _draw_positions(position_axes, scan.positions_px)
         numbers += (
@@ -54,12 +50,7 @@ def plot_scan(examination: Examination, path: Path, hints: Sequence[str] = ()) -
     figure.suptitle(numbers)
     if notes:
         figure.supxlabel("\n".join(notes), fontsize=9, color="firebrick")
-    part = path.parent / f".{secrets.token_hex(8)}.png"
-    try:
-        figure.savefig(part, format="png")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    save_figure(figure, path)
 
 
 def _draw_counts(axes: Axes, counts: np.ndarray, good_pixels: np.ndarray | None) -> None:
@@ -73,7 +64,7 @@ def _draw_counts(axes: Axes, counts: np.ndarray, good_pixels: np.ndarray | None)
     bright = float(np.nanmax(shown, initial=0)) or 1.0
     norm = LogNorm(max(bright * 1e-6, float(np.nanmin(shown, initial=bright)), 1e-30), bright)
     image = axes.imshow(shown, cmap=colormaps["inferno"].with_extremes(bad="0.75"), norm=norm)
-    _add_bar(image, axes, "counts (grey: none)")
+    add_bar(image, axes, "counts (grey: none)")
     title = "Mean pattern"
     if good_pixels is not None:
         axes.imshow(np.where(good_pixels, np.nan, 1), cmap=ListedColormap(["deepskyblue"]))
@@ -87,16 +78,16 @@ def _draw_probe(amplitude_axes: Axes, phase_axes: Axes, probe: np.ndarray | None
 
     if probe is None:
         for axes, title in ((amplitude_axes, "Probe amplitude"), (phase_axes, "Probe phase")):
-            _leave_blank(axes, title, "no probe here")
+            leave_blank(axes, title, "no probe here")
         return
     modes = f", mode 1 of {len(probe)}" if len(probe) > 1 else ""
     strength = np.abs(probe[0])
-    _add_bar(amplitude_axes.imshow(strength, cmap="viridis"), amplitude_axes, "amplitude, any unit")
+    add_bar(amplitude_axes.imshow(strength, cmap="viridis"), amplitude_axes, "amplitude, any unit")
     amplitude_axes.set(title=f"Probe amplitude{modes}", xlabel="column (px)")
     # Where there is no light, the phase is noise.
     phase = np.where(strength > 0.02 * strength.max(), np.angle(probe[0]), np.nan)
     image = phase_axes.imshow(phase, cmap=colormaps["twilight"].with_extremes(bad="0.9"), vmin=-np.pi, vmax=np.pi)
-    _add_bar(image, phase_axes, "phase (rad)")
+    add_bar(image, phase_axes, "phase (rad)")
     phase_axes.set(title=f"Probe phase{modes}", xlabel="column (px)")
 
 
@@ -106,17 +97,7 @@ def _draw_positions(axes: Axes, positions_px: np.ndarray) -> None:
     axes.plot(x, y, color="0.85", linewidth=0.5, zorder=0)
     size = float(np.clip(4000 / len(x), 0.5, 25))
     points = axes.scatter(x, y, c=np.arange(len(x)), cmap="plasma", s=size, rasterized=True)
-    _add_bar(points, axes, "number of the pattern")
+    add_bar(points, axes, "number of the pattern")
     axes.set_aspect("equal")
     axes.invert_yaxis()
     axes.set(title="Positions", xlabel="x (object px)", ylabel="y (object px)")
-
-
-def _leave_blank(axes: Axes, title: str, reason: str) -> None:
-    axes.set(title=title, xticks=(), yticks=())
-    axes.text(0.5, 0.5, reason, ha="center", va="center", transform=axes.transAxes)
-
-
-def _add_bar(image: ScalarMappable, axes: Axes, label: str) -> None:
-    """Put a colour bar beside an image, as high as the image is whatever its shape."""
-    axes.figure.colorbar(image, cax=axes.inset_axes((1.03, 0, 0.05, 1)), label=label)

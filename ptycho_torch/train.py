@@ -275,18 +275,18 @@ class PtychoPINN(pl.LightningModule):
         self.log_dict(means, prog_bar=False)
         self._note(means)
 
-    def on_train_epoch_end(self) -> None:
-        """Log the training loss and set the next epoch's learning rate.
-
-        Lightning would step the schedules behind its end-of-epoch checkpoints, so that a resumed run would miss a step.
+    def on_train_batch_end(self, outputs: Any, batch: PtychoBatch, batch_idx: int) -> None:
+        """Log the training loss behind the last batch: callbacks that record an epoch look before its end does.
 
         Raises:
             TrainingError: the loss is no finite number.
         """
+        if batch_idx + 1 < self.trainer.num_training_batches:
+            return
         means = self._mean("train")
         rate = float(self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"])  # type: ignore[union-attr]
         means["learning_rate"] = rate
-        self.log_dict(means)
+        self.log_dict(means, on_step=False, on_epoch=True, batch_size=1)
         self._note(means)
         loss = means["train_loss"]
         if not math.isfinite(loss):
@@ -294,6 +294,12 @@ class PtychoPINN(pl.LightningModule):
                 f"The training loss of epoch {len(self.history['train_loss'])} is {loss}. Lower learning_rate (now "
                 f"{rate:g}), clip gradients (gradient_clip_val), or check the scans (ptycho-torch check-data)."
             )
+
+    def on_train_epoch_end(self) -> None:
+        """Set the next epoch's learning rate.
+
+        Lightning would step the schedules behind its end-of-epoch checkpoints, so that a resumed run would miss a step.
+        """
         watched = self.history.get("val_loss", self.history["train_loss"])[-1]
         if isinstance(self._schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
             self._schedule.step(watched)

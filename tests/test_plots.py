@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from ptycho_torch.errors import ConfigError
 from ptycho_torch.plots import plot_scan
 from ptycho_torch.scan import Examination, examine
 
@@ -50,7 +51,7 @@ def test_less_is_drawn_of_a_scan_without_probe_or_with_a_broken_clause(
 
 def test_a_picture_that_cannot_be_written_leaves_nothing(examination: Examination, tmp_path: Path) -> None:
     (tmp_path / "taken.png").mkdir()
-    with pytest.raises(OSError, match="taken"):
+    with pytest.raises(ConfigError, match="taken"):
         plot_scan(examination, tmp_path / "taken.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["scan.npz", "taken.png"]
 

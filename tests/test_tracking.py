@@ -23,6 +23,7 @@ import torch
 from lightning_utilities.core import rank_zero
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
+from training_runs import SMALL, write_scan
 
 from ptycho_torch import tracking
 from ptycho_torch.config_params import TrainingSettings
@@ -560,3 +561,47 @@ def test_training_ends_although_the_server_is_killed(
     run = client(f"sqlite:///{server.folder / 'store.db'}").get_run(tracker.run_id)
     assert run.data.params["learning_rate"] == "0.01"
     assert "train_loss" in run.data.metrics
+
+
+@needs_mlflow
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_whole_of_training_is_on_the_server_or_goes_on_without_it(
+    killed: bool, server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensordict", reason="the memory map is a TensorDict; pip install tensordict")
+    from ptycho_torch import train
+    from ptycho_torch.config_params import Settings
+
+    ends = train.PtychoPINN.on_train_epoch_end
+
+    def kill(module: train.PtychoPINN) -> None:
+        ends(module)
+        if killed and module.current_epoch == 1:
+            server.kill()
+
+    monkeypatch.setattr(train.PtychoPINN, "on_train_epoch_end", kill)
+    scan = write_scan(tmp_path / "scans" / "star.npz")
+    result = train.main(
+        scan,
+        settings=Settings().override(SMALL | {"tracking": True, "max_epochs": 4}),
+        output_dir="out",
+        progress=False,
+    )
+    assert len(result.history["train_loss"]) == 4
+    assert result.checkpoint.is_file()
+    assert len(messages(caplog, logging.WARNING)) == int(killed)
+    assert result.run_id is not None
+    if killed:
+        return
+    found = client(server.uri)
+    run = found.get_run(result.run_id)
+    assert found.get_experiment(run.info.experiment_id).name == "PtychoPINN vanilla"
+    assert run.info.status == "FINISHED"
+    assert run.data.params["training.max_epochs"] == "4"
+    assert run.data.params["network.n_filters_scale"] == "1"
+    for name in ("train_loss", "val_loss", "learning_rate"):
+        values = [metric.value for metric in found.get_metric_history(result.run_id, name)]
+        assert values == pytest.approx(result.history[name], rel=1e-6)
+    assert {"checkpoints/last.ckpt", "checkpoints/best.ckpt"} <= artifacts(found, result.run_id, "checkpoints")
+    pictures = artifacts(found, result.run_id, "pictures")
+    assert {"pictures/star.png", "pictures/star_colour.png", "pictures/history.png"} <= pictures

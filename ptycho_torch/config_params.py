@@ -59,6 +59,17 @@ def _check_type(owner: str, name: str, value: object, annotation: str) -> None:
             _require(finite, f"{owner}.{name} = {value!r} is not a finite number.")
 
 
+def _advice(name: str, known: tuple[str, ...]) -> str:
+    """Say what an unknown name is here, or the nearest that there is, or all that there are."""
+    from ptycho_torch.config_schema import hint
+
+    elsewhere = hint(name)
+    if elsewhere is not None and name not in known:
+        return elsewhere
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(sorted(known))}."
+
+
 class _Checked:
     """Reads a frozen settings class from a mapping, and names what does not fit."""
 
@@ -76,9 +87,7 @@ class _Checked:
         known = (*cls.field_names(), *also_known)
         for name in names:
             if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(sorted(known))}."
-                raise ConfigError(f"Unknown setting {name!r} of {cls.__name__}; {hint}")
+                raise ConfigError(f"Unknown setting {name!r} of {cls.__name__}; {_advice(name, known)}")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
@@ -650,9 +659,7 @@ class Settings:
         changed: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
             if name not in every:
-                near = difflib.get_close_matches(name, every, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(sorted(every))}."
-                raise ConfigError(f"Unknown setting {name!r}; {hint}")
+                raise ConfigError(f"Unknown setting {name!r}; {_advice(name, tuple(every))}")
             changed.setdefault(every[name], {})[name] = value
         return dataclasses.replace(
             self, **{owner: dataclasses.replace(owners[owner], **names) for owner, names in changed.items()}

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptycho_torch.config_params import LossWeights, NetworkSettings
+from ptycho_torch.config_params import (
+    DataConfig,
+    LossWeights,
+    ModelConfig,
+    ModelSettings,
+    NetworkSettings,
+    Settings,
+    TrainingConfig,
+    TrainingSettings,
+    data_config_default,
+    model_config_default,
+    training_config_default,
+)
 from ptycho_torch.errors import ConfigError
 
 
@@ -38,7 +51,7 @@ def test_a_setting_the_network_cannot_have_is_refused(wrong: dict[str, object], 
 
 def test_an_unknown_name_gets_the_nearest_one() -> None:
     with pytest.raises(ConfigError, match="did you mean 'gridsize'"):
-        NetworkSettings.check_names({"grid_size": 2})
+        NetworkSettings.check_names({"gridsze": 2})
     with pytest.raises(ConfigError, match="known settings"):
         NetworkSettings.check_names({"zzz": 2})
 
@@ -70,3 +83,97 @@ def test_the_canvas_is_centred_or_refused(N: int, gridsize: int, offset: int, ji
     found = NetworkSettings(**settings)  # type: ignore[arg-type]
     assert found.canvas_px - N == 2 * found.padding_px
     assert 0 <= total - (found.canvas_px - N) <= 1
+
+
+SINGLETONS = (
+    (ModelConfig, model_config_default, "n_filters_scale", 3, "n_filter_scale"),
+    (TrainingConfig, training_config_default, "max_epochs", 7, "max_epoch"),
+    (DataConfig, data_config_default, "gridsize", 3, "gridsze"),
+)
+
+
+@pytest.fixture
+def _restored() -> Iterator[None]:
+    before = [(kind, dataclasses.asdict(kind().snapshot())) for kind, *_ in SINGLETONS]
+    yield
+    for kind, values in before:
+        kind().set_settings(values)
+
+
+@pytest.mark.usefixtures("_restored")
+@pytest.mark.parametrize(("kind", "defaults", "name", "value", "misspelt"), SINGLETONS)
+def test_a_singleton_is_one_object_that_checks_what_it_is_given(
+    kind: type[ModelConfig], defaults: dict[str, object], name: str, value: int, misspelt: str
+) -> None:
+    assert kind() is kind()
+    kind().set_settings(defaults)
+    frozen = kind().snapshot()
+    kind().add(name, value)
+    assert kind().get(name) == value
+    assert getattr(frozen, name) == defaults[name]
+    for wrong, message in ((misspelt, f"did you mean {name!r}"), ("zzz", "known settings")):
+        with pytest.raises(ConfigError, match=message):
+            kind().add(wrong, 1)
+        with pytest.raises(ConfigError, match=message):
+            kind().get(wrong)
+    for bad in ("three", -3, True, 2.5):
+        with pytest.raises(ConfigError, match="expected"):
+            kind().add(name, bad)
+    with pytest.raises(ConfigError, match="expected"):
+        kind().set_settings({name: -3})
+    assert kind().get(name) == value
+
+
+@pytest.mark.usefixtures("_restored")
+def test_setting_neither_changes_nor_keeps_the_caller_s_dictionary() -> None:
+    given = dict(training_config_default) | {"max_epochs": 4}
+    before = dict(given)
+    TrainingConfig().set_settings(given)
+    TrainingConfig().add("max_epochs", 5)
+    assert given == before
+    given["max_epochs"] = 6
+    assert TrainingConfig().get("max_epochs") == 5
+    with pytest.raises(TypeError):
+        training_config_default["max_epochs"] = 1  # type: ignore[index]
+
+
+def test_settings_survive_the_way_through_plain_values() -> None:
+    settings = Settings().override({"max_epochs": 3, "N": 128, "loss_function": "MAE", "offset": 5})
+    assert Settings.from_dict(settings.as_dict()) == settings
+    assert (settings.training.max_epochs, settings.data.N, settings.model.offset) == (3, 128, 5)
+    with pytest.raises(ConfigError, match="Unknown section 'modell'"):
+        Settings.from_dict({"modell": {}})
+    with pytest.raises(ConfigError, match="did you mean 'learning_rate'"):
+        settings.override({"learnin_rate": 1.0})
+
+
+def test_what_a_user_sets_of_the_network_stays_and_the_rest_follows_from_the_data() -> None:
+    derived = {"N": 64, "gridsize": 2, "nphotons": 1024.0, "offset": 8, "max_position_jitter": 20}
+    network = ModelSettings().network(**derived)  # type: ignore[arg-type]
+    assert (network.offset, network.max_position_jitter, network.intensity_scale) == (8, 20, 1.0)
+    network = ModelSettings(offset=4, max_position_jitter=10, intensity_scale=7.0).network(**derived)  # type: ignore[arg-type]
+    assert (network.offset, network.max_position_jitter, network.intensity_scale) == (4, 10, 7.0)
+
+
+def test_the_loss_function_gives_the_weights_that_are_not_set() -> None:
+    assert TrainingSettings().loss_weights("Poisson") == LossWeights(nll_weight=1.0, mae_weight=0.0)
+    assert TrainingSettings().loss_weights("MAE") == LossWeights(nll_weight=0.0, mae_weight=1.0)
+    assert TrainingSettings(mae_weight=0.5).loss_weights("Poisson") == LossWeights(nll_weight=1.0, mae_weight=0.5)
+    with pytest.raises(ConfigError, match="both 0"):
+        TrainingSettings(nll_weight=0.0).loss_weights("Poisson")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"device": "gpu"}, "auto, cpu, cuda, mps"),
+        ({"devices": 0}, "-1 for all"),
+        ({"weight_decay": 0.1}, "adamw"),
+        ({"tv_weight": 0.1}, "realspace_weight"),
+        ({"early_stop_monitor": "val_loss", "validation_fraction": 0.0}, "validation_fraction"),
+        ({"experiment_name": 3}, "expected str"),
+    ],
+)
+def test_training_that_cannot_be_is_refused(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainingSettings(**wrong)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input
 
-.PHONY: help venv conformance test lint types benchmarks clean
+.PHONY: help venv demo conformance test lint types benchmarks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -23,6 +23,23 @@ help: ## list the targets
 	@echo 'VENV=…          the environment (now: $(VENV))'
 
 venv: $(STAMP) ## make the environment, with TensorFlow and the tools
+
+# A minute of training shows coarse features; a real run takes more patterns, wider layers and longer.
+demo: $(STAMP) ## simulate a scan, train a minute on the CPU, reconstruct, evaluate: pictures in demo/
+	@rm -rf demo && mkdir -p demo/scans
+	@echo "== simulate: an object that is known, and its patterns"
+	@$(BIN)/ptycho-torch simulate -o demo/scans/star.npz --object siemens_star --probe focused \
+		--patterns 576 --step 6 --jitter 2 --plot demo/scan.png
+	@echo "== check-data"
+	@$(BIN)/ptycho-torch check-data demo/scans
+	@echo "== train: about a minute on two cores"
+	@$(BIN)/ptycho-torch train demo/scans -o demo/run --data-dir demo/memmap --no-reconstruct --no-tracking \
+		--device cpu --gridsize 1 --n-filters-scale 1 --batch-size 4 --max-epochs 8
+	@echo "== infer"
+	@$(BIN)/ptycho-torch infer demo/run demo/scans -o demo/reconstructions --data-dir demo/memmap --device cpu
+	@echo "== evaluate"
+	@$(BIN)/ptycho-torch evaluate demo/reconstructions/star.npz --truth demo/scans/star.npz --plot demo/demo.png
+	@echo "== reconstruction beside truth: demo/demo.png"
 
 conformance: $(STAMP) ## prove parity with the TensorFlow reference, layer by layer
 	@echo "== conformance suite"
@@ -45,7 +62,7 @@ benchmarks: $(STAMP) ## measure speed and memory of the data path, beside yardst
 	@$(BIN)/python benchmarks/data_path.py $(ARGS)
 
 clean: ## remove .venv, caches and builds
-	rm -rf .venv build dist parity-report .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv build dist demo parity-report .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find ptycho_torch ptycho_tf_bridge conformance tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt

@@ -1,6 +1,8 @@
 """Two complex images of one object made comparable: shift, global phase, linear phase ramp and scale taken out.
 
 Pure functions of arrays. A vector is (x, y), x along columns and y along rows, in pixels.
+
+<doc-ref type="guide">docs/workflows/pytorch.md</doc-ref>
 """
 
 from __future__ import annotations

@@ -15,6 +15,8 @@ K      output channels of a decoder head: C, or 1
 
 Everything in ``ptycho_torch`` is channels-first. Offsets are ``(B, C, 1, 2)`` with (x, y) last,
 in pixels; x is the column and y the row.
+
+<doc-ref type="contract">specs/stages.yaml</doc-ref>
 """
 
 from jaxtyping import Complex, Float

@@ -1,4 +1,7 @@
-"""``ptycho-torch check-data``: scan files held against the data contract, and what a user should know of them."""
+"""``ptycho-torch check-data``: scan files held against the data contract, and what a user should know of them.
+
+<doc-ref type="contract">specs/data_contracts.md</doc-ref>
+"""
 
 from __future__ import annotations
 

@@ -3,51 +3,188 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import logging
+import os
+import re
 import sys
 from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
 
 from ptycho_torch.errors import PtychoError
 
-_COMMANDS = {
-    "check-data": (
+
+class Command(NamedTuple):
+    """One command.
+
+    Attributes:
+        module: of ``ptycho_torch``, with ``add_arguments(parser)`` and ``run(options) -> int``; it is imported when the
+            command is used, and not before.
+        what: what the command does.
+        example: a command line that works.
+    """
+
+    module: str
+    what: str
+    example: str
+
+
+COMMANDS = {
+    "simulate": Command(
+        "simulate",
+        "simulate the scan of a known object",
+        "ptycho-torch simulate -o scans/star.npz --object siemens_star --plot star.png",
+    ),
+    "check-data": Command(
         "check",
         "hold scan files against the data contract",
-        "example: ptycho-torch check-data scans/ --plot pictures",
+        "ptycho-torch check-data scans/ --plot pictures",
     ),
-    "convert-scan": (
+    "convert-scan": Command(
         "convert",
         "repair a scan, or import a CXI/HDF5 file",
-        "example: ptycho-torch convert-scan counts.npz -o scans/star.npz --from-intensity",
+        "ptycho-torch convert-scan counts.npz -o scans/star.npz --from-intensity",
+    ),
+    "train": Command(
+        "command_train",
+        "train the network on scans, and reconstruct them",
+        "ptycho-torch train scans/ -o run --config run.yaml --max-epochs 60 --no-tracking",
+    ),
+    "infer": Command(
+        "command_infer",
+        "reconstruct scans with a trained network",
+        "ptycho-torch infer run/checkpoints/last.ckpt scans/ -o reconstructions",
+    ),
+    "evaluate": Command(
+        "evaluate",
+        "compare reconstructions with the true object",
+        "ptycho-torch evaluate reconstructions/star.npz --truth scans/star.npz --plot comparison.png",
+    ),
+    "plot": Command(
+        "command_plot",
+        "draw reconstructions, scans and training histories",
+        "ptycho-torch plot reconstructions/star.npz run/history.json -o pictures",
     ),
 }
-"""Command → module with ``add_arguments`` and ``run``, what it does, example."""
+"""Every command, in the order in which one uses them."""
+
+USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
+"""Exit codes beside 0: the command line was wrong, the command failed, or the user interrupted it."""
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    """Takes underscores in flags for dashes, and says in one line what is wrong with a command line."""
+
+    def __init__(self, command: Command | None = None, **names: Any) -> None:
+        # Examples stay in one line, so that they can be copied.
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(**names | {"allow_abbrev": False, "formatter_class": formatter})
+        self._command = command
+
+    def complete(self) -> None:
+        """Import the module of the command and add its arguments, once."""
+        if self._command is None:
+            return
+        command, self._command = self._command, None
+        self.epilog = f"example: {command.example}"
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        self.add_argument("-v", "--verbose", action="store_true", help="say more on the way")
+        importlib.import_module(f"ptycho_torch.{command.module}").add_arguments(self)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # Only here is it known which command is wanted. Importing all of them would make --help wait for PyTorch.
+        self.complete()
+        return super().parse_known_args(_with_dashes(sys.argv[1:] if args is None else args), namespace)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            command = parser_of(options.command)
+            command.error(f"unrecognized arguments: {' '.join(unknown)}{_nearest(unknown, command)}")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_ERROR, f"error: {_one_line(message)} (see {self.prog} --help)\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line; it imports the module of a command when it meets the command."""
+    top = _Parser(
         prog="ptycho-torch",
         description="Ptychographic reconstruction with a physics-informed network.",
-        epilog="example: ptycho-torch check-data scan.npz",
+        epilog="example: ptycho-torch check-data scan.npz\n\nptycho-torch COMMAND --help has one for each command.",
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (module, what, example) in _COMMANDS.items():
-        command = commands.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.", epilog=example)
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        command.add_argument("-v", "--verbose", action="store_true", help="say more on the way")
-        importlib.import_module(f"ptycho_torch.{module}").add_arguments(command)
-    return parser
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        commands.add_parser(
+            name, help=command.what, description=f"{command.what[0].upper()}{command.what[1:]}.", command=command
+        )
+    return top
+
+
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """Return the parser of one command."""
+    alone = _Parser(prog=f"ptycho-torch {name}", command=COMMANDS[name])
+    alone.complete()
+    return alone
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code, and 1 with one clear line where it fails."""
-    options = _parser().parse_args(arguments)
+    """Run one command; return its exit code, and say in one line on standard error why it failed."""
+    options = parser().parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.INFO if options.verbose else logging.WARNING)
     try:
-        return int(importlib.import_module(f"ptycho_torch.{_COMMANDS[options.command][0]}").run(options))
+        code = int(importlib.import_module(f"ptycho_torch.{COMMANDS[options.command].module}").run(options))
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        if options.debug:
+            raise
+        return _fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output has gone, as `head` does. Python would complain again when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
     except (PtychoError, OSError) as err:
         if options.debug:
             raise
-        print(f"error: {err}", file=sys.stderr)  # noqa: T201
-        return 1
+        return _fail(f"error: {_one_line(str(err))}")
+    except Exception as err:
+        if options.debug:
+            raise
+        what = f"{type(err).__name__}: {_one_line(str(err))}".removesuffix(": ")
+        return _fail(f"error: unexpected {what} (--debug shows the traceback)")
+
+
+def _fail(line: str, code: int = FAILURE) -> int:
+    print(line, file=sys.stderr)  # noqa: T201 - the command's last word
+    return code
+
+
+def _nearest(unknown: Sequence[str], command: argparse.ArgumentParser) -> str:
+    """Return the flag that was probably meant."""
+    known = set(re.findall(r"--[\w-]+", command.format_help()))
+    for argument in unknown:
+        if near := difflib.get_close_matches(argument.partition("=")[0], known, n=1):
+            return f"; did you mean {near[0]}?"
+    return ""
+
+
+def _one_line(text: str) -> str:
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _with_dashes(arguments: Sequence[str]) -> list[str]:
+    """Write --max_epochs as --max-epochs, up to a lone --.
+
+    >>> _with_dashes(["--max_epochs=3", "a_b", "--run-name", "x_y"])
+    ['--max-epochs=3', 'a_b', '--run-name', 'x_y']
+    """
+    arguments = list(arguments)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    for number, argument in enumerate(arguments[:end]):
+        if argument.startswith("--"):
+            flag, equals, value = argument.partition("=")
+            arguments[number] = flag.replace("_", "-") + equals + value
+    return arguments

@@ -1,6 +1,8 @@
 """The errors that a user of ptycho_torch can meet.
 
 Each message names what was found, what was expected and what to do about it.
+
+<doc-ref type="guide">docs/DEVELOPER_GUIDE.md</doc-ref>
 """
 
 from __future__ import annotations

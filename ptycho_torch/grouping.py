@@ -2,6 +2,8 @@
 
 All draws come from NumPy's legacy MT19937 generator, whose stream NumPy keeps unchanged for ever: the reference is
 reproduced number for number with it, and a map made today has the groups of one made in years.
+
+<doc-ref type="contract">specs/data_contracts.md</doc-ref>
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """What looks wrong in a scan that holds every clause: units, centre, orientation, intensity in place of amplitude.
 
 A hint is a line for people and never an error: the data alone cannot prove it.
+
+<doc-ref type="contract">specs/data_contracts.md</doc-ref>
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""NPZ files written member by member: larger than the memory, and in place by one rename or not at all."""
+"""NPZ files written member by member: larger than the memory, and in place by one rename or not at all.
+
+<doc-ref type="contract">specs/data_contracts.md</doc-ref>
+"""
 
 from __future__ import annotations
 

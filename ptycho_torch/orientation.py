@@ -3,6 +3,8 @@
 A short reconstruction of a few overlapping patterns is run once for every guess, all guesses in one batch, with the
 probe of the scan held fixed. Some patterns are held out; the guess that predicts them best is right. A misfit of
 training patterns would say less: with little overlap any guess fits those.
+
+<doc-ref type="contract">specs/data_contracts.md</doc-ref>
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Pictures of results. Matplotlib is imported where a picture is made, and without any global state."""
+"""Pictures of results. Matplotlib is imported where a picture is made, and without any global state.
+
+<doc-ref type="guide">docs/workflows/pytorch.md</doc-ref>
+"""
 
 from __future__ import annotations
 

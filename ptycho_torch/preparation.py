@@ -1,4 +1,7 @@
-"""From the frames of a scan to patterns of N × N, and settings that follow from a scan (clauses PREP-01, PREP-02)."""
+"""From the frames of a scan to patterns of N × N, and settings that follow from a scan (clauses PREP-01, PREP-02).
+
+<doc-ref type="contract">specs/data_contracts.md</doc-ref>
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The default probe, the disk mask and the probe's normalisation (reference page §3)."""
+"""The default probe, the disk mask and the probe's normalisation (reference page §3).
+
+<doc-ref type="contract">specs/stages.yaml</doc-ref>
+"""
 
 import math
 

@@ -1,4 +1,7 @@
-"""Scans as their files have them: NPZ files that break clauses, and HDF5 files. What ``convert-scan`` starts from."""
+"""Scans as their files have them: NPZ files that break clauses, and HDF5 files. What ``convert-scan`` starts from.
+
+<doc-ref type="contract">specs/data_contracts.md</doc-ref>
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Patches to whole objects (reference page §6), as they arrive and in memory that does not grow with their number."""
+"""Patches to whole objects (reference page §6), as they arrive and in memory that does not grow with their number.
+
+<doc-ref type="guide">docs/workflows/pytorch.md</doc-ref>
+"""
 
 import math
 from collections.abc import Mapping

@@ -1,6 +1,8 @@
 """From counts to amplitude and back: normalisation and intensity scale (reference page §5).
 
 amplitude is √counts, intensity is amplitude², counts are photons.
+
+<doc-ref type="contract">specs/data_contracts.md</doc-ref>
 """
 
 import math

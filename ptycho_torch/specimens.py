@@ -2,6 +2,8 @@
 
 Every object is (H, W) complex64 with amplitude 1 − 0.7·a and phase (π/2)·d, where 0 ≤ a ≤ 1 is what it absorbs and
 −1 ≤ d ≤ 1 what it delays. So the amplitude lies in 0.3…1 and the phase in ±π/2, and neither wraps.
+
+<doc-ref type="guide">docs/workflows/pytorch.md</doc-ref>
 """
 
 import math

@@ -1,0 +1,120 @@
+"""``ptycho-torch infer``: scans and a checkpoint become objects, pictures and HDF5 products.
+
+<doc-ref type="guide">docs/workflows/pytorch.md</doc-ref>
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import get_args
+
+from ptycho_torch.command_train import add_progress, wants_progress
+from ptycho_torch.config_params import Device
+
+WEIGHTINGS = ("smooth", "uniform")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``infer``."""
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="a .ckpt file of training, or the folder of a run for its checkpoints/last.ckpt",
+    )
+    parser.add_argument("ptycho_dir", type=Path, metavar="SCANS", help="a folder of scans (.npz), or one scan")
+    parser.add_argument(
+        "--probe-dir", type=Path, metavar="DIR", help="folder of probes, one for all scans or one for each by its stem"
+    )
+    parser.add_argument(
+        "-o",
+        "--output-dir",
+        type=Path,
+        default=Path("reconstructions"),
+        metavar="DIR",
+        help="objects, pictures and products, named after the scans (default reconstructions)",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="folder of the memory map (default: memmap in the output folder)"
+    )
+    parser.add_argument("--batch-size", type=_whole, metavar="INT", help="groups predicted at once (default 64)")
+    parser.add_argument(
+        "--weighting",
+        choices=WEIGHTINGS,
+        default="smooth",
+        help="smooth: objects of groups are weighted by a Hann window; uniform: the plain average of their middles, as "
+        "the reference has it (default smooth)",
+    )
+    parser.add_argument(
+        "--crop-px",
+        type=_whole,
+        metavar="PX",
+        help="side of the middle of each object that is used (default: N/2 for smooth, 20 for uniform)",
+    )
+    parser.add_argument(
+        "--device", choices=get_args(Device), default="auto", help="auto takes a GPU if there is one (default auto)"
+    )
+    add_progress(parser)
+    geometry = parser.add_argument_group("geometry", "where the scans do not say it; products need it")
+    geometry.add_argument("--wavelength-m", type=_positive, metavar="METRES", help="wavelength")
+    geometry.add_argument("--distance-m", type=_positive, metavar="METRES", help="from object to detector")
+    geometry.add_argument(
+        "--pixel-m", type=_positive, metavar="METRES", help="side of a detector pixel, before binning"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Reconstruct; return 0.
+
+    Raises:
+        PtychoError: a checkpoint or scan that cannot be read or does not fit, or files that are there.
+    """
+    from ptycho_torch import inference
+
+    checkpoint: Path = options.checkpoint
+    if checkpoint.is_dir():
+        checkpoint = checkpoint / "checkpoints" / "last.ckpt"
+    results = inference.infer(
+        checkpoint,
+        options.ptycho_dir,
+        output_dir=options.output_dir,
+        probe_dir=options.probe_dir,
+        data_dir=options.data_dir,
+        batch_size=options.batch_size,
+        weighting=options.weighting,
+        crop_px=options.crop_px,
+        device=options.device,
+        progress=wants_progress(options),
+        overwrite=options.overwrite,
+        wavelength_m=options.wavelength_m,
+        detector_distance_m=options.distance_m,
+        detector_pixel_m=options.pixel_m,
+    )
+    for result in results:
+        height, width = result.reconstruction.object.shape
+        groups = len(result.reconstruction.positions_px)
+        print(f"{result.name}: object of {width} × {height} pixels from {groups} groups")  # noqa: T201
+        products = () if result.product is None else (result.product,)
+        for path in (result.npz, *products, *result.pictures):
+            print(f"  {path}")  # noqa: T201
+    return 0
+
+
+def _whole(text: str) -> int:
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return number
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return number

@@ -1,0 +1,84 @@
+"""``ptycho-torch plot``: pictures of reconstructions, scans and training histories."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from ptycho_torch.errors import DataContractError
+
+MAX_HISTORY_BYTES = 64 * 2**20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``plot``."""
+    parser.add_argument(
+        "paths", nargs="+", type=Path, metavar="FILE", help="a reconstruction or scan (.npz), or history.json of a run"
+    )
+    parser.add_argument(
+        "-o", "--output-dir", type=Path, metavar="DIR", help="folder of the pictures (default: beside each file)"
+    )
+    parser.add_argument(
+        "--images", action="store_true", help="of a reconstruction also plain images, one pixel for each of its own"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Draw every file; return 0. Pictures that are there are replaced.
+
+    Raises:
+        DataContractError: a file that is neither, or that breaks a clause.
+    """
+    for path in options.paths:
+        folder = path.parent if options.output_dir is None else options.output_dir
+        folder.mkdir(parents=True, exist_ok=True)
+        for picture in _draw(path, folder, images=options.images):
+            print(picture, flush=True)  # noqa: T201 - the command's answer
+    return 0
+
+
+def _draw(path: Path, folder: Path, *, images: bool) -> tuple[Path, ...]:
+    """Draw one file; return the pictures."""
+    picture = folder / f"{path.stem}.png"
+    if path.suffix == ".json":
+        from ptycho_torch.pictures import plot_history
+
+        plot_history(_history(path), picture)
+        return (picture,)
+    from ptycho_torch.npz import NpzFile
+
+    keys = NpzFile(path).keys
+    if "object" in keys and "coverage" in keys:
+        from ptycho_torch.pictures import plot_reconstruction, write_images
+        from ptycho_torch.products import read_reconstruction
+
+        reconstruction = read_reconstruction(path)
+        plot_reconstruction(reconstruction, picture)
+        return (picture, *(write_images(reconstruction, folder, path.stem) if images else ()))
+    if "diff3d" in keys or "diffraction" in keys:
+        from ptycho_torch.plots import plot_scan
+        from ptycho_torch.scan import examine
+
+        examination = examine(path)
+        if examination.mean_counts is None:
+            broken = (finding.text for finding in examination.findings if finding.state == "broken")
+            raise DataContractError(next(broken, f"{path}: the patterns could not be read."))
+        plot_scan(examination, picture)
+        return (picture,)
+    raise DataContractError(
+        f"{path}: neither a reconstruction ('object', 'coverage') nor a scan ('diff3d'); it holds "
+        f"{', '.join(sorted(keys)[:12])}."
+    )
+
+
+def _history(path: Path) -> dict[str, list[float]]:
+    with path.open("rb") as file:
+        content = file.read(MAX_HISTORY_BYTES + 1)
+    try:
+        history = json.loads(content) if len(content) <= MAX_HISTORY_BYTES else None
+        if not isinstance(history, dict):
+            raise ValueError("no names with a value for each epoch")
+        return {str(name): [float(value) for value in values] for name, values in history.items()}
+    except (ValueError, TypeError, RecursionError) as err:
+        raise DataContractError(f"{path}: no history of a training run ({err}).") from err

@@ -2,10 +2,16 @@
 
 Every step that has a clause in <doc-ref type="contract">specs/stages.yaml</doc-ref> is one ``Stage`` module, and
 its module path is the clause's id: ``model.get_submodule("decoder_amp.outer.conv1")``. So a forward hook on a
-stage sees exactly what the clause speaks of, and whoever does not hook pays nothing.
+stage sees exactly what the clause speaks of, and whoever does not hook pays nothing. For the doublings that is
+meant literally: one without a hook is not computed. The convolution that reads it works on the small image
+instead (``helper.convolve_doubled``), which is the same up to rounding.
+
+Under autocast the convolutions run in its precision. The heads hand over in that of the parameters, and from there
+on autocast is off, since phases and diffraction have no digits to spare.
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +34,8 @@ class NormalizedInput(Stage):
 
     def forward(self, scaled_amplitude: GroupAmplitude, log_scale: Float[Tensor, ""]) -> GroupAmplitude:
         """Undo the intensity scale, so that the encoder sees normalised amplitude."""
-        return scaled_amplitude / log_scale.exp()
+        # Here once, so that every convolution stays channels-last; without ``to``, one channel counts as either format.
+        return (scaled_amplitude / log_scale.exp()).to(memory_format=torch.channels_last)
 
 
 class Convolution(Stage):
@@ -62,15 +69,19 @@ class Convolution(Stage):
         kernel.uniform_(-limit, limit, generator=generator)
         # Convolutions follow their kernel's memory format. On a CPU channels-last is faster, and its sums over pixels,
         # blocked where the other format's are serial, are several times closer to the truth.
-        self.weight = nn.Parameter(kernel.contiguous(memory_format=torch.channels_last))
+        self.weight = nn.Parameter(kernel.to(memory_format=torch.channels_last))
         self.bias = nn.Parameter(torch.zeros(out_channels, dtype=torch.float64))
 
-    def forward(self, features: Float[Tensor, "B F H W"]) -> Float[Tensor, "B G H W"]:
-        """Convolve with zero padding of one pixel."""
+    def forward(self, features: Float[Tensor, "B F H W"], *, doubled: bool = False) -> Float[Tensor, "B G h w"]:
+        """Convolve with zero padding of one pixel; with ``doubled``, convolve the doubling of the features."""
         start = self.first_channel % features.shape[1]
         features = features[:, start : start + self.in_channels]
-        features = nn.functional.conv2d(features, self.weight, self.bias, padding=1)
-        return features.relu() if self.relu else features
+        if doubled:
+            features = helper.convolve_doubled(features, self.weight, self.bias)
+        else:
+            features = nn.functional.conv2d(features, self.weight, self.bias, padding=1)
+        # A convolution without ReLU is a head: what follows it is no longer for autocast.
+        return features.relu_() if self.relu else features.to(self.weight.dtype)
 
 
 class Pool(Stage):
@@ -244,6 +255,20 @@ def _encoder(settings: NetworkSettings, generator: torch.Generator | None) -> nn
     return nn.Sequential(*blocks)
 
 
+def _is_hooked(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
+
+
+def _convolve_doubled(up: nn.Module, features: Tensor, *convolutions: nn.Module) -> list[Tensor]:
+    """Return convolution(up(features)) of each convolution; without a hook on ``up``, straight from the features."""
+    if _is_hooked(up):
+        features = up(features)
+        return [convolution(features) for convolution in convolutions]
+    return [convolution(features, doubled=True) for convolution in convolutions]
+
+
 class Decoder(nn.Module):
     """From the encoder's features to amplitude or phase patches (reference page §2, stages 3 and 4).
 
@@ -299,12 +324,35 @@ class Decoder(nn.Module):
 
     def forward(self, features: Float[Tensor, "B F H W"]) -> Float[Tensor, "B K N N"]:
         """Decode to N × N patches."""
+        up: nn.Module | None = None
         for index in range(self.depth):
-            features = self.get_submodule(str(index))(features)
-        outer = self.outer(features) if self.has_outer_path else None
+            first, second, following = self.get_submodule(str(index)).children()
+            # The first block reads the encoder's features as they are, each other one what is doubled before it.
+            features = first(features) if up is None else _convolve_doubled(up, features, first)[0]
+            features, up = second(features), following
+        assert up is not None
+        if not self.has_outer_path:
+            (centre,) = _convolve_doubled(up, features, self.central)
+            return self.output(self.activation(centre))  # type: ignore[no-any-return]
+        outer = self.outer.get_submodule
         if not self.pad_object:
-            return self.output(outer)  # type: ignore[no-any-return]
-        return self.output(self.activation(self.central(features)), outer)  # type: ignore[no-any-return]
+            (start,) = _convolve_doubled(up, features, outer("conv1"))
+            return self.output(self._finish_outer(start))  # type: ignore[no-any-return]
+        centre, start = _convolve_doubled(up, features, self.central, outer("conv1"))
+        border = outer("swish")(self._finish_outer(start))
+        return self.output(self.activation(centre), border)  # type: ignore[no-any-return]
+
+    def _finish_outer(self, start: Tensor) -> Tensor:
+        """Go from the first convolution of the outer path to its head."""
+        outer = self.outer.get_submodule
+        (head,) = _convolve_doubled(outer("up"), outer("conv2")(start), outer("head"))
+        return head
+
+
+def _without_autocast(tensor: Tensor) -> AbstractContextManager[None]:
+    """Keep a surrounding autocast away from matrix products, on devices that have one."""
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -426,8 +474,9 @@ class PtychoNet(nn.Module):
             offsets_px: o_c, minus the position relative to the group's mean.
         """
         self._check(scaled_amplitude, offsets_px)
-        canvas = self.merged(self.predict_patches(scaled_amplitude), offsets_px)
-        return self.object(canvas)  # type: ignore[no-any-return]
+        patches = self.predict_patches(scaled_amplitude)
+        with _without_autocast(patches):
+            return self.object(self.merged(patches, offsets_px))  # type: ignore[no-any-return]
 
     def forward(
         self, scaled_amplitude: GroupAmplitude, offsets_px: OffsetsPx, probe: Tensor | None = None
@@ -443,10 +492,12 @@ class PtychoNet(nn.Module):
             DataContractError: a shape that does not fit the settings.
         """
         self._check(scaled_amplitude, offsets_px, probe)
-        canvas = self.merged(self.predict_patches(scaled_amplitude), offsets_px)
-        views = self.views(canvas, offsets_px)
-        exit_wave = self.exit_wave(views, self.probe if probe is None else probe)
-        amplitude = self.predicted_amplitude(self.amplitude(exit_wave), self.log_scale)
-        return Prediction(
-            object=self.object(canvas), amplitude=amplitude, intensity=self.predicted_intensity(amplitude)
-        )
+        patches = self.predict_patches(scaled_amplitude)
+        with _without_autocast(patches):
+            canvas = self.merged(patches, offsets_px)
+            views = self.views(canvas, offsets_px)
+            exit_wave = self.exit_wave(views, self.probe if probe is None else probe)
+            amplitude = self.predicted_amplitude(self.amplitude(exit_wave), self.log_scale)
+            return Prediction(
+                object=self.object(canvas), amplitude=amplitude, intensity=self.predicted_intensity(amplitude)
+            )

@@ -569,6 +569,8 @@ def main(
     training, validation = loaders(dataset, settings.training)
     if settings.training.compile:
         module.network.compile()
+    # The environment decides where runs are tracked. To decide it here, uncomment:
+    # os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:5000"
     with track(settings.training, parameters=_flat(module), output_dir=output_dir) as tracker, quiet_lightning():
         trainer = make_trainer(
             settings.training,
@@ -687,6 +689,9 @@ def quiet_lightning() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*fewer than the logging interval.*")
         warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before the epoch ended.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+        # The module takes its means over all processes before it logs them.
+        warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
+        warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
         for logger in loggers:
             logger.setLevel(logging.WARNING)
         try:

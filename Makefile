@@ -58,8 +58,9 @@ types: $(STAMP) ## check the types
 	@echo "== mypy"
 	@$(BIN)/python -m mypy
 
-benchmarks: $(STAMP) ## measure speed and memory of the data path, beside yardsticks (needs 13 GiB of disk)
-	@$(BIN)/python benchmarks/data_path.py $(ARGS)
+benchmarks: $(STAMP) ## measure the network beside Keras, and the data path beside yardsticks (needs 13 GiB of disk)
+	@$(BIN)/python benchmarks/network.py
+	@$(BIN)/python benchmarks/data_path.py
 
 clean: ## remove .venv, caches and builds
 	rm -rf .venv build dist demo parity-report .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -173,7 +173,7 @@ def main() -> None:
     if options.groups * max(options.gridsizes) ** 2 >= keras_reference.MAX_PATCHES_PER_CALL:
         parser.error("the reference takes fewer than 64 patches in a batch; lower --groups (REF-01)")
     if "OMP_WAIT_POLICY" not in os.environ:
-        # OpenMP reads it once, when torch is loaded. Threads that spin while they wait take cores from the other side.
+        # OpenMP reads it once, when torch is loaded. Threads that wait by spinning take cores from the other side.
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"OMP_WAIT_POLICY": "PASSIVE"})
     torch.set_num_threads(options.threads)
     tensorflow().config.threading.set_intra_op_parallelism_threads(options.threads)

@@ -23,7 +23,7 @@ from ptycho_torch.helper import cut_patches, diffract, illuminate
 from ptycho_torch.npz_writer import NpzWriter, refuse_target, replacing
 from ptycho_torch.probe import default_probe
 from ptycho_torch.scan import examine, open_scan, read_probe
-from ptycho_torch.specimens import MAX_OBJECT_PX, SPECIMENS, draw_specimen
+from ptycho_torch.specimens import MAX_OBJECT_PX, SPECIMENS, draw_specimen, weaken
 
 LEAST_NPHOTONS, MOST_NPHOTONS = 1e-3, 1e15
 """Mean counts of a pattern; beyond, float32 amplitude and 64-bit counts are no longer safe."""
@@ -429,6 +429,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "image:camera (default lines)",
     )
     specimen.add_argument(
+        "--contrast",
+        type=_zero_or_more,
+        default=1.0,
+        metavar="C",
+        help="multiplies absorption and optical path; weak objects are easier (default 1)",
+    )
+    specimen.add_argument(
         "--size", type=_whole, metavar="PX", help="side of the object (default: the least that holds the positions)"
     )
     positions = parser.add_argument_group("positions", "in object pixels")
@@ -488,7 +495,7 @@ def run(options: argparse.Namespace) -> int:
         jitter_px=options.jitter,
         size_px=options.size,
     )
-    specimen = draw_specimen(options.object, (plan.size_px, plan.size_px), object_rng)
+    specimen = weaken(draw_specimen(options.object, (plan.size_px, plan.size_px), object_rng), options.contrast)
     scaled = scale_probe(specimen, probe, plan.positions_px, options.nphotons)
     mean_counts = write_scan(
         target,

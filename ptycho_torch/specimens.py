@@ -263,3 +263,21 @@ def draw_specimen(choice: str, shape_px: tuple[int, int], rng: np.random.Generat
     if choice not in SPECIMENS:
         raise ConfigError(f"There is no object {choice!r}. Choose {', '.join(SPECIMENS)}, or image:NAME_OR_PATH.")
     return SPECIMENS[choice](shape_px, rng)
+
+
+def weaken(specimen: Object, contrast: float) -> Object:
+    """Return a weaker, or a stronger, object of the same structure: |o|^c · exp(i·c·arg o).
+
+    Args:
+        specimen: (H, W) transmission.
+        contrast: c ≥ 0, by which optical path and absorption are multiplied; 1 leaves the object as it is.
+
+    Raises:
+        ConfigError: a negative contrast.
+
+    >>> weaken(np.array([[np.exp(1j)]], np.complex64), 0.5).round(3)
+    array([[0.878+0.479j]], dtype=complex64)
+    """
+    if not contrast >= 0:
+        raise ConfigError(f"contrast = {contrast:g}; expected 0 or more.")
+    return np.asarray(np.abs(specimen) ** contrast * np.exp(1j * contrast * np.angle(specimen)), np.complex64)

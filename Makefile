@@ -28,13 +28,13 @@ venv: $(STAMP) ## make the environment, with TensorFlow and the tools
 demo: $(STAMP) ## simulate a scan, train a minute on the CPU, reconstruct, evaluate: pictures in demo/
 	@rm -rf demo && mkdir -p demo/scans
 	@echo "== simulate: an object that is known, and its patterns"
-	@$(BIN)/ptycho-torch simulate -o demo/scans/star.npz --object siemens_star --probe focused \
-		--patterns 576 --step 6 --jitter 2 --plot demo/scan.png
+	@$(BIN)/ptycho-torch simulate -o demo/scans/star.npz --object siemens_star --contrast 0.3 \
+		--patterns 400 --step 6 --plot demo/scan.png
 	@echo "== check-data"
 	@$(BIN)/ptycho-torch check-data demo/scans
 	@echo "== train: about a minute on two cores"
 	@$(BIN)/ptycho-torch train demo/scans -o demo/run --data-dir demo/memmap --no-reconstruct --no-tracking \
-		--device cpu --gridsize 1 --n-filters-scale 1 --batch-size 4 --max-epochs 8
+		--device cpu --gridsize 1 --n-filters-scale 1 --no-probe-big --batch-size 4 --max-epochs 20
 	@echo "== infer"
 	@$(BIN)/ptycho-torch infer demo/run demo/scans -o demo/reconstructions --data-dir demo/memmap --device cpu
 	@echo "== evaluate"

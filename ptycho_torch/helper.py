@@ -94,9 +94,9 @@ def doubled_kernel(kernel: Float[Tensor, "G F 3 3"]) -> Float[Tensor, "4*G F 2 2
 
     >>> doubled_kernel(torch.ones(1, 1, 3, 3))[:, 0, 0]
     tensor([[1., 2.],
+            [2., 1.],
             [2., 4.],
-            [1., 2.],
-            [2., 4.]])
+            [4., 2.]])
     """
     G, F, _, _ = kernel.shape
     first, middle, last = kernel.unbind(2)
@@ -143,8 +143,8 @@ def convolve_doubled(
 ) -> Float[Tensor, "B G h w"]:
     """Convolve the nearest-neighbour doubling of an image, without making it.
 
-    out = kernel ⋆ up(features) + bias, zero-padded by one pixel, in 16 of 36 multiplications: half of a 3 × 3
-    window on doubled pixels reads a pixel twice. Differs from the two steps by rounding only.
+    out = kernel ⋆ up(features) + bias, zero-padded by one pixel, in 16 of 36 multiplications: a 3 × 3 window
+    on doubled pixels sees no more than 2 × 2 different ones. Differs from the two steps by rounding only.
 
     >>> convolve_doubled(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 3, 3), torch.zeros(1))[0, 0]
     tensor([[4., 4.],
@@ -284,7 +284,7 @@ def relative_offsets(positions_px: Float[Tensor, "B C 1 2"]) -> OffsetsPx:
     """Return o_c = −(r_c − r̄): minus each position relative to its group's mean.
 
     >>> relative_offsets(torch.tensor([[[[1.0, 0.0]], [[3.0, 0.0]]]])).flatten()
-    tensor([1., -0., -1., -0.])
+    tensor([ 1., -0., -1., -0.])
     """
     return -(positions_px - positions_px.mean(dim=1, keepdim=True))
 

@@ -64,8 +64,8 @@ def _advice(name: str, known: tuple[str, ...]) -> str:
     from ptycho_torch.config_schema import hint
 
     elsewhere = hint(name)
-    if elsewhere is not None and name not in known:
-        return elsewhere
+    if elsewhere is not None:
+        return f"a name of the reference; {elsewhere.removesuffix('.')}."
     near = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(sorted(known))}."
 

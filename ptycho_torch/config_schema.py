@@ -1,142 +1,224 @@
-"""The configuration schema, <doc-ref type="contract">specs/configuration.yaml</doc-ref>, as frozen values."""
+"""The configuration schema, <doc-ref type="contract">specs/configuration.yaml</doc-ref>, as frozen values.
+
+It says for each setting whose it is, what it may be, and what the TensorFlow reference calls it; ``hint`` helps someone
+who brings a name from there. The settings themselves check their values in ``ptycho_torch.config_params``.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
 from ptycho_torch.contract import SpecError, read_yaml
 
-FILE = "configuration.yaml"
+CONFIGURATION_FILE = "configuration.yaml"
+
+Value = bool | int | float | str | None
+
+_SECTIONS = ("model", "training", "inference", "execution", "data")
+
+_HERE, _NOT_HERE = "here: ", "not here: "
 
 
 @dataclasses.dataclass(frozen=True)
-class Range:
-    """An interval of numbers."""
-
-    least: float
-    most: float
-    least_belongs: bool
-    most_belongs: bool
-
-    @classmethod
-    def parse(cls, text: str) -> Range:
-        """Read an interval such as ``(0, 1]``; the schema has checked its form."""
-        least, most = (float(part) for part in text[1:-1].split(","))
-        return cls(least, most, text[0] == "[", text[-1] == "]" and math.isfinite(most))
-
-    def holds(self, value: float) -> bool:
-        """Say whether a number lies inside."""
-        above = value >= self.least if self.least_belongs else value > self.least
-        return above and (value <= self.most if self.most_belongs else value < self.most)
-
-
-@dataclasses.dataclass(frozen=True)
-class Counterpart:
-    """The same setting somewhere else.
+class Setting:
+    """One setting; ``specs/README.md`` explains the fields.
 
     Attributes:
-        name: field ``owner.name`` of a TensorFlow dataclass, or key of a dictionary.
-        default: its default there.
+        name: as in the settings class of its owner.
+        owner: ``model``, ``training`` or ``data``.
+        type: ``int``, ``float``, ``bool`` or ``str``.
+        default: None only where ``optional``.
+        meaning: one sentence.
+        optional: whether it may be None.
+        none: what None means.
+        minimum: the least value, or None.
+        above: a bound that is itself out of range, or None.
+        maximum: the largest value, or None.
+        below: a bound that is itself out of range, or None.
+        also: values outside the range that are accepted.
+        multiple_of: the value is a multiple of it, or None.
+        choices: accepted texts; empty for any.
+        needs: values of other settings without which a value other than the default is refused.
+        unit: of its value; empty for none.
+        there: its names there, by source: ``tensorflow`` (dataclasses), ``legacy`` (dictionary), ``seed`` (singletons
+            of the guide's era).
+        defaults_there: the defaults there, in the terms of this setting; ``tensorflow_code`` is what TensorFlow's
+            training code does whatever a field says.
+        reason: why one of them is not the default here.
+        note: whatever else there is to say.
     """
-
-    name: str
-    default: Any
-
-
-@dataclasses.dataclass(frozen=True)
-class SettingSpec:
-    """One setting; ``specs/README.md`` explains the fields."""
 
     name: str
     owner: str
     type: str
-    optional: bool
-    choices: tuple[str, ...] | None
-    range: Range | None
-    unit: str | None
-    default: Any
+    default: Value
     meaning: str
-    tensorflow: Counterpart | None
-    legacy: Counterpart | None
-    guide_era: Counterpart | None
-    reason: str | None
-    note: str | None
+    optional: bool = False
+    none: str = ""
+    minimum: float | None = None
+    above: float | None = None
+    maximum: float | None = None
+    below: float | None = None
+    also: tuple[float, ...] = ()
+    multiple_of: int | None = None
+    choices: tuple[str, ...] = ()
+    needs: Mapping[str, Value] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+    unit: str = ""
+    there: Mapping[str, str] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+    defaults_there: Mapping[str, Value] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+    reason: str = ""
+    note: str = ""
 
-    @property
-    def counterparts(self) -> tuple[Counterpart, ...]:
-        """The counterparts that there are."""
-        return tuple(each for each in (self.tensorflow, self.legacy, self.guide_era) if each is not None)
+    def differences(self) -> tuple[str, ...]:
+        """Return the sources whose default is another one."""
+        return tuple(source for source, value in self.defaults_there.items() if not _same(value, self.default))
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """Names that exist there and not here.
+
+    Attributes:
+        source: as in ``Setting.there``, or ``torch``, the reference's own PyTorch side today.
+        names: with the section they stand in, where the source has sections.
+        reason: why not.
+        here: the setting that takes their place; empty for none.
+    """
+
+    source: str
+    names: tuple[str, ...]
+    reason: str
+    here: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class ConfigurationSchema:
-    """All settings, by name, and the names that exist only elsewhere with what takes their place here."""
+    """Everything that ``specs/configuration.yaml`` says.
 
-    settings: Mapping[str, SettingSpec]
-    only_there: Mapping[str, str]
-
-
-@functools.cache
-def load_schema() -> ConfigurationSchema:
-    """Read the schema of the configuration, once.
-
-    Raises:
-        SpecError: it is missing, no YAML, or names something twice.
+    Attributes:
+        settings: by name, in the order of the file.
+        only_there: what the other sides have alone.
+        hints: what to say about a name from there that is none here.
     """
-    return parse_schema(read_yaml(FILE))
+
+    settings: Mapping[str, Setting]
+    only_there: tuple[Foreign, ...]
+    hints: Mapping[str, str]
+
+    def of(self, owner: str) -> tuple[Setting, ...]:
+        """Return the settings of one owner, in order."""
+        return tuple(setting for setting in self.settings.values() if setting.owner == owner)
 
 
 def parse_schema(content: Mapping[str, Any]) -> ConfigurationSchema:
     """Make the schema from the content of ``configuration.yaml``.
 
     Raises:
-        SpecError: a name that is there twice.
+        SpecError: a name that is there twice, or that refers to a setting that is not there.
     """
-    settings = {entry["name"]: _setting(entry) for entry in content["settings"]}
-    names = [(name, entry["here"]) for entry in content["only_there"] for name in entry["names"]]
-    only_there = dict(names)
-    if len(settings) != len(content["settings"]) or len(only_there) != len(names):
-        raise SpecError(f"{FILE}: a name is there twice.")
-    return ConfigurationSchema(MappingProxyType(settings), MappingProxyType(only_there))
-
-
-def _setting(entry: Mapping[str, Any]) -> SettingSpec:
-    def counterpart(key: str, name: str) -> Counterpart | None:
-        return Counterpart(entry[key][name], entry[key]["default"]) if key in entry else None
-
-    return SettingSpec(
-        name=entry["name"],
-        owner=entry["owner"],
-        type=entry["type"],
-        optional=entry.get("optional", False),
-        choices=tuple(entry["choices"]) if "choices" in entry else None,
-        range=Range.parse(entry["range"]) if "range" in entry else None,
-        unit=entry.get("unit"),
-        default=entry["default"],
-        meaning=entry["meaning"],
-        tensorflow=counterpart("tensorflow", "field"),
-        legacy=counterpart("legacy", "key"),
-        guide_era=counterpart("guide_era", "key"),
-        reason=entry.get("reason"),
-        note=entry.get("note"),
+    settings: dict[str, Setting] = {}
+    for entry in content["settings"]:
+        setting = Setting(**{key: _frozen(value) for key, value in entry.items()})
+        if setting.name in settings:
+            raise SpecError(f"{CONFIGURATION_FILE}: setting {setting.name!r} is there twice.")
+        settings[setting.name] = setting
+    only_there = tuple(
+        Foreign(**{key: _frozen(value) for key, value in entry.items()}) for entry in content["only_there"]
+    )
+    referred = [(setting.name, name) for setting in settings.values() for name in setting.needs]
+    referred += [(", ".join(foreign.names), foreign.here) for foreign in only_there if foreign.here]
+    for where, name in referred:
+        if name not in settings:
+            raise SpecError(f"{CONFIGURATION_FILE}: {where} refers to {name!r}, which is no setting.")
+    return ConfigurationSchema(
+        settings=MappingProxyType(settings),
+        only_there=only_there,
+        hints=MappingProxyType(_hints(settings, only_there)),
     )
 
 
-def hint(name: str) -> str | None:
-    """Say what a name of the reference or of the guide's era is here, or None for a name that is none.
+@functools.cache
+def load_schema() -> ConfigurationSchema:
+    """Read ``specs/configuration.yaml`` once.
 
-    >>> hint("nepochs")
-    'of the reference; here: max_epochs.'
+    Raises:
+        SpecError: as ``ptycho_torch.contract.read_yaml`` and ``parse_schema``.
+
+    >>> load_schema().settings["max_epochs"].there["tensorflow"]
+    'training.nepochs'
     """
-    schema = load_schema()
-    if name in schema.only_there:
-        return f"of the reference; here: {schema.only_there[name]}"
-    for setting in schema.settings.values():
-        if name in {each.name.split(".", 1)[-1] for each in setting.counterparts}:
-            return f"of the reference; here: {setting.name} ({setting.owner})."
-    return None
+    return parse_schema(read_yaml(CONFIGURATION_FILE))
+
+
+def hint(name: str) -> str | None:
+    """Say what a name of the TensorFlow reference is here; None for a setting of ours and for an unknown name.
+
+    Args:
+        name: a dataclass field or a key, with or without the section it stands in.
+
+    >>> hint("object.big")
+    'here: object_big (model)'
+    >>> hint("training.nphotons")
+    'here: nphotons (data)'
+    >>> hint("backend")
+    'not here: This package is the PyTorch side.'
+    """
+    return load_schema().hints.get(name)
+
+
+def _hints(settings: Mapping[str, Setting], only_there: tuple[Foreign, ...]) -> dict[str, str]:
+    sources: set[tuple[str, str]] = set()
+    hints: dict[str, str] = {}
+
+    def add(source: str, name: str, text: str) -> None:
+        if (source, name) in sources:
+            raise SpecError(f"{CONFIGURATION_FILE}: {name!r} of {source} is there twice.")
+        sources.add((source, name))
+        for spelling in _spellings(name):
+            known = hints.get(spelling, _NOT_HERE)
+            if text.startswith(_HERE) and known.startswith(_HERE) and text != known:
+                raise SpecError(f"{CONFIGURATION_FILE}: {spelling!r} has two meanings, {known} and {text}.")
+            # A replacement says more than the reason why there is none; of two reasons, the first one stays.
+            if spelling not in settings and (spelling not in hints or text.startswith(_HERE)):
+                hints[spelling] = text
+
+    for setting in settings.values():
+        for source, name in setting.there.items():
+            add(source, name, f"{_HERE}{setting.name} ({setting.owner})")
+    for foreign in only_there:
+        owner = settings[foreign.here].owner if foreign.here else ""
+        text = f"{_HERE}{foreign.here} ({owner})" if foreign.here else f"{_NOT_HERE}{foreign.reason}"
+        for name in foreign.names:
+            add(foreign.source, name, text)
+    return hints
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """Yield a name with and without its section.
+
+    >>> list(_spellings("model.object.big"))
+    ['model.object.big', 'object.big']
+    """
+    yield name
+    section, _, rest = name.partition(".")
+    if section in _SECTIONS and rest:
+        yield rest
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(value)
+    return MappingProxyType(value) if isinstance(value, dict) else value
+
+
+def _same(one: Value, other: Value) -> bool:
+    """Compare values; a truth value is no number, and 1 is 1.0.
+
+    >>> _same(1, 1.0), _same(True, 1)
+    (True, False)
+    """
+    return isinstance(one, bool) == isinstance(other, bool) and one == other

@@ -78,8 +78,13 @@ def _only(condition: Callable[[Any], bool], wrong: Callable[[Body], Body]) -> Ca
     return build
 
 
+def _as_it_is_read(features: Tensor, doubled: bool) -> Tensor:
+    return nn.functional.interpolate(features, scale_factor=2.0, mode="nearest") if doubled else features
+
+
 def _convolution_from(first_channel: Callable[[model.Convolution, Tensor], int]) -> Body:
-    def forward(self: model.Convolution, features: Tensor) -> Tensor:
+    def forward(self: model.Convolution, features: Tensor, *, doubled: bool = False) -> Tensor:
+        features = _as_it_is_read(features, doubled)
         start = first_channel(self, features)
         features = features[:, start : start + self.in_channels]
         features = nn.functional.conv2d(features, self.weight, self.bias, padding=1)
@@ -93,7 +98,8 @@ def _convolution_with(
     bias: Callable[[Tensor], Tensor | None] = lambda each: each,
     padding: str = "constant",
 ) -> Body:
-    def forward(self: model.Convolution, features: Tensor) -> Tensor:
+    def forward(self: model.Convolution, features: Tensor, *, doubled: bool = False) -> Tensor:
+        features = _as_it_is_read(features, doubled)
         start = self.first_channel % features.shape[1]
         features = nn.functional.pad(features[:, start : start + self.in_channels], (1, 1, 1, 1), mode=padding)
         features = nn.functional.conv2d(features, weight(self.weight), bias(self.bias))

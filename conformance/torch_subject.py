@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from ptycho_tf_bridge.errors import WeightMapError
 from ptycho_tf_bridge.layout import LAYOUTS
 from ptycho_tf_bridge.weights import to_tensorflow, to_torch, weight_table
 from ptycho_torch.losses import amplitude_mae, poisson_nll, total_loss
-from ptycho_torch.model import Prediction, PtychoNet
+from ptycho_torch.model import Prediction, PtychoNet, Upsample
 from ptycho_torch.optim import KerasAdam
 
 _NO_CONVOLUTION = {"log_scale", "probe_parts"}
@@ -39,13 +39,13 @@ def float32_means_float32() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _tapped(model: PtychoNet, hook: Hook) -> Iterator[None]:
-    """Call ``hook(stage id, arguments, output)`` at every stage; what it returns replaces the output."""
+def _tapped(model: PtychoNet, stages: Collection[str], hook: Hook) -> Iterator[None]:
+    """Call ``hook(stage id, arguments, output)`` at some stages; what it returns replaces the output."""
 
     def tap(stage: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
         return lambda _, arguments, output: hook(stage, arguments, output)
 
-    handles = [model.get_submodule(stage).register_forward_hook(tap(stage)) for stage in model.stage_ids()]
+    handles = [model.get_submodule(stage).register_forward_hook(tap(stage)) for stage in stages]
     try:
         yield
     finally:
@@ -111,22 +111,18 @@ class TorchSubject:
         return terms.total, {"nll": nll.item(), "mae": mae.item(), "total": terms.total.item()}
 
     def free(self, case: Case) -> FreeRun:
-        """Run end to end, forward and backward."""
-        outputs: dict[str, Tensor] = {}
+        """Run end to end, forward and backward.
 
-        def record(stage: str, _: tuple[Any, ...], output: Tensor) -> None:
-            if output.requires_grad:
-                output.retain_grad()
-            outputs[stage] = output
-
+        Nobody looks at a doubling in use, and one that nobody looks at is not computed. So the doublings get a run of
+        their own, and everything else is judged as users have it.
+        """
         with float32_means_float32():
             loaded = self._load(case)
-            # So that the first stage, too, has a cotangent to show.
-            network_input = loaded.scaled_amplitude.clone().requires_grad_()
-            with _tapped(loaded.model, record):
-                prediction = loaded.model(network_input, loaded.offsets_px)
-            total, losses = self._losses(loaded, prediction, case)
-            total.backward()
+            doublings = {name for name, module in loaded.model.named_modules() if isinstance(module, Upsample)}
+            every = loaded.model.stage_ids()
+            seen, _ = self._run(loaded, case, every)
+            outputs, losses = self._run(loaded, case, [stage for stage in every if stage not in doublings])
+        outputs = {stage: (seen if stage in doublings else outputs)[stage] for stage in every}
         layouts = _layouts(case)
         return FreeRun(
             stages={stage: _numpy(output, layouts[stage]) for stage, output in outputs.items()},
@@ -134,6 +130,24 @@ class TorchSubject:
             gradients=_weight_gradients(loaded.model, case),
             losses=losses,
         )
+
+    def _run(self, loaded: _Loaded, case: Case, stages: Collection[str]) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Run forward and backward; return the outputs of some stages, with their gradients, and the losses."""
+        outputs: dict[str, Tensor] = {}
+
+        def record(stage: str, _: tuple[Any, ...], output: Tensor) -> None:
+            if output.requires_grad:
+                output.retain_grad()
+            outputs[stage] = output
+
+        loaded.model.zero_grad()
+        # So that the first stage, too, has a cotangent to show.
+        network_input = loaded.scaled_amplitude.clone().requires_grad_()
+        with _tapped(loaded.model, stages, record):
+            prediction = loaded.model(network_input, loaded.offsets_px)
+        total, losses = self._losses(loaded, prediction, case)
+        total.backward()
+        return outputs, losses
 
     def forced(
         self, case: Case, truth_stages: Mapping[str, np.ndarray], truth_cotangents: Mapping[str, np.ndarray]
@@ -153,7 +167,7 @@ class TorchSubject:
 
         with float32_means_float32():
             loaded = self._load(case)
-            with _tapped(loaded.model, force):
+            with _tapped(loaded.model, loaded.model.stage_ids(), force):
                 prediction = loaded.model(loaded.scaled_amplitude, loaded.offsets_px)
             pulled: dict[str, dict[str, np.ndarray]] = {}
             for stage, (arguments, output) in calls.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -13,7 +15,7 @@ from conformance.parity import Measurement, first_failing_stage, judge
 from conformance.report import headline
 from conformance.torch_subject import TorchSubject
 from conformance.truth import Truth
-from ptycho_torch import model
+from ptycho_torch import helper, model
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,33 @@ def test_fault_is_caught_at_its_stage(measurement: Measurement, fault: Fault) ->
         caught, stage = found_at(measurement, "float64")
     assert caught
     assert stage == fault.stage
+
+
+@pytest.mark.parametrize(
+    ("owner", "attribute", "wrong", "seen_in"),
+    [
+        (helper, "doubled_kernel", lambda right: lambda kernel: right(kernel).flip(0), "FORWARD-FREE decoder_"),
+        (
+            helper._Interleave,
+            "backward",
+            lambda right: staticmethod(lambda context, gradient: right(context, gradient).flip(-1)),
+            "BACKWARD-FREE",
+        ),
+    ],
+    ids=["parities in the wrong order", "gradients in the wrong order"],
+)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_a_fault_of_the_way_around_the_doublings_is_caught(
+    measurement: Measurement, owner: Any, attribute: str, wrong: Any, seen_in: str, dtype: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Fed with the truth, every stage looks at its doubling; free-running, none does, as in use."""
+    monkeypatch.setattr(owner, attribute, wrong(getattr(owner, attribute)))
+    measured = measurement.of(TorchSubject("cpu", dtype))
+    verdicts = judge(measured, load_measured().gains.envelope, load_measured().limits, dtype)
+    failed = [f"{clause} {stage}" for (clause, stage), verdict in verdicts.items() if not verdict.passed]
+    assert first_failing_stage(verdicts, measured) is None
+    assert any(each.startswith(seen_in) for each in failed), failed
 
 
 def test_faults_are_caught_in_float32_too(measurement: Measurement) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from ptycho_torch import inference, train
 from ptycho_torch.config_params import Settings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
-from ptycho_torch.evaluate import Scores, read_truth, score
+from ptycho_torch.evaluate import Scores, compare, read_truth, score
 from ptycho_torch.reassembly import Weighting
 
 REFERENCE = {
@@ -54,7 +54,7 @@ def main() -> None:
         with np.load(options.recorded, allow_pickle=False) as recorded:
             stitched = recorded["stitched"][..., 0]
             centre = recorded["coords_offsets"][:, 0, :, 0].mean(0) - len(stitched) / 2
-            found = score(stitched, (float(centre[0]), float(centre[1])), truth)
+            found = score(compare(stitched, (float(centre[0]), float(centre[1])), truth))
             print(_row("recorded", 60, float(recorded["seconds"]), float(recorded["loss"].flat[-1]), found))
     rows = []
     for seed in range(options.seeds):
@@ -83,7 +83,7 @@ def _run(
             objects, result.module, dataset, folder, source=result.checkpoint, weighting=weighting, overwrite=True
         )
     stitched = objects[0]
-    found = score(stitched.object.numpy(), stitched.origin_px, truth, region=stitched.coverage.numpy())
+    found = score(compare(stitched.object.numpy(), stitched.origin_px, truth, region=stitched.coverage.numpy()))
     loss = result.history["train_loss"][-1]
     print(_row(name, len(result.history["train_loss"]), seconds, loss, found), flush=True)
     return loss, found.phase_error_rad, found.amplitude_error, found.phase_correlation

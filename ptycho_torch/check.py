@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ptycho_torch.arguments import add_probe_dir
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.contract import load_contract
 from ptycho_torch.errors import DataContractError
@@ -59,9 +60,7 @@ def scan_numbers(scan: Scan, mean_energy: float, gridsize: int) -> tuple[str, ..
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``check-data``."""
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a scan (.npz), or a folder of scans")
-    parser.add_argument(
-        "--probe-dir", type=Path, help="folder of probes, one for all scans or one for each by its stem"
-    )
+    add_probe_dir(parser)
     parser.add_argument("--gridsize", type=int, default=2, help="g, for the derived settings (default 2)")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="write a picture of each scan to DIR")
     parser.add_argument(

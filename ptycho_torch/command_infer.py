@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 from typing import get_args
 
-from ptycho_torch.command_train import add_progress, wants_progress
+from ptycho_torch.arguments import add_probe_dir, add_progress, positive, wants_progress, whole
 from ptycho_torch.config_params import Device
 
 WEIGHTINGS = ("smooth", "uniform")
@@ -25,9 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a .ckpt file of training, or the folder of a run for its checkpoints/last.ckpt",
     )
     parser.add_argument("ptycho_dir", type=Path, metavar="SCANS", help="a folder of scans (.npz), or one scan")
-    parser.add_argument(
-        "--probe-dir", type=Path, metavar="DIR", help="folder of probes, one for all scans or one for each by its stem"
-    )
+    add_probe_dir(parser)
     parser.add_argument(
         "-o",
         "--output-dir",
@@ -40,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="folder of the memory map (default: memmap in the output folder)"
     )
-    parser.add_argument("--batch-size", type=_whole, metavar="INT", help="groups predicted at once (default 64)")
+    parser.add_argument("--batch-size", type=whole, metavar="INT", help="groups predicted at once (default 64)")
     parser.add_argument(
         "--weighting",
         choices=WEIGHTINGS,
@@ -50,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--crop-px",
-        type=_whole,
+        type=whole,
         metavar="PX",
         help="side of the middle of each object that is used (default: N/2 for smooth, 20 for uniform)",
     )
@@ -59,11 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_progress(parser)
     geometry = parser.add_argument_group("geometry", "where the scans do not say it; products need it")
-    geometry.add_argument("--wavelength-m", type=_positive, metavar="METRES", help="wavelength")
-    geometry.add_argument("--distance-m", type=_positive, metavar="METRES", help="from object to detector")
-    geometry.add_argument(
-        "--pixel-m", type=_positive, metavar="METRES", help="side of a detector pixel, before binning"
-    )
+    geometry.add_argument("--wavelength-m", type=positive, metavar="METRES", help="wavelength")
+    geometry.add_argument("--distance-m", type=positive, metavar="METRES", help="from object to detector")
+    geometry.add_argument("--pixel-m", type=positive, metavar="METRES", help="side of a detector pixel, before binning")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -101,20 +96,3 @@ def run(options: argparse.Namespace) -> int:
         for path in (result.npz, *products, *result.pictures):
             print(f"  {path}")  # noqa: T201
     return 0
-
-
-def _whole(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return number
-
-
-def _positive(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
-    return number

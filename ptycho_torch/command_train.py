@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ptycho_torch.arguments import add_probe_dir, add_progress, wants_progress
 from ptycho_torch.config_params import Settings
 from ptycho_torch.errors import ConfigError
 from ptycho_torch.settings_options import add_setting_flags, config_text, settings_from
@@ -29,9 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "ptycho_dir", nargs="?", type=Path, metavar="SCANS", help="a folder of scans (.npz), or one scan"
     )
-    parser.add_argument(
-        "--probe-dir", type=Path, metavar="DIR", help="folder of probes, one for all scans or one for each by its stem"
-    )
+    add_probe_dir(parser)
     parser.add_argument(
         "-o",
         "--output-dir",
@@ -75,20 +74,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_progress(parser)
     add_setting_flags(parser)
-
-
-def add_progress(parser: argparse.ArgumentParser) -> None:
-    """Add ``--progress`` and ``--no-progress``."""
-    parser.add_argument(
-        "--progress", action=argparse.BooleanOptionalAction, help="progress bars (default: where a terminal shows them)"
-    )
-
-
-def wants_progress(options: argparse.Namespace) -> bool:
-    """Whether to show progress bars: as asked for, else where a terminal shows them."""
-    if options.progress is not None:
-        return bool(options.progress)
-    return sys.stdout.isatty() and sys.stderr.isatty()
 
 
 def run(options: argparse.Namespace) -> int:

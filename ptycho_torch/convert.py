@@ -22,6 +22,7 @@ from typing import Literal, NoReturn
 import numpy as np
 from tqdm import tqdm
 
+from ptycho_torch.arguments import positive, whole
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.contract import violation
 from ptycho_torch.cxi import is_hdf5
@@ -329,7 +330,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     frames.add_argument(
         "--crop", type=_even, metavar="N", help="keep what becomes N × N pixels, N·B × N·B with --bin B"
     )
-    frames.add_argument("--bin", type=_whole, default=1, metavar="B", help="add the counts of B × B pixels")
+    frames.add_argument("--bin", type=whole, default=1, metavar="B", help="add the counts of B × B pixels")
     frames.add_argument(
         "--centre",
         type=_centre,
@@ -345,14 +346,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     positions.add_argument("--positions-flip-x", action="store_true", help="count x the other way")
     positions.add_argument("--positions-flip-y", action="store_true", help="count y the other way")
     positions.add_argument(
-        "--positions-scale", type=_positive, default=1.0, metavar="FACTOR", help="multiply x and y by FACTOR"
+        "--positions-scale", type=positive, default=1.0, metavar="FACTOR", help="multiply x and y by FACTOR"
     )
     geometry = parser.add_argument_group("geometry", "in place of what the file says, or where it says nothing")
-    geometry.add_argument("--wavelength-m", type=_positive, metavar="METRES", help="wavelength")
-    geometry.add_argument("--distance-m", type=_positive, metavar="METRES", help="from object to detector")
-    geometry.add_argument(
-        "--pixel-m", type=_positive, metavar="METRES", help="side of a detector pixel, before binning"
-    )
+    geometry.add_argument("--wavelength-m", type=positive, metavar="METRES", help="wavelength")
+    geometry.add_argument("--distance-m", type=positive, metavar="METRES", help="from object to detector")
+    geometry.add_argument("--pixel-m", type=positive, metavar="METRES", help="side of a detector pixel, before binning")
     hdf5 = parser.add_argument_group("HDF5", "patterns are taken for counts and their root is taken")
     hdf5.add_argument("--data-path", metavar="PATH", help="patterns in the file (default: where CXI has them)")
     hdf5.add_argument(
@@ -592,27 +591,10 @@ def _notice(text: str) -> None:
     print(f"notice: {text}", file=sys.stderr, flush=True)  # noqa: T201 - the command's own words
 
 
-def _whole(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return number
-
-
 def _even(text: str) -> int:
     number = int(text) if text.isdecimal() else 0
     if number < 2 or number % 2:
         raise argparse.ArgumentTypeError(f"{text!r} is no even number of pixels above 0")
-    return number
-
-
-def _positive(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
     return number
 
 

@@ -1,7 +1,8 @@
 """``ptycho-torch evaluate``: a reconstruction held against the object that is known.
 
-``score`` gives the five numbers by which reconstructions of one scan are compared; ``evaluate`` gives those, errors
-of amplitude and phase as images, and the Fourier ring correlation.
+``compare`` aligns the two and ``score`` gives the five numbers by which reconstructions of one scan are compared;
+``evaluate`` gives those, errors of amplitude and phase as images, the Fourier ring correlation, and how well object and
+probe predict the measured patterns. See <doc-ref type="guide">docs/workflows/pytorch.md</doc-ref>.
 """
 
 from __future__ import annotations
@@ -10,16 +11,20 @@ import argparse
 import dataclasses
 import json
 import math
-import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ptycho_torch.alignment import Alignment, align
+from ptycho_torch.config_params import DataSettings
 from ptycho_torch.errors import ConfigError, DataContractError
 from ptycho_torch.npz import NpzFile, listed
+from ptycho_torch.npz_writer import replacing
+from ptycho_torch.pictures import add_bar, new_figure, save_figure
+from ptycho_torch.preparation import FramePreparation
 from ptycho_torch.products import Reconstruction, read_reconstruction
+from ptycho_torch.scan import Scan, chosen_positions, open_scan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,6 +34,8 @@ BORDER_PX = 14
 
 TRIM_PX = 8
 """Pixels of the border that are used to find the shift, and are cut off after it."""
+
+_PATTERNS_AT_ONCE = 64
 
 _LEAST_SIDE_PX = 8
 """Of what is compared; SSIM needs windows of 7."""
@@ -98,7 +105,7 @@ class Evaluation:
         phase: errors of arg b, the range 2π.
         rings: Fourier ring correlation of b and t.
         alignment: the two images, and what was taken out between them.
-        diffraction_nmse: Σ (measured − predicted)² / Σ measured², or None where no patterns were given.
+        diffraction_nmse: of the measured patterns, see ``diffraction_nmse``; None where no scan was given.
         pixel_size_m: side of an object pixel, or None.
     """
 
@@ -238,28 +245,12 @@ def _data_error(found: str, expected: str, remedy: str) -> DataContractError:
     )
 
 
-def score(
-    image: np.ndarray,
-    origin_px: tuple[float, float],
-    truth: np.ndarray,
-    *,
-    region: np.ndarray | None = None,
-    border_px: int = BORDER_PX,
-    refine: bool = False,
-) -> Scores:
-    """Score a reconstruction against the known object; see ``compare`` for the arguments, ``Scores`` for equations.
+def score(alignment: Alignment) -> Scores:
+    """Score what ``compare`` has aligned; ``Scores`` has the equations.
 
-    Global phase, linear phase ramp and real scale are taken out by least squares. With the arguments' defaults the
-    numbers are comparable to those published for the reference.
-
-    Raises:
-        ConfigError: as ``compare``.
-        DataContractError: as ``compare``.
+    Global phase, linear phase ramp and real scale are out by then. With the defaults of ``compare`` the numbers are
+    comparable to those published for the reference.
     """
-    return _scores(compare(image, origin_px, truth, region=region, border_px=border_px, refine=refine))
-
-
-def _scores(alignment: Alignment) -> Scores:
     ours, theirs = alignment.aligned[alignment.valid], alignment.truth[alignment.valid]
     ours_amplitude, theirs_amplitude = np.abs(ours), np.abs(theirs)
     energy = float(np.sum(ours_amplitude**2) * np.sum(theirs_amplitude**2))
@@ -292,8 +283,7 @@ def evaluate(
     *,
     border_px: int = BORDER_PX,
     refine: bool = False,
-    measured: np.ndarray | None = None,
-    predicted: np.ndarray | None = None,
+    scan: Scan | None = None,
 ) -> Evaluation:
     """Hold a reconstruction against the known object.
 
@@ -302,16 +292,12 @@ def evaluate(
         truth: (Y, X) complex, the known object.
         border_px: pixels left out at each side; see ``compare``.
         refine: find the shift by least squares; see ``compare``.
-        measured: amplitudes of the patterns, any shape.
-        predicted: amplitudes that the reconstruction predicts, the same shape.
+        scan: measured patterns; see ``diffraction_nmse``.
 
     Raises:
-        ConfigError: as ``compare``; only one of measured and predicted.
-        DataContractError: as ``compare``; shapes of measured and predicted differ.
+        ConfigError: as ``compare``.
+        DataContractError: as ``compare`` and ``diffraction_nmse``.
     """
-    if (measured is None) != (predicted is None):
-        raise ConfigError("Found measured or predicted amplitudes alone; expected both or neither. Give the other.")
-    nmse = None if measured is None or predicted is None else diffraction_nmse(measured, predicted)
     alignment = compare(
         reconstruction.object,
         reconstruction.origin_px,
@@ -327,7 +313,7 @@ def evaluate(
     amplitude_range = float(known.max() - known.min()) or float(known.max()) or 1.0
     ours_phase, theirs_phase = _phases(alignment)
     return Evaluation(
-        scores=_scores(alignment),
+        scores=score(alignment),
         amplitude=_image_errors(
             ours_amplitude, theirs_amplitude, np.abs(ours_amplitude - theirs_amplitude), valid, amplitude_range
         ),
@@ -336,7 +322,7 @@ def evaluate(
             np.where(valid, ours, ours[valid].mean()), np.where(valid, theirs, theirs[valid].mean())
         ),
         alignment=alignment,
-        diffraction_nmse=nmse,
+        diffraction_nmse=None if scan is None else diffraction_nmse(reconstruction, scan),
         pixel_size_m=reconstruction.pixel_size_m,
     )
 
@@ -361,21 +347,77 @@ def _image_errors(
     )
 
 
-def diffraction_nmse(measured: np.ndarray, predicted: np.ndarray) -> float:
-    """Return Σ (measured − predicted)² / Σ measured² of two stacks of amplitudes.
+def diffraction_nmse(reconstruction: Reconstruction, scan: Scan) -> float:
+    """Return the normalised mean square error of the amplitudes that object and probe predict for a scan.
+
+    min over c of Σ (a − c·p)² / Σ a² = 1 − (Σ a·p)² / (Σ a² Σ p²), p = √(Σ_m |FFT2(view · probe_m)|²): the object has a
+    scale of its own, and so has the probe. Patterns count whose whole patch lies on covered pixels, good pixels alone.
+
+    Args:
+        reconstruction: object, probe and origin; the settings in its provenance say how frames and positions were made.
+        scan: the patterns, (M, N, N) amplitude, and their positions.
 
     Raises:
-        DataContractError: the shapes differ, or nothing was measured.
+        ConfigError: settings in the provenance that cannot be.
+        DataContractError: PREP-01, SCAN-04, SCAN-05, or no patch lies inside the covered region.
     """
-    measured, predicted = np.asarray(measured, np.float64), np.asarray(predicted, np.float64)
-    total = float(np.sum(measured**2))
-    if measured.shape != predicted.shape or not total > 0:
+    import torch
+
+    from ptycho_torch import helper
+    from ptycho_torch.probe import as_modes, disk_mask
+
+    stated = reconstruction.provenance.get("settings", {}).get("data")
+    frame_px = scan.stack.frame_px
+    settings = DataSettings(N=frame_px) if stated is None else DataSettings.from_mapping(stated)
+    N = settings.N
+    preparation = FramePreparation(frame_px, settings, scan.path)
+    image = torch.from_numpy(np.asarray(reconstruction.object, np.complex64))
+    probe = as_modes(torch.from_numpy(np.asarray(reconstruction.probe, np.complex64)))
+    network = reconstruction.provenance.get("network", {})
+    sigma_px = float(network.get("gaussian_smoothing_sigma", 0.0))
+    disk = disk_mask(N).float() if network.get("probe_mask", False) else None
+    local_px = preparation.positions(chosen_positions(scan, settings)) - np.array(reconstruction.origin_px)
+    inside = _covered_patches(reconstruction.coverage > 0, local_px, N)
+    if not inside.any():
         raise _data_error(
-            f"measured amplitudes of shape {measured.shape} with Σ a² = {total:.4g}, predicted {predicted.shape}",
-            "two stacks of one shape, not all dark",
-            "Predict the patterns that were measured, without changing their shape.",
+            f"no pattern of {scan.path} whose patch of {N} × {N} px lies on covered pixels",
+            "patterns of the scan that was reconstructed",
+            "Give that scan, or stitch with a larger crop_px.",
         )
-    return float(np.sum((measured - predicted) ** 2)) / total
+    good = None if scan.stack.good_pixels is None else torch.from_numpy(preparation.good_pixels(scan.stack.good_pixels))
+    measured_squares = predicted_squares = products = 0.0
+    for first, frames, _ in scan.stack.chunks(scan.stack.audit()):
+        chosen = np.flatnonzero(inside[first : first + len(frames)])
+        for some in np.array_split(chosen, max(1, math.ceil(len(chosen) / _PATTERNS_AT_ONCE))):
+            if not len(some):
+                continue
+            measured = torch.from_numpy(preparation.frames(frames[some]))  # (n, N, N)
+            views = helper.cut_patches(image, torch.from_numpy(local_px[first + some]).float(), N)
+            wave = helper.illuminate(views[:, None], probe, smoothing_sigma=sigma_px, disk=disk)
+            predicted = helper.diffract(wave)[:, 0]
+            if good is not None:
+                measured, predicted = measured * good, predicted * good
+            measured_squares += float(measured.double().square().sum())
+            predicted_squares += float(predicted.double().square().sum())
+            products += float((measured.double() * predicted.double()).sum())
+    energy = measured_squares * predicted_squares
+    return 1 - products**2 / energy if energy > 0 else 1.0
+
+
+def _covered_patches(covered: np.ndarray, positions_px: np.ndarray, N: int) -> np.ndarray:
+    """Return (M,) whether every pixel that a patch at (x, y) reads is covered."""
+    height, width = covered.shape
+    corner = positions_px - N / 2
+    # A patch between pixels reads one row or column more.
+    first, end = np.floor(corner).astype(np.int64), np.ceil(corner).astype(np.int64) + N
+    inside = np.all((first >= 0) & (end <= (width, height)), axis=1)
+    # Sums over rectangles from sums over all pixels above and to the left.
+    sums = np.zeros((height + 1, width + 1), np.int64)
+    sums[1:, 1:] = covered.cumsum(0).cumsum(1)
+    x, y = np.where(inside[:, None], first, 0).T
+    right, bottom = np.where(inside[:, None], end, 0).T
+    count = sums[bottom, right] - sums[y, right] - sums[bottom, x] + sums[y, x]
+    return np.asarray(inside & (count == (right - x) * (bottom - y)))
 
 
 def ring_correlation(first: np.ndarray, second: np.ndarray, *, taper: float = 0.25) -> RingCorrelation:
@@ -455,17 +497,13 @@ def plot_evaluation(evaluation: Evaluation, path: Path) -> None:
     """Draw amplitudes, phases, their differences and the ring correlation as a PNG, in one rename.
 
     Raises:
-        OSError: the file cannot be written.
+        ConfigError, OSError: as ``pictures.save_figure``.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     alignment, scores, rings = evaluation.alignment, evaluation.scores, evaluation.rings
     ours, theirs, valid = alignment.aligned, alignment.truth, alignment.valid
     height, width = ours.shape
     # A column is about 3.3 inches wide; the text needs 2.6 of height.
-    figure = Figure(figsize=(16, 2 * (0.6 + min(max(3.3 * height / width, 2.6), 8))), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(16, 2 * (0.6 + min(max(3.3 * height / width, 2.6), 8)))
     axes = figure.subplots(2, 4, width_ratios=(1, 1, 1, 1.1))
     amplitudes = [np.where(valid, np.abs(each), np.nan) for each in (ours, theirs)]
     phases = [np.where(valid, each, np.nan) for each in _phases(alignment)]
@@ -493,17 +531,12 @@ def plot_evaluation(evaluation: Evaluation, path: Path) -> None:
         f"Phase error {scores.phase_error_rad:.4f} rad, amplitude error {scores.amplitude_error:.4f}, "
         f"complex correlation {scores.complex_correlation:.4f}"
     )
-    part = path.parent / f".{secrets.token_hex(8)}.png"
-    try:
-        figure.savefig(part, format="png")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    save_figure(figure, path)
 
 
 def _draw(axes: Axes, image: np.ndarray, title: str, colours: str, low: float, high: float) -> None:
     shown = axes.imshow(image, cmap=colours, vmin=low, vmax=high)
-    axes.figure.colorbar(shown, cax=axes.inset_axes((1.03, 0, 0.05, 1)))
+    add_bar(shown, axes, "")
     axes.set(title=title, xticks=(), yticks=())
 
 
@@ -521,7 +554,10 @@ def describe(evaluation: Evaluation) -> tuple[str, ...]:
         ("amplitude PSNR, SSIM", f"{evaluation.amplitude.psnr_db:.2f} dB, {evaluation.amplitude.ssim:.4f}"),
         ("phase PSNR, SSIM", f"{evaluation.phase.psnr_db:.2f} dB, {evaluation.phase.ssim:.4f}"),
         ("FRC 1/2, 1/7", f"{rings.frc50_per_px:.4f}, {rings.frc1over7_per_px:.4f} cycles/px"),
-        ("resolution (1/2)", f"{rings.resolution_px:.2f} px{metres}"),
+        (
+            "resolution (1/2)",
+            f"{rings.resolution_px:.2f} px{metres}" if rings.frc50_per_px else "none: below 1/2 from the first ring on",
+        ),
         ("compared", f"{alignment.truth.shape[0]} × {alignment.truth.shape[1]} px"),
     ]
     if evaluation.diffraction_nmse is not None:
@@ -538,6 +574,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--border", type=int, default=BORDER_PX, metavar="PX", help=f"left out at each side (default {BORDER_PX})"
     )
+    parser.add_argument(
+        "--scan", type=Path, metavar="SCAN.npz", help="measured patterns: how well do object and probe predict them?"
+    )
     parser.add_argument("--refine", action="store_true", help="find the shift by least squares")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="write a picture")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
@@ -546,10 +585,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Evaluate one reconstruction, and print a table."""
     reconstruction, truth = read_reconstruction(options.reconstruction), read_truth(options.truth)
-    evaluation = evaluate(reconstruction, truth, border_px=options.border, refine=options.refine)
+    scan = None if options.scan is None else open_scan(options.scan)
+    evaluation = evaluate(reconstruction, truth, border_px=options.border, refine=options.refine, scan=scan)
     print("\n".join(describe(evaluation)))  # noqa: T201 - the command's answer
     if options.json is not None:
-        options.json.write_text(json.dumps(evaluation.numbers(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        with replacing(options.json, overwrite=True) as file:
+            file.write((json.dumps(evaluation.numbers(), indent=2, allow_nan=False) + "\n").encode())
     if options.plot is not None:
         plot_evaluation(evaluation, options.plot)
     return 0

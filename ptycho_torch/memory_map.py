@@ -45,7 +45,7 @@ from ptycho_torch.errors import MapError
 from ptycho_torch.grouping import group_scan
 from ptycho_torch.npz import NpzFile
 from ptycho_torch.preparation import FramePreparation
-from ptycho_torch.scan import Scan, open_scan, probe_modes, read_probe
+from ptycho_torch.scan import Scan, chosen_positions, open_scan, probe_modes, read_probe
 
 log = logging.getLogger(__name__)
 
@@ -380,7 +380,7 @@ def prepare_groups(
     """Make the groups of every scan, and read its probe [clauses GROUP-01, GROUP-02, PROBE-01, PROBE-02]."""
     prepared = []
     for number, (scan, preparation) in enumerate(zip(scans, preparations, strict=True)):
-        places = preparation.positions(_positions(scan, settings))
+        places = preparation.positions(chosen_positions(scan, settings))
         good = scan.stack.good_pixels
         prepared.append(
             ScanGroups(
@@ -443,12 +443,6 @@ def build_groups(
             _write_array(table / f"{key}.memmap", array)
         fields = {key: (torch.from_numpy(array[:0]).dtype, array.shape) for key, array in content.items()}
         _describe(table, len(next(iter(content.values()))), fields)
-
-
-def _positions(scan: Scan, settings: DataSettings) -> np.ndarray:
-    if settings.position_source == "nominal" and scan.nominal_positions_px is not None:
-        return scan.nominal_positions_px
-    return scan.positions_px
 
 
 def _coordinates(positions_px: np.ndarray, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from ptycho_torch.config_params import DataSettings
 from ptycho_torch.contract import Key, load_contract, shape_fits, violation
 from ptycho_torch.errors import DataContractError
 from ptycho_torch.npz import CHUNK_BYTES, ArrayHeader, NpzFile, listed
@@ -149,6 +150,13 @@ class Scan:
         if self.wavelength_m is None or self.detector_distance_m is None or self.detector_pixel_m is None:
             return None
         return object_pixel_m(self.wavelength_m, self.detector_distance_m, self.detector_pixel_m, self.stack.frame_px)
+
+
+def chosen_positions(scan: Scan, settings: DataSettings) -> np.ndarray:
+    """Return the (M, 2) positions that ``position_source`` chooses; corrected ones where no nominal ones are there."""
+    if settings.position_source == "nominal" and scan.nominal_positions_px is not None:
+        return scan.nominal_positions_px
+    return scan.positions_px
 
 
 @dataclasses.dataclass

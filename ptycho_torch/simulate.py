@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Complex64, Complex128, Float32, Float64, Num
 from tqdm import tqdm
 
+from ptycho_torch.arguments import positive, whole, zero_or_more
 from ptycho_torch.errors import ConfigError, DataContractError, PtychoError
 from ptycho_torch.helper import cut_patches, diffract, illuminate
 from ptycho_torch.npz_writer import NpzWriter, refuse_target, replacing
@@ -430,23 +431,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     specimen.add_argument(
         "--contrast",
-        type=_zero_or_more,
+        type=zero_or_more,
         default=1.0,
         metavar="C",
         help="multiplies absorption and optical path; weak objects are easier (default 1)",
     )
     specimen.add_argument(
-        "--size", type=_whole, metavar="PX", help="side of the object (default: the least that holds the positions)"
+        "--size", type=whole, metavar="PX", help="side of the object (default: the least that holds the positions)"
     )
     positions = parser.add_argument_group("positions", "in object pixels")
     positions.add_argument("--positions", choices=POSITIONS, default="raster", help="how they lie (default raster)")
-    positions.add_argument("--patterns", type=_whole, default=500, metavar="M", help="how many (default 500)")
+    positions.add_argument("--patterns", type=whole, default=500, metavar="M", help="how many (default 500)")
     positions.add_argument(
-        "--step", type=_positive, default=8.0, metavar="PX", help="between neighbours on a raster (default 8)"
+        "--step", type=positive, default=8.0, metavar="PX", help="between neighbours on a raster (default 8)"
     )
     positions.add_argument(
         "--jitter",
-        type=_zero_or_more,
+        type=zero_or_more,
         default=0.0,
         metavar="PX",
         help="move each by up to PX along x and y (default 0)",
@@ -458,7 +459,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="default",
         help="default, focused, or an NPZ file with 'probe' or 'probeGuess'",
     )
-    light.add_argument("--nphotons", type=_positive, default=1e6, help="mean counts of a pattern (default 1e6)")
+    light.add_argument("--nphotons", type=positive, default=1e6, help="mean counts of a pattern (default 1e6)")
     light.add_argument(
         "--noise", action=argparse.BooleanOptionalAction, default=True, help="draw photons (default), or leave it out"
     )
@@ -531,32 +532,8 @@ def _seed(text: str) -> int:
     return int(text)
 
 
-def _whole(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return number
-
-
 def _frame(text: str) -> int:
     number = int(text) if text.isdecimal() else 0
     if number < 8 or number % 2 or number > MAX_OBJECT_PX:
         raise argparse.ArgumentTypeError(f"{text!r} is no even number from 8 to {MAX_OBJECT_PX}")
-    return number
-
-
-def _zero_or_more(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not 0 <= number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of 0 or more")
-    return number
-
-
-def _positive(text: str) -> float:
-    number = _zero_or_more(text)
-    if not number > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
     return number

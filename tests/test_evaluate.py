@@ -1,4 +1,5 @@
 import argparse
+import dataclasses
 import json
 import math
 
@@ -7,8 +8,12 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from ptycho_torch import alignment, evaluate
+from ptycho_torch.config_params import DataSettings
 from ptycho_torch.errors import ConfigError, DataContractError
 from ptycho_torch.products import Reconstruction, write_reconstruction
+from ptycho_torch.scan import open_scan
+from ptycho_torch.simulate import choose_probe, plan_positions, scale_probe, write_scan
+from ptycho_torch.specimens import draw_specimen
 
 SIDE, ORIGIN = 96, (20, 12)
 """A canvas of 96 × 96 px in an object of 140 × 150."""
@@ -31,6 +36,10 @@ def moved(image, x, y):
 def cut(truth, origin=ORIGIN, side=SIDE):
     x, y = origin
     return truth[y : y + side, x : x + side].copy()
+
+
+def score(*arguments, **options):
+    return evaluate.score(evaluate.compare(*arguments, **options))
 
 
 def reconstruction_of(image, origin=ORIGIN, pixel_size_m=None):
@@ -61,7 +70,7 @@ def star(shared):
 
 def test_the_reference_s_own_reconstruction_gets_its_published_scores(star):
     stitched, origin, truth = star
-    scores = evaluate.score(stitched, origin, truth)
+    scores = score(stitched, origin, truth)
     # The digits that were published.
     assert round(scores.phase_error_rad, 3) == 0.101
     assert round(scores.amplitude_error, 4) == 0.0447
@@ -84,7 +93,7 @@ def test_the_reference_s_own_reconstruction_gets_its_published_scores(star):
 def test_a_broken_reconstruction_of_the_star_scores_worse(star, breaks):
     stitched, (x, y), truth = star
     image, origin = breaks(stitched, x, y)
-    scores = evaluate.score(image, origin, truth)
+    scores = score(image, origin, truth)
     assert scores.phase_error_rad > 0.15
     assert scores.phase_correlation < 0.7
 
@@ -94,7 +103,7 @@ def test_refined_shift_of_the_star_undoes_the_rounding_of_its_origin(star):
     refined = evaluate.compare(stitched, (x, y), truth, refine=True)
     # What rounding took away. A network's reconstruction lies on its object to a tenth of a pixel or so.
     np.testing.assert_allclose(refined.shift_px, (x - round(x), y - round(y)), atol=0.15)
-    assert evaluate.score(stitched, (x, y), truth, refine=True).phase_error_rad < 0.098
+    assert score(stitched, (x, y), truth, refine=True).phase_error_rad < 0.098
 
 
 # Alignment.
@@ -176,7 +185,7 @@ def test_unknown_pixels_change_nothing():
     truth = smooth_object()
     image = cut(truth)
     image[40:50, 30:45] = 0
-    scores = evaluate.score(image, ORIGIN, truth)
+    scores = score(image, ORIGIN, truth)
     assert scores.phase_error_rad < 1e-9
     assert scores.amplitude_error < 1e-9
     assert not evaluate.compare(image, ORIGIN, truth).valid.all()
@@ -207,7 +216,7 @@ def test_scores_follow_their_equations():
     image = cut(truth * (1 + 0.3 * (error - error.mean())))
     found = evaluate.compare(image, ORIGIN, truth)
     b, t = found.aligned.ravel(), found.truth.ravel()
-    scores = evaluate.score(image, ORIGIN, truth)
+    scores = score(image, ORIGIN, truth)
     assert scores.phase_error_rad == pytest.approx(np.mean(np.abs(np.angle(b / t))))
     assert scores.amplitude_error == pytest.approx(np.mean(np.abs(np.abs(b) - np.abs(t))) / np.mean(np.abs(t)))
     expected = abs(np.sum(b.conj() * t)) / np.linalg.norm(b) / np.linalg.norm(t)
@@ -219,7 +228,7 @@ def test_scores_follow_their_equations():
 def test_scores_do_not_depend_on_a_complex_factor(factor):
     truth = smooth_object()
     image = cut(truth + 0.1 * smooth_object(5))
-    plain, scaled = (evaluate.score(each, ORIGIN, truth) for each in (image, image * factor))
+    plain, scaled = (score(each, ORIGIN, truth) for each in (image, image * factor))
     assert plain.phase_error_rad > 0.001
     for ours, theirs in zip(vars(scaled).values(), vars(plain).values(), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-9)
@@ -255,31 +264,71 @@ def test_region_may_leave_the_known_object():
 )
 def test_broken_reconstruction_scores_worse(broken):
     truth = smooth_object()
-    scores = evaluate.score(broken(cut(truth)), ORIGIN, truth)
+    scores = score(broken(cut(truth)), ORIGIN, truth)
     assert scores.phase_error_rad > 0.15
     assert scores.phase_correlation < 0.5
 
 
 def test_reconstruction_three_pixels_off_is_told_by_its_shift():
     truth = smooth_object(sigma=0.5)
-    scores = evaluate.score(cut(truth), (ORIGIN[0] + 3, ORIGIN[1]), truth)
+    scores = score(cut(truth), (ORIGIN[0] + 3, ORIGIN[1]), truth)
     assert scores.residual_shift_px == 3
     assert evaluate.compare(cut(truth), (ORIGIN[0] + 3, ORIGIN[1]), truth).shift_px == (-3, 0)
 
 
-def test_mean_square_error_of_patterns_is_relative():
-    measured = np.array([[3.0, 4.0], [0.0, 0.0]])
-    assert evaluate.diffraction_nmse(measured, measured) == 0
-    assert evaluate.diffraction_nmse(measured, measured * 0.9) == pytest.approx(0.01)
-    assert evaluate.diffraction_nmse(measured, np.zeros((2, 2))) == 1
-    with pytest.raises(DataContractError, match="Predict the patterns"):
-        evaluate.diffraction_nmse(measured, measured[:1])
-    found = evaluate.evaluate(
-        reconstruction_of(cut(smooth_object())), smooth_object(), measured=measured, predicted=measured
-    )
-    assert found.diffraction_nmse == 0
-    with pytest.raises(ConfigError, match="neither"):
-        evaluate.evaluate(reconstruction_of(cut(smooth_object())), smooth_object(), measured=measured)
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    """A scan without noise, and its true object as a reconstruction of it."""
+    draw = np.random.default_rng(0)
+    plan = plan_positions("random", 30, 16, draw, step_px=4.0, size_px=60)
+    truth = draw_specimen("dead_leaves", (plan.size_px, plan.size_px), draw)
+    probe = scale_probe(truth, choose_probe("focused", 16), plan.positions_px, 1e4)
+    path = tmp_path_factory.mktemp("simulated") / "scan.npz"
+    write_scan(path, truth, probe, plan.positions_px, None)
+    return open_scan(path), dataclasses.replace(reconstruction_of(truth, (0.0, 0.0)), probe=probe)
+
+
+def test_the_true_object_predicts_its_patterns_whatever_the_scale_of_object_and_probe(simulated):
+    scan, reconstruction = simulated
+    assert evaluate.diffraction_nmse(reconstruction, scan) < 1e-9
+    scaled = dataclasses.replace(reconstruction, object=reconstruction.object * 3j, probe=reconstruction.probe * 0.1)
+    assert evaluate.diffraction_nmse(scaled, scan) < 1e-9
+    found = evaluate.evaluate(reconstruction, reconstruction.object, scan=scan, border_px=8)
+    assert found.diffraction_nmse == evaluate.diffraction_nmse(reconstruction, scan)
+    assert any("diffraction NMSE" in line for line in evaluate.describe(found))
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        lambda it: dataclasses.replace(it, origin_px=(1.0, 0.0)),
+        lambda it: dataclasses.replace(it, object=it.object.T),
+        lambda it: dataclasses.replace(it, object=it.object.conj()),
+        lambda it: dataclasses.replace(it, probe=it.probe[..., ::-1, ::-1] * (1 + np.arange(16))),
+    ],
+    ids=["origin", "transposed", "conjugated", "probe"],
+)
+def test_a_broken_reconstruction_predicts_other_patterns(simulated, broken):
+    scan, reconstruction = simulated
+    assert evaluate.diffraction_nmse(broken(reconstruction), scan) > 1e-3
+
+
+def test_only_patterns_on_covered_pixels_count(simulated):
+    scan, reconstruction = simulated
+    image, coverage = reconstruction.object.copy(), reconstruction.coverage.copy()
+    image[:, :30] = 100  # What is not covered may hold anything.
+    coverage[:, :30] = 0
+    half = dataclasses.replace(reconstruction, object=image, coverage=coverage)
+    assert evaluate.diffraction_nmse(half, scan) < 1e-9
+    with pytest.raises(DataContractError, match="no pattern of"):
+        evaluate.diffraction_nmse(dataclasses.replace(half, coverage=np.zeros_like(coverage)), scan)
+
+
+def test_frames_are_prepared_as_the_provenance_says(simulated):
+    scan, reconstruction = simulated
+    data = dataclasses.asdict(DataSettings(N=16, detector_transpose=True))
+    turned = dataclasses.replace(reconstruction, provenance={"settings": {"data": data}})
+    assert evaluate.diffraction_nmse(turned, scan) > 1e-3
 
 
 # Rings.
@@ -343,14 +392,14 @@ def test_threshold_is_crossed_between_rings():
 @pytest.mark.parametrize("origin", [(500, 0), (0, -500), (-75, 20), (ORIGIN[0], 115)])
 def test_frames_that_do_not_overlap_are_refused(origin):
     with pytest.raises(DataContractError, match=r"origin at x = .*Check that the object belongs to the scan"):
-        evaluate.score(cut(smooth_object()), origin, smooth_object())
+        score(cut(smooth_object()), origin, smooth_object())
 
 
 def test_border_that_leaves_nothing_is_refused():
     with pytest.raises(DataContractError, match="ask for less border"):
-        evaluate.score(cut(smooth_object()), ORIGIN, smooth_object(), border_px=45)
+        score(cut(smooth_object()), ORIGIN, smooth_object(), border_px=45)
     with pytest.raises(ConfigError, match="at least 8"):
-        evaluate.score(cut(smooth_object()), ORIGIN, smooth_object(), border_px=7)
+        score(cut(smooth_object()), ORIGIN, smooth_object(), border_px=7)
 
 
 @pytest.mark.parametrize(
@@ -366,7 +415,7 @@ def test_border_that_leaves_nothing_is_refused():
 )
 def test_images_without_meaning_are_refused(image, truth, region, match):
     with pytest.raises(DataContractError, match=match) as err:
-        evaluate.score(image, (0, 0), truth, region=region)
+        score(image, (0, 0), truth, region=region)
     assert err.value.found
     assert err.value.expected
     assert err.value.remedy

@@ -1,0 +1,60 @@
+"""Arguments that several commands take, and the types of their values."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+
+def add_probe_dir(parser: argparse.ArgumentParser) -> None:
+    """Add ``--probe-dir``."""
+    parser.add_argument(
+        "--probe-dir", type=Path, metavar="DIR", help="folder of probes, one for all scans or one for each by its stem"
+    )
+
+
+def add_progress(parser: argparse.ArgumentParser) -> None:
+    """Add ``--progress`` and ``--no-progress``."""
+    parser.add_argument(
+        "--progress", action=argparse.BooleanOptionalAction, help="progress bars (default: where a terminal shows them)"
+    )
+
+
+def wants_progress(options: argparse.Namespace) -> bool:
+    """Whether to show progress bars: as asked for, else where a terminal shows them."""
+    if options.progress is not None:
+        return bool(options.progress)
+    return sys.stdout.isatty() and sys.stderr.isatty()
+
+
+def whole(text: str) -> int:
+    """Read a whole number above 0."""
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return number
+
+
+def zero_or_more(text: str) -> float:
+    """Read a finite number of 0 or more."""
+    number = _number(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 0 or more")
+    return number
+
+
+def positive(text: str) -> float:
+    """Read a finite number above 0."""
+    number = _number(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return number
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -19,6 +19,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from ptycho_torch.config_params import DataSettings, ModelSettings, Settings, TrainingSettings
+from ptycho_torch.config_schema import hint
 from ptycho_torch.errors import ConfigError
 
 OWNERS: Mapping[str, type[ModelSettings] | type[TrainingSettings] | type[DataSettings]] = types.MappingProxyType(
@@ -242,7 +243,9 @@ def _owner(name: str) -> str | None:
 
 
 def _nearest(name: str, *known: Any) -> str:
-    """Return advice: the nearest of the first names, else of the next ones, else all of the first."""
+    """Return advice: what a name of the reference is here, the nearest of the first names, of the next ones, or all."""
+    if elsewhere := hint(name):
+        return f"a name of the reference; {elsewhere.removesuffix('.')}."
     for names in known:
         if near := difflib.get_close_matches(name, names, n=1):
             owner = _owner(near[0])

@@ -434,7 +434,7 @@ def make_trainer(
         ConfigError: the device is not there.
     """
     folder = output_dir / "checkpoints"
-    # The first of them wins: Lightning runs callbacks that save behind those that decide.
+    # Lightning runs callbacks that save behind all others, so that what the others decide is in the checkpoint.
     watching: list[Callback] = [
         ModelCheckpoint(
             folder,
@@ -579,7 +579,8 @@ def main(
             callbacks=tuple(tracker.callbacks),
             progress=progress,
         )
-        if saved is not None and (saved.finished and len(saved.history["train_loss"]) >= settings.training.max_epochs):
+        # A run that ended early has ended as well; only more epochs than it was given make it go on.
+        if saved is not None and saved.finished and settings.training.max_epochs <= saved.settings.training.max_epochs:
             log.info("%s: training had come to its end", resume)
             _load(module.network, saved, dict(saved.weights))
             module.history = {name: list(values) for name, values in saved.history.items()}

@@ -270,7 +270,8 @@ def test_a_file_that_names_nothing_gives_the_defaults(text: str, config: Config)
     [
         ("training:\n  max_epoch: 3\n", ("line 2", "'max_epoch'", "'training'", "did you mean 'max_epochs'")),
         ("training:\n  gridsize: 1\n", ("line 2", "'gridsize'", "belongs into 'data'")),
-        ("model:\n  grid_size: 1\n", ("'grid_size'", "did you mean 'gridsize' of section 'data'")),
+        ("model:\n  grid_size: 1\n", ("'grid_size'", "here: gridsize (data)")),
+        ("model:\n  gridsiz: 1\n", ("'gridsiz'", "did you mean 'gridsize' of section 'data'")),
         ("max_epochs: 3\n", ("line 1", "'max_epochs'", "belongs into 'training'")),
         ("trainings:\n  max_epochs: 3\n", ("line 1", "'trainings'", "did you mean 'training'")),
         ("xyz: 3\n", ("'xyz'", "known: model, training, data")),

@@ -250,6 +250,10 @@ def test_a_finished_run_is_not_trained_any_further(scan: Path, tmp_path: Path) -
     again = run(tmp_path, scan, resume=first.checkpoint)
     assert same(dict(again.module.network.state_dict()), before)
     assert again.history == first.history
+    early = {"max_epochs": 9, "learning_rate": 1e-30, "early_stop_patience": 1, "scheduler": "Default"}
+    ended = run(tmp_path / "early", scan, overrides=early)
+    assert len(ended.history["train_loss"]) < 9
+    assert run(tmp_path / "early", scan, resume=ended.checkpoint, overrides=early).history == ended.history
     longer = run(tmp_path, scan, resume=first.checkpoint, overrides={"max_epochs": 4})
     assert len(longer.history["train_loss"]) == 4
 

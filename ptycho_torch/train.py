@@ -30,6 +30,7 @@ from ptycho_torch.losses import LossTerms, total_loss
 from ptycho_torch.model import Prediction, PtychoNet
 from ptycho_torch.npz_writer import replacing
 from ptycho_torch.optim import KerasAdam
+from ptycho_torch.preparation import REFERENCE_JITTER_PX, REFERENCE_OFFSET_PX
 from ptycho_torch.probe import normalise_probe
 from ptycho_torch.tracking import Tracker, print_auto_logged_info, track
 
@@ -248,13 +249,18 @@ class PtychoPINN(pl.LightningModule):
         total = self._sums.get(part)
         self._sums[part] = values.detach().to(dtype) * samples + (0 if total is None else total.to(values.device))
 
+    def _over_processes(self, sums: Tensor) -> Tensor:
+        if self._trainer is None or self._trainer.world_size == 1:
+            return sums
+        # Lightning reduces in place.
+        return self._trainer.strategy.reduce(sums.clone(), reduce_op="sum")
+
     def _mean(self, part: str) -> dict[str, float]:
         """Return and forget the means of an epoch, over all processes."""
         sums = self._sums.pop(part, None)
         if sums is None:
             return {}
-        if self.trainer.world_size > 1:
-            sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        sums = self._over_processes(sums)
         total, nll, mae, realspace = (sums[:4] / sums[4]).tolist()
         means = {f"{part}_loss": total}
         if self._weights.nll_weight:
@@ -333,7 +339,7 @@ class PtychoPINN(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add settings, statistics, history, and the state of schedule and running means."""
         own = checkpoints.ours(self.settings, self.network.settings, self.statistics, self.history)
-        own["sums"] = {part: values.cpu() for part, values in self._sums.items()}
+        own["sums"] = {part: self._over_processes(values).cpu() for part, values in self._sums.items()}
         own["schedule"] = None if self._schedule is None else self._schedule.state_dict()
         trainer = self._trainer
         done = len(self.history.get("train_loss", ()))
@@ -344,7 +350,11 @@ class PtychoPINN(pl.LightningModule):
         """Take up history, schedule and running means."""
         own = checkpoint.get(checkpoints.KEY, {})
         self.history = {name: list(values) for name, values in own.get("history", {}).items()}
-        self._sums = dict(own.get("sums", {}))
+        # They are those of all processes together.
+        first = self._trainer is None or self._trainer.is_global_zero
+        self._sums = {
+            part: values if first else torch.zeros_like(values) for part, values in own.get("sums", {}).items()
+        }
         self._schedule_state = own.get("schedule")
         if self._schedule is not None and self._schedule_state is not None:
             self._schedule.load_state_dict(self._schedule_state)
@@ -358,7 +368,11 @@ def _stand_alone(settings: Settings) -> NetworkSettings:
             "PtychoPINN.for_dataset(dataset)."
         )
     return model.network(
-        N=data.N, gridsize=data.gridsize, nphotons=data.nphotons or 1.0, offset=4, max_position_jitter=10
+        N=data.N,
+        gridsize=data.gridsize,
+        nphotons=data.nphotons or 1.0,
+        offset=REFERENCE_OFFSET_PX,
+        max_position_jitter=REFERENCE_JITTER_PX,
     )
 
 

@@ -226,17 +226,28 @@ def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
     simulate.write_scan(scan, specimen, probe, plan.positions_px, draw)
     common = {"precision": "64-true", "validation_fraction": 0.0, "max_epochs": 2, "early_stop_patience": None}
     common["gradient_clip_val"] = None
-    for name, processes in (("one", 1), ("two", 2)):
+    within = tmp_path / "within" / "checkpoints" / "last.ckpt"
+    for name, processes, more in (
+        ("one", 1, {}),
+        ("two", 2, {}),
+        ("within", 2, {"stay_within_the_epoch": True}),
+        ("resumed", 2, {"resume": str(within)}),
+    ):
         folder = tmp_path / name
-        overrides = common | {"devices": processes, "batch_size": 4 // processes}
+        overrides = common | {"devices": processes, "batch_size": 4 // processes, "checkpoint_every_n_steps": 17}
         overrides |= {"strategy": "ddp"} if processes > 1 else {}
         arguments = {"ptycho_dir": str(scan), "output_dir": str(folder), "data_dir": str(folder / "map")}
         subprocess.run(
-            [sys.executable, str(SCRIPT), json.dumps(arguments | {"overrides": overrides})],
+            [sys.executable, str(SCRIPT), json.dumps(arguments | {"overrides": overrides} | more)],
             check=True,
             timeout=200,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
+    assert torch.load(within, weights_only=True)["global_step"] == 17
+    resumed = read_checkpoint(tmp_path / "resumed" / "checkpoints" / "last.ckpt")
+    uninterrupted = read_checkpoint(tmp_path / "two" / "checkpoints" / "last.ckpt")
+    assert same(dict(resumed.weights), dict(uninterrupted.weights))
+    np.testing.assert_allclose(resumed.history["train_loss"], uninterrupted.history["train_loss"], rtol=1e-12)
     one, two = (torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("one", "two"))
     assert one["global_step"] == two["global_step"] == 20
     for name, value in one["state_dict"].items():

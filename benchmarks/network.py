@@ -2,8 +2,9 @@
 
 Patterns per second of one training step (forward, loss, backward, Adam) and of inference, for both sides on the same
 batch and the same number of threads. The Keras side is this repository's reference in graph mode (``tf.function``),
-as ``fit`` and ``predict`` run it. The bf16 rows run our convolutions under autocast, physics and Keras in float32;
-how far bf16 moves the object stands beside them.
+as ``fit`` and ``predict`` run it. Each side has a process of its own: threads of one that spin while they wait would
+take cores from the other, and told to sleep they cost their own side a fifth of its speed. The bf16 rows run our
+convolutions under autocast, physics and Keras in float32; how far bf16 moves the object stands beside them.
 
     python benchmarks/network.py --sides 64 128 --repeat 7
 """
@@ -12,13 +13,16 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib.metadata
+import multiprocessing
 import os
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,22 +112,52 @@ def keras_actions(network: PtychoNet, batch: Batch) -> dict[str, Callable[[], ob
     return {"training": lambda: step().numpy(), "inference": lambda: predict()[0].numpy()}
 
 
-def seconds(action: Callable[[], object]) -> float:
-    """Time an action."""
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
+def serve(side: str, threads: int, channel: Connection) -> None:
+    """Be one side: build networks and act as the other end of the channel says, and answer with what it asks for."""
+    if side == "keras":
+        tensorflow().config.threading.set_intra_op_parallelism_threads(threads)
+        tensorflow().config.threading.set_inter_op_parallelism_threads(threads)
+    torch.set_num_threads(threads)
+    actions: dict[str, dict[str, Callable[[], object]]] = {}
+    while (order := channel.recv()) is not None:
+        what, *details = order
+        if what == "build":
+            settings, groups = details
+            batch = Batch.draw(settings, groups)
+            network = PtychoNet(settings, generator=torch.Generator().manual_seed(0))
+            if side == "keras":
+                keras().backend.clear_session()
+                actions = {"keras": keras_actions(network, batch)}
+            else:
+                actions = {name: torch_actions(network, batch, bf16=name == "bf16") for name in ("float32", "bf16")}
+            gc.collect()
+            # Before anything is trained, both sides have the same weights.
+            channel.send({name: np.asarray(own["inference"]()) for name, own in actions.items()})
+        else:
+            name, action = details
+            start = time.perf_counter()
+            actions[name][action]()
+            channel.send(time.perf_counter() - start)
 
 
-def in_turn(actions: dict[str, Callable[[], object]], repeat: int) -> dict[str, list[float]]:
-    """Time each action ``repeat`` times, in turn; two untimed turns come first."""
-    times: dict[str, list[float]] = {name: [] for name in actions}
-    for turn in range(-2, repeat):
-        for name, action in actions.items():
-            taken = seconds(action)
-            if turn >= 0:
-                times[name].append(taken)
-    return times
+@dataclass(frozen=True)
+class Side:
+    """One side in a process of its own, where its threads and its memory are as it likes them."""
+
+    channel: Connection
+
+    @staticmethod
+    def start(side: str, threads: int) -> Side:
+        """Start the process."""
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        context.Process(target=serve, args=(side, threads, theirs), daemon=True).start()
+        return Side(ours)
+
+    def ask(self, *order: object) -> Any:
+        """Send an order; return the answer."""
+        self.channel.send(order)
+        return self.channel.recv()
 
 
 def relative(found: np.ndarray, expected: np.ndarray) -> float:
@@ -131,31 +165,28 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-def measure(settings: NetworkSettings, groups: int, repeat: int) -> None:
-    """Print the rows of one network."""
-    batch = Batch.draw(settings, groups)
+def measure(ours: Side, theirs: Side, settings: NetworkSettings, groups: int, repeat: int) -> None:
+    """Print the rows of one network: each action timed ``repeat`` times, in turn; two untimed turns come first."""
     patterns = groups * settings.C
-    network = PtychoNet(settings, generator=torch.Generator().manual_seed(0))
-    sides = {
-        "float32": torch_actions(network, batch, bf16=False),
-        "bf16": torch_actions(network, batch, bf16=True),
-        "keras": keras_actions(network, batch),
-    }
-    # Before anything is trained, both sides have the same weights.
-    objects = {name: np.asarray(actions["inference"]()) for name, actions in sides.items()}
+    objects = ours.ask("build", settings, groups) | theirs.ask("build", settings, groups)
     objects["keras"] = LAYOUTS["channels"].to_torch(objects["keras"])
     moved = {
         "float32": f"from Keras {relative(objects['float32'], objects['keras']):.1e}",
         "bf16": f"from float32 {relative(objects['bf16'], objects['float32']):.1e}",
     }
     for what, goal in GOALS.items():
-        times = in_turn({name: actions[what] for name, actions in sides.items()}, repeat)
+        times: dict[str, list[float]] = {"float32": [], "bf16": [], "keras": []}
+        for turn in range(-2, repeat):
+            for name, taken in times.items():
+                seconds = (theirs if name == "keras" else ours).ask("act", name, what)
+                if turn >= 0:
+                    taken.append(seconds)
         for name in ("float32", "bf16"):
-            ratios = [theirs / ours for theirs, ours in zip(times["keras"], times[name], strict=True)]
-            ours, theirs = (patterns / statistics.median(times[side]) for side in (name, "keras"))
+            ratios = [keras / torch for keras, torch in zip(times["keras"], times[name], strict=True)]
+            speed, speed_keras = (patterns / statistics.median(times[side]) for side in (name, "keras"))
             ratio = f"{statistics.median(ratios):.2f} [{min(ratios):.2f} … {max(ratios):.2f}]"
             print(
-                f"{settings.N:>4}{settings.gridsize:>3}  {what:<10}{name:<8}{ours:>9.1f}{theirs:>9.1f}"
+                f"{settings.N:>4}{settings.gridsize:>3}  {what:<10}{name:<8}{speed:>9.1f}{speed_keras:>9.1f}"
                 f"   {ratio:<22}≥ {goal}   {moved[name]}",
                 flush=True,
             )
@@ -167,29 +198,31 @@ def main() -> None:
     parser.add_argument("--sides", type=int, nargs="+", default=[64, 128], help="N, patch sides (default 64 128)")
     parser.add_argument("--gridsizes", type=int, nargs="+", default=[1, 2], help="g (default 1 2)")
     parser.add_argument("--groups", type=int, default=8, help="groups in a batch (default 8; groups · g² below 64)")
+    parser.add_argument("--filters", type=int, default=2, help="n_filters_scale (default 2)")
     parser.add_argument("--repeat", type=int, default=7, help="turns (default 7)")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of each side (default all cores)")
     options = parser.parse_args()
     if options.groups * max(options.gridsizes) ** 2 >= keras_reference.MAX_PATCHES_PER_CALL:
         parser.error("the reference takes fewer than 64 patches in a batch; lower --groups (REF-01)")
-    if "OMP_WAIT_POLICY" not in os.environ:
-        # OpenMP reads it once, when torch is loaded. Threads that wait by spinning take cores from the other side.
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"OMP_WAIT_POLICY": "PASSIVE"})
-    torch.set_num_threads(options.threads)
-    tensorflow().config.threading.set_intra_op_parallelism_threads(options.threads)
-    tensorflow().config.threading.set_inter_op_parallelism_threads(options.threads)
+    ours, theirs = Side.start("torch", options.threads), Side.start("keras", options.threads)
     print(
         f"{platform.processor() or platform.machine()}, {options.threads} threads, torch {torch.__version__}, "
-        f"tensorflow {tensorflow().__version__}; batches of {options.groups} groups"
+        f"keras {importlib.metadata.version('keras')}; batches of {options.groups} groups"
     )
     print(
         f"{'N':>4}{'g':>3}  {'what':<10}{'ours':<8}{'ours/s':>9}{'Keras/s':>9}   {'ratio':<22}{'goal':<8}object moved"
     )
-    for side in options.sides:
+    for N in options.sides:
         for gridsize in options.gridsizes:
-            measure(NetworkSettings(N=side, gridsize=gridsize), options.groups, options.repeat)
-            keras().backend.clear_session()
-            gc.collect()
+            measure(
+                ours,
+                theirs,
+                NetworkSettings(N=N, gridsize=gridsize, n_filters_scale=options.filters),
+                options.groups,
+                options.repeat,
+            )
+    for side in (ours, theirs):
+        side.channel.send(None)
 
 
 if __name__ == "__main__":

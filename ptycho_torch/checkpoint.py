@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -72,12 +73,14 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: it cannot be read, is of another program, or lacks something.
     """
     path = Path(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as err:
+    if not path.is_file():
         raise CheckpointError(
             f"{path}: no such checkpoint. Training writes checkpoints/last.ckpt and checkpoints/best.ckpt."
-        ) from err
+        )
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path}: no PyTorch checkpoint, or a truncated one; give a .ckpt file of training.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as err:
         reason = " ".join(str(err).split())[:200]
         raise CheckpointError(

@@ -665,10 +665,12 @@ def test_an_error_in_a_worker_reaches_the_consumer(
 ) -> None:
     gather = dataset.gather
 
-    def failing(groups: torch.Tensor, images: torch.Tensor | None = None) -> PtychoBatch:
+    def failing(groups: torch.Tensor, images: torch.Tensor, *, single_thread: bool) -> PtychoBatch:
         if 20 in groups:
             raise ValueError("a page that cannot be read")
-        return gather(groups, images)
+        # A worker that brought threads of its own would slow down whoever trains.
+        assert single_thread is (workers > 0)
+        return gather(groups, images, single_thread=single_thread)
 
     monkeypatch.setattr(dataset, "gather", failing)
     threads = threading.active_count()
@@ -697,9 +699,9 @@ def test_workers_gather_no_more_than_a_few_batches_ahead(
 ) -> None:
     taken, gather = list[int](), dataset.gather
 
-    def counted(groups: torch.Tensor, images: torch.Tensor) -> PtychoBatch:
+    def counted(groups: torch.Tensor, images: torch.Tensor, *, single_thread: bool) -> PtychoBatch:
         taken.append(len(groups))
-        return gather(groups, images)
+        return gather(groups, images, single_thread=single_thread)
 
     monkeypatch.setattr(dataset, "gather", counted)
     epoch = iter(TensorDictDataLoader(dataset, 1, num_workers=2))

@@ -263,12 +263,15 @@ class PtychoPINN(pl.LightningModule):
         sums = self._over_processes(sums)
         total, nll, mae, realspace = (sums[:4] / sums[4]).tolist()
         means = {f"{part}_loss": total}
-        if self._weights.nll_weight:
-            means[f"poisson_{part}_loss"] = nll
-        if self._weights.mae_weight:
-            means[f"mae_{part}_loss"] = mae
-        if self._weights.realspace_weight:
-            means[f"realspace_{part}_loss"] = realspace
+        terms = {
+            f"poisson_{part}_loss": (self._weights.nll_weight, nll),
+            f"mae_{part}_loss": (self._weights.mae_weight, mae),
+            f"realspace_{part}_loss": (self._weights.realspace_weight, realspace),
+        }
+        used = {name: value for name, (weight, value) in terms.items() if weight}
+        # A term that is alone is the loss.
+        if len(used) > 1:
+            means |= used
         return means
 
     def on_validation_epoch_start(self) -> None:

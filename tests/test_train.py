@@ -136,7 +136,7 @@ def test_training_lowers_the_loss_and_leaves_what_it_promises(scan: Path, tmp_pa
     assert len(losses) == 3
     assert losses[-1] < losses[0]
     assert json.loads((tmp_path / "history.json").read_text()) == result.history
-    assert {"val_loss", "learning_rate", "poisson_train_loss"} <= result.history.keys()
+    assert result.history.keys() == {"train_loss", "val_loss", "learning_rate"}
     assert (tmp_path / "history.png").stat().st_size > 1000
     (reconstruction,) = result.reconstructions
     assert reconstruction == tmp_path / "reconstructions" / "a.npz"
@@ -327,6 +327,14 @@ def test_trainable_probe_and_scale_move_and_frozen_ones_do_not(scan: Path, tmp_p
         after, before = result.module.network, fresh.network
         assert torch.equal(after.probe_parts, before.probe_parts) is not trainable
         assert torch.equal(after.log_scale, before.log_scale) is not trainable
+
+
+def test_the_terms_of_a_loss_of_several_are_recorded(scan: Path, tmp_path: Path) -> None:
+    weights = {"nll_weight": 1.0, "mae_weight": 2.0, "realspace_weight": 0.5, "tv_weight": 1e-3}
+    history = run(tmp_path, scan, overrides={"max_epochs": 1} | weights).history
+    for part in ("train", "val"):
+        terms = [history[f"{name}_{part}_loss"][0] for name in ("poisson", "mae", "realspace")]
+        assert history[f"{part}_loss"][0] == pytest.approx(terms[0] + 2 * terms[1] + 0.5 * terms[2], rel=1e-6)
 
 
 def test_the_learning_rate_falls_as_keras_lets_it(scan: Path, tmp_path: Path) -> None:

@@ -13,3 +13,7 @@ class LayoutError(PtychoError, ValueError):
 
 class WeightMapError(PtychoError, ValueError):
     """A weight that is unknown, missing or misshapen; the message names it."""
+
+
+class ArchiveError(PtychoError, ValueError):
+    """An archive that is damaged, hostile, or of a kind that cannot be converted; the message says which and why."""

@@ -9,3 +9,7 @@ class BundleError(PtychoError, ValueError):
 
 class ScanError(PtychoError, ValueError):
     """A scan that cannot be turned into network input."""
+
+
+class DocumentError(PtychoError, ValueError):
+    """A report, a piece of evidence or a sign-off that cannot be read or does not follow its schema."""

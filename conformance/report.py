@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
-import platform
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from conformance.bench import Bench, CaseReport
+from conformance.json_files import as_text, write_text
 from conformance.judge import Errors, Verdict
+from conformance.machine import versions
 from conformance.parity import (
     BACKWARD_FORCED,
     BACKWARD_FREE,
@@ -161,30 +158,13 @@ def as_json(bench: Bench, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str | None]:
-    """Return the versions that a verdict depends on; null for what is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version(), "machine": platform.machine()}
-    for name in ("ptycho-torch", "torch", "numpy", "tensorflow-cpu", "tensorflow", "keras"):
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = None
-    return found
-
-
 def write_report(directory: Path, bench: Bench, outcome: Outcome) -> tuple[Path, Path]:
     """Write ``parity.json`` and ``parity.txt``, each whole or not at all; return their paths."""
     directory.mkdir(parents=True, exist_ok=True)
-    content = json.dumps(as_json(bench, outcome), indent=1, allow_nan=False)
     tests = f"{outcome.passed} passed, {len(outcome.failed)} failed, {outcome.skipped} skipped"
     parts = [*("\n".join(table(report)) for report in bench.reports.values()), "\n".join([*outcome.notes, tests])]
     text = "\n\n".join(parts) + "\n"
-    return _write(directory / "parity.json", content), _write(directory / "parity.txt", text)
-
-
-def _write(path: Path, content: str) -> Path:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(content)
-    os.replace(temporary, path)
-    return path
+    return (
+        write_text(directory / "parity.json", as_text(as_json(bench, outcome))),
+        write_text(directory / "parity.txt", text),
+    )

@@ -1,0 +1,96 @@
+"""Digests: for which code and which specification does a number hold?
+
+A measured number holds for the sources that compute and judge, and for the clauses. It does not hold for less because a
+report looks different, or because the number itself was committed: what only speaks is left out by name. Line ends do
+not count, so that a checkout on any system, and an installed wheel, have the same digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from ptycho_torch.contract import specs_dir
+
+PACKAGES = ("ptycho_torch", "ptycho_tf_bridge", "conformance")
+
+NOT_NUMERICAL: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "ptycho_torch": (
+            *("__init__", "__main__", "arguments", "check", "cli", "command_infer", "command_plot", "command_train"),
+            *("errors", "hints", "orientation", "pictures", "plots", "settings_options", "tracking"),
+        ),
+        "ptycho_tf_bridge": ("__init__", "errors"),
+        "conformance": (
+            *("__init__", "__main__", "cli", "digest", "document", "errors", "evidence", "json_files", "machine"),
+            *("page", "plugin", "report"),
+            *("test_data_contract", "test_reference_defects", "test_spec"),
+        ),
+    }
+)
+"""Modules, by package, that print, draw, parse or look up, and compute no number that a verdict stands on.
+
+Every other module counts, and a new one counts until it is named here.
+"""
+
+POLICY_FILES = frozenset({"release_policy.yaml", "waivers.yaml"})
+"""What the specs folder says about releases and not about the network."""
+
+_CHUNK = 1 << 20
+
+
+def numerical_digest() -> str:
+    """Return the SHA-256, as 64 hexadecimal digits, of every numerical source and of the specification.
+
+    Two checkouts with one digest compute and judge the same.
+    """
+    return text_digest(numerical_sources() | specification())
+
+
+def spec_digest() -> str:
+    """Return the SHA-256, as 64 hexadecimal digits, of the specification alone."""
+    return text_digest(specification())
+
+
+def numerical_sources() -> dict[str, Path]:
+    """Return the modules that compute or judge, as ``package/module.py`` → file."""
+    return {
+        f"{package}/{path.name}": path
+        for package in PACKAGES
+        for path in _folder(package).glob("*.py")
+        if path.stem not in NOT_NUMERICAL[package]
+    }
+
+
+def specification() -> dict[str, Path]:
+    """Return the files of the specification, as ``specs/NAME.yaml`` → file."""
+    return {f"specs/{path.name}": path for path in specs_dir().glob("*.yaml") if path.name not in POLICY_FILES}
+
+
+def _folder(package: str) -> Path:
+    specification = importlib.util.find_spec(package)
+    assert specification is not None
+    assert specification.submodule_search_locations
+    return Path(specification.submodule_search_locations[0])
+
+
+def text_digest(files: Mapping[str, Path]) -> str:
+    """Return the SHA-256 over names and texts, in the order of the names; all line ends are taken as one."""
+    whole = hashlib.sha256()
+    for name in sorted(files):
+        text = files[name].read_bytes().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        # The digest of each part has a fixed length, so that nothing can move from one part into the next.
+        whole.update(hashlib.sha256(name.encode()).digest() + hashlib.sha256(text).digest())
+    return whole.hexdigest()
+
+
+def file_digest(path: Path | str) -> str:
+    """Return the SHA-256, as 64 hexadecimal digits, of the bytes of one file."""
+    found = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while piece := file.read(_CHUNK):
+            found.update(piece)
+    return found.hexdigest()

@@ -1,0 +1,160 @@
+"""Pages need nothing beside them, and show text from anywhere as text."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from conformance import page
+
+HOSTILE = """<script>alert(1)</script>"><img src=http://x.example onerror='alert(2)'> & é"""
+
+
+class Reader(HTMLParser):
+    """Notes elements, ids, references and text of a page, and that every element is closed."""
+
+    VOID = ("meta", "link", "img", "br", "line", "polyline", "path")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            assert not name.startswith("on"), f"{tag} {name}"
+            if name == "id":
+                self.ids.append(value or "")
+            if name in ("href", "src", "action", "data", "poster", "srcset"):
+                self.references.append(value or "")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def check(text: str) -> Reader:
+    """Read a page; fail where it reaches outside, runs something, or leads nowhere."""
+    reader = Reader()
+    reader.feed(text)
+    reader.close()
+    assert not reader.open, f"not closed: {reader.open}"
+    assert not {"script", "iframe", "object", "embed", "base"} & set(reader.tags)
+    for reference in reader.references:
+        assert reference.startswith(("#", "data:")), reference
+    targets = [reference[1:] for reference in reader.references if reference.startswith("#")]
+    assert set(targets) <= set(reader.ids)
+    assert len(set(reader.ids)) == len(reader.ids), "an id is there twice"
+    assert "url(" not in text
+    assert "@import" not in text
+    return reader
+
+
+def everything(text: str) -> page.Html:
+    return page.page(
+        text,
+        page.navigation({"one": text}),
+        page.verdict("failed", text),
+        page.section(
+            "one",
+            text,
+            page.table([text, "b"], [[text, page.number(text)]], caption=text),
+            page.badge("waived", text),
+            page.margin_bar(0.4),
+            page.figure(page.heat_map(np.eye(3), text), text),
+            page.details(text, text, is_open=True),
+            page.line_chart(text, [text, "b"], [page.Series(text, [1e-7, 1e-6])], unit=text),
+        ),
+    )
+
+
+def test_text_from_anywhere_is_text() -> None:
+    reader = check(everything(HOSTILE))
+    assert reader.tags.count("img") == 1
+    assert sum(HOSTILE in text for text in reader.text) >= 10
+
+
+def test_an_attribute_cannot_be_left() -> None:
+    assert page.element("p", id='a" onclick="x') == '<p id="a&quot; onclick=&quot;x"></p>'
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        '<img src="https://x.example/a.png">',
+        '<a href="#nowhere">x</a>',
+        '<p id="a"></p><p id="a"></p>',
+        "<script></script>",
+        "<p>",
+    ],
+)
+def test_a_page_that_reaches_outside_is_seen(broken: str) -> None:
+    with pytest.raises(AssertionError):
+        check(page.page("t", page.Html(broken)))
+
+
+@pytest.mark.parametrize(
+    ("share", "width", "shown", "state"),
+    [
+        (0.25, "25.0%", "25 %", "passed"),
+        (0.0, "0.0%", "0 %", "passed"),
+        (1.5, "100.0%", "150 %", "failed"),
+        (4e4, "100.0%", "4e+04×", "failed"),
+        (None, "100.0%", "wrong", "failed"),
+        (math.nan, "100.0%", "wrong", "failed"),
+    ],
+)
+def test_a_bar_shows_the_share(share: float | None, width: str, shown: str, state: str) -> None:
+    bar = page.margin_bar(share)
+    assert f"width:{width}" in bar
+    assert shown in bar
+    assert f'class="margin {state}"' in bar
+
+
+def test_an_unknown_state_is_an_error() -> None:
+    with pytest.raises(ValueError, match="expected one of passed"):
+        page.badge("fine")
+
+
+def test_a_map_is_a_png_that_is_dark_where_the_deviation_is() -> None:
+    from matplotlib.image import imread
+
+    values = np.zeros((4, 6))
+    values[1, 2] = 3e-7
+    found = re.search(r"base64,([^\"]+)", page.heat_map(values, "x"))
+    assert found is not None
+    import io
+
+    pixels = imread(io.BytesIO(base64.b64decode(found[1])))
+    assert pixels.shape[:2] == (4, 6)
+    assert np.unravel_index(np.argmin(pixels[..., 0]), (4, 6)) == (1, 2)
+
+
+def test_a_map_of_nothing_but_infinity_is_drawn() -> None:
+    assert "data:image/png" in page.heat_map(np.full((2, 2), np.inf), "x")
+
+
+def test_a_chart_leaves_gaps_where_nothing_was_measured() -> None:
+    values = [1e-7, None, 1e-6, 1e-5, 0.0, math.inf, 1e-4]
+    chart = page.line_chart("t", list("abcdefg"), [page.Series("s", values)], unit="e")
+    assert chart.count("<polyline") == 3
+    assert "Nothing to draw" in page.line_chart("t", ["a"], [page.Series("s", [None])], unit="e")

@@ -1,6 +1,10 @@
 """The errors of the bridge between TensorFlow and PyTorch."""
 
-from ptycho_torch.errors import PtychoError
+from __future__ import annotations
+
+from ptycho_torch.errors import PtychoError, one_line
+
+_PLACE_CHARACTERS = 600
 
 
 class BackendMissingError(PtychoError, ImportError):
@@ -17,3 +21,21 @@ class WeightMapError(PtychoError, ValueError):
 
 class ArchiveError(PtychoError, ValueError):
     """An archive that is damaged, hostile, or of a kind that cannot be converted; the message says which and why."""
+
+
+def refusal(
+    where: str, found: str, *, expected: str, remedy: str = "Get the archive again from where it was saved."
+) -> ArchiveError:
+    """Return the error for content that is not read, as one line whatever the content says.
+
+    Args:
+        where: file and member.
+        found: what is there.
+        expected: what should be.
+        remedy: what to do.
+
+    >>> str(refusal("wts.h5.zip", "3 bytes", expected="a ZIP archive", remedy="Look for another file."))
+    'wts.h5.zip: found 3 bytes; expected a ZIP archive. Look for another file.'
+    """
+    place = one_line(where, _PLACE_CHARACTERS)
+    return ArchiveError(f"{place}: found {one_line(found)}; expected {one_line(expected)}. {remedy}")

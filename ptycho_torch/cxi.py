@@ -19,7 +19,6 @@ import json
 import math
 import os
 import re
-import signal
 import struct
 import subprocess
 import sys
@@ -31,8 +30,9 @@ from typing import IO, Any, BinaryIO
 
 import numpy as np
 
+from ptycho_torch.child_limits import limit_cpu, limit_files, limit_memory, start_child, why_ended
 from ptycho_torch.contract import violation
-from ptycho_torch.errors import DataContractError, PtychoError
+from ptycho_torch.errors import DataContractError, PtychoError, one_line
 
 DATA_PATHS = ("/entry_1/data_1/data", "/entry_1/instrument_1/detector_1/data")
 POSITION_PATHS = ("/entry_1/sample_1/geometry_1/translation", "/entry_1/data_1/translation")
@@ -145,20 +145,8 @@ def open_hdf5(
         "memory_bytes": MEMORY_BYTES,
         "cpu_s": CPU_S,
     }
-    root = str(Path(__file__).parents[1])
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
-        # No filter is ever loaded from a library of the file's or the user's choice.
-        "HDF5_PLUGIN_PRELOAD": "::",
-        # A file on a disk that knows no locks can be read all the same.
-        "HDF5_USE_FILE_LOCKING": os.environ.get("HDF5_USE_FILE_LOCKING", "BEST_EFFORT"),
-        "OPENBLAS_NUM_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
-    }
     with tempfile.TemporaryFile() as words:
-        # -P keeps modules of the current folder out.
-        command = [sys.executable, "-P", "-m", "ptycho_torch.cxi"]
-        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words, env=environment)
+        child = start_child("ptycho_torch.cxi", errors=words)
         try:
             yield _Parent(path, child, words).open(request)
         finally:
@@ -209,7 +197,7 @@ class _Parent:
             if probe_shape[-2:] != (rows, columns) or math.prod(probe_shape[:-2]) > MAX_MODES:
                 raise ValueError("probe")
             probe = self._array(probe_shape, np.dtype("<c8"))
-        notices = tuple(_printable(str(notice)) for notice in said["notices"])
+        notices = tuple(one_line(str(notice)) for notice in said["notices"])
 
         def blocks(block_bytes: int) -> Iterator[np.ndarray]:
             return self._blocks(math.prod(shape) * dtype.itemsize, block_bytes)
@@ -293,26 +281,16 @@ class _Parent:
 
     def _refusal(self, said: Mapping[str, Any]) -> PtychoError:
         if said["clause"] is None:
-            return PtychoError(f"{self._path}: HDF5 files need h5py ({_printable(said['found'])}): pip install h5py")
+            return PtychoError(f"{self._path}: HDF5 files need h5py ({one_line(said['found'])}): pip install h5py")
         clause = "CXI-01" if said["clause"] == "CXI-01" else "CXI-02"
-        found, key, expected, remedy = (_printable(said[name]) for name in ("found", "key", "expected", "remedy"))
+        found, key, expected, remedy = (one_line(said[name]) for name in ("found", "key", "expected", "remedy"))
         return violation(clause, found, path=self._path, key=key or None, expected=expected, remedy=remedy)
 
     def _ended(self) -> DataContractError:
         """Say why no more bytes come."""
-        code = self._child.wait()
         if self._silent:
             return self._hostile(f"content that the HDF5 library did not read in {SILENCE_S:.0f} s")
-        if code < 0:
-            name = signal.Signals(-code).name
-            if name == "SIGXCPU":
-                return self._hostile("content that the HDF5 library did not read in the CPU time it had")
-            return self._hostile(f"content that crashed the HDF5 library ({name})")
-        self._words.seek(0)
-        words = self._words.read(_MAX_JSON_BYTES).decode(errors="replace").strip().splitlines()
-        return self._hostile(
-            f"content that ended its reader ({_printable(words[-1]) if words else f'exit code {code}'})"
-        )
+        return self._hostile(why_ended(self._child, self._words))
 
     def _hostile(self, found: str) -> DataContractError:
         return violation("CXI-02", found, path=self._path)
@@ -330,11 +308,6 @@ def frame_axes(shape: tuple[int, ...], axes: str) -> tuple[int, int, int]:
     if len(shape) != len(axes) or (axes == "mhw1" and shape[3] != 1):
         raise ValueError(f"shape {shape} is no {axes}")
     return shape[axes.index("m")], shape[axes.index("h")], shape[axes.index("w")]
-
-
-def _printable(text: str) -> str:
-    """Return one line without control characters, which a file could have put into an error."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:400])
 
 
 # -------------------------------------------------------------------------------------------------- the child
@@ -418,7 +391,7 @@ class _Child:
 
     def _limit_cpu(self, content_bytes: int) -> None:
         """Allow as much CPU time again as at first, and what reading so much may take."""
-        _limit_cpu(self._request["cpu_s"] + int(content_bytes / _CPU_BYTES_S))
+        limit_cpu(self._request["cpu_s"] + int(content_bytes / _CPU_BYTES_S))
 
     def _patterns(self) -> tuple[str, Any]:
         key, patterns = self._first(self._request["data_paths"], "patterns", "--data-path")
@@ -621,46 +594,6 @@ def _names(path: str) -> list[str]:
     return [name for name in path.split("/") if name not in ("", ".")]
 
 
-def _limit_cpu(seconds: int) -> None:
-    """Allow so much CPU time from now on."""
-    with contextlib.suppress(ImportError):
-        import resource
-
-        used = resource.getrusage(resource.RUSAGE_SELF)
-        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-        limit = int(used.ru_utime + used.ru_stime) + 1 + seconds
-        resource.setrlimit(resource.RLIMIT_CPU, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-
-
-def _limit_memory(beyond_bytes: int) -> None:
-    """Allow so much address space beyond what is in use; no crash leaves a core file, and no file may grow."""
-    with contextlib.suppress(ImportError):
-        import resource
-
-        in_use = Path("/proc/self/statm")
-        if in_use.is_file():
-            pages = int(in_use.read_text().split()[0])
-            _lower(resource.RLIMIT_AS, pages * resource.getpagesize() + beyond_bytes)
-        _lower(resource.RLIMIT_CORE, 0)
-        _lower(resource.RLIMIT_FSIZE, 2**20)
-
-
-def _limit_files() -> None:
-    """Forbid to open any more files, whatever a damaged file talks the library into."""
-    with contextlib.suppress(ImportError):
-        import resource
-
-        _lower(resource.RLIMIT_NOFILE, 0)
-
-
-def _lower(limit: int, value: int) -> None:
-    import resource
-
-    _, hard = resource.getrlimit(limit)
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(limit, (value, value))
-
-
 def main() -> int:
     """Be the child: read the request from standard input and answer on standard output until the input ends."""
     answers = _Answers(os.fdopen(os.dup(1), "wb"))
@@ -688,10 +621,10 @@ def _serve(request: Mapping[str, Any], answers: _Answers) -> None:
         import h5py
     except ImportError as err:
         raise _Refused(None, str(err)) from err
-    _limit_memory(request["memory_bytes"])
-    _limit_cpu(request["cpu_s"])
+    limit_memory(request["memory_bytes"])
+    limit_cpu(request["cpu_s"])
     with h5py.File(request["path"], "r") as file:
-        _limit_files()
+        limit_files()
         child = _Child(file, request)
         child.describe(answers)
         for _ in sys.stdin.buffer:

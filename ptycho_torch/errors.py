@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+_LINE_CHARACTERS = 200
+
 
 class PtychoError(Exception):
     """Root of every error this project raises on purpose."""
@@ -60,3 +62,10 @@ class CheckpointError(PtychoError, ValueError):
 
 class TrainingError(PtychoError, RuntimeError):
     """Training that cannot go on: the loss is no number any more."""
+
+
+def one_line(text: str, characters: int = _LINE_CHARACTERS) -> str:
+    """Make foreign text fit for a message: no line breaks or control characters, and not too long."""
+    line = "".join(letter if letter.isprintable() else " " for letter in text[: 2 * characters])
+    line = " ".join(line.split())
+    return line if len(line) <= characters else f"{line[:characters]} …"

@@ -46,6 +46,9 @@ class Setting:
         unit: of its value; empty for none.
         there: its names there, by source: ``tensorflow`` (dataclasses), ``legacy`` (dictionary), ``seed`` (singletons
             of the guide's era).
+        values_there: value of the dataclass or the legacy dictionary → value here, where they are not the same.
+        backend: the backend of the reference that alone reads its counterpart, ``tensorflow`` or ``pytorch``; empty if
+            both do.
         defaults_there: the defaults there, in the terms of this setting; ``tensorflow_code`` is what TensorFlow's
             training code does whatever a field says.
         reason: why one of them is not the default here.
@@ -69,13 +72,15 @@ class Setting:
     needs: Mapping[str, Value] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
     unit: str = ""
     there: Mapping[str, str] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+    values_there: Mapping[str, Value] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
+    backend: str = ""
     defaults_there: Mapping[str, Value] = dataclasses.field(default_factory=lambda: MappingProxyType({}))
     reason: str = ""
     note: str = ""
 
     def differences(self) -> tuple[str, ...]:
         """Return the sources whose default is another one."""
-        return tuple(source for source, value in self.defaults_there.items() if not _same(value, self.default))
+        return tuple(source for source, value in self.defaults_there.items() if not same_value(value, self.default))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +92,52 @@ class Foreign:
         names: with the section they stand in, where the source has sections.
         reason: why not.
         here: the setting that takes their place; empty for none.
+        only: the values that this project stands for, so that another one is refused; empty for any.
+        same_as: the name that they are a former spelling of; empty for none.
     """
 
     source: str
     names: tuple[str, ...]
     reason: str
     here: str = ""
+    only: tuple[Value, ...] = ()
+    same_as: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferenceField:
+    """One field of a dataclass of the reference.
+
+    Attributes:
+        section: ``model``, ``training``, ``inference`` or ``execution``.
+        name: of the field.
+        type: ``int``, ``float``, ``bool``, ``str``, ``Path``, ``list`` or ``ModelConfig``.
+        default: that of the dataclass; None too where it is required.
+        optional: whether it may be None.
+        required: whether it has no default.
+        becomes: what ``__post_init__`` puts in the place of None; None for nothing.
+        minimum: the least value, or None.
+        choices: accepted values; empty for any.
+        legacy: its key in the legacy dictionary; empty for none.
+        retired: whether the reference has given it up.
+    """
+
+    section: str
+    name: str
+    type: str
+    default: Value = None
+    optional: bool = False
+    required: bool = False
+    becomes: Value = None
+    minimum: float | None = None
+    choices: tuple[Value, ...] = ()
+    legacy: str = ""
+    retired: bool = False
+
+    @property
+    def full_name(self) -> str:
+        """Name with its section, as in ``Setting.there``."""
+        return f"{self.section}.{self.name}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +147,15 @@ class ConfigurationSchema:
     Attributes:
         settings: by name, in the order of the file.
         only_there: what the other sides have alone.
+        reference: the reference's dataclass fields, by name with section.
+        counterparts: source → name there → the setting that it is here, or why there is none.
         hints: what to say about a name from there that is none here.
     """
 
     settings: Mapping[str, Setting]
     only_there: tuple[Foreign, ...]
+    reference: Mapping[str, ReferenceField]
+    counterparts: Mapping[str, Mapping[str, Setting | Foreign]]
     hints: Mapping[str, str]
 
     def of(self, owner: str) -> tuple[Setting, ...]:
@@ -118,11 +167,13 @@ def parse_schema(content: Mapping[str, Any]) -> ConfigurationSchema:
     """Make the schema from the content of ``configuration.yaml``.
 
     Raises:
-        SpecError: a name that is there twice, or that refers to a setting that is not there.
+        SpecError: a name that is there twice, that refers to a setting or field that is not there, or a field of the
+            reference that nothing is said about.
     """
+    reference = _reference_fields(content["reference"])
     settings: dict[str, Setting] = {}
     for entry in content["settings"]:
-        setting = Setting(**{key: _frozen(value) for key, value in entry.items()})
+        setting = _setting(entry, reference)
         if setting.name in settings:
             raise SpecError(f"{CONFIGURATION_FILE}: setting {setting.name!r} is there twice.")
         settings[setting.name] = setting
@@ -134,10 +185,16 @@ def parse_schema(content: Mapping[str, Any]) -> ConfigurationSchema:
     for where, name in referred:
         if name not in settings:
             raise SpecError(f"{CONFIGURATION_FILE}: {where} refers to {name!r}, which is no setting.")
+    counterparts = _counterparts(settings, only_there, reference)
+    for name in reference:
+        if name not in counterparts["tensorflow"]:
+            raise SpecError(f"{CONFIGURATION_FILE}: nothing is said about {name!r} of the reference.")
     return ConfigurationSchema(
         settings=MappingProxyType(settings),
         only_there=only_there,
-        hints=MappingProxyType(_hints(settings, only_there)),
+        reference=reference,
+        counterparts=counterparts,
+        hints=MappingProxyType(_hints(settings, counterparts)),
     )
 
 
@@ -170,14 +227,69 @@ def hint(name: str) -> str | None:
     return load_schema().hints.get(name)
 
 
-def _hints(settings: Mapping[str, Setting], only_there: tuple[Foreign, ...]) -> dict[str, str]:
-    sources: set[tuple[str, str]] = set()
-    hints: dict[str, str] = {}
+def _reference_fields(sections: Mapping[str, Mapping[str, Any]]) -> Mapping[str, ReferenceField]:
+    fields: dict[str, ReferenceField] = {}
+    for section, names in sections.items():
+        for name, entry in names.items():
+            # PyTorchExecutionConfig never goes to the dictionary, and the nested model is spread over it.
+            goes = section != "execution" and entry["type"] != "ModelConfig"
+            values = {key: _frozen(value) for key, value in entry.items()}
+            field = ReferenceField(section, name, **({"legacy": name if goes else ""} | values))
+            fields[field.full_name] = field
+    return MappingProxyType(fields)
 
-    def add(source: str, name: str, text: str) -> None:
-        if (source, name) in sources:
+
+def _setting(entry: Mapping[str, Any], reference: Mapping[str, ReferenceField]) -> Setting:
+    """Make a setting; its legacy key and the dataclass default follow from the field that it is there."""
+    setting = Setting(**{key: _frozen(value) for key, value in entry.items()})
+    name = setting.there.get("tensorflow")
+    if name is None:
+        return setting
+    if name not in reference:
+        raise SpecError(f"{CONFIGURATION_FILE}: {setting.name} is {name!r} there, which is no field of the reference.")
+    field = reference[name]
+    there = {"tensorflow": name, **({"legacy": field.legacy} if field.legacy else {})}
+    default = field.default if field.becomes is None else field.becomes
+    defaults: dict[str, Value] = {"tensorflow": setting.values_there.get(str(default), default)}
+    return dataclasses.replace(
+        setting,
+        there=MappingProxyType(there | dict(setting.there)),
+        defaults_there=MappingProxyType(defaults | dict(setting.defaults_there)),
+    )
+
+
+def _counterparts(
+    settings: Mapping[str, Setting], only_there: tuple[Foreign, ...], reference: Mapping[str, ReferenceField]
+) -> Mapping[str, Mapping[str, Setting | Foreign]]:
+    found: dict[str, dict[str, Setting | Foreign]] = {"tensorflow": {}, "legacy": {}, "seed": {}, "torch": {}}
+
+    def add(source: str, name: str, what: Setting | Foreign) -> None:
+        if name in found[source]:
             raise SpecError(f"{CONFIGURATION_FILE}: {name!r} of {source} is there twice.")
-        sources.add((source, name))
+        found[source][name] = what
+
+    for setting in settings.values():
+        for source, name in setting.there.items():
+            add(source, name, setting)
+    for foreign in only_there:
+        for name in foreign.names:
+            add(foreign.source, name, foreign)
+            # A field that is no setting has a key in the dictionary all the same; training and inference share some.
+            key = reference[name].legacy if name in reference else ""
+            if foreign.source == "tensorflow" and key:
+                found["legacy"].setdefault(key, foreign)
+    return MappingProxyType({source: MappingProxyType(names) for source, names in found.items()})
+
+
+def _hints(
+    settings: Mapping[str, Setting], counterparts: Mapping[str, Mapping[str, Setting | Foreign]]
+) -> dict[str, str]:
+    hints: dict[str, str] = {}
+    every = [(name, what) for names in counterparts.values() for name, what in names.items()]
+    # Settings first: what takes a name's place says more than the reason why nothing does.
+    for name, what in sorted(every, key=lambda each: isinstance(each[1], Foreign)):
+        here = settings[what.here] if isinstance(what, Foreign) and what.here else what
+        text = f"{_NOT_HERE}{here.reason}" if isinstance(here, Foreign) else f"{_HERE}{here.name} ({here.owner})"
         for spelling in _spellings(name):
             known = hints.get(spelling, _NOT_HERE)
             if text.startswith(_HERE) and known.startswith(_HERE) and text != known:
@@ -185,15 +297,6 @@ def _hints(settings: Mapping[str, Setting], only_there: tuple[Foreign, ...]) -> 
             # A replacement says more than the reason why there is none; of two reasons, the first one stays.
             if spelling not in settings and (spelling not in hints or text.startswith(_HERE)):
                 hints[spelling] = text
-
-    for setting in settings.values():
-        for source, name in setting.there.items():
-            add(source, name, f"{_HERE}{setting.name} ({setting.owner})")
-    for foreign in only_there:
-        owner = settings[foreign.here].owner if foreign.here else ""
-        text = f"{_HERE}{foreign.here} ({owner})" if foreign.here else f"{_NOT_HERE}{foreign.reason}"
-        for name in foreign.names:
-            add(foreign.source, name, text)
     return hints
 
 
@@ -215,10 +318,10 @@ def _frozen(value: Any) -> Any:
     return MappingProxyType(value) if isinstance(value, dict) else value
 
 
-def _same(one: Value, other: Value) -> bool:
+def same_value(one: Value, other: Value) -> bool:
     """Compare values; a truth value is no number, and 1 is 1.0.
 
-    >>> _same(1, 1.0), _same(True, 1)
+    >>> same_value(1, 1.0), same_value(True, 1)
     (True, False)
     """
     return isinstance(one, bool) == isinstance(other, bool) and one == other

@@ -7,12 +7,13 @@ written down once. Nothing heavy is imported here: ``--help`` has to be quick.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import inspect
 import re
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -174,6 +175,16 @@ def read_config(path: Path) -> dict[str, Any]:
         ConfigError: a file that cannot be read or is too long, no YAML, an unknown or repeated name, a setting that is
             no single value. It says file, line, and the nearest name.
     """
+    with yaml_errors(path):
+        return _settings_in(path, compose_yaml(path, _Loader))
+
+
+def compose_yaml(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> yaml.Node | None:
+    """Read the nodes of a YAML file, which know their lines; nothing is made of them yet.
+
+    Raises:
+        ConfigError: a file that cannot be read, is too long or nested too deeply, or is no YAML.
+    """
     try:
         with path.open("rb") as stream:
             content = stream.read(MAX_CONFIG_BYTES + 1)
@@ -181,8 +192,15 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: the configuration cannot be read ({err.strerror}).") from err
     if len(content) > MAX_CONFIG_BYTES:
         raise ConfigError(f"{path}: longer than {MAX_CONFIG_BYTES // 2**10} KiB; this is no configuration.")
+    with yaml_errors(path):
+        return yaml.compose(content, loader)
+
+
+@contextlib.contextmanager
+def yaml_errors(path: Path) -> Iterator[None]:
+    """Turn what PyYAML complains about into a ``ConfigError`` that names file and line."""
     try:
-        return _settings_in(path, yaml.compose(content, _Loader))
+        yield
     except yaml.MarkedYAMLError as err:
         line = f" line {err.problem_mark.line + 1}:" if err.problem_mark is not None else ""
         raise ConfigError(f"{path}:{line} no valid YAML ({err.problem or err.context}).") from err
@@ -194,18 +212,18 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _settings_in(path: Path, root: yaml.Node | None) -> dict[str, Any]:
     values: dict[str, Any] = {}
-    for section, (at, settings) in _pairs(path, root, "the file", "sections model, training, data").items():
+    for section, (at, settings) in yaml_pairs(path, root, "the file", "sections model, training, data").items():
         if section not in OWNERS:
             owner = _owner(section)
             if owner is not None:
                 raise ConfigError(f"{at} {section!r} stands outside the sections; it belongs into {owner!r}.")
             raise ConfigError(f"{at} unknown section {section!r}; {_nearest(section, OWNERS)}")
-        for name, (line, value) in _pairs(path, settings, f"section {section!r}", "names and values").items():
+        for name, (line, value) in yaml_pairs(path, settings, f"section {section!r}", "names and values").items():
             values[name] = _value(line, section, name, value)
     return values
 
 
-def _pairs(path: Path, node: yaml.Node | None, what: str, expected: str) -> dict[str, tuple[str, yaml.Node]]:
+def yaml_pairs(path: Path, node: yaml.Node | None, what: str, expected: str) -> dict[str, tuple[str, yaml.Node]]:
     """Return key → place in the file and node of a mapping; nothing is an empty one."""
     if node is None or (isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"):
         return {}
@@ -228,14 +246,19 @@ def _value(at: str, section: str, name: str, node: yaml.Node) -> Any:
             raise ConfigError(f"{at} {name!r} of section {section!r} belongs into {owner!r}.")
         every = [setting for kind in OWNERS.values() for setting in kind.field_names()]
         raise ConfigError(f"{at} unknown setting {name!r} in section {section!r}; {_nearest(name, known, every)}")
-    if not isinstance(node, yaml.ScalarNode):
-        raise ConfigError(f"{at} {section} setting {name!r} is a {_kind(node)}; expected a single value.")
-    try:
-        value = _Loader("").construct_object(node)
-    except ValueError as err:
-        raise ConfigError(f"{at} {section} setting {name!r} cannot be read ({err}).") from err
+    value = yaml_scalar(f"{at} {section} setting {name!r}", node, _Loader)
     optional = types.NoneType in get_args(get_type_hints(OWNERS[section])[name])
     return None if optional and isinstance(value, str) and value.lower() == _NONE else value
+
+
+def yaml_scalar(what: str, node: yaml.Node, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """Return the value of a node that is one value; ``what`` names it, with its place, in the error for another."""
+    if not isinstance(node, yaml.ScalarNode):
+        raise ConfigError(f"{what} is a {_kind(node)}; expected a single value.")
+    try:
+        return loader("").construct_object(node)
+    except ValueError as err:
+        raise ConfigError(f"{what} cannot be read ({err}).") from err
 
 
 def _owner(name: str) -> str | None:

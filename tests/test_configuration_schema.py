@@ -60,7 +60,8 @@ LEGACY = {
 }  # fmt: skip
 LEGACY_ONLY = """model_type realspace_mae_weight positions.provided output_prefix outer_offset_train outer_offset_test
     big_gridsize sim_jitter_scale default_probe_scale nimgs_train nimgs_test data_source set_phi label size h5_path
-    use_xla_translate use_xla_compile probe timestamp bigN debug model_path train_data_file_path test_data_file_path"""
+    use_xla_translate use_xla_compile probe timestamp bigN debug model_path train_data_file_path test_data_file_path
+    _version"""
 SEED = {
     "data.nphotons": 1e5, "data.N": 128, "data.K": 6, "data.n_subsample": 10, "data.grid_size": 2,
     "data.probe_dir_get": True, "data.normalize": True, "model.intensity_scale_trainable": False,
@@ -290,7 +291,7 @@ def test_every_difference_of_defaults_has_a_reason_and_no_other_setting_has_one(
     ("name", "change"),
     [
         ("n_filters_scale", {"reason": "It is the same everywhere."}),
-        ("n_filters_scale", {"defaults_there": {"tensorflow": 2, "legacy": 3}}),
+        ("n_filters_scale", {"defaults_there": {"legacy": 3}}),
         ("N", {"reason": ""}),
         ("normalize", {"defaults_there": {"seed": 1}}),
         ("run_name", {"defaults_there": {"seed": ""}}),
@@ -302,9 +303,7 @@ def test_a_difference_without_a_reason_is_seen(content: Any, name: str, change: 
 
 
 def names_of(source: str) -> list[str]:
-    schema = load_schema()
-    names = [setting.there[source] for setting in SETTINGS if source in setting.there]
-    return names + [name for each in schema.only_there if each.source == source for name in each.names]
+    return list(load_schema().counterparts[source])
 
 
 def test_every_field_of_the_tensorflow_dataclasses_is_accounted_for() -> None:
@@ -330,6 +329,40 @@ def test_defaults_there_are_those_of_the_sources(source: str, defaults: Mapping[
     named_there = {each.there[source]: each for each in SETTINGS if source in each.there}
     recorded = {key: each.defaults_there[source] for key, each in named_there.items() if source in each.defaults_there}
     assert recorded == defaults
+
+
+def test_legacy_key_and_dataclass_default_of_a_setting_are_those_of_its_field() -> None:
+    schema = load_schema()
+    for setting in (each for each in SETTINGS if "tensorflow" in each.there):
+        field = schema.reference[setting.there["tensorflow"]]
+        assert setting.there.get("legacy", "") == field.legacy
+        assert setting.defaults_there["tensorflow"] in (field.default, field.becomes, *setting.values_there.values())
+    assert schema.settings["object_big"].there["legacy"] == "object.big"
+    assert schema.settings["n_groups"].defaults_there["tensorflow"] == 512
+    assert "legacy" not in schema.settings["learning_rate"].there
+
+
+def test_a_setting_that_is_no_field_of_the_reference_is_refused(content: Any) -> None:
+    entry(content, "K")["there"]["tensorflow"] = "training.neighbours"
+    with pytest.raises(SpecError, match=r"'training\.neighbours' there, which is no field"):
+        parse_schema(content)
+
+
+def test_a_field_of_the_reference_that_nobody_explains_is_refused(content: Any) -> None:
+    content["reference"]["training"]["new_field"] = {"type": "int", "default": 1}
+    with pytest.raises(SpecError, match=r"nothing is said about 'training\.new_field'"):
+        parse_schema(content)
+
+
+def test_fields_of_the_reference_are_those_of_its_sources() -> None:
+    fields = {f"{section}.{name}" for section, names in TENSORFLOW.items() for name in names.split()}
+    assert set(load_schema().reference) == fields
+
+
+def test_values_there_are_values_here() -> None:
+    for setting in (each for each in SETTINGS if each.values_there):
+        for value in setting.values_there.values():
+            build(setting, value)
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,10 @@ from ptycho_tf_bridge.config_values import (
     Finding,
     NoCounterpartError,
     becomes,
-    defaults_of,
     effect_of,
     flag_wins,
+    is_default,
+    is_in_effect,
     is_unread,
     kept,
     plain,
@@ -86,10 +87,11 @@ def from_yaml(path: Path, *, as_run: bool = False) -> Translation:
     """Translate a YAML file of the reference, with its fields at the top or in a ``model:`` mapping.
 
     The reference's command lets the defaults of its own flags win over all lines outside ``model:``, unless that
-    default is None. Such a line is taken as the file says, and the report says what the command ran with.
+    default is None. Such a line is taken as the file says, and the report says what the command ran with. A file with
+    keys of the legacy dictionary is read as ``from_legacy`` reads it; JSON is YAML.
 
     Args:
-        path: YAML; sizes and nesting are bounded, and nothing but single values is made of it.
+        path: its size and nesting are bounded, and nothing but single values is made of it.
         as_run: take what ``ptycho_train --config FILE`` ran with in place of what the file says.
 
     Raises:
@@ -98,31 +100,41 @@ def from_yaml(path: Path, *, as_run: bool = False) -> Translation:
     """
     with yaml_errors(path):
         top = yaml_pairs(path, compose_yaml(path), "the file", "fields of the reference")
-        nested = yaml_pairs(path, top.pop("model")[1], "'model'", "fields of the model") if "model" in top else {}
-        given = {
-            f"model.{name}": (at, name, yaml_scalar(f"{at} 'model.{name}'", node))
-            for name, (at, node) in nested.items()
+        nested = yaml_pairs(path, top.pop("model")[1], "'model'", "fields of the model") if "model" in top else None
+        flat = {
+            name: _Stated(yaml_scalar(f"{at} {name!r}", node), f"{at} {name!r}") for name, (at, node) in top.items()
         }
-        flat = [(name, at, yaml_scalar(f"{at} {name!r}", node)) for name, (at, node) in top.items()]
-    reference = load_schema().reference
-    stated: dict[str, _Stated] = {}
-    for name, (at, bare, value) in given.items():
-        if name not in reference:
-            raise ConfigError(f"{at} unknown field {bare!r} of 'model'; {_nearest(bare, 'model')}")
-        stated[name] = _Stated(value, f"{at} {name!r}")
-    for bare, at, value in flat:
-        section = next((each for each in ("training", "model", "inference") if f"{each}.{bare}" in reference), None)
-        if section is None:
-            raise ConfigError(f"{at} unknown field {bare!r}; {_nearest(bare, 'training', 'model', 'inference')}")
-        field = reference[f"{section}.{bare}"]
-        if field.full_name in stated:
-            if not same_value(stated[field.full_name].value, value):
-                raise ConfigError(
-                    f"{at} {bare!r} is {value!r} here and {stated[field.full_name].value!r} in 'model', which wins in "
-                    "the reference; keep one of them."
-                )
-            continue
-        stated[field.full_name] = _Stated(value, f"{at} {bare!r}", *flag_wins(field, plain(value)))
+        inside = {
+            f"model.{name}": _Stated(yaml_scalar(f"{at} 'model.{name}'", node), f"{at} 'model.{name}'")
+            for name, (at, node) in (nested or {}).items()
+        }
+    schema = load_schema()
+    fields = {field.name for field in schema.reference.values()}
+    if nested is None and any(name in schema.counterparts["legacy"] and name not in fields for name in flat):
+        return _translate(flat, "legacy", f"{path}", as_run=as_run)
+    for name, entry in inside.items():
+        if name not in schema.reference:
+            bare = name.removeprefix("model.")
+            raise ConfigError(f"{entry.at} is no field of the reference; {_nearest(bare, 'model')}")
+    stated = dict(inside)
+    for bare, entry in flat.items():
+        section = next(
+            (each for each in ("training", "model", "inference") if f"{each}.{bare}" in schema.reference), ""
+        )
+        if not section:
+            raise ConfigError(
+                f"{entry.at} is no field of the reference; {_nearest(bare, 'training', 'model', 'inference')}"
+            )
+        field = schema.reference[f"{section}.{bare}"]
+        known = inside.get(field.full_name)
+        if known is not None and not same_value(known.value, entry.value):
+            raise ConfigError(
+                f"{entry.at} is {entry.value!r} here and {known.value!r} in 'model', which wins in the reference; "
+                "keep one of them."
+            )
+        if known is None:
+            overruled, instead = flag_wins(field, plain(entry.value))
+            stated[field.full_name] = dataclasses.replace(entry, overruled=overruled, instead=instead)
     return _translate(stated, "tensorflow", f"{path}", as_run=as_run)
 
 
@@ -203,9 +215,9 @@ def _setting_finding(
     name = setting.there.get(source, "")
     entry = stated.get(name)
     if entry is not None and not _counts_as_none(setting, entry.value, source):
-        finding = _stated_finding(setting, name, entry, backend)
+        finding = _stated_finding(setting, name, entry, source, backend)
         unread = is_unread(setting, backend)
-        at_default = unread and any(same_value(finding.value_here, each) for each in defaults_of(setting, source))
+        at_default = unread and is_default(setting, finding.value_here, source)
         # The reference's PyTorch side does not read weights of the loss, and here they would win over torch_loss_mode.
         if (
             finding.change == "not here"
@@ -227,7 +239,7 @@ def _setting_finding(
     return Finding(name_there, value, setting.name, value, "default", why + here)
 
 
-def _stated_finding(setting: Setting, name: str, entry: _Stated, backend: str) -> Finding:
+def _stated_finding(setting: Setting, name: str, entry: _Stated, source: str, backend: str) -> Finding:
     shown, unread, effect = plain(entry.value), is_unread(setting, backend), effect_of(setting, backend)
     why_unread = f"{side_of(backend)} does not read it" + (
         "." if effect is UNKNOWN else f"; it has {shown_as(effect)}."
@@ -248,7 +260,7 @@ def _stated_finding(setting: Setting, name: str, entry: _Stated, backend: str) -
     overruled = bool(entry.overruled) and not unread
     if overruled:
         reasons.append(entry.overruled)
-    in_effect = not overruled and (not unread or same_value(value, effect))
+    in_effect = not overruled and is_in_effect(setting, value, source, backend)
     if unread and not in_effect:
         reasons.append(why_unread)
     return Finding(name, shown, setting.name, value, change, " ".join(reasons), in_effect)

@@ -12,10 +12,11 @@ from ptycho_tf_bridge.config_values import (
     UNKNOWN,
     Finding,
     NoCounterpartError,
-    defaults_of,
     effect_of,
     flag_of,
     flag_wins,
+    is_default,
+    is_in_effect,
     is_unread,
     kept,
     shown_as,
@@ -97,12 +98,12 @@ def _export_finding(
         theirs = spelled_there(setting, written, field)
     except NoCounterpartError as err:
         return Finding(name, None, setting.name, value, "not there", f"The value {err}")
-    unread, effect = is_unread(setting, "tensorflow"), effect_of(setting, "tensorflow")
-    in_effect = not unread or same_value(written, effect)
+    effect = effect_of(setting, "tensorflow")
+    in_effect = is_in_effect(setting, written, source, "tensorflow")
     reasons = [f"None is {setting.none}; the number is written out."] if implied else []
     if not in_effect:
         reasons.append("TensorFlow does not read it" + ("." if effect is UNKNOWN else f"; it has {shown_as(effect)}."))
-        if effect is not UNKNOWN and any(same_value(written, each) for each in defaults_of(setting, source)):
+        if effect is not UNKNOWN and is_default(setting, written, source):
             reasons.append("Being the default there, it could not be told from a field that nobody has set.")
             return Finding(name, theirs, setting.name, value, "ignored", " ".join(reasons), in_effect=False)
     if setting.name == "K" and settings.data.group_sampler != "reference":
@@ -125,7 +126,7 @@ def _not_there(setting: Setting, value: Value, name: str) -> Finding:
         if side in setting.defaults_there:
             theirs = setting.defaults_there[side]
             agrees = "does the same" if same_value(theirs, value) else "differs"
-            why = f"It is no field there, and the reference {agrees}: it has {shown_as(theirs)}."
+            why = f"There is no place for it, and the reference {agrees}: it has {shown_as(theirs)}."
             return Finding(name, theirs, setting.name, value, "not there", why)
     why = f"{name} is no part of it, and TensorFlow does not read it." if name else "There is nothing like it there."
     return Finding(name, None, setting.name, value, "not there", why)

@@ -153,6 +153,19 @@ def effect_of(setting: Setting, backend: str) -> Any:
     return setting.default
 
 
+def is_in_effect(setting: Setting, value: Value, source: str, backend: str) -> bool:
+    """Whether a backend of the reference does what a value of ours says: it reads it, or happens to do the same."""
+    effect = effect_of(setting, backend)
+    if not is_unread(setting, backend) or same_value(value, effect):
+        return True
+    return effect is UNKNOWN and is_default(setting, value, source)
+
+
+def is_default(setting: Setting, value: Value, source: str) -> bool:
+    """Whether a value, in our terms, may be there because nobody has set it."""
+    return any(same_value(value, each) for each in defaults_of(setting, source))
+
+
 def defaults_of(setting: Setting, source: str) -> Iterator[Value]:
     """Yield the defaults that a value of the source may come from, in our terms."""
     yield from (setting.defaults_there[side] for side in ("tensorflow", source) if side in setting.defaults_there)

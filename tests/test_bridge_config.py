@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import dataclasses
+import json
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from ptycho_tf_bridge import config, config_export, config_values
+from ptycho_tf_bridge import command_config, config, config_export, config_values
+from ptycho_tf_bridge.command_config import report_lines
 from ptycho_tf_bridge.config import (
     KEPT,
     Finding,
@@ -28,6 +32,7 @@ from ptycho_tf_bridge.config import (
     to_legacy,
     to_tensorflow_yaml,
 )
+from ptycho_torch import checkpoint
 from ptycho_torch.config_params import Settings
 from ptycho_torch.config_schema import (
     CONFIGURATION_FILE,
@@ -40,6 +45,7 @@ from ptycho_torch.config_schema import (
 )
 from ptycho_torch.contract import read_yaml
 from ptycho_torch.errors import ConfigError
+from ptycho_torch.settings_options import read_config
 
 SCHEMA = load_schema()
 ROUTES = ("yaml", "legacy", "dataclass")
@@ -436,9 +442,9 @@ def test_the_former_name_of_n_groups_is_taken_and_reported(tmp_path: Path) -> No
     [
         ("n_images: 300\nn_groups: 100", r"line 1.*n_images.*300.*n_groups.*100.*Keep n_groups"),
         ("N: 64\nmodel: {N: 128}", r"line 1: 'N' is 64 here and 128 in 'model'.*keep one"),
-        ("nepoch: 3", r"line 1: unknown field 'nepoch'; did you mean 'nepochs'\?"),
-        ("object.big: true", r"unknown field 'object\.big'; .*here: object_big"),
-        ("model: {grid_size: 2}", r"unknown field 'grid_size' of 'model'; .*here: gridsize"),
+        ("nepoch: 3", r"line 1: 'nepoch' is no field of the reference; did you mean 'nepochs'\?"),
+        ("model: {}\nobject.big: true", r"'object\.big' is no field of the reference; .*here: object_big"),
+        ("model: {grid_size: 2}", r"'model\.grid_size' is no field of the reference; .*here: gridsize"),
         ("model: {gridsize: [2, 2]}", r"'model\.gridsize' is a list"),
         ("model: 3", r"'model' holds no fields of the model"),
         ("nepochs: 3\nnepochs: 4", r"line 2: 'nepochs' is there twice"),
@@ -464,6 +470,16 @@ def test_the_former_name_of_n_groups_is_taken_and_reported(tmp_path: Path) -> No
 def test_a_file_that_cannot_be_meant_is_refused_with_the_remedy(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         from_yaml(written(tmp_path, content))
+
+
+def test_a_file_with_legacy_keys_is_a_legacy_dictionary(tmp_path: Path) -> None:
+    dictionary = {"N": 64, "object.big": False, "nepochs": 5, "unheard_of": 1}
+    read = from_yaml(written(tmp_path, dictionary))
+    assert read.settings == from_legacy(dictionary).settings
+    assert read.settings.model.probe_scale == 10.0, "the default of the dictionary"
+    json_file = tmp_path / "parameters.json"
+    json_file.write_text(json.dumps(dictionary), encoding="utf-8")
+    assert from_yaml(json_file) == read
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -536,3 +552,62 @@ def test_a_report_cannot_be_changed() -> None:
     translation = from_legacy({})
     with pytest.raises(dataclasses.FrozenInstanceError):
         translation.report[0].reason = ""  # type: ignore[misc]
+
+
+# ---------------------------------------------------------------------------------------------------------- command
+
+
+def command(*arguments: object) -> int:
+    parser = argparse.ArgumentParser()
+    command_config.add_arguments(parser)
+    return command_config.run(parser.parse_args([str(argument) for argument in arguments]))
+
+
+def test_the_command_translates_in_both_directions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs, ours, back = (tmp_path / name for name in ("theirs.yaml", "ours.yaml", "back.yaml"))
+    theirs.write_text("nepochs: 5\nmodel: {N: 128, gridsize: 2}\nn_subsample: 100\n", encoding="utf-8")
+    assert command(theirs, "--to", "torch", "-o", ours) == 0
+    said = capsys.readouterr().out
+    assert "training.nepochs = 5  " in said
+    assert "another meaning: not taken" in said
+    assert str(ours) in said
+    assert Settings().override(read_config(ours)) == from_yaml(theirs).settings
+    assert command(ours, "--to", "tf-yaml", "-o", back) == 0
+    assert yaml.safe_load(back.read_text(encoding="utf-8"))["nepochs"] == 5
+    with pytest.raises(ConfigError, match="is there already"):
+        command(theirs, "--to", "torch", "-o", ours)
+    assert command(theirs, "--to", "torch", "-o", ours, "--overwrite", "--as-run") == 0
+    assert read_config(ours)["max_epochs"] == 50
+
+
+def test_the_command_writes_the_file_to_standard_output_and_its_report_beside_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = written(tmp_path, "nepochs: 5\n")
+    assert command(theirs, "--to", "torch", "--full") == 0
+    said = capsys.readouterr()
+    assert yaml.safe_load(said.out)["training"]["max_epochs"] == 5
+    assert "max_epochs = 5" in said.err
+    assert "pass --nepochs 5" in said.err
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_the_report_shows_every_finding_or_counts_it(full: bool) -> None:
+    report = from_legacy({"N": 64, "gridsize": 2, "n_images": 3, "optimizer": "sgd", "stale": 1}).report
+    report += to_legacy(Settings())[1]
+    text = "\n".join(report_lines(report, full=full))
+    shown = [
+        finding for finding in report if f"{finding.field_there} = " in text or f"→  {finding.field_here} = " in text
+    ]
+    if full:
+        assert len(shown) == len(report)
+    assert f"{len(report)} findings" in text
+    for change in ("n_images", "stale", "optimizer"):
+        assert change in text
+
+
+def test_the_settings_of_a_checkpoint_can_be_translated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings().override({"max_epochs": 9})
+    monkeypatch.setattr(checkpoint, "read_checkpoint", lambda path: types.SimpleNamespace(settings=settings))
+    assert command(tmp_path / "last.ckpt", "--to", "tf-yaml", "-o", tmp_path / "theirs.yaml") == 0
+    assert from_yaml(tmp_path / "theirs.yaml").settings.training.max_epochs == 9

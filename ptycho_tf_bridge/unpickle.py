@@ -389,7 +389,7 @@ def _path(kind: type[PurePosixPath | PureWindowsPath]) -> Callable[..., str]:
     def path(machine: _Machine, *parts: Any) -> str:
         if not all(isinstance(part, str) for part in parts) or sum(map(len, parts)) > MAX_PATH_CHARACTERS:
             raise _NotPlainError("a path that is not made of a few words")
-        machine.claim(MAX_PATH_CHARACTERS)
+        machine.claim(4 * MAX_PATH_CHARACTERS)
         return str(kind(*parts))
 
     return path

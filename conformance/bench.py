@@ -46,10 +46,11 @@ class Planned:
 
     Attributes:
         name: how test ids and reports call it.
-        kind: ``bundle``, ``live`` or ``scan``.
-        path: the file, for bundles and scans.
+        kind: ``bundle``, ``live``, ``scan`` or ``archive``.
+        path: the file, for bundles, scans and archives.
         settings: known before anything is run, so that tests can be listed.
         training: whether it records training steps.
+        case: of an archive, which has more to say than its file.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Planned:
     path: Path | None
     settings: NetworkSettings
     training: bool = False
+    case: Case | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ _scan_case = cache(scan_case)
 
 _NOTHING_FREE = FreeRun({}, {}, {}, {})
 _NOTHING_FORCED = ForcedRun({}, {}, {}, {})
-_CANDIDATE_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, PtychoError)
+CANDIDATE_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, PtychoError)
 """What a broken network raises. Anything else is no verdict about the network and ends the run."""
 
 
@@ -159,6 +161,8 @@ class _Work:
         return TrainingTruth.of(self.truth, len(self.bundle.train_losses))
 
     def _case(self) -> Case:
+        if self.planned.case is not None:
+            return self.planned.case
         if self.planned.kind == "bundle":
             return self.bundle.case
         if self.planned.kind == "scan":
@@ -227,8 +231,20 @@ class Bench:
         """Judge the candidate."""
         key = (planned.name, device, dtype)
         if key not in self.reports:
-            self.reports[key] = _judge(self._work(planned), TorchSubject(device, dtype))
+            self.reports[key] = self.judge(planned, TorchSubject(device, dtype))
         return self.reports[key]
+
+    def judge(self, planned: Planned, subject: TorchSubject) -> CaseReport:
+        """Judge a candidate that is not the network of the case's own weights."""
+        return _judge(self._work(planned), subject)
+
+    def gains(self, planned: Planned) -> Gains:
+        """Return what float32 costs the reference, as the case's verdicts have it."""
+        return self._work(planned).gains
+
+    def truth(self, planned: Planned) -> Truth:
+        """Return the truth of a case."""
+        return self._work(planned).truth
 
 
 def _judge(work: _Work, subject: TorchSubject) -> CaseReport:
@@ -284,7 +300,7 @@ class _Remembering:
     def free(self, case: Case) -> FreeRun:
         try:
             self.last = self.subject.free(case)
-        except _CANDIDATE_ERRORS as err:
+        except CANDIDATE_ERRORS as err:
             self.error = f"{type(err).__name__}: {err}"
         return self.last
 
@@ -293,7 +309,7 @@ class _Remembering:
     ) -> ForcedRun:
         try:
             return self.subject.forced(case, truth_stages, truth_cotangents)
-        except _CANDIDATE_ERRORS as err:
+        except CANDIDATE_ERRORS as err:
             self.error = f"{type(err).__name__}: {err}"
             return _NOTHING_FORCED
 

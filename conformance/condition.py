@@ -67,17 +67,18 @@ class Condition:
 
     @cached_property
     def _free(self) -> Amplified:
-        return _largest([_measure_free(self._truth, _mover(seed)) for seed in range(FREE_DRAWS)])
+        return _largest([_measure_free(self._truth, mover(seed)) for seed in range(FREE_DRAWS)])
 
     @cached_property
     def _forced(self) -> Amplified:
         every = self._truth.oracle.stages
         physics = [stage for stage in every if "." not in stage]
         draws = [(every, seed) for seed in range(FORCED_DRAWS)] + [(physics, seed) for seed in range(PHYSICS_DRAWS)]
-        return _largest([_measure_forced(self._truth, _mover(seed), stages) for stages, seed in draws])
+        return _largest([_measure_forced(self._truth, mover(seed), stages) for stages, seed in draws])
 
 
-def _mover(seed: int) -> Move:
+def mover(seed: int) -> Move:
+    """Return what moves arrays by ``STEP`` up or down at random."""
     rng = np.random.default_rng(seed)
     return lambda array: moved(array, rng, STEP)
 
@@ -121,9 +122,7 @@ def noisy_run(truth: Truth, move: Move) -> NoisyRun:
     """
     oracle, branches = truth.oracle, truth.own_branches
     network_input, constants = move(truth.network_input), _move_constants(truth.constants, move)
-    stages: dict[str, np.ndarray] = {}
-    for stage in oracle.stages:
-        stages[stage] = move(oracle.evaluate(stage, truth.values_of(stage, stages, network_input), constants))
+    stages = _noisy_stages(truth, network_input, constants, move)
     cotangents = {stage: np.zeros_like(output) for stage, output in stages.items()}
     from_loss = oracle.loss_pullback(stages, network_input, truth.loss_weights, branches["loss"])
     for stage, cotangent in from_loss.items():
@@ -136,6 +135,18 @@ def noisy_run(truth: Truth, move: Move) -> NoisyRun:
         for name, pulled in by_input.items():
             cotangents[name] = cotangents[name] + move(pulled)
     return NoisyRun(stages, cotangents, gradients, oracle.losses(stages, network_input, truth.loss_weights))
+
+
+def noisy_stages(truth: Truth, move: Move) -> dict[str, np.ndarray]:
+    """Run the forward half alone of a noisy run."""
+    return _noisy_stages(truth, move(truth.network_input), _move_constants(truth.constants, move), move)
+
+
+def _noisy_stages(truth: Truth, network_input: np.ndarray, constants: Constants, move: Move) -> dict[str, np.ndarray]:
+    stages: dict[str, np.ndarray] = {}
+    for stage in truth.oracle.stages:
+        stages[stage] = move(truth.oracle.evaluate(stage, truth.values_of(stage, stages, network_input), constants))
+    return stages
 
 
 def _measure_free(truth: Truth, move: Move) -> Amplified:

@@ -13,3 +13,7 @@ class ScanError(PtychoError, ValueError):
 
 class DocumentError(PtychoError, ValueError):
     """A report, a piece of evidence or a sign-off that cannot be read or does not follow its schema."""
+
+
+class PredictionsError(PtychoError, ValueError):
+    """A file of recorded predictions that does not follow its format, or belongs to another archive or scan."""

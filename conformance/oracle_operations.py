@@ -14,6 +14,7 @@ DEFAULT_PROBE_SPREAD = 0.7
 """Standard deviation of the default probe's window is N / (spread · π²)."""
 STITCH_FLOOR = 1e-9
 """Added to the number of patches that cover a pixel, so that uncovered pixels divide to zero."""
+_STITCHED_AT_ONCE = 64
 
 
 def wide(array: np.ndarray) -> np.ndarray:
@@ -108,8 +109,12 @@ def stitch(patches: np.ndarray, positions_px: np.ndarray, crop_px: int) -> np.nd
     pad = int(np.ceil(np.abs(offsets_px).max()))
     size_px = crop_px + 2 * (pad + pad % 2)
     crops = central(wide(patches), crop_px)
-    total = translate(embed(crops, size_px), offsets_px).sum(axis=0)
-    cover = translate(embed(np.ones(crops.shape), size_px), offsets_px).sum(axis=0)
+    total, cover = np.zeros((size_px, size_px), crops.dtype), np.zeros((size_px, size_px))
+    # Some at a time: a canvas for each patch of a whole scan would fill the memory.
+    for first in range(0, len(crops), _STITCHED_AT_ONCE):
+        some = slice(first, first + _STITCHED_AT_ONCE)
+        total += translate(embed(crops[some], size_px), offsets_px[some]).sum(axis=0)
+        cover += translate(embed(np.ones(crops[some].shape), size_px), offsets_px[some]).sum(axis=0)
     stitched: np.ndarray = total / (STITCH_FLOOR + cover)
     return stitched
 

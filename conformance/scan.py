@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from ptycho_torch.scan import Examination, Scan, examine, open_scan
 GROUPS = 3
 """Groups judged: enough for a batch, few enough for the oracle."""
 
-_C = 4
+_GRIDSIZE = 2
 
 examined = cache(examine)
 """Every clause of one scan file, judged once for the list of tests and for the tests."""
@@ -43,45 +44,75 @@ def scan_case(path: Path) -> Case:
         raise ScanError(f"{path}: patterns have side {N}; the network takes {sides}. Crop or bin the detector.")
     if scan.probe is None:
         raise ScanError(f"{path}: key 'probeGuess' is missing; store the probe in the scan to judge the network on it.")
-    if scan.stack.count < _C:
-        raise ScanError(f"{path}: a group needs {_C} patterns; the scan has {scan.stack.count}.")
-    indices, offsets = _groups(scan.positions_px)
-    reach = float(np.abs(offsets).max())
-    if reach > N:
-        raise ScanError(
-            f"{path}: neighbouring positions lie {2 * reach:.3g} apart, more than two patches of {N} pixels; "
-            "'xcoords' and 'ycoords' are object pixels, not metres or another unit."
-        )
+    groups = measured_groups(scan, _GRIDSIZE)
     # Room for the widest group, in even pixels, so that the judge sees no clipped patch.
-    jitter = max(10, 2 * int(np.ceil(reach)) - 4 + 2)
-    amplitude, counts = _patterns(scan, indices)
+    jitter = max(10, 2 * int(np.ceil(np.abs(groups.offsets_px).max())) - 4 + 2)
     settings = NetworkSettings(
         N=N,
-        gridsize=2,
+        gridsize=_GRIDSIZE,
         n_filters_scale=1,
         max_position_jitter=jitter + jitter % 2,
-        intensity_scale=float(np.sqrt(counts) / (N / 2)),
+        intensity_scale=float(np.sqrt(groups.mean_counts) / (N / 2)),
     )
-    normalised = amplitude * np.sqrt((N / 2) ** 2 / counts)
     probe = scan.probe.astype(np.complex128)
     strength = np.sqrt((np.abs(probe) ** 2).sum(axis=0))
     return Case(
         name=path.stem,
         settings=settings,
         loss_weights=BOTH_LOSSES,
-        diffraction=normalised.transpose(0, 2, 3, 1).astype(np.float32),
-        offsets_px=offsets.transpose(0, 2, 1)[:, None].astype(np.float32),
+        diffraction=groups.diffraction,
+        offsets_px=groups.offsets_px,
         probe=(probe / (4 * (strength * disk_mask(N).numpy()).mean())).astype(np.complex64),
         weights=draw_weights(settings, np.random.default_rng(0)),
     )
 
 
-def _groups(positions_px: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Choose groups of nearest neighbours spread over the scan; return indices and group-centred offsets."""
-    seeds = np.linspace(0, len(positions_px) - 1, GROUPS + 2).astype(int)[1:-1]
-    _, indices = KDTree(positions_px).query(positions_px[seeds], k=_C)
-    members = positions_px[indices]  # (groups, C, 2)
-    return indices, -(members - members.mean(axis=1, keepdims=True))
+@dataclass(frozen=True)
+class MeasuredGroups:
+    """Groups of a scan as the network takes them.
+
+    Attributes:
+        diffraction: (groups, N, N, C) float32 normalised amplitude.
+        offsets_px: (groups, 1, 2, C) float32, group-centred.
+        mean_counts: of a pattern, over those that the normalisation stands on.
+    """
+
+    diffraction: np.ndarray
+    offsets_px: np.ndarray
+    mean_counts: float
+
+
+def measured_groups(scan: Scan, gridsize: int) -> MeasuredGroups:
+    """Choose groups of nearest neighbours spread over a scan, normalised by all of its patterns.
+
+    Raises:
+        DataContractError: patterns that break a clause.
+        ScanError: too few patterns for a group, or positions that are no object pixels.
+    """
+    C, N = gridsize**2, scan.stack.frame_px
+    if scan.stack.count < C:
+        raise ScanError(f"{scan.path}: a group needs {C} patterns; the scan has {scan.stack.count}.")
+    seeds = np.linspace(0, scan.stack.count - 1, GROUPS + 2).astype(int)[1:-1]
+    _, indices = KDTree(scan.positions_px).query(scan.positions_px[seeds], k=[*range(1, C + 1)])
+    members = scan.positions_px[indices]  # (groups, C, 2)
+    offsets = -(members - members.mean(axis=1, keepdims=True))
+    reach = float(np.abs(offsets).max())
+    if reach > N:
+        raise ScanError(
+            f"{scan.path}: neighbouring positions lie {2 * reach:.3g} apart, more than two patches of {N} pixels; "
+            "'xcoords' and 'ycoords' are object pixels, not metres or another unit."
+        )
+    amplitude, counts = _patterns(scan, indices)
+    return MeasuredGroups(
+        diffraction=channels_last(amplitude * np.sqrt((N / 2) ** 2 / counts)),
+        offsets_px=offsets.transpose(0, 2, 1)[:, None].astype(np.float32),
+        mean_counts=counts,
+    )
+
+
+def channels_last(amplitude: np.ndarray) -> np.ndarray:
+    """Return (groups, N, N, C) float32 of (groups, C, N, N)."""
+    return amplitude.transpose(0, 2, 3, 1).astype(np.float32)
 
 
 def _patterns(scan: Scan, indices: np.ndarray) -> tuple[np.ndarray, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from conformance.spec import load_stages
 from ptycho_tf_bridge.errors import WeightMapError
 from ptycho_tf_bridge.layout import LAYOUTS
 from ptycho_tf_bridge.weights import to_tensorflow, to_torch, weight_table
+from ptycho_torch.checkpoint import Checkpoint
 from ptycho_torch.losses import amplitude_mae, poisson_nll, total_loss
 from ptycho_torch.model import Prediction, PtychoNet, Upsample
 from ptycho_torch.optim import KerasAdam
@@ -80,20 +81,26 @@ class TorchSubject:
         def put(array: np.ndarray) -> Tensor:
             return torch.from_numpy(array).to(self.device, dtype)
 
+        amplitude = case.scaled_amplitude(self.dtype)
+        return _Loaded(
+            self._network(case),
+            put(LAYOUTS["channels"].to_torch(amplitude)),
+            put(LAYOUTS["offsets"].to_torch(case.offsets_px)),
+        )
+
+    def _network(self, case: Case) -> PtychoNet:
+        """Return the network of a case."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
         model = PtychoNet(case.settings, torch.from_numpy(case.probe), device=self.device, dtype=dtype)
-        state = {name: put(array) for name, array in to_torch(case.weights, case.settings).items()}
+        weights = to_torch(case.weights, case.settings)
+        state = {name: torch.from_numpy(array).to(self.device, dtype) for name, array in weights.items()}
         unmapped = model.load_state_dict(state, strict=False)
         if unmapped.unexpected_keys or set(unmapped.missing_keys) != _NO_CONVOLUTION:
             raise WeightMapError(
                 f"The weight table and the network differ: without a weight {sorted(unmapped.missing_keys)}, without a "
                 f"place {unmapped.unexpected_keys}."
             )
-        amplitude = case.scaled_amplitude(self.dtype)
-        return _Loaded(
-            model,
-            put(LAYOUTS["channels"].to_torch(amplitude)),
-            put(LAYOUTS["offsets"].to_torch(case.offsets_px)),
-        )
+        return model
 
     def _losses(self, loaded: _Loaded, prediction: Prediction, case: Case) -> tuple[Tensor, dict[str, float]]:
         measured = loaded.scaled_amplitude
@@ -204,6 +211,28 @@ class TorchSubject:
         tensor = torch.from_numpy(LAYOUTS[layout].to_torch(array, case.settings.C))
         dtype: torch.dtype = getattr(torch, self.dtype)
         return tensor.to(self.device, dtype.to_complex() if tensor.is_complex() else dtype)
+
+
+@dataclass(frozen=True)
+class CheckpointSubject(TorchSubject):
+    """A checkpoint as the judge sees it: the case gives the inputs, and nothing else.
+
+    Attributes:
+        checkpoint: its settings, weights, probe and scale.
+    """
+
+    checkpoint: Checkpoint = field(kw_only=True)
+
+    def _network(self, case: Case) -> PtychoNet:
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        content = self.checkpoint
+        probe = torch.view_as_complex(content.weights["probe_parts"].contiguous())
+        model = PtychoNet(content.network, probe, device=self.device, dtype=dtype)
+        # A float32 ln(s_I) is no float64 scale; the settings have it as it was given.
+        exact = {"log_scale"} if self.dtype == "float64" else set()
+        state = {name: tensor.to(dtype) for name, tensor in content.weights.items() if name not in exact}
+        model.load_state_dict(state, strict=not exact)
+        return model
 
 
 def _layouts(case: Case) -> dict[str, str]:

@@ -1,0 +1,227 @@
+"""Does a converted model give what the TensorFlow reference recorded? Every recorded quantity, the whole object too."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from conformance.case import Case
+from conformance.condition import FREE_DRAWS, STEP, mover, noisy_stages
+from conformance.gains import Gains
+from conformance.judge import ONE_ULP, Errors, Verdict, compare, deviation, errors, float32_budget, rounding
+from conformance.measured import Measured
+from conformance.oracle_operations import stitch
+from conformance.parity import FORWARD_FREE, RECORDED, REFERENCE
+from conformance.predictions import GroupAmplitude, Predictions, StitchedPrediction
+from conformance.torch_subject import float32_means_float32
+from conformance.truth import Truth
+from ptycho_tf_bridge.layout import LAYOUTS
+from ptycho_torch.reassembly import Stitcher
+from ptycho_torch.train import PtychoPINN
+
+STITCHED = "stitched"
+"""Name of the whole object among the recorded quantities."""
+
+STITCHED_DRAWS = 2
+"""Noisy runs by which the condition of a whole object is measured: it averages over many predictions already."""
+
+_AT_ONCE = 8
+"""Groups in one call, so that the oracle needs little memory."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One recorded quantity.
+
+    Attributes:
+        name: stage id, or ``stitched``.
+        given: what the reference recorded.
+        ours: what the converted model gives in float32.
+        own: errors of ours against the float64 truth.
+        reference: what was recorded against the truth (clause REFERENCE).
+        converted: ours against what was recorded (clause RECORDED).
+    """
+
+    name: str
+    given: np.ndarray
+    ours: np.ndarray
+    own: Errors
+    reference: Verdict
+    converted: Verdict
+
+    @property
+    def verdicts(self) -> tuple[Verdict, Verdict]:
+        """Both verdicts."""
+        return self.reference, self.converted
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The truth of some outputs, and what they are when everything moves a little."""
+
+    truth: Mapping[str, np.ndarray]
+    noisy: Sequence[Mapping[str, np.ndarray]]
+
+
+def _amplified(truth: np.ndarray, noisy: Iterable[np.ndarray]) -> Errors:
+    """Return what float32 rounding does to a quantity: never less than the rounding of the quantity itself."""
+    found = rounding(truth, "float32")
+    for each in noisy:
+        found = found.largest(compare(each, truth).scaled(ONE_ULP["float32"] / STEP))
+    return found
+
+
+def judge_recorded(
+    case: Case,
+    predictions: Predictions,
+    groups: GroupAmplitude | None,
+    module: PtychoPINN,
+    gains: Gains,
+    measured: Measured,
+) -> tuple[Recorded, ...]:
+    """Judge every recorded quantity.
+
+    Args:
+        case: settings, weights, probe and scale of the archive; its inputs are not used.
+        predictions: what was recorded.
+        groups: amplitude of the groups that were stitched; None leaves the whole object out.
+        module: the converted model, on the device where it is judged.
+        gains: what float32 costs the reference.
+        measured: limits of the judge.
+    """
+    names = tuple(predictions.recorded)
+    run = _oracle(
+        case, lambda some: predictions.diffraction[some], predictions.offsets_px, names, FREE_DRAWS, "recorded groups"
+    )
+    parts = [
+        _predict(module, predictions.diffraction[some], predictions.offsets_px[some])
+        for some in _parts(len(predictions.diffraction), "predicting")
+    ]
+    found = []
+    for name, given in predictions.recorded.items():
+        ours = np.concatenate([part[name] for part in parts])
+        amplified = _amplified(run.truth[name], [noisy[name] for noisy in run.noisy])
+        found.append(_judge(name, name, given, ours, run.truth[name], amplified, gains, measured))
+    if predictions.stitched is not None and groups is not None:
+        found.append(_judge_stitched(case, predictions.stitched, groups, module, gains, measured))
+    return tuple(found)
+
+
+def _judge_stitched(
+    case: Case,
+    recorded: StitchedPrediction,
+    groups: GroupAmplitude,
+    module: PtychoPINN,
+    gains: Gains,
+    measured: Measured,
+) -> Recorded:
+    """Judge the whole object: every group predicted, and placed as the reference places it."""
+    run = _oracle(case, groups.of, recorded.offsets_px, ("object",), STITCHED_DRAWS, "groups of the whole object")
+    mean_px = recorded.centres_px.mean(axis=0)
+
+    def stitched(objects: np.ndarray, centres_px: np.ndarray) -> np.ndarray:
+        return stitch(objects[..., 0], centres_px, recorded.crop_px)
+
+    truth = stitched(run.truth["object"], recorded.centres_px)
+    # Where an object is placed is an input of this step, and float32 rounds it.
+    noisy = [
+        stitched(each["object"], mean_px + mover(seed)(recorded.centres_px - mean_px))
+        for seed, each in enumerate(run.noisy)
+    ]
+    stitcher = Stitcher(torch.from_numpy(recorded.centres_px), module.network.settings.N, recorded.crop_px, "uniform")
+    for some in _parts(len(recorded.nn_indices), "predicting"):
+        objects = _predict(module, groups.of(some), recorded.offsets_px[some])["object"]
+        stitcher.add(torch.from_numpy(objects[..., 0]), torch.from_numpy(recorded.centres_px[some]))
+    ours = stitcher.result().object.numpy().astype(np.complex64)
+    return _judge(STITCHED, "object", recorded.canvas, ours, truth, _amplified(truth, noisy), gains, measured)
+
+
+def _judge(
+    name: str,
+    stage: str,
+    given: np.ndarray,
+    ours: np.ndarray,
+    truth: np.ndarray,
+    amplified: Errors,
+    gains: Gains,
+    measured: Measured,
+) -> Recorded:
+    gain = gains.of(FORWARD_FREE, stage)
+    envelope = Errors(gain.e * amplified.e, gain.m * amplified.m)
+    ceiling, factor = envelope.largest(amplified), measured.reference_factor
+    reference = deviation(_wide(given), truth)
+    difference = deviation(ours, _wide(given))
+    of_reference, of_difference = errors([reference]), errors([difference])
+    return Recorded(
+        name=name,
+        given=given,
+        ours=ours,
+        own=compare(_wide(ours), truth),
+        reference=Verdict(
+            REFERENCE,
+            name,
+            of_reference,
+            of_reference,
+            Errors(ceiling.e * factor.e, ceiling.m * factor.m),
+            reference.mismatch,
+        ),
+        converted=Verdict(
+            RECORDED,
+            name,
+            of_reference,
+            of_difference,
+            float32_budget(envelope, amplified, measured.limits),
+            difference.mismatch,
+        ),
+    )
+
+
+def _wide(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
+
+
+def _oracle(
+    case: Case,
+    diffraction: Callable[[slice], np.ndarray],
+    offsets_px: np.ndarray,
+    names: Sequence[str],
+    draws: int,
+    what: str,
+) -> _Run:
+    """Run the oracle over groups, some at a time; keep the named outputs alone."""
+    truth: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    noisy: list[dict[str, list[np.ndarray]]] = [{name: [] for name in names} for _ in range(draws)]
+    for some in _parts(len(offsets_px), what):
+        part = Truth(dataclasses.replace(case, diffraction=diffraction(some), offsets_px=offsets_px[some]))
+        for name in names:
+            truth[name].append(part.stages[name])
+        for seed, kept in enumerate(noisy):
+            # Each part has noise of its own.
+            moved = noisy_stages(part, mover(some.start * draws + seed))
+            for name in names:
+                kept[name].append(moved[name])
+    return _Run(_joined(truth), [_joined(kept) for kept in noisy])
+
+
+def _joined(parts: Mapping[str, Sequence[np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate(list(arrays)) for name, arrays in parts.items()}
+
+
+def _parts(count: int, what: str) -> Iterator[slice]:
+    """Yield some groups after the others, and show progress."""
+    for start in tqdm(range(0, count, _AT_ONCE), desc=what, unit="batch", disable=None, leave=False):
+        yield slice(start, start + _AT_ONCE)
+
+
+def _predict(module: PtychoPINN, diffraction: np.ndarray, offsets_px: np.ndarray) -> dict[str, np.ndarray]:
+    """Predict as users do, channels-last; float32 means float32."""
+    images = torch.from_numpy(LAYOUTS["channels"].to_torch(diffraction)).to(module.device)
+    coords = torch.from_numpy(LAYOUTS["offsets"].to_torch(offsets_px)).to(module.device)
+    with torch.inference_mode(), float32_means_float32():
+        found = {"object": module.forward_predict(images, coords), "predicted_amplitude": module(images, coords)}
+    return {name: LAYOUTS["channels"].to_tensorflow(tensor.cpu().numpy()) for name, tensor in found.items()}

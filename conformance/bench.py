@@ -29,6 +29,8 @@ from conformance.replay import (
 from conformance.scan import examined, feeds_network, scan_case
 from conformance.torch_subject import TorchSubject
 from conformance.truth import Truth
+from conformance.waivers import Ruling, for_case, rule
+from conformance.worst import Place
 from ptycho_tf_bridge import backend
 from ptycho_torch.config_params import NetworkSettings
 from ptycho_torch.errors import PtychoError
@@ -76,6 +78,9 @@ class CaseReport:
         run_to_run: largest scale-free difference between two equal runs of the candidate.
         seconds: time it took.
         error: what the candidate raised; empty if nothing.
+        rulings: what became of the waivers for this case.
+        places: where the worst quantities deviate most.
+        cause: what would explain the first failing stage; empty if nothing known does.
     """
 
     planned: Planned
@@ -88,11 +93,27 @@ class CaseReport:
     run_to_run: float
     seconds: float
     error: str = ""
+    rulings: tuple[Ruling, ...] = ()
+    places: Mapping[Key, Place] = dataclasses.field(default_factory=dict)
+    cause: str = ""
 
     @property
     def passed(self) -> bool:
-        """Whether every verdict holds."""
-        return not self.error and all(verdict.passed for verdict in self.verdicts.values())
+        """Whether every verdict holds or is waived, and every waiver holds."""
+        return not self.error and not self.failed and all(ruling.holds for ruling in self.rulings)
+
+    @property
+    def failed(self) -> list[Verdict]:
+        """The verdicts that neither hold nor are waived."""
+        return [verdict for key, verdict in self.verdicts.items() if not verdict.passed and not self.is_waived(key)]
+
+    def is_waived(self, key: Key) -> bool:
+        """Whether a waiver that holds stands for a verdict."""
+        return any(ruling.holds and ruling.waiver.covers(key[0], self.stage_of[key]) for ruling in self.rulings)
+
+    def ruling(self, clause: str, stage: str) -> Ruling | None:
+        """Return what became of the waiver for one clause and stage; None if there is none."""
+        return next((ruling for ruling in self.rulings if ruling.waiver.covers(clause, stage)), None)
 
     def of(self, clause: str, stage: str) -> list[Verdict]:
         """Return the verdicts of one clause about one stage."""
@@ -251,11 +272,10 @@ def _judge(work: _Work, subject: TorchSubject) -> CaseReport:
     started = time.perf_counter()
     limits = load_measured().limits
     remembering = _Remembering(subject)
-    measured = work.measurement.of(remembering)
+    measured = work.measurement.of(remembering, locating=True)
     is_float32 = subject.dtype == "float32"
     gains = work.gains if is_float32 else load_measured().gains
     verdicts = judge(measured, gains.envelope, limits, subject.dtype, work.shown if is_float32 else None)
-    first = first_failing_stage(verdicts, measured)
     stage_of = {key: quantity.stage for key, quantity in measured.items()}
     if work.planned.training and not remembering.error:
         training = train_verdicts(work.bundle, work.training, subject, load_measured())
@@ -268,6 +288,9 @@ def _judge(work: _Work, subject: TorchSubject) -> CaseReport:
         )
         verdicts |= stored
         stage_of |= dict.fromkeys(stored, "recording")
+    rulings = _rulings(work.planned.name, subject, verdicts, stage_of)
+    waived = {key for key in verdicts for each in rulings if each.holds and each.waiver.covers(key[0], stage_of[key])}
+    first = first_failing_stage({key: verdict for key, verdict in verdicts.items() if key not in waived}, measured)
     return CaseReport(
         planned=work.planned,
         device=subject.device,
@@ -279,7 +302,32 @@ def _judge(work: _Work, subject: TorchSubject) -> CaseReport:
         run_to_run=remembering.run_to_run(work.truth.case),
         error=remembering.error,
         seconds=time.perf_counter() - started,
+        rulings=rulings,
+        places=_places(verdicts, measured),
     )
+
+
+def _rulings(
+    case: str, subject: TorchSubject, verdicts: Mapping[Key, Verdict], stage_of: Mapping[Key, str]
+) -> tuple[Ruling, ...]:
+    return tuple(
+        rule(waiver, [each for key, each in verdicts.items() if waiver.covers(key[0], stage_of[key])])
+        for waiver in for_case(case, subject.device, subject.dtype)
+    )
+
+
+def _places(verdicts: Mapping[Key, Verdict], measured: Mapping[Key, Quantity]) -> dict[Key, Place]:
+    """Return where the worst quantities deviate most, one for each stage, worst first."""
+    found: dict[str, tuple[Key, Place]] = {}
+    for key in sorted(measured, key=lambda key: verdicts[key].share, reverse=True):
+        place = measured[key].place
+        if place is not None and place.cells.size > 1:
+            found.setdefault(measured[key].stage, (key, place))
+    return dict(list(found.values())[:_PLACES])
+
+
+_PLACES = 4
+"""How many quantities of a case are shown with the place of their largest deviation."""
 
 
 @dataclass

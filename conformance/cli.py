@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,32 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: python -m conformance document",
     )
     document.add_argument("-o", "--output", type=Path, help="file to write (default: beside data_contracts.yaml)")
+    clauses = commands.add_parser(
+        "clauses",
+        help="list every clause of the specification with the tests that judge it; fails where one has none",
+        epilog="example: python -m conformance clauses FORWARD-FORCED",
+    )
+    clauses.add_argument("ids", nargs="*", metavar="CLAUSE", help="show these alone, with their text and every test")
+    clauses.add_argument("--json", action="store_true", help="write JSON, for programs")
     return parser
+
+
+def _clauses(ids: Sequence[str], as_json: bool) -> int:
+    from conformance import clauses
+    from conformance.errors import DocumentError
+
+    known, tests = clauses.catalogue(), clauses.collect()
+    for clause in ids:
+        if clause not in known:
+            raise DocumentError(f"no clause {clause!r}; `python -m conformance clauses` lists them all.")
+    shown = {clause: known[clause] for clause in ids or known}
+    if as_json:
+        print(json.dumps(clauses.as_json(shown, tests), indent=1, ensure_ascii=False))  # noqa: T201
+    else:
+        print(*clauses.listing(shown, tests, whole=bool(ids)), sep="\n")  # noqa: T201
+    found = list(clauses.complaints(known, tests))
+    print(*found, sep="\n", end="\n" if found else "", file=sys.stderr)  # noqa: T201
+    return 1 if found else 0
 
 
 def _document(output: Path | None) -> None:
@@ -96,6 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "document":
             _document(options.output)
+        elif options.command == "clauses":
+            return _clauses(options.ids, options.json)
         else:
             _calibrate(options.output, options.bundle, options.seeds)
     except (PtychoError, OSError) as err:

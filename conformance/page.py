@@ -44,6 +44,9 @@ caption { caption-side: bottom; text-align: left; color: var(--soft); padding: .
 th, td { text-align: left; vertical-align: top; padding: .3125rem .75rem .3125rem 0;
   border-bottom: 1px solid var(--line); }
 th { font-weight: 600; white-space: nowrap; }
+tbody th { white-space: normal; }
+th .soft { display: block; font-weight: 400; min-width: 8rem; }
+td.line { white-space: nowrap; }
 thead th { border-bottom: 2px solid var(--soft); vertical-align: bottom; }
 td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .state { white-space: nowrap; font-weight: 600; }
@@ -70,8 +73,9 @@ details { margin: .75rem 0; } summary { cursor: pointer; font-weight: 600; }
 @media print { nav { display: none; } .scroll { overflow: visible; } }
 """
 
-_COLOURS = ("#24598f", "#b3261e", "#1d7a4c", "#8a5a00", "#6b3fa0", "#0b7285", "#5b6875", "#a63a79")
+_COLOURS = ("#24598f", "#c26a00", "#6b3fa0", "#0b7285", "#a63a79", "#4d7c0f")
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
+_LIMIT = 'stroke="#5b6875" stroke-width="1.5" stroke-dasharray="5 4" fill="none"'
 
 
 class Html(str):
@@ -156,6 +160,11 @@ def number(text: Content) -> Html:
     return element("td", text, class_="number")
 
 
+def line(text: Content) -> Html:
+    """Return a cell whose text stays in one line."""
+    return element("td", text, class_="line")
+
+
 def table(
     headers: Sequence[Content], rows: Iterable[Sequence[Content]], *, caption: Content = "", row_headers: bool = True
 ) -> Html:
@@ -163,7 +172,7 @@ def table(
 
     Args:
         headers: of the columns.
-        rows: cells; one made by ``number`` is taken as it is.
+        rows: cells; one made by ``number`` or ``line`` is taken as it is.
         caption: stands below.
         row_headers: whether the first cell of a row names it.
     """
@@ -187,11 +196,11 @@ def share_text(share: float | None) -> str:
     """Return the share of a budget in percent; None and infinity mean that it could not be compared.
 
     >>> share_text(0.254), share_text(4e4), share_text(None)
-    ('25 %', '4e+04×', 'wrong')
+    ('25%', '4e+04×', 'wrong')
     """
     if share is None or not math.isfinite(share):
         return "wrong"
-    return f"{share:.0%}".replace("%", " %") if share < 100 else f"{share:.0e}×"
+    return f"{share:.0%}" if share < 100 else f"{share:.0e}×"
 
 
 def margin_bar(share: float | None, state: str = "") -> Html:
@@ -251,10 +260,12 @@ class Series:
     Attributes:
         name: in the legend.
         values: one for each label of the chart; None or 0 leaves a gap, because the axis is logarithmic.
+        is_limit: whether it is what the others have to stay below, and not a measurement.
     """
 
     name: str
     values: Sequence[float | None]
+    is_limit: bool = False
 
 
 def line_chart(title: str, labels: Sequence[str], series: Sequence[Series], *, unit: str) -> Html:
@@ -271,7 +282,7 @@ def line_chart(title: str, labels: Sequence[str], series: Sequence[Series], *, u
         return element("p", "Nothing to draw.", class_="soft")
     low, high = math.floor(math.log10(min(drawn))), math.ceil(math.log10(max(drawn)))
     high = max(high, low + 1)
-    left, right, top, bottom, width = 64, 12, 12, 150, 960
+    left, right, top, bottom, width = 64, 12, 28, 170, 960
     height = 260
     step = (width - left - right) / max(len(labels) - 1, 1)
 
@@ -288,11 +299,12 @@ def line_chart(title: str, labels: Sequence[str], series: Sequence[Series], *, u
         x, y = left + position * step, top + height + 12
         turned = f'transform="rotate(-60 {x:.1f} {y})"'
         parts.append(f'<text x="{x:.1f}" y="{y}" text-anchor="end" {turned}>{html.escape(label)}</text>')
-    parts.append(f'<text x="{left}" y="{top - 2}">{html.escape(unit)}</text>')
+    parts.append(f'<text x="{left - 8}" y="12" text-anchor="end">{html.escape(unit)}</text>')
     legend = []
     for index, each in enumerate(series):
         stroke = f'stroke="{_COLOURS[index % len(_COLOURS)]}" stroke-width="2" stroke-linecap="round" fill="none"'
         stroke += f' stroke-dasharray="{_DASHES[index // len(_COLOURS) % len(_DASHES)]}"'
+        stroke = _LIMIT if each.is_limit else stroke
         parts += [f'<polyline points="{points}" {stroke}/>' for points in _runs(each.values, at)]
         key = f'<svg width="28" height="8" aria-hidden="true"><path d="M0 4H28" {stroke}/></svg>'
         legend.append(element("li", Html(key), each.name))

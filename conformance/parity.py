@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Protocol
 
@@ -26,6 +26,7 @@ from conformance.judge import (
     rounding,
 )
 from conformance.truth import Truth
+from conformance.worst import IMAGE, KERNEL, Place, locate
 
 FORWARD_FREE, FORWARD_FORCED = "FORWARD-FREE", "FORWARD-FORCED"
 BACKWARD_FREE, BACKWARD_FORCED = "BACKWARD-FREE", "BACKWARD-FORCED"
@@ -66,12 +67,14 @@ class Quantity:
             where the subject took the other piece.
         amplified: errors that one-ulp changes of the inputs cause.
         mismatch: why it cannot be compared at all; empty if it can.
+        place: where it deviates most, if that was asked for.
     """
 
     stage: str
     errors: Errors
     amplified: Errors
     mismatch: str = ""
+    place: Place | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -90,18 +93,23 @@ class _Ruler:
     Attributes:
         dtype: of the subject.
         settled: errors e that pass whatever the condition is, so that it need not be measured.
+        locating: whether to say where a quantity deviates most.
     """
 
     dtype: str
     settled: float
+    locating: bool = False
 
-    def quantity(self, stage: str, parts: Sequence[_Part], margin: float = 0.0) -> Quantity:
-        """Measure the parts of one quantity and pool them."""
+    def quantity(
+        self, stage: str, parts: Sequence[_Part], margin: float = 0.0, axes: tuple[int, int] = IMAGE
+    ) -> Quantity:
+        """Measure the parts of one quantity and pool them; the first one is the one to locate deviations in."""
         deviations = [_typed_deviation(part, self.dtype) for part in parts]
         found = errors(deviations)
         mismatch = next((each.mismatch for each in deviations if each.mismatch), "")
         amplified = NONE if found.e <= self.settled else _pooled_condition(parts, self.dtype)
-        return Quantity(stage, Errors(found.e, max(found.m, margin)), amplified, mismatch)
+        place = locate(deviations[0].values, axes) if self.locating and not mismatch else None
+        return Quantity(stage, Errors(found.e, max(found.m, margin)), amplified, mismatch, place)
 
 
 def _pooled_condition(parts: Sequence[_Part], dtype: str) -> Errors:
@@ -133,15 +141,16 @@ class Measurement:
         self._floor = limits.float64_floor
         self.condition = Condition(truth)
 
-    def of(self, subject: Subject, case: Case | None = None) -> dict[Key, Quantity]:
+    def of(self, subject: Subject, case: Case | None = None, *, locating: bool = False) -> dict[Key, Quantity]:
         """Run a subject both ways and measure everything.
 
         Args:
             subject: who is measured.
             case: another case to run, if not the truth's own: the same one moved by an ulp, for an envelope.
+            locating: whether to say where each quantity deviates most.
         """
         case = self.truth.case if case is None else case
-        ruler = _Ruler(subject.dtype, self._floor if subject.dtype == "float64" else 0.0)
+        ruler = _Ruler(subject.dtype, self._floor if subject.dtype == "float64" else 0.0, locating)
         found = dict(_free(self.truth, subject.free(case), case, ruler, cache(self.condition.free)))
         forced = subject.forced(case, self.truth.stages, self.truth.gradients.cotangents)
         found.update(_forced(self.truth, forced, case, ruler, cache(self.condition.forced)))
@@ -236,9 +245,9 @@ def _weights(
         bias = parts[f"{stage}.bias"]
         pooled = ruler.dtype == "float32" and bias.truth.size < SMALL
         if not pooled:
-            yield (clause, name), ruler.quantity(stage, [part])
+            yield (clause, name), ruler.quantity(stage, [part], axes=KERNEL)
         elif kind == "kernel":
-            yield (clause, name), ruler.quantity(stage, [part, bias])
+            yield (clause, name), ruler.quantity(stage, [part, bias], axes=KERNEL)
 
 
 def _losses(

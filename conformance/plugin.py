@@ -6,17 +6,21 @@ run of the environment, and so imports neither torch nor the rest of the suite b
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import Any
 
     from _pytest.mark.structures import ParameterSet
 
     from conformance.bench import Bench, Planned
+    from conformance.report import Outcome, Result
+    from conformance.targets import Target
 
 TIERS = ("quick", "full", "study")
 DTYPES = ("float64", "float32")
@@ -31,6 +35,10 @@ _FILES_OF = {
 _BENCH: pytest.StashKey[Bench] = pytest.StashKey()
 _PLAN: pytest.StashKey[tuple[Planned, ...]] = pytest.StashKey()
 _NOTES: pytest.StashKey[list[str]] = pytest.StashKey()
+_PREVIOUS: pytest.StashKey[Mapping[str, Any]] = pytest.StashKey()
+
+JUNIT = "parity.xml"
+_LONGEST_REASON = 2000
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,7 +68,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="hold a scan, or every scan of a folder, against the data contract, and judge the network on its "
         "patterns, positions and probe",
     )
-    group.addoption("--parity-report", metavar="DIR", help="write parity.json and parity.txt to DIR")
+    group.addoption(
+        "--parity-report",
+        metavar="DIR",
+        help="write the report to DIR: parity.html to look at, parity.json for `python -m conformance gate`, "
+        "parity.xml (JUnit) and parity.txt",
+    )
+    group.addoption(
+        "--parity-previous",
+        metavar="REPORT.json",
+        help="show in parity.html what has changed since this report, that of the previous release",
+    )
     group.addoption(
         "--parity-tier",
         choices=TIERS,
@@ -69,6 +87,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest's own JUnit writer looks where to write
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and refuse options that cannot be met before anything is collected."""
     config.addinivalue_line("markers", "parity_case: judges the case that --parity-reference names")
@@ -76,6 +95,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "parity_operations: judges a recording of single operations")
     config.addinivalue_line("markers", "parity_keras: judges against live Keras")
     config.addinivalue_line("markers", "parity_dtype(name): judges this dtype alone")
+    config.addinivalue_line("markers", "parity_clause(*ids): the clauses of the specification that the test judges")
     config.stash[_NOTES] = []
     report = config.getoption("--parity-report")
     if report:
@@ -83,6 +103,10 @@ def pytest_configure(config: pytest.Config) -> None:
             Path(report).mkdir(parents=True, exist_ok=True)
         except OSError as err:
             raise pytest.UsageError(f"--parity-report {report}: no folder can be made there ({err}).") from err
+        if config.option.xmlpath is None:
+            config.option.xmlpath = str(Path(report) / JUNIT)
+    if config.getoption("--parity-previous"):
+        _read_previous(config)
     if config.getoption("--parity-reference") and config.getoption("--parity-scan"):
         raise pytest.UsageError("--parity-reference and --parity-scan each name a case; give one of them.")
     if config.getoption("--parity-reference") == "keras":
@@ -103,6 +127,18 @@ def pytest_configure(config: pytest.Config) -> None:
             )
     if config.getoption("--parity-reference") or config.getoption("--parity-scan"):
         planned_cases(config)
+
+
+def _read_previous(config: pytest.Config) -> None:
+    from conformance.report import read_report
+    from ptycho_torch.errors import PtychoError
+
+    if not config.getoption("--parity-report"):
+        raise pytest.UsageError("--parity-previous is shown in a report; give --parity-report DIR too.")
+    try:
+        config.stash[_PREVIOUS] = read_report(Path(config.getoption("--parity-previous")))
+    except PtychoError as err:
+        raise pytest.UsageError(f"--parity-previous: {err}") from err
 
 
 def _devices(config: pytest.Config) -> tuple[str, ...]:
@@ -132,10 +168,12 @@ def planned_cases(config: pytest.Config) -> tuple[Planned, ...]:
     if _PLAN not in config.stash:
         from conformance.bench import plan
         from conformance.operations import read_operations
+        from conformance.waivers import load_waivers
         from ptycho_torch.errors import PtychoError
 
         reference, scan = config.getoption("--parity-reference"), config.getoption("--parity-scan")
         try:
+            load_waivers()
             if _operations(config):
                 read_operations(Path(str(reference)))
                 cases: tuple[Planned, ...] = ()
@@ -155,22 +193,32 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
         chosen = planned_cases(metafunc.config)
         found = targets(metafunc.function.__name__, chosen, _devices(metafunc.config), _dtypes(metafunc.config))
-        metafunc.parametrize("parity_target", [pytest.param(each, id=each.id) for each in found])
+        metafunc.parametrize("parity_target", [_target_param(each) for each in found])
     if "parity_scan_clause" in names:
-        scan = metafunc.config.getoption("--parity-scan")
-        metafunc.parametrize("parity_scan_clause", _scan_clauses(Path(scan)) if scan else [pytest.param(None, id="-")])
+        metafunc.parametrize("parity_scan_clause", _scan_clauses(metafunc.config.getoption("--parity-scan")))
     if "parity_device" in names:
         metafunc.parametrize("parity_device", _devices(metafunc.config))
     if "parity_dtype" in names:
         metafunc.parametrize("parity_dtype", _dtypes(metafunc.config))
 
 
-def _scan_clauses(scan: Path) -> list[ParameterSet]:
+def _target_param(target: Target) -> ParameterSet:
+    return pytest.param(target, id=target.id, marks=pytest.mark.parity_clause(*target.clauses))
+
+
+def _scan_clauses(scan: str | None) -> list[ParameterSet]:
     """Return every clause for every file of a scan or folder; the test's id is clause and file."""
     from ptycho_torch.check import CHECKED
     from ptycho_torch.scan import scan_paths
 
-    return [pytest.param((path, clause), id=f"{clause}-{path.stem}") for path in scan_paths(scan) for clause in CHECKED]
+    if not scan:
+        # One test that says why it is skipped.
+        return [pytest.param(None, id="-", marks=pytest.mark.parity_clause(*CHECKED))]
+    return [
+        pytest.param((path, clause), id=f"{clause}-{path.stem}", marks=pytest.mark.parity_clause(clause))
+        for path in scan_paths(Path(scan))
+        for clause in CHECKED
+    ]
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -187,6 +235,39 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     dropped = {item for item in items if _is_ours(item) and not _is_chosen(item, dtype, case)}
     config.hook.pytest_deselected(items=[item for item in items if item in dropped])
     items[:] = [item for item in items if item not in dropped]
+    for item in items:
+        if _is_ours(item):
+            item.user_properties += _properties(item)
+
+
+def _properties(item: pytest.Item) -> list[tuple[str, object]]:
+    """Return what a test is about; it stands in the JUnit file, and the report reads it."""
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    target = parameters.get("parity_target")  # pytest has an object of its own where there are no targets
+    about = {
+        "stage": getattr(target, "stage", ""),
+        "case": getattr(getattr(target, "planned", None), "name", ""),
+        "device": getattr(target, "device", "") or parameters.get("parity_device", ""),
+        "dtype": getattr(target, "dtype", "") or parameters.get("parity_dtype", "") or _dtype_of(item),
+    }
+    clauses: list[tuple[str, object]] = [("clause", clause) for clause in clauses_of(item)]
+    return [("parity", "1"), *clauses, *((name, value) for name, value in about.items() if value)]
+
+
+def _dtype_of(item: pytest.Item) -> str:
+    marker = item.get_closest_marker("parity_dtype")
+    return str(marker.args[0]) if marker else ""
+
+
+def clauses_of(item: pytest.Item) -> tuple[str, ...]:
+    """Return the ids of the clauses that a test judges."""
+    return tuple(dict.fromkeys(clause for mark in item.iter_markers("parity_clause") for clause in mark.args))
+
+
+def short_id(nodeid: str) -> str:
+    """Return the id of a test from its file on, wherever the suite is installed."""
+    path, _, name = nodeid.partition("::")
+    return f"{Path(path).name}::{name}"
 
 
 def _marker_of_case(config: pytest.Config) -> str | None:
@@ -265,18 +346,61 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
         terminalreporter.write_line(line, red=line.startswith("FAILED"), green=line.startswith("passed"))
     if directory:
         from conformance.bench import Bench
-        from conformance.report import Outcome, write_report
+        from conformance.report import run_headline, write_report
 
-        stats = terminalreporter.stats
-        outcome = Outcome(
-            exit_status=int(exitstatus),
-            passed=len(stats.get("passed", ())),
-            skipped=len(stats.get("skipped", ())),
-            failed=tuple(report.nodeid for kind in ("failed", "error") for report in stats.get(kind, ())),
-            notes=tuple(notes),
-        )
-        for path in write_report(Path(directory), bench or Bench(), outcome):
+        outcome, bench = _outcome(terminalreporter.stats, int(exitstatus), notes, config), bench or Bench()
+        line = run_headline(bench, outcome)
+        terminalreporter.write_line(line, red=line.startswith("FAILED"), green=line.startswith("passed"))
+        written = write_report(Path(directory), bench, outcome, config.stash.get(_PREVIOUS, None))
+        for path in (*written, Path(config.option.xmlpath)):
             terminalreporter.write_line(f"wrote {path}")
+
+
+def _outcome(
+    stats: Mapping[str, Sequence[Any]], exit_status: int, notes: Sequence[str], config: pytest.Config
+) -> Outcome:
+    from conformance.report import Outcome
+
+    states = {"failed": "failed", "error": "failed", "xfailed": "waived", "skipped": "skipped", "passed": "passed"}
+    results: dict[str, Result] = {}
+    for kind, state in states.items():
+        for report in stats.get(kind, ()):
+            found = _result(report, state)
+            # A test can fail and break its teardown too; the first word counts.
+            if found is not None:
+                results.setdefault(found.test, found)
+    return Outcome(
+        exit_status=exit_status,
+        results=tuple(results[name] for name in sorted(results)),
+        deselected=len(stats.get("deselected", ())),
+        notes=tuple(notes),
+        tier=config.getoption("--parity-tier"),
+        devices=_devices(config),
+        command=shlex.join(["pytest", *map(str, config.invocation_params.args)]),
+    )
+
+
+def _result(report: Any, state: str) -> Result | None:
+    """Return what a report of pytest says about a test of the suite; None for a test of somebody else."""
+    from conformance.report import Result
+
+    properties = list(getattr(report, "user_properties", ()))
+    if ("parity", "1") not in properties:
+        return None
+    about = {name: str(value) for name, value in properties if name in ("stage", "case", "device", "dtype")}
+    clauses = tuple(str(value) for name, value in properties if name == "clause")
+    return Result(short_id(report.nodeid), state, clauses, **about, reason=_reason(report), seconds=report.duration)
+
+
+def _reason(report: Any) -> str:
+    """Return why a test failed, was skipped or was waived, without the traceback."""
+    if hasattr(report, "wasxfail"):
+        text = str(report.wasxfail).removeprefix("reason: ")
+    elif isinstance(report.longrepr, tuple):
+        text = str(report.longrepr[2]).removeprefix("Skipped: ")
+    else:
+        text = str(getattr(getattr(report.longrepr, "reprcrash", None), "message", report.longrepr or ""))
+    return text[:_LONGEST_REASON]
 
 
 def _summary(bench: Bench | None, notes: Sequence[str]) -> Iterator[str]:

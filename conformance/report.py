@@ -1,18 +1,22 @@
-"""What people and machines read: the table in the terminal, and the same as JSON."""
+"""What people and machines read of one run: the table in the terminal, and the same as JSON and as a page."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from conformance.bench import Bench, CaseReport
-from conformance.json_files import as_text, write_text
+from conformance.digest import numerical_digest, spec_digest
+from conformance.evidence import now_utc
+from conformance.json_files import as_text, read_json, write_text
 from conformance.judge import Errors, Verdict
-from conformance.machine import versions
+from conformance.machine import device_name, driver, versions
 from conformance.parity import (
     BACKWARD_FORCED,
     BACKWARD_FREE,
@@ -25,8 +29,16 @@ from conformance.parity import (
     Key,
     worst,
 )
+from conformance.report_page import report_page
 
-SCHEMA_VERSION = 1
+SCHEMA = "report.json"
+SCHEMA_VERSION = 2
+LARGEST_BYTES = 64 << 20
+"""A report of tier ``study`` has a few megabytes."""
+
+_LONGEST_TEXT = 10_000
+_LONGEST_LINE = 500
+
 _COLUMNS = (
     ("forward", FORWARD_FREE),
     ("forced", FORWARD_FORCED),
@@ -41,12 +53,19 @@ def headline(report: CaseReport) -> str:
     """Say in one line what became of a case."""
     what = f"{report.planned.name} on {report.device} in {report.dtype}"
     if report.error:
-        what += f" ({report.error.splitlines()[0]})"
+        what += f" ({report.error.splitlines()[0][:_LONGEST_LINE]})"
     if report.first_failing is not None:
-        return f"FAILED  {what}: first failing teacher-forced stage: {report.first_failing}"
-    failed = [verdict for verdict in report.verdicts.values() if not verdict.passed]
-    if failed:
-        return f"FAILED  {what}: every stage alone holds; {failed[0].explain()}"
+        cause = f"; cause: {report.cause}" if report.cause else ""
+        return f"FAILED  {what}: first failing teacher-forced stage: {report.first_failing}{cause}"
+    if report.failed:
+        return f"FAILED  {what}: every stage alone holds; {report.failed[0].explain()}"
+    for ruling in report.rulings:
+        if not ruling.holds:
+            return f"FAILED  {what}: {ruling}"
+    if report.error:
+        return f"FAILED  {what}"
+    if report.rulings:
+        return f"waived  {what}: {'; '.join(map(str, report.rulings))}"
     most = worst(report.verdicts)
     assert most is not None
     use = f"most of a budget used: {most.share:.0%}, {most.clause} {most.stage}"
@@ -91,7 +110,9 @@ def _errors(errors: Errors | None) -> dict[str, float | None] | None:
     return {name: value if math.isfinite(value) else None for name, value in (("e", errors.e), ("m", errors.m))}
 
 
-def _verdicts(verdicts: Mapping[Key, Verdict], stage_of: Mapping[Key, str]) -> list[dict[str, Any]]:
+def _verdicts(
+    verdicts: Mapping[Key, Verdict], stage_of: Mapping[Key, str], waived: Collection[Key] = ()
+) -> list[dict[str, Any]]:
     return [
         {
             "clause": verdict.clause,
@@ -103,28 +124,133 @@ def _verdicts(verdicts: Mapping[Key, Verdict], stage_of: Mapping[Key, str]) -> l
             "share": verdict.share if math.isfinite(verdict.share) else None,
             "passed": verdict.passed,
             "reason": verdict.reason,
+            "waived": key in waived,
         }
         for key, verdict in verdicts.items()
     ]
 
 
+def _case(report: CaseReport) -> dict[str, Any]:
+    waived = {key for key in report.verdicts if not report.verdicts[key].passed and report.is_waived(key)}
+    return {
+        "case": report.planned.name,
+        "kind": report.planned.kind,
+        "device": report.device,
+        "dtype": report.dtype,
+        "reference": report.reference,
+        "passed": report.passed,
+        "headline": headline(report),
+        "error": report.error[:_LONGEST_TEXT],
+        "first_failing_stage": report.first_failing,
+        "cause": report.cause,
+        "run_to_run": _finite(report.run_to_run),
+        "seconds": report.seconds,
+        "waivers": [
+            {**ruling.waiver.as_json(), "share": _finite(ruling.share), "state": ruling.state}
+            for ruling in report.rulings
+        ],
+        "places": [
+            {
+                "clause": clause,
+                "quantity": quantity,
+                "stage": report.stage_of[clause, quantity],
+                "shape": list(place.shape),
+                "index": list(place.index),
+                "axes": list(place.axes),
+                "deviation": _finite(place.deviation),
+                # A picture needs no more than 256 steps.
+                "cells": np.rint(255 * np.clip(place.cells / (place.deviation or 1), 0, 1)).astype(int).tolist(),
+            }
+            for (clause, quantity), place in report.places.items()
+        ],
+        "verdicts": _verdicts(report.verdicts, report.stage_of, waived),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one test of the suite.
+
+    Attributes:
+        test: file and test id, for example ``test_operations.py::test_operation[blur-cpu-float32]``.
+        outcome: ``passed``, ``failed``, ``skipped`` or ``waived``.
+        clauses: ids of the clauses that it judges.
+        stage: stage id, ``loss`` or ``train``; empty where it speaks of no stage.
+        case: name of the case; empty where it speaks of none.
+        device: torch device; empty where none runs.
+        dtype: of the candidate; empty where none runs.
+        reason: why it failed, was skipped or was waived; empty otherwise.
+        seconds: time it took.
+    """
+
+    test: str
+    outcome: str
+    clauses: tuple[str, ...]
+    stage: str = ""
+    case: str = ""
+    device: str = ""
+    dtype: str = ""
+    reason: str = ""
+    seconds: float = 0.0
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """What became of all tests of the run, those that the bench knows nothing of too.
+    """What became of the run as a whole, tests that the bench knows nothing of too.
 
     Attributes:
         exit_status: of pytest; 0 if nothing failed.
-        passed: number of tests.
-        skipped: number of tests.
-        failed: ids of tests.
+        results: of the tests, in the order in which they ran.
+        deselected: number of tests that options left out.
         notes: measured numbers that belong to no single stage.
+        tier: ``quick``, ``full`` or ``study``.
+        devices: torch devices that were judged.
+        command: the command line.
     """
 
     exit_status: int
-    passed: int
-    skipped: int
-    failed: tuple[str, ...]
-    notes: tuple[str, ...]
+    results: tuple[Result, ...]
+    deselected: int = 0
+    notes: tuple[str, ...] = ()
+    tier: str = "quick"
+    devices: tuple[str, ...] = ("cpu",)
+    command: str = ""
+
+    def count(self, outcome: str) -> int:
+        """Return how many tests had an outcome."""
+        return sum(result.outcome == outcome for result in self.results)
+
+    @property
+    def passed(self) -> bool:
+        """Whether something was tested, and nothing failed."""
+        return self.exit_status == 0 and self.count("passed") > 0
+
+
+def run_headline(bench: Bench, outcome: Outcome) -> str:
+    """Say in one line what became of the run: of a failure, the stage that most of the failing cases name first."""
+    counts = ", ".join(f"{outcome.count(state)} {state}" for state in OUTCOMES if outcome.count(state))
+    if outcome.passed:
+        return f"passed: {counts}"
+    failing = [report for report in bench.reports.values() if not report.passed]
+    stages = [report.first_failing for report in failing if report.first_failing is not None]
+    if stages:
+        stage = max(dict.fromkeys(stages), key=stages.count)
+        # Where a cause was found, it is told with the stage.
+        chosen = max((each for each in failing if each.first_failing == stage), key=lambda each: bool(each.cause))
+        return f"{headline(chosen)} ({counts})"
+    failed = [result for result in outcome.results if result.outcome == "failed"]
+    if failing:
+        return f"{headline(failing[0])} ({counts})"
+    if failed:
+        return f"FAILED  {', '.join(failed[0].clauses)}: {failed[0].test} ({counts})"
+    return f"FAILED  pytest ended with status {outcome.exit_status} ({counts or 'no test ran'})"
+
+
+OUTCOMES = ("failed", "passed", "waived", "skipped")
 
 
 def as_json(bench: Bench, outcome: Outcome) -> dict[str, Any]:
@@ -134,37 +260,54 @@ def as_json(bench: Bench, outcome: Outcome) -> dict[str, Any]:
     """
     return {
         "schema": SCHEMA_VERSION,
-        "passed": outcome.exit_status == 0 and outcome.passed > 0,
-        "versions": versions(),
-        "tests": dataclasses.asdict(outcome),
-        "recordings": [{"case": name, "verdicts": _verdicts(verdicts, {})} for name, verdicts in bench.records.items()],
-        "cases": [
-            {
-                "case": report.planned.name,
-                "kind": report.planned.kind,
-                "device": report.device,
-                "dtype": report.dtype,
-                "reference": report.reference,
-                "passed": report.passed,
-                "headline": headline(report),
-                "error": report.error,
-                "first_failing_stage": report.first_failing,
-                "run_to_run": report.run_to_run,
-                "seconds": report.seconds,
-                "verdicts": _verdicts(report.verdicts, report.stage_of),
-            }
-            for report in bench.reports.values()
+        "created_utc": now_utc(),
+        "command": outcome.command,
+        "tier": outcome.tier,
+        "devices": [
+            {"device": device, "name": device_name(device), "driver": driver(device)} for device in outcome.devices
         ],
+        "passed": outcome.passed,
+        "headline": run_headline(bench, outcome),
+        "numerical_digest": numerical_digest(),
+        "spec_digest": spec_digest(),
+        "versions": versions(),
+        "tests": {
+            "exit_status": outcome.exit_status,
+            **{state: outcome.count(state) for state in OUTCOMES},
+            "deselected": outcome.deselected,
+            "notes": list(outcome.notes),
+        },
+        "results": [dataclasses.asdict(result) for result in outcome.results],
+        "recordings": [{"case": name, "verdicts": _verdicts(verdicts, {})} for name, verdicts in bench.records.items()],
+        "cases": [_case(report) for report in bench.reports.values()],
     }
 
 
-def write_report(directory: Path, bench: Bench, outcome: Outcome) -> tuple[Path, Path]:
-    """Write ``parity.json`` and ``parity.txt``, each whole or not at all; return their paths."""
-    directory.mkdir(parents=True, exist_ok=True)
-    tests = f"{outcome.passed} passed, {len(outcome.failed)} failed, {outcome.skipped} skipped"
+def read_report(path: Path) -> dict[str, Any]:
+    """Read a report that ``pytest conformance --parity-report`` wrote.
+
+    Raises:
+        DocumentError: it cannot be read, is too large, or does not follow ``specs/schema/report.schema.json``.
+    """
+    return read_json(path, SCHEMA, largest_bytes=LARGEST_BYTES)
+
+
+def write_report(
+    directory: Path, bench: Bench, outcome: Outcome, previous: Mapping[str, Any] | None = None
+) -> list[Path]:
+    """Write ``parity.json``, ``parity.txt`` and ``parity.html``, each whole or not at all; return their paths.
+
+    Args:
+        directory: of the files.
+        bench: what was judged.
+        outcome: of the run.
+        previous: an earlier report to show the difference to.
+    """
+    content = as_json(bench, outcome)
+    tests = ", ".join(f"{outcome.count(state)} {state}" for state in ("passed", "failed", "skipped", "waived"))
     parts = [*("\n".join(table(report)) for report in bench.reports.values()), "\n".join([*outcome.notes, tests])]
-    text = "\n\n".join(parts) + "\n"
-    return (
-        write_text(directory / "parity.json", as_text(as_json(bench, outcome))),
-        write_text(directory / "parity.txt", text),
-    )
+    return [
+        write_text(directory / "parity.json", as_text(content)),
+        write_text(directory / "parity.txt", "\n\n".join([content["headline"], *parts]) + "\n"),
+        write_text(directory / "parity.html", report_page([content], previous)),
+    ]

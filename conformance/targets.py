@@ -21,6 +21,12 @@ from conformance.parity import (
 from conformance.spec import Stage, load_stages
 from ptycho_tf_bridge import backend
 
+NETWORK_CLAUSES = (
+    *(FORWARD_FREE, FORWARD_FORCED, BACKWARD_FREE, BACKWARD_FORCED, GRADIENT_FREE, GRADIENT_FORCED),
+    LOSS,
+)
+"""What every case of the network is judged by."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -32,6 +38,7 @@ class Target:
         planned: the case.
         device: torch device; empty where none runs.
         dtype: of the candidate.
+        stage_clause: id of the clause that the stage comes from; empty where it comes from none.
     """
 
     clause: str
@@ -39,12 +46,18 @@ class Target:
     planned: Planned
     device: str = ""
     dtype: str = ""
+    stage_clause: str = ""
 
     @property
     def id(self) -> str:
         """Test id: stage clause first, then judgement clause, case, device and dtype."""
         parts = (self.stage, self.clause, self.planned.name, self.device, self.dtype)
         return "-".join(part for part in parts if part)
+
+    @property
+    def clauses(self) -> tuple[str, ...]:
+        """Ids of the clauses that the test judges; all of the network's where it would stand for a whole case."""
+        return tuple(each for each in (self.clause, self.stage_clause) if each) or NETWORK_CLAUSES
 
 
 def _clauses(stage: Stage) -> Iterator[str]:
@@ -60,7 +73,7 @@ def stage_targets(planned: Planned, device: str, dtype: str) -> Iterator[Target]
     """Yield every stage of a case under every clause, then the losses, then recorded training."""
     for stage in load_stages().expand(planned.settings):
         for clause in _clauses(stage):
-            yield Target(clause, stage.id, planned, device, dtype)
+            yield Target(clause, stage.id, planned, device, dtype, stage.clause.id)
     yield Target(LOSS, "loss", planned, device, dtype)
     yield Target(BACKWARD_FORCED, "loss", planned, device, dtype)
     if planned.training:

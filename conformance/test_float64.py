@@ -14,6 +14,7 @@ from conformance.draws import GRAPHS, draw_case
 from conformance.judge import UNIT_ROUNDOFF, Errors, Verdict, compare, float64_budget
 from conformance.measured import load_measured
 from conformance.parity import Measurement, judge, worst
+from conformance.targets import NETWORK_CLAUSES
 from conformance.torch_subject import TorchSubject
 from conformance.truth import Truth
 from ptycho_tf_bridge import backend
@@ -35,6 +36,7 @@ def _draws(name: str) -> int:
     return {64: 4, 128: 2, 256: 1}[GRAPHS[name].N]
 
 
+@pytest.mark.parity_clause("FLOAT64")
 @pytest.mark.parity_dtype("float64")
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_candidate_is_the_oracle(graph: str, parity_device: str, parity_tier: str) -> None:
@@ -71,6 +73,7 @@ def _amplified(truth: Truth) -> dict[str, Errors]:
     }
 
 
+@pytest.mark.parity_clause("FLOAT64")
 @pytest.mark.parity_keras
 @pytest.mark.parity_dtype("float64")
 @pytest.mark.skipif(not backend.is_available(), reason=NO_TENSORFLOW)
@@ -104,6 +107,7 @@ def test_candidate_is_keras(graph: str, parity_device: str, parity_notes: list[s
     )
 
 
+@pytest.mark.parity_clause(*NETWORK_CLAUSES)
 @pytest.mark.parity_dtype("float32")
 def test_clean_runs_raise_no_alarm(parity_device: str, parity_tier: str, parity_notes: list[str]) -> None:
     """Fresh draws of a right network fail no float32 clause; seeds are new in every run."""

@@ -34,6 +34,7 @@ def recorded(defect_id: str) -> Any:
     return found
 
 
+@pytest.mark.parity_clause("REF-01")
 def test_ref_01_one_object_per_group() -> None:
     """The reference folds a batch of 64 patches or more into one object; here every group keeps its own."""
     seen = recorded("REF-01")
@@ -53,6 +54,7 @@ def test_ref_01_one_object_per_group() -> None:
     torch.testing.assert_close(together[[0, groups - 1]], alone, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parity_clause("REF-02")
 def test_ref_02_scale_and_probe_train_when_asked() -> None:
     """The reference's saved network holds convolutions alone; here scale and probe train when asked, else not."""
     assert len(tensorflow_shapes(SETTINGS)) == recorded("REF-02")["weights_of_the_network"]
@@ -73,6 +75,7 @@ def test_ref_02_scale_and_probe_train_when_asked() -> None:
     assert moved == {True: (True, True), False: (False, False)}
 
 
+@pytest.mark.parity_clause("REF-02")
 @pytest.mark.skipif(not backend.is_available(), reason=NO_TENSORFLOW)
 def test_ref_02_keras_tracks_neither_scale_nor_probe() -> None:
     """Our Keras model shows the reference's behaviour, and the intended one when asked."""
@@ -85,6 +88,7 @@ def test_ref_02_keras_tracks_neither_scale_nor_probe() -> None:
     assert len(intended.trainable_weights) > convolutions
 
 
+@pytest.mark.parity_clause("REF-03")
 def test_ref_03_odd_padding_is_a_config_error() -> None:
     """The reference fails deep inside a reshape; here the settings are refused, or the floor split is honoured."""
     seen = recorded("REF-03")
@@ -98,6 +102,7 @@ def test_ref_03_odd_padding_is_a_config_error() -> None:
     assert views.amplitude.shape == (1, 4, 64, 64)
 
 
+@pytest.mark.parity_clause("REF-04")
 def test_ref_04_ground_truth_is_cut_at_its_position() -> None:
     """The reference cuts at 2r̄ − r and misses every point object; cut at r, each is in the centre of its patch."""
     seen = recorded("REF-04")
@@ -120,6 +125,7 @@ def _reference_nll(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
         return np.asarray(predicted - measured * np.log(predicted))
 
 
+@pytest.mark.parity_clause("REF-05")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_ref_05_dark_pixels_stay_finite(dtype: torch.dtype) -> None:
     """NaN and infinity of the reference are finite here, and every finite value is the same."""
@@ -148,6 +154,7 @@ def test_ref_05_dark_pixels_stay_finite(dtype: torch.dtype) -> None:
     assert torch.count_nonzero(wave.grad) == 0
 
 
+@pytest.mark.parity_clause("REF-06")
 def test_ref_06_real_space_losses_see_both_parts() -> None:
     """The reference's total variation is that of the real part; here it is of both, and the MAE runs."""
     seen = recorded("REF-06")
@@ -173,6 +180,7 @@ def test_ref_06_real_space_losses_see_both_parts() -> None:
     assert mae == pytest.approx(modulus + np.abs(np.angle(image) - np.angle(target)).mean(), rel=1e-12)
 
 
+@pytest.mark.parity_clause("REF-07")
 def test_ref_07_a_sample_does_not_depend_on_its_batch() -> None:
     """The reference centres offsets over the batch; here a sample alone is the sample in a batch."""
     seen = recorded("REF-07")

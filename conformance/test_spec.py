@@ -30,6 +30,8 @@ from ptycho_torch.config_params import AmplitudeActivation, NetworkSettings
 from ptycho_torch.model import PtychoNet
 from ptycho_torch.model import Stage as TorchStage
 
+pytestmark = pytest.mark.parity_clause("SPEC")
+
 HERE = Path(__file__).parent
 RECORDING = HERE / "recordings" / "n64_g2_base.npz"
 
@@ -214,7 +216,10 @@ def _resolve(dotted: str) -> object:
     return getattr(importlib.import_module(module), name)
 
 
-@pytest.mark.parametrize("clause", load_stages().stages, ids=lambda clause: clause.id)
+@pytest.mark.parametrize(
+    "clause",
+    [pytest.param(each, id=each.id, marks=pytest.mark.parity_clause(each.id)) for each in load_stages().stages],
+)
 def test_clause_names_what_implements_it(clause: StageClause) -> None:
     paths = {clause.torch, clause.keras}
     paths |= {path for variant in clause.variants for path in (variant.torch, variant.keras) if path}

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
+from html_pages import check
 
 from conformance.bundle import RECORDINGS
+from conformance.digest import numerical_digest
+from conformance.report import read_report
 
 REPOSITORY = Path(__file__).parents[1]
 EMBEDDED = RECORDINGS / "n64_g2_base.npz"
@@ -54,6 +57,14 @@ def test_an_unknown_key_is_one_clear_line(tmp_path: Path) -> None:
 def test_a_report_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "no folder can be made" in error_of(run("conformance", "--parity-report", str(tmp_path / "file")))
+
+
+def test_a_previous_report_that_cannot_be_read_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text("{}")
+    arguments = ("--parity-previous", str(tmp_path / "old.json"))
+    assert "give --parity-report DIR too" in error_of(run("conformance", *arguments))
+    message = error_of(run("conformance", "--parity-report", str(tmp_path / "out"), *arguments))
+    assert "old.json: is no report file" in message
 
 
 def test_a_folder_of_scans_is_judged_clause_by_clause(tmp_path: Path) -> None:
@@ -112,10 +123,18 @@ def test_a_recording_alone_leaves_a_report(tmp_path: Path) -> None:
         "-vv",
     )
     assert result.returncode == 0, result.stdout[-3000:]
+    name = "test_stage[decoder_amp.outer.conv1-FORWARD-FORCED-n64_g2_base-cpu-float32]"
+    (test,) = ElementTree.parse(tmp_path / "out" / "parity.xml").findall(f".//testcase[@name='{name}']")
+    properties = [(each.get("name"), each.get("value")) for each in test.iter("property")]
+    assert {("clause", "FORWARD-FORCED"), ("clause", "decoder_{D}.outer.conv1"), ("device", "cpu")} <= set(properties)
+    check((tmp_path / "out" / "parity.html").read_text())
     assert "test_stage[decoder_amp.outer.conv1-FORWARD-FORCED-n64_g2_base-cpu-float32] PASSED" in result.stdout
     assert "passed  n64_g2_base on cpu in float32" in result.stdout
-    report = json.loads((tmp_path / "out" / "parity.json").read_text())
+    report = read_report(tmp_path / "out" / "parity.json")
     assert report["passed"] is True
+    assert report["numerical_digest"] == numerical_digest()
+    assert {each["outcome"] for each in report["results"]} == {"passed"}
+    assert all(each["clauses"] for each in report["results"])
     (case,) = report["cases"]
     stages = {verdict["stage"] for verdict in case["verdicts"]}
     assert {"encoder.0.conv1", "merged", "predicted_intensity", "loss", "train"} <= stages

@@ -1,0 +1,112 @@
+"""What has changed from one report to the next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from conformance.plugin import TIERS
+
+CHANGED_BY = 1.25
+"""A share of a budget that grew or shrank by more than this factor is told."""
+
+WORTH_TELLING = 0.05
+"""Smaller shares lie so far below their budget that a change says nothing."""
+
+Report = Mapping[str, Any]
+Cell = tuple[str, str, str, str]
+"""(stage, judgement clause, device, dtype)."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A cell whose largest share of a budget has changed; infinite where nothing could be compared."""
+
+    cell: Cell
+    before: float
+    now: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What is different in a report from an earlier one.
+
+    Attributes:
+        versions: name → (before, now).
+        broken: tests that fail now and did not before.
+        repaired: tests that failed before and do not now.
+        gone: tests that are no longer there, of a tier that the later run has too.
+        new: tests that were not there.
+        shares: changes of the largest share, those that grew most first.
+    """
+
+    versions: Mapping[str, tuple[str | None, str | None]]
+    broken: tuple[str, ...]
+    repaired: tuple[str, ...]
+    gone: tuple[str, ...]
+    new: tuple[str, ...]
+    shares: tuple[Change, ...]
+
+
+def difference(previous: Report, report: Report) -> Difference:
+    """Compare a report with an earlier one; tests are the same where their ids are."""
+    before, now = _outcomes(previous), _outcomes(report)
+    both = [test for test in now if test in before]
+    wider = TIERS.index(previous["tier"]) > TIERS.index(report["tier"])
+    names = sorted({*previous["versions"], *report["versions"]})
+    versions = {name: (previous["versions"].get(name), report["versions"].get(name)) for name in names}
+    return Difference(
+        versions={name: pair for name, pair in versions.items() if pair[0] != pair[1]},
+        broken=tuple(test for test in both if now[test] == "failed" != before[test]),
+        repaired=tuple(test for test in both if before[test] == "failed" != now[test]),
+        gone=() if wider else tuple(test for test in before if test not in now),
+        new=tuple(test for test in now if test not in before),
+        shares=tuple(sorted(_changes(previous, report), key=lambda change: _growth(change), reverse=True)),
+    )
+
+
+def _outcomes(report: Report) -> dict[str, str]:
+    return {result["test"]: result["outcome"] for result in report["results"]}
+
+
+def largest_shares(report: Report) -> dict[Cell, float]:
+    """Return the largest share of each cell over all cases; infinite where something could not be compared."""
+    found: dict[Cell, float] = {}
+    for case in report["cases"]:
+        for verdict in case["verdicts"]:
+            cell = (verdict["stage"], verdict["clause"], case["device"], case["dtype"])
+            found[cell] = max(found.get(cell, 0.0), share_of(verdict))
+    return found
+
+
+def share_of(verdict: Mapping[str, Any]) -> float:
+    """Return the share of a verdict in a report; infinite where nothing could be compared."""
+    share: float | None = verdict["share"]
+    return math.inf if share is None or verdict["reason"] else float(share)
+
+
+def _changes(previous: Report, report: Report) -> Iterator[Change]:
+    # Other draws have other shares, so only cases that both have are compared.
+    shared = {_case_key(case) for case in previous["cases"]} & {_case_key(case) for case in report["cases"]}
+    before, now = (
+        largest_shares({"cases": [case for case in each["cases"] if _case_key(case) in shared]})
+        for each in (previous, report)
+    )
+    for cell in now.keys() & before.keys():
+        change = Change(cell, before[cell], now[cell])
+        if max(change.before, change.now) >= WORTH_TELLING and abs(_growth(change)) > math.log(CHANGED_BY):
+            yield change
+
+
+def _case_key(case: Mapping[str, Any]) -> tuple[str, str, str]:
+    return (case["case"], case["device"], case["dtype"])
+
+
+def _growth(change: Change) -> float:
+    """Logarithm of the factor by which the share grew; both infinite is no change."""
+    if change.before == change.now:
+        return 0.0
+    smallest = 1e-9
+    return math.log(max(change.now, smallest)) - math.log(max(change.before, smallest))

@@ -1,0 +1,61 @@
+"""Reads pages as a browser does, and fails where one reaches outside."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+
+HOSTILE = """<script>alert(1)</script>"><img src=http://x.example onerror='alert(2)'> & é"""
+
+
+class Reader(HTMLParser):
+    """Notes elements, ids, references and text of a page, and that every element is closed."""
+
+    VOID = ("meta", "link", "img", "br", "line", "polyline", "path")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.references: list[str] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            assert not name.startswith("on"), f"{tag} {name}"
+            if name == "id":
+                self.ids.append(value or "")
+            if name in ("href", "src", "action", "data", "poster", "srcset"):
+                self.references.append(value or "")
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def check(text: str) -> Reader:
+    """Read a page; fail where it reaches outside, runs something, or leads nowhere."""
+    reader = Reader()
+    reader.feed(text)
+    reader.close()
+    assert not reader.open, f"not closed: {reader.open}"
+    assert not {"script", "iframe", "object", "embed", "base"} & set(reader.tags)
+    for reference in reader.references:
+        assert reference.startswith(("#", "data:")), reference
+    targets = [reference[1:] for reference in reader.references if reference.startswith("#")]
+    assert set(targets) <= set(reader.ids)
+    assert len(set(reader.ids)) == len(reader.ids), "an id is there twice"
+    assert "url(" not in text
+    assert "@import" not in text
+    return reader

@@ -1,0 +1,284 @@
+"""A report follows its schema, and its page shows what failed, what is waived and what has changed."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from html_pages import HOSTILE, check
+
+from conformance import bench as bench_module
+from conformance.bench import Bench, CaseReport, Planned
+from conformance.bundle import RECORDINGS
+from conformance.difference import difference
+from conformance.errors import DocumentError
+from conformance.judge import Errors, Verdict
+from conformance.report import Outcome, Result, as_json, headline, read_report, run_headline, write_report
+from conformance.report_page import report_page
+from conformance.spec import check_schema
+from conformance.waivers import parse_waivers, rule
+from conformance.worst import locate
+from ptycho_torch.config_params import NetworkSettings
+
+WAIVER = {
+    "clause": "FORWARD-FORCED",
+    "stage": "merged",
+    "case": "case",
+    "device": "cpu",
+    "dtype": "float32",
+    "owner": "A. Person <script>",
+    "reason": "A library sums in another order; it is reported there.",
+    "expires": "2999-01-01",
+    "at_least": 1.5,
+    "at_most": 3.0,
+}
+
+
+def case(shares: dict[str, float], *, waivers: list[dict[str, Any]] | None = None, **more: Any) -> CaseReport:
+    """A case whose verdicts use these shares of their budgets."""
+    verdicts = {
+        ("FORWARD-FORCED", stage): Verdict(
+            "FORWARD-FORCED", stage, Errors(1e-7, 1e-6), Errors(share * 1e-6, 0.0), Errors(1e-6, 1e-5)
+        )
+        for stage, share in shares.items()
+    }
+    verdicts |= {
+        ("FORWARD-FREE", stage): Verdict("FORWARD-FREE", stage, None, Errors(1e-7, 1e-7), Errors(1e-5, 1e-4))
+        for stage in shares
+    }
+    rulings = tuple(
+        rule(each, [verdicts["FORWARD-FORCED", each.stage]]) for each in parse_waivers({"waivers": waivers or []})
+    )
+    waived = {ruling.waiver.stage for ruling in rulings if ruling.holds}
+    failing = [stage for stage, share in shares.items() if share > 1 and stage not in waived]
+    deviation = np.random.default_rng(0).random((1, 8, 8, 2)) * 1e-6
+    place = locate(deviation)
+    assert place is not None
+    return CaseReport(
+        planned=Planned("case", "bundle", None, NetworkSettings()),
+        device="cpu",
+        dtype="float32",
+        reference="recorded",
+        verdicts=verdicts,
+        stage_of={key: key[1] for key in verdicts},
+        first_failing=failing[0] if failing else None,
+        run_to_run=0.0,
+        seconds=1.0,
+        rulings=rulings,
+        places={("FORWARD-FORCED", next(iter(shares))): place},
+        **more,
+    )
+
+
+def run(report: CaseReport, *, exit_status: int | None = None, **more: Any) -> tuple[Bench, Outcome]:
+    bench = Bench()
+    bench.reports["case", "cpu", "float32"] = report
+    results = []
+    for (clause, stage), verdict in report.verdicts.items():
+        ruling = report.ruling(clause, stage)
+        outcome = "waived" if ruling and ruling.holds else "passed" if verdict.passed and not ruling else "failed"
+        name = f"test_network.py::test_stage[{stage}-{clause}-case-cpu-float32]"
+        results.append(Result(name, outcome, (clause, stage), stage, "case", "cpu", "float32", verdict.explain(), 0.1))
+    status = int(not report.passed) if exit_status is None else exit_status
+    return bench, Outcome(status, tuple(results), notes=("a number",), command="pytest conformance", **more)
+
+
+def content(report: CaseReport, **more: Any) -> dict[str, Any]:
+    found = as_json(*run(report, **more))
+    return dict(json.loads(json.dumps(found, allow_nan=False)))
+
+
+GOOD = {"encoder.0.conv1": 0.2, "merged": 0.3}
+
+
+def test_a_report_follows_its_published_schema(tmp_path: Path) -> None:
+    bench, outcome = run(case(GOOD))
+    paths = write_report(tmp_path, bench, outcome)
+    assert [path.name for path in paths] == ["parity.json", "parity.txt", "parity.html"]
+    report = read_report(tmp_path / "parity.json")
+    assert report["passed"] is True
+    assert report["headline"].startswith("passed: 4 passed")
+    assert report["tests"]["notes"] == ["a number"]
+    check((tmp_path / "parity.html").read_text())
+
+
+def test_infinite_errors_are_null() -> None:
+    report = case(GOOD, error="RuntimeError: broken")
+    verdicts = dict(report.verdicts)
+    verdicts["FORWARD-FORCED", "merged"] = Verdict(
+        "FORWARD-FORCED", "merged", None, Errors(np.inf, np.nan), Errors(1e-6, np.inf), "missing"
+    )
+    found = content(bench_module.dataclasses.replace(report, verdicts=verdicts, run_to_run=np.inf))
+    check_schema(found, "report.json")
+    (verdict,) = [each for each in found["cases"][0]["verdicts"] if each["reason"] == "missing"]
+    assert verdict["share"] is None
+    assert verdict["candidate"] == {"e": None, "m": None}
+    assert found["cases"][0]["run_to_run"] is None
+    assert "wrong" in report_page([found])
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda text: text[: len(text) // 2], "is no JSON"),
+        (lambda text: text.replace('"schema": 2', '"schema": 1'), "2 was expected"),
+        (lambda text: text.replace('"outcome": "passed"', '"outcome": "fine"', 1), "'fine' is not one of"),
+        (lambda text: text.replace('"share": 0.3', '"share": -1', 1), "less than the minimum"),
+        (lambda text: text.replace('"share": 0.3', '"share": Infinity', 1), "Infinity is no number"),
+        (lambda text: text.replace('"passed": true', '"passed": "yes"', 1), "is not of type 'boolean'"),
+    ],
+)
+def test_a_damaged_report_is_refused_by_name(tmp_path: Path, damage: Any, complaint: str) -> None:
+    write_report(tmp_path, *run(case(GOOD)))
+    path = tmp_path / "parity.json"
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(DocumentError, match=complaint) as caught:
+        read_report(path)
+    assert str(path) in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------------- the headline
+
+
+def test_the_headline_names_the_stage_and_the_cause() -> None:
+    report = case({"encoder.0.conv1": 0.2, "merged": 40.0}, cause="sign of offsets")
+    line = run_headline(*run(report))
+    assert "first failing teacher-forced stage: merged; cause: sign of offsets" in line
+    assert line.startswith("FAILED")
+
+
+def test_the_headline_is_what_most_cases_say() -> None:
+    bench, outcome = run(case({"merged": 40.0}))
+    for number in range(2):
+        bench.reports[f"other{number}", "cpu", "float32"] = case({"views": 40.0})
+    assert "stage: views" in run_headline(bench, outcome)
+
+
+def test_a_failed_test_without_a_case_is_named() -> None:
+    failed = Result("test_spec.py::test_a", "failed", ("SPEC",))
+    assert "SPEC: test_spec.py::test_a" in run_headline(Bench(), Outcome(1, (failed,)))
+
+
+def test_a_run_without_tests_has_not_passed() -> None:
+    outcome = Outcome(0, (Result("test_spec.py::test_a", "skipped", ("SPEC",)),))
+    assert not outcome.passed
+    assert run_headline(Bench(), outcome).startswith("FAILED")
+
+
+@pytest.mark.parametrize(
+    ("share", "change", "passed", "says"),
+    [
+        (2.0, {}, True, "waived"),
+        (3.5, {}, False, "first failing teacher-forced stage: merged"),
+        (1.2, {}, False, "first failing teacher-forced stage: merged"),
+        (0.9, {}, False, "better than what was waived"),
+        (2.0, {"expires": "2001-01-01"}, False, "first failing teacher-forced stage: merged"),
+    ],
+)
+def test_a_waiver_covers_its_failure_and_no_other(
+    share: float, change: dict[str, Any], passed: bool, says: str
+) -> None:
+    report = case({"encoder.0.conv1": 0.2, "merged": share}, waivers=[WAIVER | change])
+    assert report.passed is passed
+    assert says in headline(report)
+    page = report_page([content(report)])
+    reader = check(page)
+    assert "A. Person <script>" in reader.text
+
+
+# ---------------------------------------------------------------------------------------------------------- the page
+
+
+def test_a_page_of_hostile_text_is_safe() -> None:
+    found = content(case({"encoder.0.conv1": 2.0}, error="RuntimeError: " + HOSTILE))
+    text = json.dumps(found)
+    # What a hand-made report could say, everywhere that the schema lets it.
+    text = text.replace("case", "<b>case").replace('"<b>case"', '"case"').replace('"<b>cases"', '"cases"')
+    hostile = json.loads(text)
+    hostile["headline"] = hostile["command"] = HOSTILE
+    hostile["tests"]["notes"] = [HOSTILE]
+    for each in hostile["cases"]:
+        each["case"] = each["cause"] = HOSTILE
+        each["places"][0]["cells"] = [[1, 2], [3]]
+    check_schema(hostile, "report.json")
+    reader = check(report_page([hostile], hostile))
+    assert HOSTILE in reader.text
+
+
+def test_a_page_shows_each_device_in_its_column() -> None:
+    cpu = content(case(GOOD))
+    cuda = json.loads(json.dumps(cpu).replace('"cpu"', '"cuda"'))
+    cuda["results"][0]["outcome"] = "failed"
+    text = report_page([cpu, cuda])
+    check(text)
+    assert "cpu float32" in text
+    assert "cuda float32" in text
+    assert "1 of 2 failed" in text or "1 of 1 failed" in text
+
+
+def test_a_page_shows_growth_margins_and_places() -> None:
+    text = report_page([content(case({"encoder.0.conv1": 0.25, "merged": 0.5}))])
+    assert text.count("<polyline") >= 2
+    assert "width:50.0%" in text
+    assert "data:image/png" in text
+
+
+# ----------------------------------------------------------------------------------------------------- the difference
+
+
+@pytest.fixture
+def before() -> dict[str, Any]:
+    return content(case(GOOD))
+
+
+def test_nothing_changes_between_equal_reports(before: dict[str, Any]) -> None:
+    found = difference(before, before)
+    assert not any((found.broken, found.repaired, found.gone, found.new, found.shares, found.versions))
+    assert "Nothing has changed." in report_page([before], before)
+
+
+def test_what_broke_and_what_grew_is_told(before: dict[str, Any]) -> None:
+    now = content(case(GOOD | {"merged": 1.5}))
+    found = difference(before, now)
+    assert found.broken == ("test_network.py::test_stage[merged-FORWARD-FORCED-case-cpu-float32]",)
+    (change,) = found.shares
+    assert (change.cell, change.before, change.now) == (
+        ("merged", "FORWARD-FORCED", "cpu", "float32"),
+        pytest.approx(0.3),
+        pytest.approx(1.5),
+    )
+    back = difference(now, before)
+    assert back.repaired == found.broken
+    assert "1 tests fail now and did not before" in report_page([now], before)
+
+
+def test_a_test_that_is_gone_is_told_unless_the_tier_is_smaller(before: dict[str, Any]) -> None:
+    now = copy.deepcopy(before)
+    gone = now["results"].pop()["test"]
+    assert difference(before, now).gone == (gone,)
+    assert difference(now, before).new == (gone,)
+    assert difference(before | {"tier": "full"}, now).gone == ()
+
+
+def test_versions_that_changed_are_told(before: dict[str, Any]) -> None:
+    now = copy.deepcopy(before)
+    now["versions"]["torch"] = "99.0"
+    assert difference(before, now).versions == {"torch": (before["versions"]["torch"], "99.0")}
+
+
+def test_a_waiver_reaches_the_bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole way with a real case: a waiver that is no longer needed makes a clean run fail."""
+    from conformance import waivers
+
+    entry = WAIVER | {"case": "n64_g2_base", "dtype": "float64"}
+    monkeypatch.setattr(waivers, "load_waivers", lambda: parse_waivers({"waivers": [entry]}))
+    (planned,) = bench_module.plan(str(RECORDINGS / "n64_g2_base.npz"), None, "quick")
+    report = Bench().report(planned, "cpu", "float64")
+    assert report.first_failing is None
+    assert not report.passed
+    assert "better than what was waived" in headline(report)
+    assert 0 < len(report.places) <= 4

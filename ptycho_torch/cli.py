@@ -1,4 +1,4 @@
-"""The command ``ptycho-torch``, also as ``python -m ptycho_torch``."""
+"""The command ``ptycho-torch``, also as ``python -m ptycho_torch``; other programs are built of the same parts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from ptycho_torch.errors import PtychoError
@@ -19,8 +19,8 @@ class Command(NamedTuple):
     """One command.
 
     Attributes:
-        module: of ``ptycho_torch``, with ``add_arguments(parser)`` and ``run(options) -> int``; it is imported when the
-            command is used, and not before.
+        module: with ``add_arguments(parser)`` and ``run(options) -> int``; it is imported when the command is used, and
+            not before.
         what: what the command does.
         example: a command line that works.
     """
@@ -30,44 +30,67 @@ class Command(NamedTuple):
     example: str
 
 
+class Program(NamedTuple):
+    """A program of several commands.
+
+    Attributes:
+        name: as one types it.
+        what: what the program is for, a sentence.
+        example: a command line that works.
+        commands: every command by name, in the order in which one uses them.
+    """
+
+    name: str
+    what: str
+    example: str
+    commands: Mapping[str, Command]
+
+
 COMMANDS = {
     "simulate": Command(
-        "simulate",
+        "ptycho_torch.simulate",
         "simulate the scan of a known object",
         "ptycho-torch simulate -o scans/star.npz --object siemens_star --plot star.png",
     ),
     "check-data": Command(
-        "check",
+        "ptycho_torch.check",
         "hold scan files against the data contract",
         "ptycho-torch check-data scans/ --plot pictures",
     ),
     "convert-scan": Command(
-        "convert",
+        "ptycho_torch.convert",
         "repair a scan, or import a CXI/HDF5 file",
         "ptycho-torch convert-scan counts.npz -o scans/star.npz --from-intensity",
     ),
     "train": Command(
-        "command_train",
+        "ptycho_torch.command_train",
         "train the network on scans, and reconstruct them",
         "ptycho-torch train scans/ -o run --config run.yaml --max-epochs 60 --no-tracking",
     ),
     "infer": Command(
-        "command_infer",
+        "ptycho_torch.command_infer",
         "reconstruct scans with a trained network",
         "ptycho-torch infer run/checkpoints/last.ckpt scans/ -o reconstructions",
     ),
     "evaluate": Command(
-        "evaluate",
+        "ptycho_torch.evaluate",
         "compare reconstructions with the true object",
         "ptycho-torch evaluate reconstructions/star.npz --truth scans/star.npz --plot comparison.png",
     ),
     "plot": Command(
-        "command_plot",
+        "ptycho_torch.command_plot",
         "draw reconstructions, scans and training histories",
         "ptycho-torch plot reconstructions/star.npz run/history.json -o pictures",
     ),
 }
 """Every command, in the order in which one uses them."""
+
+PTYCHO_TORCH = Program(
+    "ptycho-torch",
+    "Ptychographic reconstruction with a physics-informed network.",
+    "ptycho-torch check-data scan.npz",
+    COMMANDS,
+)
 
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 """Exit codes beside 0: the command line was wrong, the command failed, or the user interrupted it."""
@@ -76,10 +99,11 @@ USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 class _Parser(argparse.ArgumentParser):
     """Takes underscores in flags for dashes, and says in one line what is wrong with a command line."""
 
-    def __init__(self, command: Command | None = None, **names: Any) -> None:
+    def __init__(self, program: Program, command: Command | None = None, **names: Any) -> None:
         # Examples stay in one line, so that they can be copied.
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(**names | {"allow_abbrev": False, "formatter_class": formatter})
+        self._program = program
         self._command = command
 
     def complete(self) -> None:
@@ -90,7 +114,7 @@ class _Parser(argparse.ArgumentParser):
         self.epilog = f"example: {command.example}"
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
         self.add_argument("-v", "--verbose", action="store_true", help="say more on the way")
-        importlib.import_module(f"ptycho_torch.{command.module}").add_arguments(self)
+        importlib.import_module(command.module).add_arguments(self)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         # Only here is it known which command is wanted. Importing all of them would make --help wait for PyTorch.
@@ -100,7 +124,7 @@ class _Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            command = parser_of(options.command)
+            command = parser_of(options.command, self._program)
             command.error(f"unrecognized arguments: {' '.join(unknown)}{_nearest(unknown, command)}")
         return options
 
@@ -108,34 +132,39 @@ class _Parser(argparse.ArgumentParser):
         self.exit(USAGE_ERROR, f"error: {_one_line(message)} (see {self.prog} --help)\n")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(program: Program = PTYCHO_TORCH) -> argparse.ArgumentParser:
     """Return the parser of the whole command line; it imports the module of a command when it meets the command."""
     top = _Parser(
-        prog="ptycho-torch",
-        description="Ptychographic reconstruction with a physics-informed network.",
-        epilog="example: ptycho-torch check-data scan.npz\n\nptycho-torch COMMAND --help has one for each command.",
+        program,
+        prog=program.name,
+        description=program.what,
+        epilog=f"example: {program.example}\n\n{program.name} COMMAND --help has one for each command.",
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, command in COMMANDS.items():
+    for name, command in program.commands.items():
         commands.add_parser(
-            name, help=command.what, description=f"{command.what[0].upper()}{command.what[1:]}.", command=command
+            name,
+            program=program,
+            command=command,
+            help=command.what,
+            description=f"{command.what[0].upper()}{command.what[1:]}.",
         )
     return top
 
 
-def parser_of(name: str) -> argparse.ArgumentParser:
+def parser_of(name: str, program: Program = PTYCHO_TORCH) -> argparse.ArgumentParser:
     """Return the parser of one command."""
-    alone = _Parser(prog=f"ptycho-torch {name}", command=COMMANDS[name])
+    alone = _Parser(program, program.commands[name], prog=f"{program.name} {name}")
     alone.complete()
     return alone
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, program: Program = PTYCHO_TORCH) -> int:
     """Run one command; return its exit code, and say in one line on standard error why it failed."""
-    options = parser().parse_args(arguments)
+    options = parser(program).parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.INFO if options.verbose else logging.WARNING)
     try:
-        code = int(importlib.import_module(f"ptycho_torch.{COMMANDS[options.command].module}").run(options))
+        code = int(importlib.import_module(program.commands[options.command].module).run(options))
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ A checkpoint is a Lightning checkpoint that loads with ``weights_only``: numbers
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ptycho_torch.config_params import NetworkSettings, Settings
 from ptycho_torch.errors import CheckpointError, ConfigError
+from ptycho_torch.npz_writer import replacing
 
 FORMAT = 1
 """Number of the layout; a reader refuses any other."""
@@ -110,3 +112,36 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         )
     except (KeyError, TypeError, AttributeError, ConfigError) as err:
         raise CheckpointError(f"{path}: incomplete or damaged ({type(err).__name__}: {err}).") from err
+
+
+def write_checkpoint(
+    path: Path,
+    settings: Settings,
+    network: NetworkSettings,
+    statistics: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    *,
+    overwrite: bool,
+) -> None:
+    """Write a checkpoint of weights that come from elsewhere: for inference, and to start a training from.
+
+    Args:
+        path: the file, written in one rename.
+        settings: of a run that would go on with these weights.
+        network: settings of the network.
+        statistics: what is known of the training data; ``probe_modes`` and ``one_probe`` among them.
+        weights: name → tensor, the whole state of ``PtychoNet``.
+        overwrite: whether the file may be there.
+
+    Raises:
+        ConfigError: it is there and may not be overwritten, or its folder is not there.
+    """
+    content = {
+        "epoch": 0,
+        "global_step": 0,
+        "pytorch-lightning_version": importlib.metadata.version("lightning"),
+        "state_dict": {f"{_WEIGHTS}{name}": tensor for name, tensor in weights.items()},
+        KEY: ours(settings, network, statistics, {}) | {"finished": True},
+    }
+    with replacing(path, overwrite=overwrite) as file:
+        torch.save(content, file)

@@ -69,11 +69,8 @@ def run(options: argparse.Namespace) -> int:
     """
     from ptycho_torch import inference
 
-    checkpoint: Path = options.checkpoint
-    if checkpoint.is_dir():
-        checkpoint = checkpoint / "checkpoints" / "last.ckpt"
     results = inference.infer(
-        checkpoint,
+        checkpoint_of(options.checkpoint),
         options.ptycho_dir,
         output_dir=options.output_dir,
         probe_dir=options.probe_dir,
@@ -96,3 +93,8 @@ def run(options: argparse.Namespace) -> int:
         for path in (result.npz, *products, *result.pictures):
             print(f"  {path}")  # noqa: T201
     return 0
+
+
+def checkpoint_of(path: Path) -> Path:
+    """Return the checkpoint that a path means: the file, or the last one of a run's folder."""
+    return path / "checkpoints" / "last.ckpt" if path.is_dir() else path

@@ -37,7 +37,7 @@ def plot_scan(examination: Examination, path: Path, hints: Sequence[str] = ()) -
     figure = new_figure(16, 4.2 + 0.2 * len(notes))
     pattern_axes, amplitude_axes, phase_axes, position_axes = figure.subplots(1, 4, width_ratios=(1, 1, 1, 1.1))
     _draw_counts(pattern_axes, counts, None if scan is None else scan.stack.good_pixels)
-    _draw_probe(amplitude_axes, phase_axes, None if scan is None else scan.probe)
+    draw_probe(amplitude_axes, phase_axes, None if scan is None else scan.probe)
     numbers = f"{examination.path.name}: mean {examination.mean_energy:.4g} counts a pattern"
     if scan is None:
         leave_blank(position_axes, "Positions", "the scan breaks a clause")
@@ -72,7 +72,7 @@ def _draw_counts(axes: Axes, counts: np.ndarray, good_pixels: np.ndarray | None)
     axes.set(title=title, xlabel="column (px)", ylabel="row (px)")
 
 
-def _draw_probe(amplitude_axes: Axes, phase_axes: Axes, probe: np.ndarray | None) -> None:
+def draw_probe(amplitude_axes: Axes, phase_axes: Axes, probe: np.ndarray | None) -> None:
     """Show amplitude and phase of the first of (modes, N, N)."""
     from matplotlib import colormaps
 

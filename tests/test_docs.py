@@ -22,7 +22,8 @@ from typing import Any
 import pytest
 
 from conformance.cli import _parser as conformance_parser
-from ptycho_torch.cli import COMMANDS, parser
+from ptycho_tf_bridge.cli import PTYCHO_BRIDGE
+from ptycho_torch.cli import PTYCHO_TORCH, Program, parser
 from ptycho_torch.config_params import DataSettings, ModelSettings, Settings, TrainingSettings
 from ptycho_torch.errors import ConfigError
 
@@ -143,11 +144,13 @@ def _command(line: str, *, whole: bool) -> Iterator[str]:
         words = words[1:]
     match words:
         case ["srun", "ptycho-torch", *rest] | ["ptycho-torch", *rest]:
-            yield from _ours(rest, whole)
+            yield from _ours(PTYCHO_TORCH, rest, whole)
+        case ["ptycho-bridge", *rest]:
+            yield from _ours(PTYCHO_BRIDGE, rest, whole)
         case ["python" | "torchrun", *_] if "-m" in words:
             module, *rest = words[words.index("-m") + 1 :]
-            if module == "ptycho_torch":
-                yield from _ours(rest, whole)
+            if module in ("ptycho_torch", "ptycho_tf_bridge"):
+                yield from _ours(PTYCHO_TORCH if module == "ptycho_torch" else PTYCHO_BRIDGE, rest, whole)
             elif module == "conformance":
                 said = [*_parsed(conformance_parser(), rest)] if rest or whole else []
                 yield from (line for line in said if whole or "are required" not in line)
@@ -168,11 +171,11 @@ def _command(line: str, *, whole: bool) -> Iterator[str]:
                 yield from (f"extra {name}, which is not there" for name in sorted(unknown))
 
 
-def _ours(words: list[str], whole: bool) -> Iterator[str]:
+def _ours(program: Program, words: list[str], whole: bool) -> Iterator[str]:
     if words and (whole or len(words) > 1):
-        yield from _parsed(parser(), words)
-    elif words and words[0] not in COMMANDS:
-        yield f"command ptycho-torch {words[0]}, which is not there"
+        yield from _parsed(parser(program), words)
+    elif words and words[0] not in program.commands:
+        yield f"command {program.name} {words[0]}, which is not there"
 
 
 def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> Iterator[str]:
@@ -271,8 +274,10 @@ def test_what_the_docstring_of_a_module_names_is_there(module: Path) -> None:
     assert complaints(_docstring(module)) == []
 
 
-def test_the_example_of_every_command_is_a_command_line() -> None:
-    assert [line for command in COMMANDS.values() for line in _shell(command.example)] == []
+@pytest.mark.parametrize("program", [PTYCHO_TORCH, PTYCHO_BRIDGE], ids=lambda program: program.name)
+def test_the_example_of_every_command_is_a_command_line(program: Program) -> None:
+    examples = [program.example, *(command.example for command in program.commands.values())]
+    assert [line for example in examples for line in _shell(example)] == []
 
 
 def test_every_module_is_in_the_architecture_and_no_other() -> None:
@@ -308,6 +313,8 @@ def test_imports_follow_the_arrow(package: str) -> None:
         ("`max_epochs = 0`", "expected 1 or more"),
         ("| `TrainingConfig` | of training | `gridsize` |", "setting gridsize of TrainingConfig"),
         ("run `ptycho-torch reconstruct`", "command ptycho-torch reconstruct"),
+        ("run `ptycho-bridge migrate`", "command ptycho-bridge migrate"),
+        ("```\npython -m ptycho_tf_bridge convert a.zip --to b\n```", "unrecognized arguments"),
         ("run `make conform`", "make conform, which is no target"),
         ('```\nmake test ARG="-x"\n```', "make ARG="),
         ("```\nptycho-torch check-data scans/ --plots pictures\n```", "unrecognized arguments"),

@@ -1,0 +1,42 @@
+"""The command ``ptycho-bridge``, also as ``python -m ptycho_tf_bridge``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ptycho_torch import cli
+from ptycho_torch.cli import Command, Program
+
+PTYCHO_BRIDGE = Program(
+    "ptycho-bridge",
+    "Trained models and configurations of the TensorFlow reference: look into them, convert them, and export back.",
+    "ptycho-bridge inspect wts.h5.zip",
+    {
+        "inspect": Command(
+            "ptycho_tf_bridge.command_inspect",
+            "say what an archive of the reference holds, and what it lacks",
+            "ptycho-bridge inspect wts.h5.zip",
+        ),
+        "convert": Command(
+            "ptycho_tf_bridge.command_convert",
+            "turn an archive of the reference into a checkpoint, settings and a migration report",
+            "ptycho-bridge convert wts.h5.zip -o converted",
+        ),
+        "export": Command(
+            "ptycho_tf_bridge.command_export",
+            "turn a checkpoint into an archive that the reference loads",
+            "ptycho-bridge export run/checkpoints/last.ckpt -o exported/wts.h5.zip",
+        ),
+        "config": Command(
+            "ptycho_tf_bridge.command_config",
+            "translate settings between the reference and this project",
+            "ptycho-bridge config reference.yaml --to torch",
+        ),
+    },
+)
+"""Every command, in the order in which one uses them."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code, and say in one line on standard error why it failed."""
+    return cli.main(arguments, PTYCHO_BRIDGE)

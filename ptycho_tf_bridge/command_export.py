@@ -1,0 +1,55 @@
+"""``ptycho-bridge export``: a checkpoint becomes an archive that the reference loads."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``export``."""
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="a .ckpt file of training, or the folder of a run for its checkpoints/last.ckpt",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("wts.h5.zip"),
+        metavar="FILE",
+        help="the archive; the reference looks for wts.h5.zip (default wts.h5.zip)",
+    )
+    parser.add_argument(
+        "--widen-amplitude-head",
+        action="store_true",
+        help="repeat a single amplitude channel for each pattern of a group, as the reference of today needs it",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Export; return 0.
+
+    Raises:
+        PtychoError: a checkpoint that cannot be read or exported, or a file that is there.
+    """
+    from ptycho_tf_bridge.export import export
+    from ptycho_torch.command_infer import checkpoint_of
+
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    written = export(
+        checkpoint_of(options.checkpoint),
+        options.output,
+        widen_amplitude_head=options.widen_amplitude_head,
+        overwrite=options.overwrite,
+    )
+    print(f"{written.path}")  # noqa: T201 - the command's answer
+    for note in written.notes:
+        print(f"note: {note}")  # noqa: T201
+    for finding in written.findings:
+        if finding.change == "not there" and finding.reason:
+            print(f"left out: {finding.field_here} = {finding.value_here!r}. {finding.reason}")  # noqa: T201
+    return 0

@@ -49,6 +49,34 @@ def _parser() -> argparse.ArgumentParser:
     )
     clauses.add_argument("ids", nargs="*", metavar="CLAUSE", help="show these alone, with their text and every test")
     clauses.add_argument("--json", action="store_true", help="write JSON, for programs")
+    verify = commands.add_parser(
+        "verify",
+        help="hold a converted model against its archive and what the reference recorded (minutes); fails where it "
+        "is not the same",
+        epilog="example: python -m conformance verify wts.h5.zip --scan scan.npz -o certificate",
+    )
+    verify.add_argument("archive", type=Path, metavar="ARCHIVE", help="archive of the TensorFlow reference")
+    verify.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="DIR", help="certificate.json and certificate.html go here"
+    )
+    verify.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="PATH",
+        help="what `ptycho-bridge convert` made of the archive: its folder or a .ckpt file; needed where the archive "
+        "lacks something (default: the archive is converted here)",
+    )
+    verify.add_argument("--scan", type=Path, metavar="FILE", help="scan that the inputs are taken from")
+    verify.add_argument(
+        "--predictions",
+        type=Path,
+        metavar="FILE",
+        help="what the reference predicted with this model (.npz, specs/README.md); with --scan, which then is the "
+        "predicted scan, the whole object is compared too",
+    )
+    verify.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where the converted model runs (default cpu)"
+    )
     return parser
 
 
@@ -68,6 +96,44 @@ def _clauses(ids: Sequence[str], as_json: bool) -> int:
     found = list(clauses.complaints(known, tests))
     print(*found, sep="\n", end="\n" if found else "", file=sys.stderr)  # noqa: T201
     return 1 if found else 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    import tempfile
+
+    from conformance.certificate import write_certificate
+    from conformance.verify import verify
+    from ptycho_tf_bridge.archive import read_archive
+    from ptycho_tf_bridge.errors import ArchiveError
+    from ptycho_tf_bridge.migrate import convert
+    from ptycho_torch.command_infer import checkpoint_of
+    from ptycho_torch.train import accelerator
+
+    accelerator(options.device)
+    archive = read_archive(options.archive)
+    if archive.missing and options.checkpoint is None:
+        raise ArchiveError(
+            f"{archive.path}: the archive does not hold {', '.join(archive.missing)}. Give that to "
+            "`ptycho-bridge convert`, and its folder here with --checkpoint."
+        )
+    with tempfile.TemporaryDirectory(prefix="ptycho-verify-") as folder:
+        if options.checkpoint is None:
+            checkpoint = convert(archive, Path(folder)).checkpoint
+        else:
+            checkpoint = checkpoint_of(options.checkpoint)
+        found = verify(
+            archive,
+            checkpoint,
+            scan=options.scan,
+            predictions=options.predictions,
+            device=options.device,
+            tell=lambda line: print(line, file=sys.stderr, flush=True),  # noqa: T201 - a command shows its progress
+        )
+        written = write_certificate(options.output, found)
+    print(found.sentence)  # noqa: T201 - the command's answer
+    for path in written:
+        print(f"wrote {path}")  # noqa: T201
+    return 0 if found.passed else 1
 
 
 def _document(output: Path | None) -> None:
@@ -124,6 +190,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _document(options.output)
         elif options.command == "clauses":
             return _clauses(options.ids, options.json)
+        elif options.command == "verify":
+            return _verify(options)
         else:
             _calibrate(options.output, options.bundle, options.seeds)
     except (PtychoError, OSError) as err:

@@ -58,6 +58,7 @@ td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabula
 .margin.passed .used { background: var(--good); } .margin.failed .used { background: var(--bad); }
 .margin.waived .used { background: var(--warn); }
 .margin .share { flex: 0 0 3.5rem; text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.cards + .cards { margin-top: 1.25rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1.25rem; }
 figure { margin: 0; min-width: 0; }
 figure img { display: block; width: 100%; max-width: 20rem; image-rendering: pixelated; border: 1px solid var(--line); }
@@ -72,6 +73,9 @@ details { margin: .75rem 0; } summary { cursor: pointer; font-weight: 600; }
   table { font-size: .8125rem; } th, td { padding-right: .5rem; } }
 @media print { nav { display: none; } .scroll { overflow: visible; } }
 """
+
+_NOTHING = "0.85"
+"""Grey of pixels without a value."""
 
 _COLOURS = ("#24598f", "#c26a00", "#6b3fa0", "#0b7285", "#a63a79", "#4d7c0f")
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
@@ -231,14 +235,28 @@ def heat_map(values: np.ndarray, alternative: str, *, largest: float | None = No
         alternative: what it shows, in words.
         largest: value of the darkest colour; None for that of the array.
     """
+    finite = values[np.isfinite(values)]
+    top = float(finite.max(initial=0.0)) if largest is None else largest
+    return colour_map(np.where(np.isfinite(values), values, top), alternative, lowest=0.0, largest=top, colours="Blues")
+
+
+def colour_map(values: np.ndarray, alternative: str, *, lowest: float, largest: float, colours: str) -> Html:
+    """Return a 2-D array as an image, one pixel each.
+
+    Args:
+        values: (rows, columns); what is not finite is grey.
+        alternative: what it shows, in words.
+        lowest: value of the first colour.
+        largest: value of the last one.
+        colours: name of a Matplotlib colour map.
+    """
     from matplotlib import colormaps
     from matplotlib.image import imsave
 
-    finite = values[np.isfinite(values)]
-    top = float(finite.max(initial=0.0)) if largest is None else largest
-    scaled = np.clip(np.nan_to_num(values / top if top > 0 else values, nan=1.0, posinf=1.0), 0.0, 1.0)
+    scaled = np.clip((values - lowest) / (largest - lowest if largest > lowest else 1.0), 0.0, 1.0)
     picture = io.BytesIO()
-    imsave(picture, colormaps["Blues"](scaled), format="png")
+    grey = colormaps[colours].with_extremes(bad=_NOTHING)
+    imsave(picture, grey(np.where(np.isfinite(values), scaled, np.nan)), format="png")
     return embedded_png(picture.getvalue(), alternative)
 
 

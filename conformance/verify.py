@@ -24,7 +24,6 @@ from conformance.scan import GROUPS, measured_groups
 from conformance.torch_subject import CheckpointSubject
 from conformance.truth import Truth
 from ptycho_tf_bridge.archive import Archive
-from ptycho_tf_bridge.errors import ArchiveError
 from ptycho_tf_bridge.weights import tensorflow_shapes, to_tensorflow
 from ptycho_torch.checkpoint import Checkpoint, read_checkpoint
 from ptycho_torch.scan import open_scan
@@ -100,9 +99,8 @@ class Verification:
                     f"fed with the truth, the first stage that differs is {report.first_failing}", report
                 )
         for report in self.reports:
-            failed = next((verdict for verdict in report.verdicts.values() if not verdict.passed), None)
-            if failed is not None or report.error:
-                what = failed.explain() if failed else report.error
+            if not report.passed:
+                what = report.failed[0].explain() if report.failed else "a waiver does not hold"
                 return self._failure(f"every stage alone holds, and {what}", report)
         if self.differences:
             return f"The model converted from {name} is NOT the archived one: {'; '.join(self.differences)}."
@@ -117,7 +115,7 @@ class Verification:
         return self._success(name)
 
     def _failure(self, what: str, report: CaseReport) -> str:
-        reasons = [*([report.error.splitlines()[0]] if report.error else []), *self.differences]
+        reasons = [*report.error.splitlines()[:1], *([report.cause] if report.cause else []), *self.differences]
         because = f"; {'; '.join(reasons)}" if reasons else ""
         name = self.archive.path.name
         return f"The model converted from {name} is NOT the archived one: in {report.dtype}, {what}{because}."
@@ -154,7 +152,7 @@ def verify(
     where TensorFlow is installed, else the measured gains of the specification.
 
     Args:
-        archive: what was converted, with its probe and intensity scale.
+        archive: what was converted. What it does not hold is taken from the checkpoint.
         checkpoint: what it was converted to.
         scan: scan file; with predictions, the one that they were made from.
         predictions: what the reference predicted with the archived model.
@@ -162,17 +160,20 @@ def verify(
         tell: is told what is being done.
 
     Raises:
-        ArchiveError: an archive whose probe or scale is not known.
         CheckpointError: no checkpoint, or one whose weights do not fit its settings.
         PredictionsError, ScanError, DataContractError: what is wrong with the other files.
     """
     started = time.perf_counter()
     content = read_checkpoint(checkpoint)
+    not_compared = []
+    if archive.missing:
+        names = ", ".join(archive.missing)
+        not_compared.append(f"{names}: the archive holds none, so what the checkpoint was made with was taken")
+        archive = _completed(archive, content)
     module = PtychoPINN.from_checkpoint(checkpoint).to(device)
     recorded = None if predictions is None else read_predictions(predictions, archive.network)
     case, inputs = _case(archive, scan, recorded)
     groups = None
-    not_compared = []
     if recorded is not None and recorded.stitched is not None and scan is not None:
         groups = scan_amplitude(recorded, scan, archive.network)
     elif recorded is not None:
@@ -206,11 +207,29 @@ def verify(
     )
 
 
+def _completed(archive: Archive, content: Checkpoint) -> Archive:
+    """Return the archive with what it lacks taken from the checkpoint."""
+    fields = [name for name in archive.missing if name not in ("probe", "intensity_scale")]
+    network = dataclasses.replace(archive.network, **{name: getattr(content.network, name) for name in fields})
+    found = dataclasses.replace(archive, network=network)
+    if archive.probe is None:
+        found = dataclasses.replace(found, probe=_probe(content)[0], probe_source="the checkpoint")
+    if archive.intensity_scale is None:
+        scale = content.network.intensity_scale
+        found = dataclasses.replace(found, intensity_scale=scale, intensity_scale_source="the checkpoint")
+    return found
+
+
+def _probe(content: Checkpoint) -> np.ndarray:
+    """Return the (modes, N, N) probe of a checkpoint."""
+    probe: np.ndarray = torch.view_as_complex(content.weights["probe_parts"].contiguous()).numpy()
+    return probe
+
+
 def _case(archive: Archive, scan: Path | None, predictions: Predictions | None) -> tuple[Case, str]:
     """Build the case of an archive; say where its inputs come from."""
-    if archive.probe is None or archive.intensity_scale is None:
-        missing = " and ".join(archive.missing) or "probe or intensity_scale"
-        raise ArchiveError(f"{archive.path}: the archive holds no {missing}; give what the model was trained with.")
+    assert archive.probe is not None
+    assert archive.intensity_scale is not None
     settings = dataclasses.replace(archive.network, intensity_scale=archive.intensity_scale)
     if predictions is not None:
         chosen = slice(GROUPS)
@@ -257,7 +276,7 @@ def _differences(archive: Archive, content: Checkpoint) -> list[str]:
     }
     for name, found in to_tensorflow(state, content.network).items():
         said += _unequal(f"weight {name}", found, archive.weights[name])
-    probe = torch.view_as_complex(content.weights["probe_parts"].contiguous()).numpy()
+    probe = _probe(content)
     given = archive.probe if archive.probe.ndim == 3 else archive.probe[None]
     if probe.shape == given.shape and not np.array_equal(probe, given) and np.array_equal(probe, given.conj()):
         said.append("the probe is the archive's conjugated")

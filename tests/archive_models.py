@@ -15,7 +15,7 @@ from conformance.case import Case
 from conformance.truth import Truth
 from ptycho_tf_bridge.archive import Archive
 from ptycho_tf_bridge.weights import to_torch
-from ptycho_torch import checkpoint
+from ptycho_torch.checkpoint import write_checkpoint
 from ptycho_torch.config_params import Settings
 from ptycho_torch.model import PtychoNet
 
@@ -51,9 +51,8 @@ def checkpoint_of(
     weights = dict(model.state_dict())
     weights |= {name: torch.from_numpy(array) for name, array in to_torch(archive.weights, settings).items()}
     change(weights)
-    own = checkpoint.ours(Settings.current(), settings, {"probe_modes": 1, "one_probe": True}, {})
-    state = {f"network.{name}": tensor for name, tensor in weights.items()}
-    torch.save({"state_dict": state, checkpoint.KEY: own, "epoch": 0}, path)
+    statistics = {"probe_modes": 1, "one_probe": True}
+    write_checkpoint(path, Settings.current(), settings, statistics, weights, overwrite=True)
     return path
 
 

@@ -15,7 +15,6 @@ from conformance.draws import draw_case
 from conformance.faults import FAULTS
 from conformance.verify import Verification, verify
 from ptycho_tf_bridge import backend
-from ptycho_tf_bridge.errors import ArchiveError
 from ptycho_torch.config_params import NetworkSettings
 from ptycho_torch.errors import CheckpointError
 
@@ -160,11 +159,16 @@ def test_live_keras_stands_for_the_reference(
     assert found.passed, found.sentence
 
 
-def test_an_archive_without_a_probe_is_refused(case: Case, tmp_path: Path) -> None:
+def test_what_an_archive_lacks_is_taken_from_the_checkpoint_and_said(
+    case: Case, predictions: Path, tmp_path: Path
+) -> None:
     archive = archive_of(case)
     checkpoint = checkpoint_of(archive, tmp_path / "model.ckpt")
-    with pytest.raises(ArchiveError, match="holds no probe"):
-        verify(dataclasses.replace(archive, probe=None, missing=("probe",)), checkpoint)
+    lacking = dataclasses.replace(archive, probe=None, intensity_scale=None, missing=("probe", "intensity_scale"))
+    found = verify(lacking, checkpoint, predictions=predictions)
+    assert found.passed, found.sentence
+    assert found.not_compared[0].startswith("probe, intensity_scale: the archive holds none")
+    assert found.archive.probe_source == "the checkpoint"
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(case: Case, tmp_path: Path) -> None:

@@ -1,0 +1,165 @@
+"""Certificates follow their schema, need nothing beside them, and show text from strangers as text."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from archive_models import archive_of, checkpoint_of, predictions_of
+from reference_archives import draw_weights, write_reference_archive
+
+from conformance.certificate import certificate, certificate_page, pictures, write_certificate
+from conformance.cli import main
+from conformance.draws import draw_case
+from conformance.verify import Verification, verify
+from ptycho_tf_bridge import backend
+from ptycho_torch.config_params import NetworkSettings
+from ptycho_torch.contract import specs_dir
+
+SETTINGS = NetworkSettings(N=64, gridsize=2, n_filters_scale=1, intensity_scale=20.75)
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>&\"'"
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Verification:
+    folder = tmp_path_factory.mktemp("verified")
+    case = draw_case(SETTINGS, seed=3, batch=1)
+    archive = dataclasses.replace(archive_of(case), era=HOSTILE, notes=(HOSTILE,), probe_source=HOSTILE)
+    predictions = predictions_of(case, folder / "prediction.npz")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "is_available", lambda: False)
+        return verify(archive, checkpoint_of(archive, folder / "model.ckpt"), predictions=predictions)
+
+
+@pytest.fixture(scope="module")
+def written(found: Verification, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return write_certificate(tmp_path_factory.mktemp("certificate") / "new", found)
+
+
+def test_the_json_says_what_was_found_and_follows_its_schema(found: Verification, written: tuple[Path, Path]) -> None:
+    content = json.loads(written[0].read_text(encoding="utf-8"))
+    schema = json.loads((specs_dir() / "schema" / "certificate.schema.json").read_text(encoding="utf-8"))
+    validator = jsonschema.Draft202012Validator(schema)
+    validator.check_schema(schema)
+    validator.validate(content)
+    assert content["passed"] is True
+    assert content["verdict"] == found.sentence
+    assert {case["dtype"]: case["verdicts"] for case in content["cases"]} == {
+        report.dtype: len(report.verdicts) for report in found.reports
+    }
+    forced = {each["stage"]: each["margins"] for each in content["cases"][1]["stages"]}["merged"]["FORWARD-FORCED"]
+    (verdict,) = found.reports[1].of("FORWARD-FORCED", "merged")
+    assert forced["share"] == verdict.share
+    for change in ({"passed": "yes"}, {"archive": {}}, {"stranger": 1}, {"numerical_digest": "0"}, {"cases": []}):
+        assert not validator.is_valid(content | change)
+
+
+class _Reader(HTMLParser):
+    """Collects the elements of a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_loads_nothing_and_shows_strangers_text_as_text(written: tuple[Path, Path]) -> None:
+    page = written[1].read_text(encoding="utf-8")
+    reader = _Reader()
+    reader.feed(page)
+    assert not [tag for tag, _ in reader.elements if tag in ("script", "iframe", "object", "embed")]
+    assert not [name for _, attributes in reader.elements for name in attributes if name.startswith("on")]
+    sources = [
+        attributes[name] or "" for _, attributes in reader.elements for name in ("src", "href") if name in attributes
+    ]
+    assert all(source.startswith(("data:", "#")) for source in sources)
+    assert reader.text.count(HOSTILE) == 3
+    assert len([source for source in sources if source.startswith("data:image/png")]) == 6
+
+
+def test_the_page_names_every_stage_every_digest_and_the_verdict(
+    found: Verification, written: tuple[Path, Path]
+) -> None:
+    reader = _Reader()
+    reader.feed(written[1].read_text(encoding="utf-8"))
+    content = json.loads(written[0].read_text(encoding="utf-8"))
+    for said in (
+        found.sentence,
+        content["archive"]["sha256"],
+        content["numerical_digest"],
+        content["spec_digest"],
+        content["predictions"]["sha256"],
+        "encoder.0.conv1",
+        "predicted_intensity",
+        "Not compared: the stitched object",
+    ):
+        assert said in reader.text
+    assert len(re.findall(r'class="margin passed"', written[1].read_text(encoding="utf-8"))) > 200
+
+
+def test_a_failure_is_shown_as_one(found: Verification) -> None:
+    failed = dataclasses.replace(found, differences=("the probe is the archive's conjugated",))
+    content = certificate(failed)
+    assert content["passed"] is False
+    page = certificate_page(content, pictures(failed))
+    assert 'class="verdict failed"' in page
+    assert "conjugated" in page
+
+
+def test_pictures_are_drawn_of_objects_that_are_no_numbers(found: Verification) -> None:
+    nothing = np.full_like(found.objects[1], np.nan)
+    drawn = pictures(dataclasses.replace(found, recorded=(), objects=(found.objects[0], nothing)))
+    assert "float64 truth" in "".join(drawn)
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    return write_reference_archive(tmp_path / "wts.h5.zip", SETTINGS, draw_weights(SETTINGS))
+
+
+def test_the_command_verifies_and_fails(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ptycho_tf_bridge.archive import read_archive
+
+    monkeypatch.setattr(backend, "is_available", lambda: False)
+    assert main(["verify", str(archive), "-o", str(tmp_path / "good")]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("The model converted from wts.h5.zip is the archived one")
+    assert "every stage in float64" in said.err
+    assert json.loads((tmp_path / "good" / "certificate.json").read_text())["passed"] is True
+
+    def touch(weights: dict) -> None:
+        weights["encoder.1.conv2.weight"][3, 2, 1, 0] *= 1.01
+
+    wrong = checkpoint_of(read_archive(archive), tmp_path / "wrong.ckpt", touch)
+    assert main(["verify", str(archive), "--checkpoint", str(wrong), "-o", str(tmp_path / "bad")]) == 1
+    assert "first stage that differs is encoder.1.conv2" in capsys.readouterr().out
+    assert json.loads((tmp_path / "bad" / "certificate.json").read_text())["passed"] is False
+
+
+def test_the_command_says_in_one_line_what_it_cannot_do(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (
+        ["verify", str(tmp_path / "nothing.zip"), "-o", str(tmp_path)],
+        ["verify", str(archive), "--predictions", str(tmp_path / "nothing.npz"), "-o", str(tmp_path)],
+        ["verify", str(archive), "--checkpoint", str(tmp_path / "nothing.ckpt"), "-o", str(tmp_path)],
+    ):
+        assert main(arguments) == 1
+        said = capsys.readouterr()
+        assert said.err.startswith("error: ")
+        assert said.err.count("\n") == 1
+        assert "nothing" in said.err

@@ -17,3 +17,7 @@ class DocumentError(PtychoError, ValueError):
 
 class PredictionsError(PtychoError, ValueError):
     """A file of recorded predictions that does not follow its format, or belongs to another archive or scan."""
+
+
+class DriftError(PtychoError, ValueError):
+    """A module that is not the configuration of an installed reference."""

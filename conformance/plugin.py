@@ -30,6 +30,7 @@ _FILES_OF = {
     "parity_scan": ("test_network.py", "test_data_contract.py"),
     "parity_keras": ("test_network.py", "test_float64.py"),
     "parity_operations": ("test_operations.py",),
+    "parity_tf_config": ("test_config_sync.py",),
 }
 
 _BENCH: pytest.StashKey[Bench] = pytest.StashKey()
@@ -69,6 +70,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "patterns, positions and probe",
     )
     group.addoption(
+        "--parity-tf-config",
+        metavar="PACKAGE.MODULE",
+        help="hold the dataclasses of an installed TensorFlow reference, for example ptycho.config.config, against "
+        "specs/configuration.yaml, and list every drift",
+    )
+    group.addoption(
         "--parity-report",
         metavar="DIR",
         help="write the report to DIR: parity.html to look at, parity.json for `python -m conformance gate`, "
@@ -94,6 +101,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "parity_scan: judges the scans that --parity-scan names")
     config.addinivalue_line("markers", "parity_operations: judges a recording of single operations")
     config.addinivalue_line("markers", "parity_keras: judges against live Keras")
+    config.addinivalue_line("markers", "parity_tf_config: judges the dataclasses that --parity-tf-config names")
     config.addinivalue_line("markers", "parity_dtype(name): judges this dtype alone")
     config.addinivalue_line("markers", "parity_clause(*ids): the clauses of the specification that the test judges")
     config.stash[_NOTES] = []
@@ -107,8 +115,17 @@ def pytest_configure(config: pytest.Config) -> None:
             config.option.xmlpath = str(Path(report) / JUNIT)
     if config.getoption("--parity-previous"):
         _read_previous(config)
-    if config.getoption("--parity-reference") and config.getoption("--parity-scan"):
-        raise pytest.UsageError("--parity-reference and --parity-scan each name a case; give one of them.")
+    named = [each for each in ("--parity-reference", "--parity-scan", "--parity-tf-config") if config.getoption(each)]
+    if len(named) > 1:
+        raise pytest.UsageError(f"{' and '.join(named)} each name a case; give one of them.")
+    if config.getoption("--parity-tf-config"):
+        from conformance.drift import import_reference
+        from ptycho_torch.errors import PtychoError
+
+        try:
+            import_reference(config.getoption("--parity-tf-config"))
+        except PtychoError as err:
+            raise pytest.UsageError(f"--parity-tf-config: {err}") from err
     if config.getoption("--parity-reference") == "keras":
         from ptycho_tf_bridge import backend
 
@@ -279,6 +296,8 @@ def _marker_of_case(config: pytest.Config) -> str | None:
         return "parity_keras"
     if config.getoption("--parity-scan"):
         return "parity_scan"
+    if config.getoption("--parity-tf-config"):
+        return "parity_tf_config"
     return "parity_case" if reference else None
 
 

@@ -105,6 +105,21 @@ class Foreign:
 
 
 @dataclasses.dataclass(frozen=True)
+class Readers:
+    """Who reads a setting.
+
+    Attributes:
+        names: the settings.
+        by: ``torch`` (this project), ``keras`` (our model of the reference) and ``tensorflow`` (the reference).
+        reason: why these and not the others.
+    """
+
+    names: tuple[str, ...]
+    by: tuple[str, ...]
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
 class ReferenceField:
     """One field of a dataclass of the reference.
 
@@ -147,6 +162,7 @@ class ConfigurationSchema:
     Attributes:
         settings: by name, in the order of the file.
         only_there: what the other sides have alone.
+        readers: who reads a setting, by its name.
         reference: the reference's dataclass fields, by name with section.
         counterparts: source → name there → the setting that it is here, or why there is none.
         hints: what to say about a name from there that is none here.
@@ -154,6 +170,7 @@ class ConfigurationSchema:
 
     settings: Mapping[str, Setting]
     only_there: tuple[Foreign, ...]
+    readers: Mapping[str, Readers]
     reference: Mapping[str, ReferenceField]
     counterparts: Mapping[str, Mapping[str, Setting | Foreign]]
     hints: Mapping[str, str]
@@ -167,8 +184,8 @@ def parse_schema(content: Mapping[str, Any]) -> ConfigurationSchema:
     """Make the schema from the content of ``configuration.yaml``.
 
     Raises:
-        SpecError: a name that is there twice, that refers to a setting or field that is not there, or a field of the
-            reference that nothing is said about.
+        SpecError: a name that is there twice, that refers to a setting or field that is not there, a field of the
+            reference that nothing is said about, or a setting without readers.
     """
     reference = _reference_fields(content["reference"])
     settings: dict[str, Setting] = {}
@@ -192,6 +209,7 @@ def parse_schema(content: Mapping[str, Any]) -> ConfigurationSchema:
     return ConfigurationSchema(
         settings=MappingProxyType(settings),
         only_there=only_there,
+        readers=_readers(content["readers"], settings),
         reference=reference,
         counterparts=counterparts,
         hints=MappingProxyType(_hints(settings, counterparts)),
@@ -237,6 +255,21 @@ def _reference_fields(sections: Mapping[str, Mapping[str, Any]]) -> Mapping[str,
             field = ReferenceField(section, name, **({"legacy": name if goes else ""} | values))
             fields[field.full_name] = field
     return MappingProxyType(fields)
+
+
+def _readers(entries: list[Mapping[str, Any]], settings: Mapping[str, Setting]) -> Mapping[str, Readers]:
+    found: dict[str, Readers] = {}
+    for entry in entries:
+        readers = Readers(**{key: _frozen(value) for key, value in entry.items()})
+        for name in readers.names:
+            if name not in settings or name in found:
+                what = "twice" if name in found else "no setting"
+                raise SpecError(f"{CONFIGURATION_FILE}: {name!r} under readers is {what}.")
+            found[name] = readers
+    for name in settings:
+        if name not in found:
+            raise SpecError(f"{CONFIGURATION_FILE}: nothing is said about who reads {name!r}.")
+    return MappingProxyType(found)
 
 
 def _setting(entry: Mapping[str, Any], reference: Mapping[str, ReferenceField]) -> Setting:

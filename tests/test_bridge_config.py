@@ -302,6 +302,7 @@ def test_values_of_the_reference_are_read_as_the_facts_say(monkeypatch: pytest.M
 
 def a_row_removed(settings: dict[str, Any], content: Any) -> None:
     content["settings"].remove(settings["batch_size"])
+    next(entry for entry in content["readers"] if "batch_size" in entry["names"])["names"].remove("batch_size")
     content["only_there"].append({"source": "tensorflow", "names": ["training.batch_size"], "reason": "Lost."})
 
 

@@ -40,7 +40,7 @@ SYMBOL = re.compile(rf"(?<![\w./])(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+(?!
 PATH = re.compile(
     r"(?<![\w/.<])(?:(?:docs|specs|tests|benchmarks|\.ci|ptycho_torch|ptycho_tf_bridge|conformance)/[\w./-]*\w)"
 )
-CLAUSE = re.compile(r"\b(?:REF|NPZ|SCAN|PROBE|CXI|PREP|GROUP|MAP|BATCH|REC|PRODUCT)-\d\d\b")
+CLAUSE = re.compile(r"\b(?:REF|NPZ|SCAN|PROBE|CXI|PREP|GROUP|MAP|BATCH|REC|PRODUCT|CONFIG)-\d\d\b")
 OWNERS = {"ModelConfig": ModelSettings, "TrainingConfig": TrainingSettings, "DataConfig": DataSettings}
 
 

@@ -1,0 +1,138 @@
+"""Configurations stay in step: an installed reference with our table, and the table with what is really read."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from conformance.bench import NO_TENSORFLOW
+from conformance.config_reads import Reads, findings, keras_reads, torch_reads
+from conformance.drift import CLAUSES, Drift, drifts, has_legacy_names, import_reference
+from ptycho_tf_bridge import backend
+from ptycho_tf_bridge.config import KEPT, from_legacy, from_yaml, to_legacy, to_tensorflow_yaml
+from ptycho_torch.config_params import Settings
+from ptycho_torch.config_schema import Setting, load_schema
+
+SCHEMA = load_schema()
+
+
+def _settings(clause: str) -> list[object]:
+    return [
+        pytest.param(setting, id=f"{clause}-{name}", marks=pytest.mark.parity_clause(clause))
+        for name, setting in SCHEMA.settings.items()
+    ]
+
+
+# ------------------------------------------------------------------------------------------- an installed reference
+
+
+@pytest.fixture(scope="module")
+def reference(request: pytest.FixtureRequest) -> ModuleType:
+    """Return the module of dataclasses that was named."""
+    name = request.config.getoption("--parity-tf-config")
+    if not name:
+        pytest.skip("no installed reference was named: pytest conformance --parity-tf-config ptycho.config.config")
+    return import_reference(name)
+
+
+@pytest.fixture(scope="module")
+def found(reference: ModuleType, parity_notes: list[str]) -> tuple[Drift, ...]:
+    """Return every drift, each of which the summary lists too."""
+    every = drifts(reference)
+    parity_notes += [f"{reference.__name__}: {len(every)} drifts from specs/configuration.yaml", *map(str, every)]
+    return every
+
+
+@pytest.mark.parity_tf_config
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, id=clause, marks=pytest.mark.parity_clause(clause)) for kind, clause in CLAUSES.items()],
+)
+def test_reference_is_the_one_that_the_table_knows(reference: ModuleType, found: tuple[Drift, ...], kind: str) -> None:
+    """No drift of one kind between the dataclasses that are installed and the table."""
+    if kind == "legacy name" and not has_legacy_names(reference):
+        pytest.skip(f"{reference.__name__} has neither dataclass_to_legacy_dict nor KEY_MAPPINGS")
+    assert not [drift for drift in found if drift.kind == kind], "\n".join(
+        str(drift) for drift in found if drift.kind == kind
+    )
+
+
+# ------------------------------------------------------------------------------------------------- what is read here
+
+
+@pytest.fixture(scope="module")
+def ours() -> Iterator[Reads]:
+    """Return what this project reads."""
+    pytest.importorskip("tensordict", reason="the memory map is a TensorDict; pip install tensordict")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        yield torch_reads(Path(folder))
+
+
+@pytest.fixture(scope="module")
+def theirs() -> Reads:
+    """Return what our Keras model of the reference reads."""
+    if not backend.is_available():
+        pytest.skip(NO_TENSORFLOW)
+    return keras_reads()
+
+
+@pytest.mark.parametrize("setting", _settings("CONFIG-06"))
+def test_setting_is_read_here(ours: Reads, setting: Setting) -> None:
+    """A setting is read by this project exactly if the table says so."""
+    assert setting.name not in findings(SCHEMA, "torch", ours), findings(SCHEMA, "torch", ours)[setting.name]
+
+
+@pytest.mark.parametrize("setting", _settings("CONFIG-07"))
+def test_setting_is_read_by_the_model_of_the_reference(theirs: Reads, setting: Setting) -> None:
+    """A setting is read by the Keras model exactly if the table says so."""
+    assert setting.name not in findings(SCHEMA, "keras", theirs), findings(SCHEMA, "keras", theirs)[setting.name]
+
+
+@pytest.mark.parity_clause("CONFIG-06")
+def test_readers_of_the_reference_have_a_counterpart_there() -> None:
+    """What TensorFlow is said to read is there, and no field that its PyTorch side alone reads."""
+    for name, readers in SCHEMA.readers.items():
+        setting = SCHEMA.settings[name]
+        if "tensorflow" in readers.by:
+            assert setting.there, name
+            assert setting.backend in ("", "tensorflow"), name
+        elif setting.there.get("tensorflow"):
+            assert setting.backend == "pytorch", f"{name} is a field that TensorFlow does not read, so say who does"
+
+
+# ------------------------------------------------------------------------------------------------- there and back
+
+
+_CHANGED = {
+    "N": 128, "gridsize": 3, "K": 9, "probe_big": False, "probe_mask": True, "probe_scale": 2.5, "offset": 3,
+    "max_position_jitter": 6, "max_epochs": 7, "batch_size": 8, "nll_weight": 0.5, "mae_weight": 0.25, "nphotons": 1e6,
+    "optimizer": "adamw", "weight_decay": 0.01, "loss_function": "MAE", "amp_activation": "swish", "run_name": "one",
+}  # fmt: skip
+
+
+@pytest.mark.parity_clause("CONFIG-08")
+@pytest.mark.parametrize("route", ["yaml", "legacy"])
+def test_settings_come_back(route: str, tmp_path: Path) -> None:
+    """What is kept on the way to the reference is the same after the way back, and the rest has a reason."""
+    settings = Settings().override(_CHANGED)
+    if route == "legacy":
+        dictionary, report = to_legacy(settings)
+        back = from_legacy(dictionary)
+    else:
+        text, report = to_tensorflow_yaml(settings)
+        (tmp_path / "reference.yaml").write_text(text, encoding="utf-8")
+        back = from_yaml(tmp_path / "reference.yaml")
+    assert [finding.field_here for finding in report] == list(SCHEMA.settings)
+    kept = {finding.field_here for finding in report if finding.change in KEPT}
+    assert kept >= {name for name in _CHANGED if name in ("N", "gridsize", "K", "loss_function", "max_epochs")}
+    for finding in report:
+        before, after = (_value(each, finding.field_here) for each in (settings, back.settings))
+        assert before == after if finding.change in KEPT else finding.reason, finding
+
+
+def _value(settings: Settings, name: str) -> object:
+    return settings.as_dict()[SCHEMA.settings[name].owner][name]

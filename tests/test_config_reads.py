@@ -1,0 +1,186 @@
+"""Reads of settings are recorded where they happen, and a setting that nobody reads is found."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conformance import config_reads
+from conformance.config_reads import (
+    Reads,
+    findings,
+    keras_reads,
+    legacy_findings,
+    recorded,
+    recorded_parameters,
+    torch_reads,
+)
+from ptycho_tf_bridge import backend, keras_reference
+from ptycho_torch import train
+from ptycho_torch.config_params import DataSettings, Settings, TrainingSettings
+from ptycho_torch.config_schema import CONFIGURATION_FILE, load_schema, parse_schema
+from ptycho_torch.contract import SpecError, read_yaml
+from ptycho_torch.grouping import group_scan
+
+SCHEMA = load_schema()
+
+
+@pytest.fixture
+def content() -> Any:
+    return copy.deepcopy(read_yaml(CONFIGURATION_FILE))
+
+
+@pytest.fixture(scope="module")
+def read_here(tmp_path_factory: pytest.TempPathFactory) -> Reads:
+    return torch_reads(tmp_path_factory.mktemp("reads"))
+
+
+# -------------------------------------------------------------------------------------------------------- recording
+
+
+def test_nothing_is_read_by_checks_copies_comparisons_and_printing() -> None:
+    with recorded() as reads:
+        settings = Settings()
+        assert settings == Settings.from_dict(settings.as_dict())
+        dataclasses.replace(settings.training, max_epochs=3)
+        copy.deepcopy(settings)
+        repr(settings)
+        hash(settings.model)
+    assert reads.readers == {}
+
+
+def test_a_read_in_a_property_counts_for_whoever_asks_for_it() -> None:
+    import numpy as np
+
+    with recorded() as reads:
+        group_scan(np.random.default_rng(0).random((9, 2)), DataSettings(N=8, K=4))
+    assert "ptycho_torch.grouping.group_scan" in reads.readers["DataSettings", "gridsize"]
+
+
+def test_recording_ends_with_the_context() -> None:
+    with pytest.raises(RuntimeError), recorded() as reads:
+        raise RuntimeError
+    train._schedule(None, TrainingSettings(scheduler="Default"))  # type: ignore[arg-type]
+    assert reads.readers == {}
+    assert "__getattribute__" not in vars(TrainingSettings)
+
+
+# -------------------------------------------------------------------------------------------------------- this side
+
+
+def test_all_settings_are_read_as_the_table_says(read_here: Reads) -> None:
+    assert findings(SCHEMA, "torch", read_here) == {}
+
+
+def test_a_setting_that_nobody_reads_is_found(read_here: Reads, content: Any) -> None:
+    entry = {"name": "idle", "owner": "model", "type": "bool", "default": False, "meaning": "Does nothing at all."}
+    content["settings"].append(entry)
+    content["readers"][0]["names"].append("idle")
+    assert list(findings(parse_schema(content), "torch", read_here)) == ["idle"]
+
+
+def test_a_setting_that_is_read_against_the_table_is_found(read_here: Reads, content: Any) -> None:
+    readers = next(each for each in content["readers"] if "compile" in each["names"])
+    readers["names"].remove("compile")
+    content["readers"].append({"names": ["compile"], "by": [], "reason": "Nobody needs to read it."})
+    found = findings(parse_schema(content), "torch", read_here)
+    assert list(found) == ["compile"]
+    assert "ptycho_torch.train.main reads it" in found["compile"]
+
+
+def test_a_read_that_is_removed_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The code of today, but for the schedule of the learning rate, which nobody makes."""
+    monkeypatch.setattr(train, "_schedule", lambda optimiser, training: None)
+    found = set(findings(SCHEMA, "torch", torch_reads(tmp_path)))
+    assert found == {
+        "scheduler", "lr_gamma", "lr_warmup_epochs", "lr_min_ratio", "plateau_factor", "plateau_patience",
+        "plateau_min_lr", "plateau_threshold",
+    }  # fmt: skip
+
+
+def test_a_setting_that_does_not_reach_the_network_is_not_read(read_here: Reads) -> None:
+    lost = {place: by for place, by in read_here.readers.items() if place != ("NetworkSettings", "probe_mask")}
+    assert list(findings(SCHEMA, "torch", Reads(lost))) == ["probe_mask"]
+    lost = {place: by for place, by in read_here.readers.items() if place != ("TrainingSettings", "nll_weight")}
+    assert list(findings(SCHEMA, "torch", Reads(lost))) == ["nll_weight"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda readers: readers[0]["names"].append("nothing"), "'nothing' under readers is no setting"),
+        (lambda readers: readers[0]["names"].append("compile"), "'compile' under readers is twice"),
+        (lambda readers: readers[0]["names"].remove("N"), "nothing is said about who reads 'N'"),
+    ],
+)
+def test_a_table_that_leaves_readers_open_is_refused(content: Any, change: Any, message: str) -> None:
+    change(content["readers"])
+    with pytest.raises(SpecError, match=message):
+        parse_schema(content)
+
+
+# ------------------------------------------------------------------------------------------------------- other sides
+
+
+@pytest.mark.skipif(not backend.is_available(), reason="needs TensorFlow; pip install 'ptycho-torch[tf]'")
+def test_the_model_of_the_reference_reads_what_the_table_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert findings(SCHEMA, "keras", keras_reads()) == {}
+    monkeypatch.setattr(keras_reference, "_illuminate", lambda model, views: views)
+    assert set(findings(SCHEMA, "keras", keras_reads())) == {"gaussian_smoothing_sigma", "probe_mask"}
+
+
+def drive(params: Any, *, without: str = "", also: tuple[str, ...] = ()) -> None:
+    """Read what a reference reads while its network and its loss are built, in the ways in which it does."""
+    for setting in SCHEMA.settings.values():
+        by = SCHEMA.readers[setting.name].by
+        key = setting.there.get("legacy", "")
+        if key and {"keras", "tensorflow"} <= set(by) and key != without:
+            params.cfg[key]
+    for key in also:
+        params.cfg.get(key)
+
+
+@pytest.fixture
+def params() -> Any:
+    keys = [*SCHEMA.counterparts["legacy"], "novelty"]
+    return types.SimpleNamespace(cfg=dict.fromkeys(keys, 1))
+
+
+def test_a_live_reference_that_reads_as_the_table_says_has_no_findings(params: Any) -> None:
+    before = params.cfg
+    with recorded_parameters(params) as recording:
+        drive(params, also=("probe.trainable", "h5_path"))
+        params.cfg["bigN"] = 68
+    assert legacy_findings(SCHEMA, recording.reads) == {}
+    assert params.cfg is before
+    assert before["bigN"] == 68
+
+
+@pytest.mark.parametrize(
+    ("without", "also", "key", "message"),
+    [
+        ("probe.mask", (), "probe.mask", "the reference does not read it"),
+        ("", ("scheduler",), "scheduler", "tensorflow is not among the readers of scheduler"),
+        ("", ("novelty",), "novelty", "the table does not know it"),
+    ],
+)
+def test_a_live_reference_that_reads_otherwise_is_found(
+    params: Any, without: str, also: tuple[str, ...], key: str, message: str
+) -> None:
+    with recorded_parameters(params) as recording:
+        drive(params, without=without, also=also)
+    found = legacy_findings(SCHEMA, recording.reads)
+    assert list(found) == [key]
+    assert message in found[key]
+
+
+def test_every_way_to_read_a_legacy_key_is_noted() -> None:
+    recording = config_reads.RecordingParameters({"a": 1, "b": 2, "c": 3})
+    assert recording["a"] + recording.get("b", 0) == 3
+    assert "c" in recording
+    assert recording.reads == {"a", "b", "c"}

@@ -36,6 +36,13 @@ def _parser() -> argparse.ArgumentParser:
         "--bundle", type=Path, action="append", default=[], help="also calibrate on the case of a recording"
     )
     calibrate.add_argument("--seeds", type=int, default=2, help="draws per graph (default 2)")
+    training = commands.add_parser(
+        "calibrate-training",
+        help="record how far float32 takes Keras from the truth in ten updates (minutes; needs TensorFlow)",
+        epilog="example: python -m conformance calibrate-training",
+    )
+    training.add_argument("-o", "--output", type=Path, help="JSON file to write (default: the one of the package)")
+    training.add_argument("--runs", type=int, default=16, help="trainings of Keras, each moved by an ulp (default 16)")
     document = commands.add_parser(
         "document",
         help="write specs/data_contracts.md from data_contracts.yaml",
@@ -182,6 +189,21 @@ def _calibrate(output: Path, bundles: Sequence[Path], seeds: int) -> None:
     output.write_text(_HEADER + yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=110))
 
 
+def _calibrate_training(output: Path | None, runs: int) -> None:
+    from conformance.keras_subject import KerasSubject
+    from conformance.training_envelope import FILE, record_envelope
+    from conformance.training_runs import SETTINGS
+    from ptycho_tf_bridge.backend import keras, tensorflow
+
+    record_envelope(
+        FILE if output is None else output,
+        KerasSubject(SETTINGS, "float32"),
+        {"tensorflow": tensorflow().__version__, "keras": keras().__version__},
+        lambda line: print(line, file=sys.stderr, flush=True),  # noqa: T201 - a command shows its progress
+        runs,
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0 if it succeeded, 1 with one clear line if not."""
     options = _parser().parse_args(arguments)
@@ -192,6 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _clauses(options.ids, options.json)
         elif options.command == "verify":
             return _verify(options)
+        elif options.command == "calibrate-training":
+            _calibrate_training(options.output, options.runs)
         else:
             _calibrate(options.output, options.bundle, options.seeds)
     except (PtychoError, OSError) as err:

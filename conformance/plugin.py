@@ -202,8 +202,9 @@ def planned_cases(config: pytest.Config) -> tuple[Planned, ...]:
     return config.stash[_PLAN]
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give each conformance test its cases; the id of a test is the clause it judges."""
+    """Give each conformance test its cases; the id of a test begins with the clause it judges."""
     names = metafunc.fixturenames
     if "parity_target" in names:
         from conformance.targets import targets

@@ -29,6 +29,8 @@ from conformance.measured import Measured
 from conformance.oracle import Moments, keras_adam
 from conformance.parity import FLOAT64, FORWARD_FREE, GRADIENT_FREE, LOSS, REFERENCE, TRAIN, Key, Measurement
 from conformance.torch_subject import TorchSubject
+from conformance.torch_training import train_torch
+from conformance.training import TrainingRun
 from conformance.truth import Truth, moved
 
 RMS_BUDGET = Errors(1e-9, 1e-9)
@@ -263,10 +265,10 @@ def train_verdicts(
 
     An update may be as far off as the condition of its gradients explains, in float32 also as far as the recorded one.
     """
-    found_losses, found_weights = subject.train(bundle.case, len(bundle.train_losses))
+    trained = train_torch(TrainingRun.repeated(bundle.case, len(bundle.train_losses)), subject.device, subject.dtype)
     before = {name: weight.astype(np.float64) for name, weight in bundle.case.weights.items()}
-    updates = {name: found_weights[name].astype(np.float64) - weight for name, weight in before.items()}
-    found, recorded = training.errors(np.array(found_losses), updates), training.recorded(bundle)
+    updates = {name: trained.states[-1].weights[name].astype(np.float64) - weight for name, weight in before.items()}
+    found, recorded = training.errors(trained.losses, updates), training.recorded(bundle)
     spread = training.spread(subject.dtype)
     verdicts: dict[Key, Verdict] = {}
     for name, each in found.items():

@@ -19,7 +19,6 @@ from ptycho_tf_bridge.weights import to_tensorflow, to_torch, weight_table
 from ptycho_torch.checkpoint import Checkpoint
 from ptycho_torch.losses import amplitude_mae, poisson_nll, total_loss
 from ptycho_torch.model import Prediction, PtychoNet, Upsample
-from ptycho_torch.optim import KerasAdam
 
 _NO_CONVOLUTION = {"log_scale", "probe_parts"}
 """Parameters that come from the case and not from its weights."""
@@ -192,21 +191,6 @@ class TorchSubject:
             losses=losses,
         )
 
-    def train(self, case: Case, steps: int, learning_rate: float = 1e-3) -> tuple[list[float], dict[str, np.ndarray]]:
-        """Take Keras-form Adam steps on this one batch; return the loss before each and the weights after all."""
-        losses = []
-        with float32_means_float32():
-            loaded = self._load(case)
-            optimiser = KerasAdam((p for p in loaded.model.parameters() if p.requires_grad), lr=learning_rate)
-            for _ in range(steps):
-                optimiser.zero_grad()
-                prediction = loaded.model(loaded.scaled_amplitude, loaded.offsets_px)
-                total, terms = self._losses(loaded, prediction, case)
-                total.backward()
-                optimiser.step()
-                losses.append(terms["total"])
-        return losses, _named(loaded.model, case, lambda parameter: parameter)
-
     def _to_device(self, array: np.ndarray, layout: str, case: Case) -> Tensor:
         tensor = torch.from_numpy(LAYOUTS[layout].to_torch(array, case.settings.C))
         dtype: torch.dtype = getattr(torch, self.dtype)
@@ -269,9 +253,10 @@ def _pull_back(
     }
 
 
-def _named(model: PtychoNet, case: Case, choose: Callable[[nn.Parameter], Tensor]) -> dict[str, np.ndarray]:
+def named(model: PtychoNet, case: Case, choose: Callable[[nn.Parameter], Tensor]) -> dict[str, np.ndarray]:
+    """Return what belongs to each weight of a network, as a copy under its TensorFlow name and in its layout."""
     state = {
-        key: choose(model.get_parameter(key)).detach().cpu().numpy()
+        key: choose(model.get_parameter(key)).detach().cpu().numpy().copy()
         for entry in weight_table(case.settings)
         for key in (entry.torch_kernel_name, entry.torch_bias_name)
     }
@@ -279,4 +264,4 @@ def _named(model: PtychoNet, case: Case, choose: Callable[[nn.Parameter], Tensor
 
 
 def _weight_gradients(model: PtychoNet, case: Case) -> dict[str, np.ndarray]:
-    return _named(model, case, _grad)
+    return named(model, case, _grad)

@@ -59,15 +59,16 @@ class Truth:
 
     Args:
         case: the case; its arrays are cast to float64 once.
+        constants: weights, probe and scale to take in place of the case's.
     """
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, constants: Constants | None = None) -> None:
         self.case = case
         self.config = dataclasses.asdict(case.settings)
         self.oracle = Oracle(self.config)
         self.loss_weights = dataclasses.asdict(case.loss_weights)
         self.network_input = case.scaled_amplitude(np.float64)
-        self.constants = self._constants(case)
+        self.constants = self._constants(case) if constants is None else constants
 
     @staticmethod
     def _constants(case: Case) -> Constants:

@@ -468,13 +468,16 @@ def losses(
     return {"nll": nll, "mae": mae, "total": total}
 
 
-def adam(learning_rate: float, dtype: str = "float32") -> Any:
+def adam(learning_rate: float, dtype: str = "float32", clip: float | None = None, clip_algorithm: str = "norm") -> Any:
     """Make Keras' Adam (β 0.9/0.999, ε 1e-7) whose constants have the full precision of ``dtype``.
+
+    ``clip`` limits the norm of all gradients together, or with ``clip_algorithm`` "value" each element.
 
     Keras holds the learning rate in its global float type, and TensorFlow reads a Python float as float32
     even where it is cast to float64, which moves 0.9 by 2.4e-8.
     """
     config, optimizers = keras().config, keras().optimizers
+    clipping = {"norm": "global_clipnorm", "value": "clipvalue"}[clip_algorithm]
     before = config.floatx()
     config.set_floatx(dtype)
     try:
@@ -483,6 +486,7 @@ def adam(learning_rate: float, dtype: str = "float32") -> Any:
             beta_1=np.dtype(dtype).type(0.9),
             beta_2=np.dtype(dtype).type(0.999),
             epsilon=np.dtype(dtype).type(1e-7),
+            **({} if clip is None else {clipping: clip}),
         )
     finally:
         config.set_floatx(before)

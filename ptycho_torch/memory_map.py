@@ -31,12 +31,11 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from tensordict import MemoryMappedTensor, TensorDict
 from tqdm import tqdm
 
 from ptycho_torch.config_params import DataSettings
@@ -46,6 +45,9 @@ from ptycho_torch.grouping import group_scan
 from ptycho_torch.npz import NpzFile
 from ptycho_torch.preparation import FramePreparation
 from ptycho_torch.scan import Scan, chosen_positions, open_scan, probe_modes, read_probe
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
 
 log = logging.getLogger(__name__)
 
@@ -524,6 +526,8 @@ def _write_array(path: Path, array: np.ndarray) -> None:
 
 def _describe(folder: Path, count: int, fields: Mapping[str, tuple[torch.dtype, Sequence[int]]]) -> None:
     """Make the files of a folder one memory-mapped TensorDict."""
+    from tensordict import MemoryMappedTensor, TensorDict
+
     tensors = {
         name: MemoryMappedTensor.from_filename(folder / f"{name}.memmap", dtype, torch.Size(shape))
         for name, (dtype, shape) in fields.items()
@@ -559,6 +563,8 @@ def _open_table(folder: Path, table: str) -> TensorDict:
     for it, and lets whoever writes to a tensor change the map. Here pages are copied when they are written to, and a
     folder that cannot be written to is opened in the same way.
     """
+    from tensordict import TensorDict
+
     description = json.loads((folder / _TABLE_FILE).read_text(encoding="utf-8"))
     tensors, lengths = {}, dict[str, int]()
     for field in load_contract().tensors[f"map_{table}"]["fields"]:

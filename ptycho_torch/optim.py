@@ -1,9 +1,10 @@
-"""Adam in the form that Keras uses."""
+"""Adam, clipping and the plateau schedule in the forms that Keras uses."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,3 +66,80 @@ class KerasAdam(torch.optim.Optimizer):
         state["velocity"].lerp_(parameter.grad.square(), 1 - beta2)
         rate = group["lr"] * math.sqrt(1 - beta2 ** state["step"]) / (1 - beta1 ** state["step"])
         parameter.addcdiv_(state["momentum"], state["velocity"].sqrt().add_(group["eps"]), value=-rate)
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[Tensor], limit: float, algorithm: str = "norm") -> None:
+    """Clip the gradients of all parameters in place, as Keras does.
+
+    ``norm``: g ← g · min(1, limit / ‖g‖), ‖g‖ over all parameters together. ``value``: every element into
+    [−limit, limit]. ``torch.nn.utils.clip_grad_norm_`` divides by ‖g‖ + 1e-6, which is another gradient where the norm
+    is small. A norm that is no finite number makes every gradient NaN, so that it cannot pass unseen.
+
+    Args:
+        parameters: those without a gradient are passed over.
+        limit: above 0, in units of the loss a unit of the parameters.
+        algorithm: ``norm`` or ``value``.
+
+    Raises:
+        ValueError: another algorithm.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if algorithm == "value":
+        for gradient in gradients:
+            gradient.clamp_(-limit, limit)
+    elif algorithm == "norm":
+        if gradients:
+            norm = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]).norm()
+            factor = limit * torch.minimum(1 / norm, torch.full_like(norm, 1 / limit)) + (norm - norm)
+            for gradient in gradients:
+                gradient.mul_(factor)
+    else:
+        raise ValueError(f"algorithm = {algorithm!r}; choose norm or value.")
+
+
+class KerasPlateau:
+    """Lowers the learning rate where a loss stops to improve, decision by decision as Keras does.
+
+    A loss improves where loss + threshold < best, compared in float32. After ``patience`` epochs without improvement,
+    the last of them included, the rate is multiplied by ``factor``, down to ``min_lr``. ``torch``'s schedule waits one
+    epoch longer and compares in float64. Keras takes the first loss for the best whatever it is, so that a NaN there
+    is never improved on; here what is no number is never the best.
+
+    Args:
+        optimizer: whose groups get the new rate.
+        factor: between 0 and 1.
+        patience: epochs; 0 and 1 are the same.
+        threshold: absolute improvement that counts, in units of the loss.
+        min_lr: the lowest rate.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, factor: float, patience: int, threshold: float, min_lr: float
+    ) -> None:
+        self.optimizer = optimizer
+        self.factor, self.patience, self.threshold, self.min_lr = factor, patience, threshold, min_lr
+        self.best, self.wait = math.inf, 0
+
+    def step(self, loss: float) -> None:
+        """Take note of an epoch's loss, and set the next epoch's rate."""
+        with np.errstate(over="ignore"):
+            improves = np.float32(loss + self.threshold) < np.float32(self.best)
+        if improves:
+            self.best, self.wait = loss, 0
+            return
+        self.wait += 1
+        groups = [group for group in self.optimizer.param_groups if group["lr"] > self.min_lr]
+        if self.wait < self.patience or not groups:
+            return
+        for group in groups:
+            group["lr"] = max(group["lr"] * self.factor, self.min_lr)
+        self.wait = 0
+
+    def state_dict(self) -> dict[str, float]:
+        """Return what a checkpoint keeps."""
+        return {"best": self.best, "wait": self.wait}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Take up what ``state_dict`` returned."""
+        self.best, self.wait = float(state["best"]), int(state["wait"])

@@ -29,7 +29,7 @@ from ptycho_torch.errors import CheckpointError, ConfigError, TrainingError
 from ptycho_torch.losses import LossTerms, total_loss
 from ptycho_torch.model import Prediction, PtychoNet
 from ptycho_torch.npz_writer import replacing
-from ptycho_torch.optim import KerasAdam
+from ptycho_torch.optim import KerasAdam, KerasPlateau, clip_gradients
 from ptycho_torch.preparation import REFERENCE_JITTER_PX, REFERENCE_OFFSET_PX
 from ptycho_torch.probe import normalise_probe
 from ptycho_torch.tracking import Tracker, print_auto_logged_info, track
@@ -310,7 +310,7 @@ class PtychoPINN(pl.LightningModule):
         Lightning would step the schedules behind its end-of-epoch checkpoints, so that a resumed run would miss a step.
         """
         watched = self.history.get("val_loss", self.history["train_loss"])[-1]
-        if isinstance(self._schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        if isinstance(self._schedule, KerasPlateau):
             self._schedule.step(watched)
         elif self._schedule is not None:
             self._schedule.step()
@@ -338,6 +338,17 @@ class PtychoPINN(pl.LightningModule):
         if self._schedule is not None and self._schedule_state is not None:
             self._schedule.load_state_dict(self._schedule_state)
         return optimiser
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as Keras does, over all parameters of the optimiser together."""
+        if gradient_clip_val:
+            parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+            clip_gradients(parameters, gradient_clip_val, gradient_clip_algorithm or "norm")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add settings, statistics, history, and the state of schedule and running means."""
@@ -388,13 +399,11 @@ def _schedule(optimiser: torch.optim.Optimizer, training: TrainingSettings) -> A
         case "WarmupCosine":
             return schedules.LambdaLR(optimiser, _WarmupCosine(training))
         case "ReduceLROnPlateau":
-            # Keras counts the epoch that exhausts its patience; torch waits one more.
-            return schedules.ReduceLROnPlateau(
+            return KerasPlateau(
                 optimiser,
                 factor=training.plateau_factor,
-                patience=max(training.plateau_patience - 1, 0),
+                patience=training.plateau_patience,
                 threshold=training.plateau_threshold,
-                threshold_mode="abs",
                 min_lr=training.plateau_min_lr,
             )
         case _:
@@ -466,7 +475,15 @@ def make_trainer(
         monitor = training.early_stop_monitor if validate else "train_loss"
         watching.insert(
             0,
-            EarlyStopping(monitor, min_delta=0.0, patience=training.early_stop_patience, check_on_train_epoch_end=True),
+            EarlyStopping(
+                monitor,
+                min_delta=0.0,
+                patience=training.early_stop_patience,
+                # A validation loss that is no number is one that did not improve, as for Keras; a training loss that is
+                # none has ended the run already.
+                check_finite=False,
+                check_on_train_epoch_end=True,
+            ),
         )
     return pl.Trainer(
         accelerator=accelerator(training.device),

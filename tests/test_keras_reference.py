@@ -15,6 +15,7 @@ import pytest
 
 from conformance.case import Case
 from conformance.keras_subject import KerasSubject
+from conformance.training import TrainingRun
 from ptycho_tf_bridge import backend, keras_reference
 from ptycho_tf_bridge.errors import BackendMissingError, WeightMapError
 from ptycho_torch.config_params import LossWeights, NetworkSettings
@@ -227,7 +228,8 @@ def test_float32_is_as_near_the_truth_as_the_recorded_reference(recording):
 @needs_tensorflow
 def test_three_adam_steps_give_the_recorded_losses_and_weights(recording):
     case = recording.case
-    losses, trained = KerasSubject(case.settings, "float32").train(case, 3)
+    training = KerasSubject(case.settings, "float32").train(TrainingRun.repeated(case, 3))
+    losses, trained = training.losses, training.states[-1].weights
     # Adam divides by small second moments, so roundings grow with each step; measured 2e-6 at worst.
     np.testing.assert_allclose(losses, recording.arrays["train/loss"], rtol=1e-5)
     # Measured per recording: 8e-4 of the update on the base, up to 7e-2 (mask_sigma), where the reference's
@@ -389,7 +391,7 @@ def test_a_subject_forgets_the_case_before(base, subject32):
         weights={name: -array for name, array in base.case.weights.items()},
     )
     assert subject32.free(other).stages["exit_wave"].shape == (12, 64, 64, 2)
-    subject32.train(other, 1)
+    subject32.train(TrainingRun.repeated(other, 1))
     again = subject32.free(base.case)
     for stage, array in first.stages.items():
         np.testing.assert_array_equal(again.stages[stage], array)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from conformance import torch_subject
 from conformance.bundle import RECORDINGS, Bundle, Sampled, read_bundle
 from conformance.measured import load_measured
 from conformance.parity import FLOAT64, REFERENCE, Measurement
 from conformance.replay import TrainingTruth, reference_verdicts, stored_truth_verdicts, train_verdicts
 from conformance.torch_subject import TorchSubject
 from conformance.truth import Truth
+from ptycho_torch import train
 from ptycho_torch.optim import KerasAdam
 
 
@@ -89,11 +89,11 @@ def test_recorded_training_is_followed(bundle: Bundle, training: TrainingTruth) 
 
 
 WRONG_OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "torch's ε": lambda parameters, lr: torch.optim.Adam(parameters, lr=lr, eps=1e-7),
-    "plain gradient descent": lambda parameters, lr: torch.optim.SGD(parameters, lr=lr),
-    "twice the rate": lambda parameters, lr: KerasAdam(parameters, lr=2 * lr),
-    "no update": lambda parameters, lr: KerasAdam(parameters, lr=0.0),
-    "β₂ of 0.99": lambda parameters, lr: KerasAdam(parameters, lr=lr, betas=(0.9, 0.99)),
+    "torch's ε": lambda parameters, lr, betas, eps: torch.optim.Adam(parameters, lr=lr, eps=eps),
+    "plain gradient descent": lambda parameters, lr, betas, eps: torch.optim.SGD(parameters, lr=lr),
+    "twice the rate": lambda parameters, lr, betas, eps: KerasAdam(parameters, lr=2 * lr),
+    "no update": lambda parameters, lr, betas, eps: KerasAdam(parameters, lr=0.0),
+    "β₂ of 0.99": lambda parameters, lr, betas, eps: KerasAdam(parameters, lr=lr, betas=(0.9, 0.99)),
 }
 
 
@@ -102,7 +102,7 @@ def test_another_optimiser_is_seen(
     bundle: Bundle, training: TrainingTruth, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """In float64 every part of the network shows it, in float32 at least one judged quantity."""
-    monkeypatch.setattr(torch_subject, "KerasAdam", WRONG_OPTIMISERS[name])
+    monkeypatch.setattr(train, "KerasAdam", WRONG_OPTIMISERS[name])
     for dtype in ("float64", "float32"):
         verdicts = train_verdicts(bundle, training, TorchSubject("cpu", dtype), load_measured())
         failed = {part for (_, part), verdict in verdicts.items() if not verdict.passed}

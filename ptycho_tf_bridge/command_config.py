@@ -110,12 +110,13 @@ def report_lines(report: Sequence[Finding], *, full: bool = False) -> Iterator[s
         if not shown:
             continue
         yield from ("", title)
-        there, here = ([_side(finding, side) for finding in shown] for side in ("there", "here"))
-        width = min(max(map(len, there)), _WIDTH // 2)
-        for left, right, finding in zip(there, here, shown, strict=True):
-            idle = "" if finding.in_effect else "   (not in effect there)"
-            yield f"  {left:<{width}}  →  {right}{idle}"
-            yield from textwrap.wrap(finding.reason, _WIDTH, initial_indent="      ", subsequent_indent="      ")
+        width = min(max(len(_side(finding, "there")) for finding in shown), _WIDTH // 2)
+        # What has one reason is said once.
+        for reason in dict.fromkeys(finding.reason for finding in shown):
+            for finding in (each for each in shown if each.reason == reason):
+                idle = "" if finding.in_effect else "   (not in effect there)"
+                yield f"  {_side(finding, 'there'):<{width}}  →  {_side(finding, 'here')}{idle}"
+            yield from textwrap.wrap(reason, _WIDTH, initial_indent="      ", subsequent_indent="      ")
     yield ""
     yield f"{len(report)} findings, {hidden} of them without news" + (" (--full shows them)" if hidden else "")
 

@@ -36,9 +36,9 @@ from ptycho_tf_bridge.config_values import (
     is_in_effect,
     is_unread,
     kept,
+    not_followed,
     plain,
     shown_as,
-    side_of,
     spelled_here,
 )
 from ptycho_torch.config_params import Settings
@@ -58,6 +58,10 @@ __all__ = [
     "to_legacy",
     "to_tensorflow_yaml",
 ]
+
+
+_LEAST_SHARE = 0.75
+"""Of the fields of an instance, how many the table has to know to take it for one of the reference."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,9 +245,7 @@ def _setting_finding(
 
 def _stated_finding(setting: Setting, name: str, entry: _Stated, source: str, backend: str) -> Finding:
     shown, unread, effect = plain(entry.value), is_unread(setting, backend), effect_of(setting, backend)
-    why_unread = f"{side_of(backend)} does not read it" + (
-        "." if effect is UNKNOWN else f"; it has {shown_as(effect)}."
-    )
+    why_unread = not_followed(setting, backend)
     try:
         value = spelled_here(setting, entry.value)
     except NoCounterpartError as err:
@@ -378,10 +380,10 @@ def _fields_of(instance: Any) -> Iterator[tuple[str, str, Any]]:
     known: dict[str, set[str]] = {}
     for field in load_schema().reference.values():
         known.setdefault(field.section, set()).add(field.name)
-    section, share = max(
-        ((each, len(fields & names) / len(fields | names)) for each, names in known.items()), key=lambda each: each[1]
-    )
-    if share < 0.5:
+    # An older or newer dataclass has fewer fields or others besides, but hardly any that the table does not know.
+    shares = {section: len(fields & names) / max(len(fields), 1) for section, names in known.items()}
+    section = max(shares, key=lambda each: (shares[each], -len(known[each])))
+    if shares[section] < _LEAST_SHARE:
         raise ConfigError(
             f"{type(instance).__name__} has the fields of none of the reference's dataclasses "
             "(ModelConfig, TrainingConfig, InferenceConfig, PyTorchExecutionConfig)."

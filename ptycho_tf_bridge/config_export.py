@@ -19,6 +19,7 @@ from ptycho_tf_bridge.config_values import (
     is_in_effect,
     is_unread,
     kept,
+    not_followed,
     shown_as,
     spelled_there,
 )
@@ -102,7 +103,7 @@ def _export_finding(
     in_effect = is_in_effect(setting, written, source, "tensorflow")
     reasons = [f"None is {setting.none}; the number is written out."] if implied else []
     if not in_effect:
-        reasons.append("TensorFlow does not read it" + ("." if effect is UNKNOWN else f"; it has {shown_as(effect)}."))
+        reasons.append(not_followed(setting, "tensorflow"))
         if effect is not UNKNOWN and is_default(setting, written, source):
             reasons.append("Being the default there, it could not be told from a field that nobody has set.")
             return Finding(name, theirs, setting.name, value, "ignored", " ".join(reasons), in_effect=False)
@@ -128,7 +129,7 @@ def _not_there(setting: Setting, value: Value, name: str) -> Finding:
             agrees = "does the same" if same_value(theirs, value) else "differs"
             why = f"There is no place for it, and the reference {agrees}: it has {shown_as(theirs)}."
             return Finding(name, theirs, setting.name, value, "not there", why)
-    why = f"{name} is no part of it, and TensorFlow does not read it." if name else "There is nothing like it there."
+    why = f"{name} is no part of it, and TensorFlow does not follow it." if name else "There is nothing like it there."
     return Finding(name, None, setting.name, value, "not there", why)
 
 

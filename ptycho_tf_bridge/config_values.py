@@ -139,7 +139,7 @@ def kept(name: str, setting: Setting) -> Change:
 
 
 def is_unread(setting: Setting, backend: str) -> bool:
-    """Whether a backend of the reference takes no notice of the setting's counterpart."""
+    """Whether a backend of the reference does not do what the setting's counterpart says."""
     if not setting.there:
         return False
     fixed = backend == "tensorflow" and "tensorflow" in setting.there and "tensorflow_code" in setting.defaults_there
@@ -180,6 +180,13 @@ def becomes(setting: Setting) -> bool:
 def side_of(backend: str) -> str:
     """Name a backend of the reference at the beginning of a sentence."""
     return "TensorFlow" if backend == "tensorflow" else "The reference's PyTorch side"
+
+
+def not_followed(setting: Setting, backend: str) -> str:
+    """Say that a backend of the reference does not do what a field says, and what it does."""
+    effect = effect_of(setting, backend)
+    says = f"{side_of(backend)} does not follow it" + ("." if effect is UNKNOWN else f"; it has {shown_as(effect)}.")
+    return f"{says} {setting.note}".strip()
 
 
 def shown_as(value: Value) -> str:

@@ -400,7 +400,7 @@ def test_fields_that_tensorflow_does_not_read_are_taken_as_stated_unless_the_run
     assert as_run.settings.training.scheduler == "ReduceLROnPlateau"
     for translation in (stated, as_run):
         assert not of_field(translation.report, "optimizer").in_effect
-        assert "TensorFlow does not read it" in of_field(translation.report, "optimizer").reason
+        assert "TensorFlow does not follow it" in of_field(translation.report, "optimizer").reason
 
 
 def test_a_default_that_tensorflow_does_not_read_is_nobodys_choice() -> None:
@@ -528,7 +528,25 @@ def test_a_value_that_counts_for_nothing_without_another_is_left_out_and_reporte
     assert from_legacy({"N": 64, "tv_weight": 0.5, "realspace_weight": 1}).settings.training.tv_weight == 0.5
 
 
-@pytest.mark.parametrize("instance", [3, Settings(), reference.ModelConfig])
+def test_a_dataclass_of_another_year_is_known_by_its_fields() -> None:
+    """One of 2024, and one of tomorrow."""
+    older: Any = dataclasses.make_dataclass(
+        "TrainingConfig", ["model", "batch_size", "nepochs", "nphotons", "output_dir"]
+    )
+    translation = from_dataclass(older(reference.ModelConfig(), 8, 5, 1e6, Path("out")))
+    assert (translation.settings.training.batch_size, translation.settings.data.nphotons) == (8, 1e6)
+    newer: Any = dataclasses.make_dataclass(
+        "ModelConfig", [("novelty", int, 3)], bases=(reference.ModelConfig,), frozen=True
+    )
+    translation = from_dataclass(newer(N=128))
+    assert translation.settings.data.N == 128
+    assert "Nobody knows it" in of_field(translation.report, "model.novelty").reason
+
+
+@pytest.mark.parametrize(
+    "instance",
+    [3, reference.ModelConfig, Settings(), *(getattr(Settings(), owner) for owner in ("model", "training", "data"))],
+)
 def test_an_instance_of_another_kind_is_refused(instance: Any) -> None:
     with pytest.raises(ConfigError, match="dataclass"):
         from_dataclass(instance)

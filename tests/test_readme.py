@@ -48,3 +48,9 @@ def test_a_folder_of_scans_becomes_batches(tmp_path: Path) -> None:
     output = run(example_that("ptycho_torch.dset_loader_pt_mmap"), tmp_path)
     assert "torch.Size([16, 4, 64, 64])" in output
     assert "max_position_jitter" in output
+
+
+def test_parameters_of_the_reference_become_settings(tmp_path: Path) -> None:
+    output = run(example_that("ptycho_tf_bridge.config"), tmp_path)
+    assert output.startswith("60\n")
+    assert "n_subsample 512  None collision" in output

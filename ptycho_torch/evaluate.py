@@ -465,13 +465,19 @@ def ring_correlation(first: np.ndarray, second: np.ndarray, *, taper: float = 0.
 
 
 def _crossing(curve: np.ndarray, threshold: float) -> float:
-    """Return the ring, in parts, where a curve first falls below a threshold, from ring 1 on."""
-    below = np.flatnonzero(curve[1:] < threshold) + 1
+    """Return the ring, in parts, where a curve first falls below a threshold that it had reached; 0 if it never did.
+
+    The innermost rings hold a handful of frequencies, and alignment takes a plane of phase out of them: a curve that
+    starts below the threshold is followed from where it first reaches it.
+    """
+    reached = np.flatnonzero(curve[1:] >= threshold) + 1
+    if not len(reached):
+        return 0.0
+    start = int(reached[0])
+    below = np.flatnonzero(curve[start:] < threshold) + start
     if not len(below):
         return float(len(curve) - 1)
     ring = int(below[0])
-    if ring == 1:
-        return 0.0
     high, low = float(curve[ring - 1]), float(curve[ring])
     return ring - 1 + (high - threshold) / (high - low)
 
@@ -556,7 +562,7 @@ def describe(evaluation: Evaluation) -> tuple[str, ...]:
         ("FRC 1/2, 1/7", f"{rings.frc50_per_px:.4f}, {rings.frc1over7_per_px:.4f} cycles/px"),
         (
             "resolution (1/2)",
-            f"{rings.resolution_px:.2f} px{metres}" if rings.frc50_per_px else "none: below 1/2 from the first ring on",
+            f"{rings.resolution_px:.2f} px{metres}" if rings.frc50_per_px else "none: below 1/2 in every ring",
         ),
         ("compared", f"{alignment.truth.shape[0]} × {alignment.truth.shape[1]} px"),
     ]

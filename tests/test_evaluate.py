@@ -382,7 +382,9 @@ def test_resolution_is_where_noise_takes_over():
 
 def test_threshold_is_crossed_between_rings():
     assert evaluate._crossing(np.array([0.1, 1, 0.9, 0.3, 0.9]), 0.5) == pytest.approx(2 + 0.4 / 0.6)
-    assert evaluate._crossing(np.array([1, 0.4, 0.9]), 0.5) == 0
+    # What the innermost rings hold is too little to end the search; ring 0 does not count.
+    assert evaluate._crossing(np.array([1, 0.4, 0.9, 0.8, 0.3]), 0.5) == pytest.approx(3 + 0.3 / 0.5)
+    assert evaluate._crossing(np.array([1, 0.4, 0.3]), 0.5) == 0
     assert evaluate._crossing(np.array([1, 0.9, 0.8]), 0.5) == 2
 
 

@@ -257,8 +257,11 @@ def yaml_scalar(what: str, node: yaml.Node, loader: type[yaml.SafeLoader] = yaml
         raise ConfigError(f"{what} is a {_kind(node)}; expected a single value.")
     try:
         return loader("").construct_object(node)
-    except ValueError as err:
-        raise ConfigError(f"{what} cannot be read ({err}).") from err
+    except (ValueError, ArithmeticError, LookupError, AttributeError) as err:
+        # PyYAML does not check what a tag such as !!int or !!timestamp is given.
+        raise ConfigError(
+            f"{what} cannot be read ({node.value[:40]!r} is not what its tag {node.tag!r} says)."
+        ) from err
 
 
 def _owner(name: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import json
@@ -465,12 +466,67 @@ def test_the_former_name_of_n_groups_is_taken_and_reported(tmp_path: Path) -> No
         ("[" * 100000, "nested too deeply|no valid YAML"),
         ("nepochs: [", "no valid YAML"),
         ("x" * 300000, "longer than 256 KiB"),
+        ("nepochs: !!int ''", r"'nepochs' cannot be read \(''"),
+        ("nepochs: !!timestamp soon", r"'nepochs' cannot be read \('soon'"),
+        ("nepochs: !!bool perhaps", r"'nepochs' cannot be read \('perhaps'"),
         ("a: &a [1]\nb: &b [*a, *a]\nnepochs: *b", "is a list; expected a single value"),
     ],
 )
 def test_a_file_that_cannot_be_meant_is_refused_with_the_remedy(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         from_yaml(written(tmp_path, content))
+
+
+SNIPPETS = [
+    "nepochs",
+    "model",
+    "N",
+    ":",
+    " ",
+    "\n",
+    "{",
+    "}",
+    "[",
+    "]",
+    "&a",
+    "*a",
+    "<<",
+    "!!int",
+    "!!float",
+    "1e5",
+    "-",
+    "?",
+    "|",
+    "'",
+    "#",
+]
+
+
+@EXAMPLES
+@given(
+    content=st.lists(st.sampled_from(SNIPPETS) | st.text(max_size=3), max_size=30).map("".join) | st.binary(max_size=60)
+)
+def test_no_file_brings_another_error_than_that_it_cannot_be_read(content: str | bytes, tmp_path: Path) -> None:
+    path = tmp_path / "any.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
+    with contextlib.suppress(ConfigError):
+        from_yaml(path)
+
+
+@pytest.mark.parametrize("key", sorted(SCHEMA.counterparts["legacy"]))
+def test_every_legacy_key_ends_in_a_setting_or_in_a_finding(key: str) -> None:
+    fields = [field for field in FIELDS if field.legacy == key]
+    what = SCHEMA.counterparts["legacy"][key]
+    value = changed(fields[0]) if fields else 6
+    if isinstance(what, Foreign) and what.only:
+        with pytest.raises(ConfigError, match="alone"):
+            from_legacy({key: value})
+        return
+    base, read = from_legacy({}), from_legacy({key: value})
+    finding = next(each for each in read.report if each.field_there == key)
+    assert finding.reason or finding.change in ("same", "renamed")
+    if isinstance(what, Foreign):
+        assert dataclasses.replace(read, report=()) == dataclasses.replace(base, report=()) or key == "backend"
 
 
 def test_a_file_with_legacy_keys_is_a_legacy_dictionary(tmp_path: Path) -> None:

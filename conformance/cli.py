@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from conformance import command_gate
 from ptycho_torch.errors import PtychoError
 
 _HEADER = """\
@@ -43,12 +44,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     training.add_argument("-o", "--output", type=Path, help="JSON file to write (default: the one of the package)")
     training.add_argument("--runs", type=int, default=16, help="trainings of Keras, each moved by an ulp (default 16)")
-    document = commands.add_parser(
+    commands.add_parser(
         "document",
-        help="write specs/data_contracts.md from data_contracts.yaml",
+        help="write specs/data_contracts.md from its YAML, and the numbers of docs/conformance.md from evidence",
         epilog="example: python -m conformance document",
     )
-    document.add_argument("-o", "--output", type=Path, help="file to write (default: beside data_contracts.yaml)")
     clauses = commands.add_parser(
         "clauses",
         help="list every clause of the specification with the tests that judge it; fails where one has none",
@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="where the converted model runs (default cpu)"
     )
+    command_gate.add_arguments(commands)
     return parser
 
 
@@ -143,12 +144,19 @@ def _verify(options: argparse.Namespace) -> int:
     return 0 if found.passed else 1
 
 
-def _document(output: Path | None) -> None:
-    from conformance.document import FILE, document
+def _document() -> None:
+    from conformance import document
+    from conformance.evidence import committed_evidence
+    from conformance.json_files import write_text
+    from conformance.policy import RELEASE, read_policy
     from ptycho_torch.contract import load_contract, specs_dir
 
-    path = specs_dir() / FILE if output is None else output
-    path.write_text(document(load_contract()), encoding="utf-8")
+    write_text(specs_dir() / document.FILE, document.document(load_contract()))
+    # Only a checkout has documents for people.
+    path = specs_dir().parent / document.NUMBERS_FILE
+    if path.is_file():
+        numbers = document.numbers(committed_evidence(), read_policy(RELEASE))
+        write_text(path, document.with_numbers(path.read_text(encoding="utf-8"), numbers))
 
 
 def _calibrate(output: Path, bundles: Sequence[Path], seeds: int) -> None:
@@ -205,17 +213,19 @@ def _calibrate_training(output: Path | None, runs: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return 0 if it succeeded, 1 with one clear line if not."""
+    """Run one command; return 0 if it succeeded, 1 with one clear line if not, or the exit code of the gate."""
     options = _parser().parse_args(arguments)
     try:
         if options.command == "document":
-            _document(options.output)
+            _document()
         elif options.command == "clauses":
             return _clauses(options.ids, options.json)
         elif options.command == "verify":
             return _verify(options)
         elif options.command == "calibrate-training":
             _calibrate_training(options.output, options.runs)
+        elif options.command == "gate":
+            return command_gate.run(options)
         else:
             _calibrate(options.output, options.bundle, options.seeds)
     except (PtychoError, OSError) as err:

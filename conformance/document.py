@@ -1,9 +1,16 @@
-"""``specs/data_contracts.md``: the data contract for people, written from ``data_contracts.yaml``."""
+"""What is written for people from what machines read.
+
+``specs/data_contracts.md`` is written from ``data_contracts.yaml``, and the numbers of ``docs/conformance.md`` from the
+evidence that comes with the package.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from conformance.errors import DocumentError
+from conformance.evidence import Evidence, Number
+from conformance.policy import Policy
 from ptycho_torch.contract import Clause, DataContract, FileContract
 
 FILE = "data_contracts.md"
@@ -90,3 +97,68 @@ def _kinds(kinds: str) -> str:
 
 def _yes(flag: bool) -> str:
     return "yes" if flag else "no"
+
+
+# ----------------------------------------------------------------------------------------------------------- numbers
+
+NUMBERS_FILE = "docs/conformance.md"
+_BEGIN, _END = "<!-- numbers: begin -->", "<!-- numbers: end -->"
+_KINDS = {
+    "training": "Training parity",
+    "faults": "Fault matrix",
+    "clean": "Clean runs",
+    "mutation": "Mutation of the comparer",
+    "replay": "Record and replay",
+    "parity": "Parity on a GPU",
+}
+"""Kinds of evidence that are told first, with their titles."""
+
+
+def with_numbers(text: str, written: str) -> str:
+    """Return a document with the part between its two marks replaced.
+
+    Raises:
+        DocumentError: the marks are not there once each, in this order.
+    """
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end or _BEGIN in rest or _END in before + after:
+        raise DocumentError(f"{NUMBERS_FILE}: expected {_BEGIN} once, and {_END} once behind it; put them back.")
+    return f"{before}{_BEGIN}\n\n{written}\n{_END}{after}"
+
+
+def numbers(evidence: Sequence[Evidence], policy: Policy) -> str:
+    """Return what was measured as Markdown; what the policy asks for and nobody has measured says so."""
+    wanted = [(each.kind, each.device) for each in policy.evidence]
+    wanted += [(each.or_evidence, each.device) for each in policy.devices if each.or_evidence]
+    kinds = dict.fromkeys([*_KINDS, *(kind for kind, _ in wanted), *(each.kind for each in evidence)])
+    lines: list[str] = []
+    for kind in kinds:
+        mine = [each for each in evidence if each.kind == kind]
+        missing = [device for named, device in wanted if named == kind and device not in {each.device for each in mine}]
+        if mine or missing:
+            lines += [f"### {_KINDS.get(kind, kind.capitalize())}", ""]
+        lines += [f"On {device}: not measured yet.\n" for device in missing]
+        for each in mine:
+            lines += [*_measurement(each), ""]
+    return "\n".join(lines)
+
+
+def _measurement(evidence: Evidence) -> Iterator[str]:
+    stale = "" if evidence.is_fresh() else " **Stale: the sources have changed since.**"
+    where = f"{evidence.device_name}, {evidence.driver}" if evidence.driver else evidence.device_name
+    yield f"`{evidence.command}` on {evidence.created_utc[:10]} ({where}).{stale}"
+    yield from ("", "| number | value | goal |", "|---|---|---|")
+    for name, number in evidence.numbers.items():
+        missed = " – **missed**" if name in evidence.missed else ""
+        goal = f"{evidence.goals[name]}{missed}" if name in evidence.goals else ""
+        yield f"| {_cell(evidence.meanings.get(name, name))} | {_shown(number)} | {goal} |"
+    yield from (f"\n{note}" for note in evidence.notes)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _shown(number: Number) -> str:
+    return f"{number:,}" if isinstance(number, int) else f"{number:.3g}"

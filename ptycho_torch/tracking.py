@@ -16,7 +16,7 @@ import re
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +28,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ptycho_torch.config_params import TrainingSettings
 
-__all__ = ["Tracker", "print_auto_logged_info", "track"]
+__all__ = ["Tracker", "print_auto_logged_info", "record_run", "track"]
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +135,75 @@ def track(settings: TrainingSettings, *, parameters: Mapping[str, object], outpu
         raise
     finally:
         link.end(status)
+
+
+def record_run(
+    experiment_name: str,
+    run_name: str,
+    *,
+    parameters: Mapping[str, str],
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    files: Sequence[Path],
+) -> str | None:
+    """Make one finished MLflow run of what is known already, and return its id.
+
+    The run goes where ``track`` would put one. A store that is away costs seconds. It is a warning, as is MLflow that
+    is not installed, and None is returned: results do not depend on their record.
+
+    Args:
+        experiment_name: made if there is none of this name.
+        run_name: of the run.
+        parameters: values are cut after 500 characters.
+        metrics: one value each.
+        tags: values are cut after 500 characters.
+        files: copied to the run's artifacts.
+    """
+    with _environment(), _without_lines_on_retries():
+        uri = os.environ.get(_URI, "")
+        try:
+            mlflow = _import_mlflow()
+            uri = _store_uri(mlflow)
+            seconds = _FIRST_ANSWER_S.get(uri.partition(":")[0], _DATABASE_S)
+            seconds += sum(_UPLOAD_S + path.stat().st_size / _UPLOAD_BYTES_PER_S for path in files)
+            make = partial(_make_run, mlflow, uri, experiment_name, run_name, parameters, metrics, tags, files)
+            with _without_mlflow_deprecations():
+                return _within(seconds, make)
+        except ImportError as err:
+            log.warning(
+                "No MLflow run is made: MLflow cannot be imported (%s); pip install 'ptycho-torch[mlflow]'.", err
+            )
+        except Exception as err:
+            log.warning(
+                "No MLflow run is made: MLflow at %s failed (%s). Start the server or correct %s, and run this again.",
+                _without_password(uri), _reason(err), _URI,
+            )  # fmt: skip
+    return None
+
+
+def _make_run(
+    mlflow: Any,
+    uri: str,
+    experiment_name: str,
+    run_name: str,
+    parameters: Mapping[str, str],
+    metrics: Mapping[str, float],
+    tags: Mapping[str, str],
+    files: Sequence[Path],
+) -> str:
+    client, experiment_id = _open_experiment(mlflow, uri, experiment_name)
+    short = {name: value[:_LONGEST_VALUE] for name, value in tags.items()}
+    run_id = str(client.create_run(experiment_id, run_name=run_name, tags=short).info.run_id)
+    entities, now_ms = mlflow.entities, int(time.time() * 1000)
+    client.log_batch(
+        run_id,
+        metrics=[entities.Metric(name, value, now_ms, 0) for name, value in metrics.items()],
+        params=[entities.Param(name, value[:_LONGEST_VALUE]) for name, value in parameters.items()],
+    )
+    for path in files:
+        client.log_artifact(run_id, str(path))
+    client.set_terminated(run_id, "FINISHED")
+    return run_id
 
 
 def print_auto_logged_info(run: Any, *, uri: str | None = None) -> None:

@@ -1,0 +1,139 @@
+"""``python -m conformance gate``: merge the reports of all devices and decide."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+GRANTED, REFUSED, CPU_ONLY = 0, 1, 3
+"""Exit codes: granted; a failure, or a file that cannot be read; nothing failed, but there is no CUDA evidence."""
+
+_URI = "MLFLOW_TRACKING_URI"
+
+
+def add_arguments(commands: Any) -> None:
+    """Add the command and its arguments."""
+    gate = commands.add_parser(
+        "gate",
+        help="decide from reports whether a release may go out",
+        description=(
+            "Merge the reports of all devices and decide by a policy: nothing failed, nothing required was skipped, no "
+            "waiver expired, and everything holds for the sources that are here."
+        ),
+        epilog=(
+            "exit codes: 0 granted; 1 failed, or a file cannot be read; 2 the command line is wrong; 3 CPU only: "
+            "nothing failed, but there is no CUDA evidence\n\n"
+            "example: python -m conformance gate cpu/parity.json cuda/parity.json -o sign-off.json --page release.html"
+        ),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    gate.add_argument(
+        "reports", nargs="+", type=Path, metavar="REPORT", help="parity.json of a run with --parity-report"
+    )
+    gate.add_argument(
+        "--policy",
+        default="release",
+        metavar="FILE",
+        help="policy, or release (default) or merge for those that come with the package",
+    )
+    gate.add_argument("--evidence", type=Path, metavar="DIR", help="folder of evidence (default: that of the package)")
+    gate.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the signed-off decision as JSON")
+    gate.add_argument("--page", type=Path, metavar="FILE", help="write one HTML page of all reports with the decision")
+    gate.add_argument("--previous", type=Path, metavar="REPORT", help="show the difference to this report in the page")
+    gate.add_argument("--by", metavar="NAME", help="who decides (default: the user)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Decide, print the decision, write what was asked for, and return the exit code."""
+    from conformance.evidence import EVIDENCE, committed_evidence
+    from conformance.gate import CPU_ONLY as ONLY_CPU
+    from conformance.gate import decide, read_input
+    from conformance.policy import read_policy
+    from conformance.report import read_report
+    from conformance.sign_off import sign_off, write_sign_off
+
+    policy = read_policy(options.policy)
+    inputs = [read_input(path) for path in options.reports]
+    previous = read_report(options.previous) if options.previous else None
+    evidence = committed_evidence(options.evidence or EVIDENCE)
+    decision = decide(inputs, policy, evidence)
+    signed = sign_off(decision, inputs, policy, evidence, decided_by=options.by)
+    lines = [decision.headline, *(f"  {each}" for each in (*decision.violations, *decision.pending))]
+    print(*lines, sep="\n")  # noqa: T201 - what the command is for
+    if options.output:
+        print(f"wrote {write_sign_off(options.output, signed)}")  # noqa: T201
+    if options.page:
+        print(f"wrote {_write_page(options.page, [one.report for one in inputs], previous, signed)}")  # noqa: T201
+    if os.environ.get(_URI):
+        _publish(signed, options.page)
+    if decision.is_granted:
+        return GRANTED
+    return CPU_ONLY if decision.verdict == ONLY_CPU else REFUSED
+
+
+def _write_page(
+    path: Path, reports: list[Mapping[str, Any]], previous: Mapping[str, Any] | None, signed: Mapping[str, Any]
+) -> Path:
+    from conformance import page
+    from conformance.json_files import write_text
+    from conformance.report_page import report_page
+
+    state = "passed" if signed["granted"] else "failed" if signed["violations"] else "skipped"
+    reasons = [*signed["violations"], *signed["pending"]]
+    evidence = [
+        (
+            each["name"],
+            page.badge("passed", "fresh") if each["fresh"] else page.badge("failed", "stale"),
+            ", ".join(each["missed"]) or "–",
+            each["created_utc"],
+        )
+        for each in signed["evidence"]
+    ]
+    opening = [
+        page.verdict(state, f"Gate: {signed['headline']}"),
+        page.element(
+            "p", f"Decided by {signed['decided_by']}, {signed['decided_utc']}, by {signed['policy']['file']}."
+        ),
+    ]
+    if reasons:
+        opening.append(page.element("ul", *(page.element("li", reason) for reason in reasons)))
+    if evidence:
+        opening.append(page.table(("evidence", "holds for these sources", "goals missed", "measured"), evidence))
+    return write_text(path, report_page(reports, previous, opening=opening, title="Release gate"))
+
+
+def _publish(signed: Mapping[str, Any], shown: Path | None) -> None:
+    """Make an MLflow run of the decision; a store that is away is a warning."""
+    from conformance.sign_off import write_sign_off
+    from ptycho_torch.tracking import record_run
+
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
+    with tempfile.TemporaryDirectory() as folder:
+        files = [write_sign_off(Path(folder) / "sign-off.json", signed), *([shown] if shown else [])]
+        run_id = record_run(
+            "conformance",
+            f"gate {signed['decided_utc']}",
+            parameters={
+                "policy": signed["policy"]["file"],
+                "numerical_digest": signed["numerical_digest"],
+                "decided_by": signed["decided_by"],
+            },
+            metrics={
+                "granted": float(signed["granted"]),
+                "violations": float(len(signed["violations"])),
+                "pending": float(len(signed["pending"])),
+            },
+            tags={"verdict": signed["verdict"], "headline": signed["headline"][:_LONGEST_TAG]},
+            files=files,
+        )
+    if run_id:
+        print(f"MLflow run {run_id}")  # noqa: T201
+
+
+_LONGEST_TAG = 500

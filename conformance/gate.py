@@ -1,0 +1,301 @@
+"""The gate: reports, evidence and a policy in, one decision out.
+
+A report is believed only as far as it agrees with itself, with the waivers and with the sources that are here.
+Everything that stands against a release is listed; what is only not shown yet, because no CUDA device was at hand, is
+told apart.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from conformance.clauses import catalogue
+from conformance.difference import share_of
+from conformance.digest import file_digest, numerical_digest
+from conformance.evidence import Evidence
+from conformance.plugin import TIERS
+from conformance.policy import Policy, Requirement
+from conformance.report import read_report
+from conformance.waivers import FILE as WAIVERS_FILE
+from conformance.waivers import HOLDS, Waiver, for_case, load_waivers
+
+FAILED, CPU_ONLY = "failed", "CPU only"
+"""Verdicts beside what the policy grants."""
+
+_CLOCK_SKEW = timedelta(hours=1)
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
+
+
+@dataclass(frozen=True)
+class Input:
+    """One report file.
+
+    Attributes:
+        path: the file.
+        digest: SHA-256 of the file.
+        report: what it holds.
+    """
+
+    path: Path
+    digest: str
+    report: Mapping[str, Any]
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The torch devices that were judged."""
+        return tuple(each["device"] for each in self.report["devices"])
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the gate says.
+
+    Attributes:
+        verdict: what the policy grants, ``CPU only``, or ``failed``.
+        headline: the reason in one line.
+        violations: everything that stands against it.
+        pending: what has to be shown on CUDA and was not.
+    """
+
+    verdict: str
+    headline: str
+    violations: tuple[str, ...]
+    pending: tuple[str, ...]
+
+    @property
+    def is_granted(self) -> bool:
+        """Whether the gate is open."""
+        return self.verdict not in (FAILED, CPU_ONLY)
+
+
+def read_input(path: Path) -> Input:
+    """Read a report.
+
+    Raises:
+        DocumentError: as ``read_report``.
+    """
+    report = read_report(path)
+    return Input(path, file_digest(path), report)
+
+
+def decide(
+    inputs: Sequence[Input],
+    policy: Policy,
+    evidence: Sequence[Evidence],
+    *,
+    waivers: Sequence[Waiver] | None = None,
+    now: datetime | None = None,
+) -> Decision:
+    """Decide.
+
+    Args:
+        inputs: reports of all devices.
+        policy: what has to be shown.
+        evidence: measurements that are kept.
+        waivers: None takes those of ``specs/waivers.yaml``.
+        now: the time, with UTC; None takes the clock.
+    """
+    now = datetime.now(UTC) if now is None else now
+    known = load_waivers() if waivers is None else waivers
+    violations = [
+        *(each for one in inputs for each in _of_report(one, policy, known, now)),
+        *_expired(known, now),
+    ]
+    pending: list[str] = []
+    for requirement in policy.devices:
+        found = list(_of_device(requirement, inputs, evidence))
+        is_shown = any(requirement.device in one.devices for one in inputs)
+        (violations if is_shown or requirement.device != "cuda" else pending).extend(found)
+    for each in policy.evidence:
+        found = list(_of_evidence(each.kind, each.device, evidence))
+        (violations if each.device != "cuda" else pending).extend(found)
+    if violations:
+        return Decision(FAILED, _headline(inputs, violations), tuple(violations), tuple(pending))
+    if pending:
+        return Decision(CPU_ONLY, f"CPU only: all that was shown holds; {pending[0]}", (), tuple(pending))
+    shown = " and ".join(each.device for each in policy.devices)
+    return Decision(policy.grants, f"{policy.grants}: {shown} hold to {policy.file}", (), ())
+
+
+def _headline(inputs: Sequence[Input], violations: Sequence[str]) -> str:
+    """Return what the failed report says itself, which names the stage; else the first violation."""
+    failed = [one.report for one in inputs if not one.report["passed"]]
+    named = [report for report in failed if any(case["first_failing_stage"] for case in report["cases"])]
+    return str((named or failed)[0]["headline"]) if failed else f"FAILED  {violations[0]}"
+
+
+# ------------------------------------------------------------------------------------------------------- one report
+
+
+def _of_report(one: Input, policy: Policy, waivers: Sequence[Waiver], now: datetime) -> Iterator[str]:
+    report = one.report
+    if report["numerical_digest"] != numerical_digest():
+        yield f"{one.path}: stale: it holds for other numerical sources than those that are here; run the suite again."
+    try:
+        age = now - datetime.strptime(report["created_utc"], _TIME).replace(tzinfo=UTC)
+    except ValueError:
+        yield f"{one.path}: {report['created_utc']} is no time."
+    else:
+        if age > timedelta(days=policy.largest_age_days):
+            yield f"{one.path}: {age.days} days old; {policy.file} allows {policy.largest_age_days:g}."
+        if age < -_CLOCK_SKEW:
+            yield f"{one.path}: was written at {report['created_utc']}, which has not come yet; check the clocks."
+    failed = [result["test"] for result in report["results"] if result["outcome"] == "failed"]
+    yield from (f"{one.path}: {test} failed." for test in failed[:_LISTED])
+    if len(failed) > _LISTED:
+        yield f"{one.path}: {len(failed) - _LISTED} more tests failed."
+    if not report["passed"] and not failed:
+        yield f"{one.path}: the run did not pass (pytest ended with status {report['tests']['exit_status']})."
+    if report["passed"] and report["tests"]["exit_status"] != 0:
+        yield f"{one.path}: contradicts itself: passed, with exit status {report['tests']['exit_status']}."
+    for case in report["cases"]:
+        yield from (f"{one.path}: {text}" for text in _of_case(case, waivers, now))
+    for recording in report["recordings"]:
+        for verdict in recording["verdicts"]:
+            if not _holds(verdict):
+                yield f"{one.path}: recording {recording['case']}: {_name(verdict)} does not hold."
+
+
+_LISTED = 10
+
+
+def _holds(verdict: Mapping[str, Any]) -> bool:
+    """Whether a verdict holds by its own numbers, whatever it says."""
+    return verdict["passed"] and share_of(verdict) <= 1
+
+
+def _name(verdict: Mapping[str, Any]) -> str:
+    return f"{verdict['clause']} {verdict['quantity']}"
+
+
+def _of_case(case: Mapping[str, Any], waivers: Sequence[Waiver], now: datetime) -> Iterator[str]:
+    where = f"{case['case']} on {case['device']} in {case['dtype']}"
+    if case["error"]:
+        yield f"{where}: raised {case['error'].splitlines()[0]}"
+    covered = set()
+    for waiver in for_case(case["case"], case["device"], case["dtype"], waivers):
+        shares = [
+            share_of(verdict) for verdict in case["verdicts"] if waiver.covers(verdict["clause"], verdict["stage"])
+        ]
+        standing = waiver.standing(max(shares, default=0.0), now.date())
+        if standing == HOLDS:
+            covered.add((waiver.clause, waiver.stage))
+        else:
+            yield f"{where}: the waiver of {waiver.owner} for {waiver.test}: {standing}."
+    wrong = [
+        verdict
+        for verdict in case["verdicts"]
+        if not _holds(verdict) and (verdict["clause"], verdict["stage"]) not in covered
+    ]
+    if len(wrong) > _LISTED:
+        yield f"{where}: {len(wrong)} verdicts do not hold, these among them:"
+    for verdict in wrong[:_LISTED]:
+        if verdict["waived"]:
+            yield f"{where}: {_name(verdict)} was waived, but no waiver of {WAIVERS_FILE} covers it now."
+        elif verdict["passed"]:
+            yield f"{where}: {_name(verdict)} contradicts itself: passed, with {share_of(verdict):.3g} budgets used."
+        else:
+            yield f"{where}: {_name(verdict)} does not hold."
+
+
+def _expired(waivers: Sequence[Waiver], now: datetime) -> Iterator[str]:
+    for waiver in waivers:
+        if now.date() > waiver.expires:
+            yield f"{WAIVERS_FILE}: the waiver of {waiver.owner} for {waiver.test} expired on {waiver.expires}."
+
+
+# -------------------------------------------------------------------------------------------------------- one device
+
+
+def _of_device(requirement: Requirement, inputs: Sequence[Input], evidence: Sequence[Evidence]) -> Iterator[str]:
+    device = requirement.device
+    mine = [one for one in inputs if device in one.devices]
+    if not mine and requirement.or_evidence is not None:
+        wanting = list(_of_evidence(requirement.or_evidence, device, evidence))
+        if wanting:
+            yield f"no report of {device}, and {wanting[0]}"
+        return
+    large_enough = [one for one in mine if TIERS.index(one.report["tier"]) >= TIERS.index(requirement.tier)]
+    if not large_enough:
+        tiers = f"; there is one of tier {mine[0].report['tier']}" if mine else ""
+        yield f"no report of {device} of tier {requirement.tier}{tiers}."
+        return
+    for one in large_enough:
+        if one.report["tests"]["deselected"]:
+            yield f"{one.path}: options left {one.report['tests']['deselected']} tests out; run the whole suite."
+    outcomes = _merged(large_enough, device)
+    yield from _unjudged(requirement, outcomes)
+    for (test, _, _), (outcome, clauses) in outcomes.items():
+        excused = any(test.startswith(each.tests) for each in requirement.may_skip)
+        if outcome == "skipped" and not excused and requirement.required & set(clauses):
+            named = ", ".join(sorted(requirement.required & set(clauses)))
+            yield f"{device}: {test} was skipped, and {named} is required."
+    there = {test.partition("[")[0] for test, _, _ in outcomes}
+    for function in sorted(suite_functions() - there):
+        yield f"{device}: {function} was not run."
+
+
+Outcomes = dict[tuple[str, str, str], tuple[str, tuple[str, ...]]]
+"""(test, device, dtype) → (outcome, clauses)."""
+
+
+def _merged(inputs: Sequence[Input], device: str) -> Outcomes:
+    """Return what became of each test of a device; of two runs the failure counts, and a skip counts least."""
+    order = ("skipped", "waived", "passed", "failed")
+    found: Outcomes = {}
+    for one in inputs:
+        for result in one.report["results"]:
+            if result["device"] in ("", device):
+                key = (result["test"], result["device"], result["dtype"])
+                before = found.get(key, ("skipped", ()))[0]
+                outcome = max(before, result["outcome"], key=order.index)
+                found[key] = (outcome, tuple(result["clauses"]))
+    return found
+
+
+def _unjudged(requirement: Requirement, outcomes: Outcomes) -> Iterator[str]:
+    """Say which clause has no test that ran; every stage of the network has to be judged in every dtype, too."""
+    stages = [clause for clause, entry in catalogue().items() if entry.file == "stages.yaml" and clause[0].islower()]
+    for dtype, clauses in requirement.clauses.items():
+        judged = {
+            clause
+            for (_, device, of), (outcome, named) in outcomes.items()
+            for clause in named
+            if outcome in ("passed", "waived", "failed")
+            and (dtype == "any" or (device == requirement.device and of == dtype))
+        }
+        where = requirement.device if dtype == "any" else f"{requirement.device} {dtype}"
+        for clause in (*clauses, *(stages if dtype != "any" else ())):
+            if clause not in judged:
+                yield f"{where}: nothing judged clause {clause}, which is required."
+
+
+@cache
+def suite_functions() -> frozenset[str]:
+    """Return the test functions of the suite, as ``test_network.py::test_stage``."""
+    return frozenset(
+        f"{path.name}::{node.name}"
+        for path in Path(__file__).parent.glob("test_*.py")
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- evidence
+
+
+def _of_evidence(kind: str, device: str, evidence: Sequence[Evidence]) -> Iterator[str]:
+    mine = [each for each in evidence if (each.kind, each.device) == (kind, device)]
+    if not mine:
+        yield f"no evidence of kind {kind} for {device}."
+    for each in mine:
+        if not each.is_fresh():
+            yield f"evidence {each.name} is stale: it holds for other numerical sources; run again: {each.command}"
+        for name in each.missed:
+            yield f"evidence {each.name}: {name} is {each.numbers[name]:g}; the goal is {each.goals[name]}."

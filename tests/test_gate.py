@@ -1,0 +1,472 @@
+"""The gate opens for what was shown, and for nothing else."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from html_pages import check
+
+from conformance import cli, command_gate
+from conformance.clauses import catalogue
+from conformance.digest import numerical_digest, spec_digest
+from conformance.errors import DocumentError
+from conformance.evidence import Evidence, Goal, measured_here, write_evidence
+from conformance.gate import CPU_ONLY, FAILED, Decision, Input, decide, suite_functions
+from conformance.json_files import as_text
+from conformance.policy import Policy, Requirement, read_policy
+from conformance.sign_off import read_sign_off, sign_off, write_sign_off
+from conformance.spec import check_schema
+from conformance.waivers import Waiver, parse_waivers
+from ptycho_torch.contract import SpecError
+
+NOW = datetime.now(UTC)
+RELEASE = read_policy("release")
+STAGES = [clause for clause, entry in catalogue().items() if entry.file == "stages.yaml" and clause[0].islower()]
+WAIVER = {
+    "clause": "FORWARD-FREE",
+    "stage": "merged",
+    "case": "case",
+    "device": "cpu",
+    "dtype": "float32",
+    "owner": "A. Person",
+    "reason": "A library sums in another order; it is reported there.",
+    "expires": "2999-01-01",
+    "at_least": 1.5,
+    "at_most": 3.0,
+}
+
+
+def result(test: str, clauses: tuple[str, ...], outcome: str = "passed", **about: str) -> dict[str, Any]:
+    empty = {"stage": "", "case": "", "device": "", "dtype": "", "reason": ""}
+    return {"test": test, "outcome": outcome, "clauses": list(clauses), "seconds": 0.1, **empty, **about}
+
+
+def verdict(share: float = 0.2, **change: Any) -> dict[str, Any]:
+    return {
+        "clause": "FORWARD-FREE",
+        "stage": "merged",
+        "quantity": "merged",
+        "reference": None,
+        "candidate": {"e": share * 1e-6, "m": 0.0},
+        "budget": {"e": 1e-6, "m": 1e-5},
+        "share": share,
+        "passed": share <= 1,
+        "reason": "",
+        "waived": False,
+    } | change
+
+
+def report(requirement: Requirement) -> dict[str, Any]:
+    """A report that shows all that is required of a device."""
+    device = requirement.device
+    results = [result(f"{function}[any]", ("SPEC", "REFERENCE", "FLOAT64")) for function in suite_functions()]
+    for dtype in ("float64", "float32"):
+        for clause in requirement.clauses[dtype]:
+            name = f"test_network.py::test_stage[{clause}-{device}-{dtype}]"
+            results.append(result(name, (clause, *STAGES), device=device, dtype=dtype))
+    return {
+        "schema": 2,
+        "created_utc": NOW.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "command": "pytest conformance",
+        "tier": requirement.tier,
+        "devices": [{"device": device, "name": "a device", "driver": None}],
+        "passed": True,
+        "headline": f"passed: {len(results)} passed",
+        "numerical_digest": numerical_digest(),
+        "spec_digest": spec_digest(),
+        "versions": {"torch": "2"},
+        "tests": {
+            "exit_status": 0,
+            "passed": len(results),
+            "failed": 0,
+            "skipped": 0,
+            "waived": 0,
+            "deselected": 0,
+            "notes": [],
+        },
+        "results": results,
+        "recordings": [{"case": "case", "verdicts": [verdict()]}],
+        "cases": [
+            {
+                "case": "case",
+                "kind": "bundle",
+                "device": device,
+                "dtype": "float32",
+                "reference": "recorded",
+                "passed": True,
+                "headline": "passed",
+                "error": "",
+                "first_failing_stage": None,
+                "cause": "",
+                "run_to_run": 0.0,
+                "seconds": 1.0,
+                "waivers": [],
+                "places": [],
+                "verdicts": [verdict()],
+            }
+        ],
+    }
+
+
+def test_the_reports_of_these_tests_are_reports() -> None:
+    for requirement in RELEASE.devices:
+        check_schema(report(requirement), "report.json")
+
+
+def of(requirement: Requirement, change: Callable[[dict[str, Any]], object] = lambda _: None) -> Input:
+    found = report(requirement)
+    change(found)
+    return Input(Path(f"{requirement.device}/parity.json"), "0" * 64, found)
+
+
+CPU, CUDA = RELEASE.devices
+
+
+def measured(policy: Policy = RELEASE) -> list[Evidence]:
+    return [
+        measured_here(each.kind, "python -m conformance clauses", {"rate": 0.99}, goals={"rate": Goal(at_least=0.98)})
+        for each in policy.evidence
+    ]
+
+
+def decided(
+    change: Callable[[dict[str, Any]], object] = lambda _: None,
+    *,
+    waivers: list[Mapping[str, Any]] | None = None,
+    evidence: list[Evidence] | None = None,
+    cuda: bool = True,
+) -> Decision:
+    """The decision about a release whose CPU report was changed."""
+    inputs = [of(CPU, change), *([of(CUDA)] if cuda else [])]
+    known: tuple[Waiver, ...] = parse_waivers({"waivers": waivers or []})
+    return decide(inputs, RELEASE, measured() if evidence is None else evidence, waivers=known, now=NOW)
+
+
+def test_what_was_shown_on_both_devices_is_released() -> None:
+    decision = decided()
+    assert (decision.verdict, decision.violations, decision.pending) == ("release", (), ())
+    assert decision.is_granted
+
+
+def test_without_cuda_it_is_the_cpu_only() -> None:
+    decision = decided(cuda=False)
+    assert decision.verdict == CPU_ONLY
+    assert not decision.is_granted
+    assert "no report of cuda" in decision.headline
+
+
+def test_fresh_evidence_stands_for_a_cuda_report() -> None:
+    shown = dataclasses.replace(measured_here("parity", "pytest conformance", {"failed": 0}), device="cuda")
+    assert decided(cuda=False, evidence=[*measured(), shown]).verdict == "release"
+    stale = dataclasses.replace(shown, numerical_digest="0" * 64)
+    decision = decided(cuda=False, evidence=[*measured(), stale])
+    assert decision.verdict == CPU_ONLY
+    assert "parity-cuda is stale" in decision.headline
+
+
+def _fail(found: dict[str, Any]) -> None:
+    found["passed"] = False
+    found["headline"] = "FAILED  case on cpu in float32: first failing teacher-forced stage: merged"
+    found["cases"][0] |= {"passed": False, "first_failing_stage": "merged", "verdicts": [verdict(40.0)]}
+    found["results"][-1]["outcome"] = "failed"
+
+
+def _skip(found: dict[str, Any]) -> None:
+    found["results"].append(result("test_network.py::test_stage[x]", ("FORWARD-FREE",), "skipped", device="cpu"))
+
+
+def _drop(test: Callable[[dict[str, Any]], bool]) -> Callable[[dict[str, Any]], None]:
+    def change(found: dict[str, Any]) -> None:
+        found["results"] = [each for each in found["results"] if not test(each)]
+
+    return change
+
+
+def _without_stage(found: dict[str, Any]) -> None:
+    for each in found["results"]:
+        if each["dtype"] == "float32":
+            each["clauses"] = [clause for clause in each["clauses"] if clause != "merged"]
+
+
+def _old(days: float) -> Callable[[dict[str, Any]], None]:
+    when = (NOW - timedelta(days=days)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return lambda found: found.update(created_utc=when)
+
+
+@pytest.mark.parametrize(
+    ("change", "violation"),
+    [
+        (_fail, "test_stage[TRAIN-cpu-float32] failed"),
+        (_skip, "test_stage[x] was skipped, and FORWARD-FREE is required"),
+        (_drop(lambda each: each["dtype"] == "float64"), "cpu float64: nothing judged clause FLOAT64"),
+        (_drop(lambda each: "SPEC" in each["clauses"]), "cpu: nothing judged clause SPEC"),
+        (_drop(lambda each: each["test"].startswith("test_spec.py")), "test_spec.py::test_every_stage"),
+        (_without_stage, "cpu float32: nothing judged clause merged"),
+        (lambda found: found["tests"].update(deselected=3), "options left 3 tests out"),
+        (lambda found: found.update(tier="quick"), "no report of cpu of tier full; there is one of tier quick"),
+        (lambda found: found.update(numerical_digest="1" * 64), "stale: it holds for other numerical sources"),
+        (_old(31), "31 days old; release_policy.yaml allows 30"),
+        (_old(-1), "which has not come yet"),
+        (lambda found: found.update(created_utc="2026-13-45T00:00:00Z"), "is no time"),
+        (lambda found: found.update(passed=False), "the run did not pass"),
+        (lambda found: found["tests"].update(exit_status=2), "contradicts itself: passed, with exit status 2"),
+        (lambda found: found["cases"][0].update(error="RuntimeError: broken"), "raised RuntimeError: broken"),
+        (lambda found: found["cases"][0].update(verdicts=[verdict(40.0)]), "FORWARD-FREE merged does not hold"),
+        (
+            lambda found: found["cases"][0].update(verdicts=[verdict(40.0, passed=True)]),
+            "FORWARD-FREE merged contradicts itself: passed, with 40 budgets used",
+        ),
+        (
+            lambda found: found["cases"][0].update(verdicts=[verdict(0.0) | {"share": None}]),
+            "contradicts itself: passed, with inf budgets used",
+        ),
+        (
+            lambda found: found["cases"][0].update(verdicts=[verdict(2.0, waived=True)]),
+            "no waiver of waivers.yaml covers",
+        ),
+        (lambda found: found["recordings"][0].update(verdicts=[verdict(2.0)]), "recording case: FORWARD-FREE merged"),
+    ],
+)
+def test_what_was_not_shown_is_not_released(change: Callable[[dict[str, Any]], object], violation: str) -> None:
+    decision = decided(change)
+    assert decision.verdict == FAILED
+    assert any(violation in each for each in decision.violations), decision.violations
+
+
+def test_the_headline_of_a_failure_names_the_stage() -> None:
+    assert "first failing teacher-forced stage: merged" in decided(_fail).headline
+
+
+def test_a_failure_on_cuda_is_no_matter_of_the_cpu_only() -> None:
+    decision = decide([of(CPU), of(CUDA, _fail)], RELEASE, measured(), waivers=(), now=NOW)
+    assert decision.verdict == FAILED
+
+
+def test_a_skip_that_the_policy_allows_is_no_gap() -> None:
+    def skip(found: dict[str, Any]) -> None:
+        test = "test_float64.py::test_candidate_is_keras[n64_g1-cuda]"
+        found["results"].append(result(test, ("FLOAT64",), "skipped", device="cuda", dtype="float64"))
+
+    assert decide([of(CPU), of(CUDA, skip)], RELEASE, measured(), waivers=(), now=NOW).verdict == "release"
+
+
+def test_two_reports_of_a_device_complete_each_other() -> None:
+    one, other = of(CPU, _drop(lambda each: each["dtype"] == "float64")), of(CPU, _skip)
+    whole = of(CPU)
+    assert decide([one, whole, of(CUDA)], RELEASE, measured(), waivers=(), now=NOW).verdict == "release"
+    assert decide([one, other, of(CUDA)], RELEASE, measured(), waivers=(), now=NOW).verdict == FAILED
+
+
+@pytest.mark.parametrize(
+    ("share", "change", "violation"),
+    [
+        (2.0, {}, None),
+        (3.5, {}, "worse than waived"),
+        (1.2, {}, "better than waived"),
+        (0.2, {}, "better than waived"),
+        (2.0, {"expires": "2001-01-01"}, "expired on 2001-01-01"),
+        (2.0, {"stage": "views"}, "no waiver of waivers.yaml covers it now"),
+    ],
+)
+def test_a_waiver_is_held_against_its_bounds_again(share: float, change: dict[str, str], violation: str | None) -> None:
+    def waive(found: dict[str, Any]) -> None:
+        found["cases"][0]["verdicts"] = [verdict(share, waived=share > 1)]
+
+    decision = decided(waive, waivers=[WAIVER | change])
+    if violation is None:
+        assert decision.verdict == "release"
+    else:
+        assert any(violation in each for each in decision.violations), decision.violations
+
+
+def test_an_expired_waiver_counts_where_nothing_used_it() -> None:
+    decision = decided(waivers=[WAIVER | {"case": "another", "expires": "2001-01-01"}])
+    assert any("expired on 2001-01-01" in each for each in decision.violations)
+
+
+@pytest.mark.parametrize(
+    ("change", "violation"),
+    [
+        ({"numerical_digest": "0" * 64}, "evidence faults-cpu is stale"),
+        ({"numbers": {"rate": 0.97}}, "rate is 0.97; the goal is ≥ 0.98"),
+        ({"kind": "rumours"}, "no evidence of kind faults for cpu"),
+    ],
+)
+def test_evidence_has_to_be_there_fresh_and_good(change: dict[str, Any], violation: str) -> None:
+    first, *others = measured()
+    decision = decided(evidence=[dataclasses.replace(first, **change), *others])
+    assert decision.verdict == FAILED
+    assert any(violation in each for each in decision.violations), decision.violations
+
+
+def test_a_merge_asks_for_the_cpu_alone() -> None:
+    merge = read_policy("merge")
+    decision = decide([of(merge.devices[0])], merge, [], waivers=(), now=NOW)
+    assert decision.verdict == "merge"
+    assert decision.is_granted
+
+
+# -------------------------------------------------------------------------------------------------------- the policy
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        (lambda text: text.replace("device: cuda", "device: other"), "a release has to be shown on cuda"),
+        (lambda text: text.replace("SPEC, REFERENCE", "SPEC, REFERENCES"), "no file of specs has clause REFERENCES"),
+        (lambda text: text.replace("grants: release", "grants: fame"), "'fame' is not one of"),
+        (lambda text: text.replace("device: cuda", "device: cpu"), "a device is there twice"),
+        (lambda text: text + "\nmore: 1\n", "'more' was unexpected"),
+        (lambda text: "a: [", "is no YAML"),
+    ],
+)
+def test_a_damaged_policy_is_refused_by_name(tmp_path: Path, damage: Callable[[str], str], complaint: str) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(damage((Path(__file__).parents[1] / "specs" / "release_policy.yaml").read_text()))
+    with pytest.raises(SpecError, match=complaint) as caught:
+        read_policy(path)
+    assert str(path) in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------------ the sign-off
+
+
+def signed() -> dict[str, Any]:
+    waivers = parse_waivers({"waivers": [WAIVER]})
+    return sign_off(decided(), [of(CPU), of(CUDA)], RELEASE, measured(), decided_by="A. Person", waivers=waivers)
+
+
+def test_a_sign_off_says_who_when_and_from_what(tmp_path: Path) -> None:
+    content = read_sign_off(write_sign_off(tmp_path / "signed.json", signed()))
+    assert content["verdict"] == "release"
+    assert content["decided_by"] == "A. Person"
+    assert [each["devices"] for each in content["inputs"]] == [["cpu"], ["cuda"]]
+    assert content["numerical_digest"] == numerical_digest()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"verdict": "CPU only"},
+        {"decided_by": "Another"},
+        {"violations": ["x"]},
+        {"digest": "0" * 64},
+        {"numerical_digest": "0" * 64},
+    ],
+)
+def test_a_tampered_sign_off_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = tmp_path / "signed.json"
+    path.write_text(as_text(signed() | change))
+    with pytest.raises(DocumentError, match="was changed after it was signed off"):
+        read_sign_off(path)
+
+
+# ------------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with reports of both devices and all evidence."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for requirement in RELEASE.devices:
+        (tmp_path / f"{requirement.device}.json").write_text(json.dumps(report(requirement)))
+    for each in measured():
+        write_evidence(tmp_path / "evidence", each)
+    return tmp_path
+
+
+def run(files: Path, *names: str) -> int:
+    reports = [str(files / f"{name}.json") for name in names if not name.startswith("-")]
+    options = [name for name in names if name.startswith("-")]
+    return cli.main(["gate", *reports, "--evidence", str(files / "evidence"), *options])
+
+
+def test_exit_codes_tell_release_failure_and_cpu_only_apart(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(files, "cpu", "cuda") == command_gate.GRANTED == 0
+    assert run(files, "cpu") == command_gate.CPU_ONLY == 3
+    assert "CPU only" in capsys.readouterr().out
+    content = report(CPU)
+    _fail(content)
+    (files / "bad.json").write_text(json.dumps(content))
+    assert run(files, "bad", "cuda") == command_gate.REFUSED == 1
+    assert "first failing teacher-forced stage: merged" in capsys.readouterr().out
+
+
+def test_the_decision_is_signed_and_shown(files: Path) -> None:
+    assert run(files, "cpu", "cuda", f"--output={files / 'signed.json'}", f"--page={files / 'gate.html'}") == 0
+    assert read_sign_off(files / "signed.json")["granted"] is True
+    reader = check((files / "gate.html").read_text())
+    assert any("Gate: release" in text for text in reader.text)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 2}', "null", "\x00"])
+def test_a_damaged_report_is_one_clear_line(files: Path, content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (files / "bad.json").write_text(content)
+    assert run(files, "cpu", "bad") == 1
+    found = capsys.readouterr()
+    (line,) = found.err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert "bad.json" in line
+    assert "release" not in found.out
+
+
+def test_damaged_evidence_is_one_clear_line(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (files / "evidence" / "faults-cpu.json").write_text("{}")
+    assert run(files, "cpu", "cuda") == 1
+    assert "faults-cpu.json" in capsys.readouterr().err
+
+
+def test_a_report_changed_by_hand_is_not_believed(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = report(CPU)
+    _fail(content)
+    content = copy.deepcopy(content) | {"passed": True, "headline": "passed"}
+    for each in content["results"]:
+        each["outcome"] = "passed"
+    (files / "cpu.json").write_text(json.dumps(content))
+    assert run(files, "cpu", "cuda") == 1
+    assert "FORWARD-FREE merged does not hold" in capsys.readouterr().out
+
+
+# ----------------------------------------------------------------------------------------------------------- MLflow
+
+
+def test_mlflow_is_not_touched_without_an_address(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command_gate, "_publish", lambda *_: pytest.fail("published"))
+    assert run(files, "cpu", "cuda") == 0
+
+
+def test_the_decision_becomes_an_mlflow_run(
+    files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="decisions are published with MLflow; pip install mlflow")
+    uri = f"sqlite:///{files / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(files)
+    assert run(files, "cpu", "cuda", f"--page={files / 'gate.html'}") == 0
+    client = mlflow.MlflowClient(uri)
+    (found,) = client.search_runs([client.get_experiment_by_name("conformance").experiment_id])
+    assert found.info.status == "FINISHED"
+    assert found.data.tags["verdict"] == "release"
+    assert found.data.metrics["granted"] == 1.0
+    assert {each.path for each in client.list_artifacts(found.info.run_id)} == {"sign-off.json", "gate.html"}
+    assert found.info.run_id in capsys.readouterr().out
+
+
+def test_an_absent_server_does_not_change_the_decision(
+    files: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("mlflow", reason="decisions are published with MLflow; pip install mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert run(files, "cpu") == command_gate.CPU_ONLY
+    assert "No MLflow run is made" in caplog.text
+
+
+def test_functions_of_the_suite_are_found() -> None:
+    assert {"test_network.py::test_stage", "test_spec.py::test_oracle_is_wired_as_specified"} <= suite_functions()

@@ -220,10 +220,12 @@ def _mlflow_that_refuses() -> Iterator[None]:
 
 
 class RecordingParameters(dict[str, Any]):
-    """A legacy dictionary that notes which of its keys are read.
+    """A legacy dictionary that notes which of its values are read.
+
+    To ask whether a key is there is no read: whoever fills the dictionary asks that too.
 
     Attributes:
-        reads: keys that were read by name, by ``get`` or by ``in``.
+        reads: keys whose value was read, by name or by ``get``.
     """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
@@ -234,10 +236,6 @@ class RecordingParameters(dict[str, Any]):
         self.reads.add(key)
         return super().__getitem__(key)
 
-    def __contains__(self, key: object) -> bool:
-        self.reads.add(str(key))
-        return super().__contains__(key)
-
     def get(self, key: str, default: Any = None) -> Any:
         """Return a value as ``dict.get`` does, and note the key."""
         self.reads.add(key)
@@ -245,39 +243,38 @@ class RecordingParameters(dict[str, Any]):
 
 
 @contextlib.contextmanager
-def recorded_parameters(module: Any) -> Iterator[RecordingParameters]:
-    """Let ``module.cfg``, the legacy dictionary of a live reference, note its reads for the time of the context.
+def recorded_parameters(parameters: dict[str, Any]) -> Iterator[RecordingParameters]:
+    """Put a recording in the place of a live reference's dictionary for the time of the context.
 
-    What is written meanwhile stays in the dictionary afterwards.
+    Every loaded module that holds the dictionary under some name gets the recording; what is written to it is gone
+    afterwards.
     """
-    before = module.cfg
-    recording = RecordingParameters(before)
-    module.cfg = recording
-    try:
+    recording = RecordingParameters(parameters)
+    with contextlib.ExitStack() as undo:
+        for module in list(sys.modules.values()):
+            for name, value in list(getattr(module, "__dict__", {}).items()):
+                if value is parameters:
+                    undo.enter_context(mock.patch.object(module, name, recording))
         yield recording
-    finally:
-        before.clear()
-        before.update(recording)
-        module.cfg = before
 
 
 def legacy_findings(schema: ConfigurationSchema, reads: Collection[str]) -> dict[str, str]:
-    """Say what a live reference reads otherwise than the schema says, while its network is built and run with its loss.
+    """Say what a live reference reads otherwise than the schema says while its network is built and run.
 
     Args:
         schema: says which keys there are and who reads them.
         reads: keys that were read.
 
     Returns:
-        key → a sentence: for a key of network or loss that is not read, for one that TensorFlow is said not to read,
-        and for one that the schema does not know.
+        key → a sentence: for a key of the network that is not read, for one that TensorFlow is said not to read, and
+        for one that the schema does not know.
     """
     found = {}
     for setting in schema.settings.values():
         key, by = setting.there.get("legacy", ""), schema.readers[setting.name].by
         if not key:
             continue
-        if {"keras", "tensorflow"} <= set(by) and key not in reads:
+        if setting.name in _fields(NetworkSettings) and {"keras", "tensorflow"} <= set(by) and key not in reads:
             found[key] = (
                 f"{key}: tensorflow is among the readers of {setting.name}, but the reference does not read it."
             )

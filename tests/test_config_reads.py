@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from conformance.config_reads import (
 )
 from ptycho_tf_bridge import backend, keras_reference
 from ptycho_torch import train
-from ptycho_torch.config_params import DataSettings, Settings, TrainingSettings
+from ptycho_torch.config_params import DataSettings, NetworkSettings, Settings, TrainingSettings
 from ptycho_torch.config_schema import CONFIGURATION_FILE, load_schema, parse_schema
 from ptycho_torch.contract import SpecError, read_yaml
 from ptycho_torch.grouping import group_scan
@@ -135,30 +136,36 @@ def test_the_model_of_the_reference_reads_what_the_table_says(monkeypatch: pytes
 
 
 def drive(params: Any, *, without: str = "", also: tuple[str, ...] = ()) -> None:
-    """Read what a reference reads while its network and its loss are built, in the ways in which it does."""
-    for setting in SCHEMA.settings.values():
-        by = SCHEMA.readers[setting.name].by
-        key = setting.there.get("legacy", "")
-        if key and {"keras", "tensorflow"} <= set(by) and key != without:
+    """Read what a reference reads while its network is built, in the ways in which it does."""
+    for name in NetworkSettings.field_names():
+        key = SCHEMA.settings[name].there.get("legacy", "")
+        if key and "tensorflow" in SCHEMA.readers[name].by and key != without:
+            assert key in params.cfg
             params.cfg[key]
     for key in also:
         params.cfg.get(key)
 
 
 @pytest.fixture
-def params() -> Any:
-    keys = [*SCHEMA.counterparts["legacy"], "novelty"]
-    return types.SimpleNamespace(cfg=dict.fromkeys(keys, 1))
+def params(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Stand in for the reference's module of parameters, and for one that holds its dictionary too."""
+    module, other = types.ModuleType("their_params"), types.ModuleType("their_model")
+    module.cfg = other.parameters = dict.fromkeys([*SCHEMA.counterparts["legacy"], "novelty"], 1)  # type: ignore[attr-defined]
+    for each in (module, other):
+        monkeypatch.setitem(sys.modules, each.__name__, each)
+    return module
 
 
 def test_a_live_reference_that_reads_as_the_table_says_has_no_findings(params: Any) -> None:
     before = params.cfg
-    with recorded_parameters(params) as recording:
+    with recorded_parameters(params.cfg) as recording:
         drive(params, also=("probe.trainable", "h5_path"))
         params.cfg["bigN"] = 68
+        sys.modules["their_model"].parameters["nphotons"]
     assert legacy_findings(SCHEMA, recording.reads) == {}
+    assert {"nphotons", "h5_path"} <= recording.reads
     assert params.cfg is before
-    assert before["bigN"] == 68
+    assert before["bigN"] == 1
 
 
 @pytest.mark.parametrize(
@@ -172,15 +179,17 @@ def test_a_live_reference_that_reads_as_the_table_says_has_no_findings(params: A
 def test_a_live_reference_that_reads_otherwise_is_found(
     params: Any, without: str, also: tuple[str, ...], key: str, message: str
 ) -> None:
-    with recorded_parameters(params) as recording:
+    with recorded_parameters(params.cfg) as recording:
         drive(params, without=without, also=also)
     found = legacy_findings(SCHEMA, recording.reads)
     assert list(found) == [key]
     assert message in found[key]
 
 
-def test_every_way_to_read_a_legacy_key_is_noted() -> None:
+def test_a_value_that_is_read_is_noted_and_a_key_that_is_only_looked_for_is_not() -> None:
     recording = config_reads.RecordingParameters({"a": 1, "b": 2, "c": 3})
     assert recording["a"] + recording.get("b", 0) == 3
     assert "c" in recording
-    assert recording.reads == {"a", "b", "c"}
+    recording["d"] = 4
+    recording.update(e=5)
+    assert recording.reads == {"a", "b"}

@@ -21,6 +21,8 @@ from conformance.measured import load_measured
 from conformance.parity import Key, Measurement, Quantity, envelope, first_failing_stage, judge
 from conformance.replay import (
     TrainingTruth,
+    envelope_verdicts,
+    fresh_verdicts,
     recorded_errors,
     reference_verdicts,
     stored_truth_verdicts,
@@ -53,6 +55,7 @@ class Planned:
         settings: known before anything is run, so that tests can be listed.
         training: whether it records training steps.
         case: of an archive, which has more to say than its file.
+        dated: whether it says for which specification and code it holds.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Planned:
     settings: NetworkSettings
     training: bool = False
     case: Case | None = dataclasses.field(default=None, compare=False)
+    dated: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,14 +140,22 @@ def plan(reference: str | None, scan: str | None, tier: str) -> tuple[Planned, .
         )
     if reference == "keras":
         return live
-    if reference is not None:
+    if reference not in (None, "recorded"):
         return (_planned_bundle(Path(reference)),)
-    return (*(_planned_bundle(path) for path in sorted(RECORDINGS.glob("n*.npz"))), *live)
+    recorded = tuple(_planned_bundle(path) for path in sorted(RECORDINGS.glob("n*.npz")))
+    return recorded if reference == "recorded" else (*recorded, *live)
 
 
 def _planned_bundle(path: Path) -> Planned:
     bundle = _bundle(path)
-    return Planned(path.stem, "bundle", path, bundle.case.settings, bool(bundle.train_losses))
+    return Planned(
+        path.stem,
+        "bundle",
+        path,
+        bundle.case.settings,
+        training=bool(bundle.train_losses),
+        dated=bundle.manifest is not None,
+    )
 
 
 # Read once: for the list of tests, where what is wrong with a file can be said in one line, and for the tests.
@@ -194,7 +206,9 @@ class _Work:
     @property
     def reference_label(self) -> str:
         if self.planned.kind == "bundle":
-            return "recorded; envelope from specs/measured.yaml"
+            recorded = self.bundle.envelope
+            where = "specs/measured.yaml" if recorded is None else f"{recorded.runs} recorded runs"
+            return f"recorded; envelope from {where}"
         if backend.is_available():
             return "Keras, live"
         return "none; envelope from specs/measured.yaml"
@@ -210,15 +224,19 @@ class _Work:
 
     @cached_property
     def gains(self) -> Gains:
-        """What float32 costs the reference, measured here or in the spec."""
+        """What float32 costs the reference: measured here, recorded with the case, or in the spec."""
         spec = load_measured().gains
+        if self.planned.kind == "bundle":
+            recorded = self.bundle.envelope
+            return spec if recorded is None else recorded.gains.widened_when_forced(spec)
         return spec if self.keras_runs is None else widest(self.keras_runs).widened_when_forced(spec)
 
     @cached_property
     def shown(self) -> dict[Key, Errors] | None:
         """The reference's own errors on this case, where it was run or recorded."""
         if self.planned.kind == "bundle":
-            return recorded_errors(self.bundle)
+            recorded = self.bundle.envelope
+            return recorded_errors(self.bundle) if recorded is None else dict(recorded.own)
         return None if self.keras_runs is None else envelope(self.keras_runs)
 
 
@@ -245,6 +263,8 @@ class Bench:
                     measured.limits,
                 ),
                 **reference_verdicts(work.bundle, work.measurement, measured),
+                **envelope_verdicts(work.bundle, measured),
+                **fresh_verdicts(work.bundle),
             }
         return self.records[planned.name]
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from conformance.case import Case
 from conformance.errors import BundleError
+from conformance.manifest import Manifest, RecordedErrors, read_envelope, read_manifest
 from conformance.spec import load_stages
 from ptycho_tf_bridge.weights import tensorflow_shapes
 from ptycho_torch.config_params import LossWeights, NetworkSettings
@@ -61,6 +62,8 @@ class Bundle:
         train_losses: loss before each update of Keras Adam(1e-3) on this batch; empty if none was recorded.
         trained: weight name → value after all updates.
         provenance: versions and device of the recording.
+        manifest: digests; None in a recording of format 1, which has none.
+        envelope: how far the reference was from the truth in several runs; None if that was not recorded.
     """
 
     path: Path
@@ -75,6 +78,8 @@ class Bundle:
     train_losses: tuple[float, ...]
     trained: Mapping[str, Sampled]
     provenance: Mapping[str, Any]
+    manifest: Manifest | None = None
+    envelope: RecordedErrors | None = None
 
 
 def read_arrays(path: Path, keys: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
@@ -132,6 +137,8 @@ def read_bundle(path: Path) -> Bundle:
     if {"train/loss", *trained} & set(arrays) and not {"train/loss", *trained} <= set(arrays):
         raise BundleError(f"{path}: 'train/loss' and 'trained/…' belong together, for every weight; record it again.")
     _check_dtypes(path, arrays)
+    said = {key: _json(path, key, arrays[key]) for key in ("manifest", "envelope") if key in arrays}
+    manifest = read_manifest(path, said["manifest"], arrays) if "manifest" in said else None
     case = _case(path, arrays, settings, loss_weights)
     stages = _sampled(path, arrays, "stage")
     gradients = _sampled(path, arrays, "grad")
@@ -150,6 +157,8 @@ def read_bundle(path: Path) -> Bundle:
         train_losses=tuple(float(loss) for loss in arrays.get("train/loss", np.empty(0)).ravel()),
         trained=trained_weights,
         provenance=_json(path, "provenance", arrays["provenance"]),
+        manifest=manifest,
+        envelope=read_envelope(path, said["envelope"], load_stages().expand(settings)) if "envelope" in said else None,
     )
 
 
@@ -166,7 +175,7 @@ def _json(path: Path, key: str, text: np.ndarray) -> dict[str, Any]:
 def _known_keys(settings: NetworkSettings) -> dict[str, bool]:
     """Every key that a bundle of these settings may have, and whether it must."""
     weights = tuple(tensorflow_shapes(settings))
-    known = {"config": True, "provenance": True, "train/loss": False}
+    known = {"config": True, "provenance": True, "manifest": False, "envelope": False, "train/loss": False}
     known |= {f"input/{name}": True for name in _INPUTS}
     known |= {f"weight/{name}": True for name in weights}
     known |= {f"{prefix}/{name}": True for prefix in ("loss", "truth/loss") for name in _LOSSES}
@@ -182,6 +191,8 @@ def _known_keys(settings: NetworkSettings) -> dict[str, bool]:
 _KINDS = {
     "config": "U",
     "provenance": "U",
+    "manifest": "U",
+    "envelope": "U",
     "index": "iu",
     "shape": "iu",
     "input/diffraction": "fiu",

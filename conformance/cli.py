@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from conformance import command_gate
+from conformance import command_gate, command_record
 from ptycho_torch.errors import PtychoError
 
 _HEADER = """\
@@ -85,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
         "--device", choices=("cpu", "cuda"), default="cpu", help="where the converted model runs (default cpu)"
     )
     command_gate.add_arguments(commands)
+    recording = commands.add_parser("record", help=command_record.WHAT, epilog=f"example: {command_record.EXAMPLE}")
+    command_record.add_arguments(recording)
     return parser
 
 
@@ -226,6 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _calibrate_training(options.output, options.runs)
         elif options.command == "gate":
             return command_gate.run(options)
+        elif options.command == "record":
+            return command_record.run(options)
         else:
             _calibrate(options.output, options.bundle, options.seeds)
     except (PtychoError, OSError) as err:

@@ -21,3 +21,7 @@ class PredictionsError(PtychoError, ValueError):
 
 class DriftError(PtychoError, ValueError):
     """A module that is not the configuration of an installed reference."""
+
+
+class RecordError(PtychoError, ValueError):
+    """A reference or a case of which no recording can be made."""

@@ -25,6 +25,7 @@ from conformance.judge import (
     float64_budget,
     rounding,
 )
+from conformance.spec import Stage
 from conformance.truth import Truth
 from conformance.worst import IMAGE, KERNEL, Place, locate
 
@@ -33,6 +34,17 @@ BACKWARD_FREE, BACKWARD_FORCED = "BACKWARD-FREE", "BACKWARD-FORCED"
 GRADIENT_FREE, GRADIENT_FORCED = "GRADIENT-FREE", "GRADIENT-FORCED"
 LOSS = "LOSS"
 FLOAT64, REFERENCE, TRAIN, RECORDED = "FLOAT64", "REFERENCE", "TRAIN", "RECORDED"
+FRESH = "FRESH"
+
+
+def stage_clauses(stage: Stage) -> Iterator[str]:
+    """Yield the judgement clauses that a stage has something to show for."""
+    yield from (FORWARD_FREE, FORWARD_FORCED, BACKWARD_FREE)
+    if any(name != "input" for name in stage.inputs):
+        yield BACKWARD_FORCED
+    if stage.weights:
+        yield from (GRADIENT_FREE, GRADIENT_FORCED)
+
 
 Conditions = Callable[[str], Amplified]
 """dtype → the condition of everything."""

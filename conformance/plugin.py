@@ -27,6 +27,7 @@ DTYPES = ("float64", "float32")
 _PACKAGE = "conformance."
 _FILES_OF = {
     "parity_case": ("test_network.py",),
+    "parity_recorded": ("test_network.py", "test_operations.py"),
     "parity_scan": ("test_network.py", "test_data_contract.py"),
     "parity_keras": ("test_network.py", "test_float64.py"),
     "parity_operations": ("test_operations.py",),
@@ -59,9 +60,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--parity-reference",
-        metavar="keras|PATH.npz",
-        help="judge against live Keras alone, or against one recording alone (default: the embedded recordings, "
-        "and live Keras where TensorFlow is installed)",
+        metavar="keras|recorded|PATH.npz",
+        help="judge against live Keras alone, against the embedded recordings alone, or against one recording alone "
+        "(default: the embedded recordings, and live Keras where TensorFlow is installed)",
     )
     group.addoption(
         "--parity-scan",
@@ -98,6 +99,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and refuse options that cannot be met before anything is collected."""
     config.addinivalue_line("markers", "parity_case: judges the case that --parity-reference names")
+    config.addinivalue_line("markers", "parity_recorded: judges what is recorded in the package")
     config.addinivalue_line("markers", "parity_scan: judges the scans that --parity-scan names")
     config.addinivalue_line("markers", "parity_operations: judges a recording of single operations")
     config.addinivalue_line("markers", "parity_keras: judges against live Keras")
@@ -177,7 +179,7 @@ def _operations(config: pytest.Config) -> bool:
     from conformance.operations import is_operations_recording
 
     reference = config.getoption("--parity-reference")
-    return bool(reference) and reference != "keras" and is_operations_recording(Path(reference))
+    return bool(reference) and reference not in ("keras", "recorded") and is_operations_recording(Path(reference))
 
 
 def planned_cases(config: pytest.Config) -> tuple[Planned, ...]:
@@ -293,8 +295,8 @@ def _marker_of_case(config: pytest.Config) -> str | None:
     reference = config.getoption("--parity-reference")
     if reference and _operations(config):
         return "parity_operations"
-    if reference == "keras":
-        return "parity_keras"
+    if reference in ("keras", "recorded"):
+        return f"parity_{reference}"
     if config.getoption("--parity-scan"):
         return "parity_scan"
     if config.getoption("--parity-tf-config"):

@@ -6,19 +6,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from conformance.bench import Planned
+from conformance.manifest import judged
 from conformance.parity import (
     BACKWARD_FORCED,
     BACKWARD_FREE,
     FLOAT64,
     FORWARD_FORCED,
     FORWARD_FREE,
+    FRESH,
     GRADIENT_FORCED,
     GRADIENT_FREE,
     LOSS,
     REFERENCE,
     TRAIN,
 )
-from conformance.spec import Stage, load_stages
+from conformance.spec import load_stages
 from ptycho_tf_bridge import backend
 
 NETWORK_CLAUSES = (
@@ -60,22 +62,12 @@ class Target:
         return tuple(each for each in (self.clause, self.stage_clause) if each) or NETWORK_CLAUSES
 
 
-def _clauses(stage: Stage) -> Iterator[str]:
-    """The judgement clauses that a stage has something to show for."""
-    yield from (FORWARD_FREE, FORWARD_FORCED, BACKWARD_FREE)
-    if any(name != "input" for name in stage.inputs):
-        yield BACKWARD_FORCED
-    if stage.weights:
-        yield from (GRADIENT_FREE, GRADIENT_FORCED)
-
-
 def stage_targets(planned: Planned, device: str, dtype: str) -> Iterator[Target]:
     """Yield every stage of a case under every clause, then the losses, then recorded training."""
-    for stage in load_stages().expand(planned.settings):
-        for clause in _clauses(stage):
-            yield Target(clause, stage.id, planned, device, dtype, stage.clause.id)
-    yield Target(LOSS, "loss", planned, device, dtype)
-    yield Target(BACKWARD_FORCED, "loss", planned, device, dtype)
+    stages = load_stages().expand(planned.settings)
+    clause_of = {stage.id: stage.clause.id for stage in stages}
+    for clause, stage in judged(stages):
+        yield Target(clause, stage, planned, device, dtype, clause_of.get(stage, ""))
     if planned.training:
         yield Target(TRAIN, "train", planned, device, dtype)
     if planned.kind == "bundle" and dtype == "float64":
@@ -87,6 +79,8 @@ def recording_targets(planned: Planned) -> Iterator[Target]:
     if planned.kind == "bundle":
         yield Target(FLOAT64, "", planned)
         yield Target(REFERENCE, "", planned)
+        if planned.dated:
+            yield Target(FRESH, "", planned)
 
 
 def targets(kind: str, plan: Sequence[Planned], devices: Sequence[str], dtypes: Sequence[str]) -> list[Target]:

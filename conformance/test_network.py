@@ -13,7 +13,12 @@ from conformance.precision import measure_precision
 from conformance.targets import Target
 from ptycho_tf_bridge import backend
 
-pytestmark = [pytest.mark.parity_case, pytest.mark.parity_scan, pytest.mark.parity_keras]
+pytestmark = [
+    pytest.mark.parity_case,
+    pytest.mark.parity_recorded,
+    pytest.mark.parity_scan,
+    pytest.mark.parity_keras,
+]
 
 
 def _need_tensorflow(target: Target) -> None:

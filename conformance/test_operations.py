@@ -13,7 +13,11 @@ from conformance.measured import load_measured
 from conformance.operations import OPERATIONS, Operation, read_operations
 from conformance.torch_subject import float32_means_float32
 
-pytestmark = [pytest.mark.parity_operations, pytest.mark.parity_clause("FORWARD-FORCED")]
+pytestmark = [
+    pytest.mark.parity_operations,
+    pytest.mark.parity_recorded,
+    pytest.mark.parity_clause("FORWARD-FORCED"),
+]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)

@@ -28,14 +28,19 @@ Hook = Callable[[str, tuple[Any, ...], Tensor], Tensor | None]
 
 @contextlib.contextmanager
 def float32_means_float32() -> Iterator[None]:
-    """Switch TensorFloat-32 off, and the choice of algorithms by timing, for the time of a comparison."""
-    before = torch.get_float32_matmul_precision()
+    """Switch TensorFloat-32 off, and the choice of algorithms by timing, for the time of a comparison.
+
+    One thread: how a sum is cut into parts depends on the number of threads, and a verdict must not.
+    """
+    before, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
     torch.set_float32_matmul_precision("highest")
+    torch.set_num_threads(1)
     try:
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+        torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager

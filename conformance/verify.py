@@ -24,6 +24,7 @@ from conformance.scan import GROUPS, measured_groups
 from conformance.torch_subject import CheckpointSubject
 from conformance.truth import Truth
 from ptycho_tf_bridge.archive import Archive
+from ptycho_tf_bridge.errors import ArchiveError
 from ptycho_tf_bridge.weights import tensorflow_shapes, to_tensorflow
 from ptycho_torch.checkpoint import Checkpoint, read_checkpoint
 from ptycho_torch.scan import open_scan
@@ -172,7 +173,7 @@ def verify(
         archive = _completed(archive, content)
     module = PtychoPINN.from_checkpoint(checkpoint).to(device)
     recorded = None if predictions is None else read_predictions(predictions, archive.network)
-    case, inputs = _case(archive, scan, recorded)
+    case, inputs = archive_case(archive, scan, recorded)
     groups = None
     if recorded is not None and recorded.stitched is not None and scan is not None:
         groups = scan_amplitude(recorded, scan, archive.network)
@@ -226,10 +227,16 @@ def _probe(content: Checkpoint) -> np.ndarray:
     return probe
 
 
-def _case(archive: Archive, scan: Path | None, predictions: Predictions | None) -> tuple[Case, str]:
-    """Build the case of an archive; say where its inputs come from."""
-    assert archive.probe is not None
-    assert archive.intensity_scale is not None
+def archive_case(archive: Archive, scan: Path | None, predictions: Predictions | None) -> tuple[Case, str]:
+    """Build the case of an archive; say where its inputs come from.
+
+    Raises:
+        ArchiveError: an archive whose probe or scale is not known.
+        DataContractError, ScanError: a scan that breaks a clause, or that this network cannot take.
+    """
+    if archive.probe is None or archive.intensity_scale is None:
+        missing = " and ".join(archive.missing) or "probe or intensity_scale"
+        raise ArchiveError(f"{archive.path}: the archive holds no {missing}; give what the model was trained with.")
     settings = dataclasses.replace(archive.network, intensity_scale=archive.intensity_scale)
     if predictions is not None:
         chosen = slice(GROUPS)

@@ -1,0 +1,135 @@
+"""The command ``python -m conformance record``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from conformance.bench import Bench, plan
+from conformance.case import Case
+from conformance.draws import GRAPHS, draw_case
+from conformance.errors import RecordError
+from conformance.record import SAMPLES, STEPS, Recorder, coarse_weights, keras_recorder, record, write_bundle
+from conformance.verify import archive_case
+from ptycho_tf_bridge.archive import read_archive
+from ptycho_torch.config_params import NetworkSettings
+from ptycho_torch.npz_writer import refuse_target
+
+EXAMPLE = "python -m conformance record -o n64_g1.npz --graph n64_g1"
+WHAT = "record a bundle: what a reference computes, for machines without TensorFlow (about a minute)"
+
+REFERENCES: dict[str, Callable[[Case], Recorder]] = {"keras": keras_recorder}
+"""What ``--reference`` takes, with the recorder of a case."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A drawn case, small enough to come with the package."""
+
+    settings: NetworkSettings
+    batch: int = 1
+    modes: int = 1
+    samples: int = 256
+
+    def case(self) -> Case:
+        """Draw it; the weights are coarse, since they are most of a recording."""
+        return coarse_weights(draw_case(self.settings, seed=0, batch=self.batch, modes=self.modes))
+
+
+EMBEDDED = MappingProxyType(
+    {
+        "n64_g1_nopad": Drawn(GRAPHS["n64_g1_nopad"], batch=3),
+        "n64_g2_modes": Drawn(
+            dataclasses.replace(
+                GRAPHS["n64_g2_mask_blur"], probe_big=False, shared_amplitude_head=True, amp_activation="swish"
+            ),
+            modes=2,
+        ),
+        "n128_g2": Drawn(GRAPHS["n128_g2"]),
+    }
+)
+"""Recordings that come with the package, beside those of the reference's own code."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, help="file to write; with --embedded, the folder of recordings"
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--graph", choices=tuple(GRAPHS), default="n64_g2", help="drawn case (default n64_g2)")
+    source.add_argument("--archive", type=Path, help="a trained model of the reference, with its own weights")
+    source.add_argument("--embedded", action="store_true", help="all drawn recordings that come with the package")
+    parser.add_argument("--scan", type=Path, help="with --archive: the scan whose patterns and positions are used")
+    known = ", ".join(REFERENCES)
+    parser.add_argument("--reference", default="keras", metavar="NAME", help=f"recorded: {known} (default keras)")
+    parser.add_argument("--batch", type=int, default=3, help="groups of a drawn case (default 3)")
+    parser.add_argument("--modes", type=int, default=1, help="probe modes of a drawn case (default 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of a drawn case (default 0)")
+    parser.add_argument(
+        "--samples", type=int, default=SAMPLES, help=f"elements kept of a larger tensor (default {SAMPLES})"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Record; return 0, or 1 where the reference is not what the specification says.
+
+    Raises:
+        PtychoError: what is wrong with the arguments, the archive, the scan or the reference.
+    """
+    if options.scan is not None and options.archive is None:
+        raise RecordError("--scan goes with --archive; to judge a scan as it is: pytest conformance --parity-scan PATH")
+    for name in ("batch", "modes", "samples"):
+        if getattr(options, name) < 1:
+            raise RecordError(f"--{name} {getattr(options, name)}: expected 1 or more.")
+    recorder_of = REFERENCES.get(options.reference)
+    if recorder_of is None:
+        raise RecordError(
+            f"--reference {options.reference}: found no such reference; expected {', '.join(REFERENCES)}."
+        )
+    failed = 0
+    for path, case, samples in _cases(options):
+        refuse_target(path, overwrite=options.overwrite)
+        _say(f"{path}: case {case.name}")
+        write_bundle(path, record(case, recorder_of(case), _say, samples=samples), overwrite=options.overwrite)
+        failed += _examine(path)
+    return 1 if failed else 0
+
+
+def _cases(options: argparse.Namespace) -> Iterator[tuple[Path, Case, int]]:
+    """Yield file, case and number of samples."""
+    if options.embedded:
+        for name, drawn in EMBEDDED.items():
+            yield options.output / f"{name}.npz", dataclasses.replace(drawn.case(), name=name), drawn.samples
+    elif options.archive is not None:
+        case, inputs = archive_case(read_archive(options.archive), options.scan, None)
+        _say(f"inputs: {inputs}")
+        yield options.output, dataclasses.replace(case, name=options.output.stem), options.samples
+    else:
+        case = draw_case(GRAPHS[options.graph], options.seed, batch=options.batch, modes=options.modes)
+        yield options.output, dataclasses.replace(case, name=options.graph), options.samples
+
+
+def _examine(path: Path) -> int:
+    """Judge the recording that was written; say what came of it, and return how many verdicts failed."""
+    (planned,) = plan(str(path), None, "quick")
+    verdicts = Bench().record(planned)
+    failed = [verdict for verdict in verdicts.values() if not verdict.passed]
+    for verdict in failed:
+        _say(f"FAILED {verdict.explain()}")
+    size = path.stat().st_size / 1e6
+    _say(
+        f"{path}: {size:.1f} MB, {STEPS} training steps; "
+        + (f"{len(failed)} of {len(verdicts)} verdicts about it fail" if failed else f"{len(verdicts)} verdicts hold")
+    )
+    return len(failed)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 - a command shows its progress

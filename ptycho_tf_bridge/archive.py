@@ -103,8 +103,8 @@ def read_archive(path: str | Path, *, model: str | None = None) -> Archive:
     notes += peculiarities(layout, network)
     # Of the two models of a SavedModel archive, one alone has the probe.
     probed, lit = next(((other, each) for other, each in models.items() if each.probe is not None), (name, stored))
-    probe, probe_source = choose_probe(lit, f"{prefixes[probed]}variables", parameters, source, notes)
-    scale, scale_source = choose_scale(scales, notes)
+    probe, probe_source = choose_probe(lit, f"{prefixes[probed]}variables", parameters, source, str(path), notes)
+    scale, scale_source = choose_scale(scales, str(path), notes)
     if scale is not None:
         network = dataclasses.replace(network, intensity_scale=scale)
     given = {"probe": probe, "intensity_scale": scale}

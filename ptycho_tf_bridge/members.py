@@ -139,6 +139,10 @@ def _of_zip(file: BinaryIO, where: str) -> Members:
 
     with _damage(where):
         reader = ZipReader(opened, max_members=MAX_MEMBERS, max_directory_bytes=MAX_DIRECTORY_BYTES)
+        if reader.start:
+            # An archive that was cut behind its .keras file ends with the directory of that one.
+            raise ZipRefusedError(f"{reader.start} bytes before the archive; perhaps it is cut off and this is a part")
+        reader.check_headers()
     entries: dict[str, zipfile.ZipInfo] = {}
     for member in reader.members:
         name = _checked_name(where, member.orig_filename)

@@ -16,7 +16,7 @@ from ptycho_tf_bridge.errors import ArchiveError
 from ptycho_tf_bridge.stored_model import StoredModel, as_probe
 from ptycho_torch.config_params import NetworkSettings
 from ptycho_torch.config_schema import load_schema
-from ptycho_torch.errors import ConfigError
+from ptycho_torch.errors import ConfigError, one_line
 
 SAVED_FIELDS = (
     "N",
@@ -62,6 +62,11 @@ def settle(stored: StoredModel, parameters: Mapping[str, Any], where: str) -> tu
     """
     keys = {field: legacy_key(field) for field in SAVED_FIELDS}
     saved = {field: parameters[key] for field, key in keys.items() if parameters.get(key) is not None}
+    for field, value in saved.items():
+        if not isinstance(value, bool | int | float | str):
+            raise ArchiveError(
+                f"{where}: {keys[field]} is {type(value).__name__}; expected a number, a word or a truth."
+            )
     if saved.get("amp_activation") in ("silu", "SiLU"):
         saved["amp_activation"] = "swish"
     seen = dict(stored.network.decided)
@@ -69,7 +74,7 @@ def settle(stored: StoredModel, parameters: Mapping[str, Any], where: str) -> tu
         seen["amp_activation"] = stored.amp_activation
     differing = [field for field in seen if field in saved and saved[field] != seen[field]]
     if differing:
-        both = "; ".join(f"{keys[field]} {saved[field]!r}, but {seen[field]!r}" for field in differing)
+        both = "; ".join(f"{keys[field]} {one_line(repr(saved[field]))}, but {seen[field]!r}" for field in differing)
         raise ArchiveError(
             f"{where}: the saved parameters and the model contradict each other: {both} in the model. The parameters "
             "are those of another model; find the params.dill that belongs to these weights."
@@ -82,7 +87,7 @@ def settle(stored: StoredModel, parameters: Mapping[str, Any], where: str) -> tu
     try:
         network = NetworkSettings(**values)
     except (ConfigError, TypeError) as err:
-        raise ArchiveError(f"{where}: no network has the saved parameters. {err}") from err
+        raise ArchiveError(f"{where}: no network has the saved parameters. {one_line(str(err))}") from err
     if stored.canvas_px is not None and network.object_big and network.canvas_px != stored.canvas_px:
         raise ArchiveError(
             f"{where}: {keys['offset']} {network.offset} and {keys['max_position_jitter']} "
@@ -124,19 +129,22 @@ def _refuse_unmasked(stored: StoredModel, parameters: Mapping[str, Any], where: 
 # ------------------------------------------------------------------------------------------------------ probe, scale
 
 
-def choose_scale(found: Sequence[tuple[str, Any]], notes: list[str]) -> tuple[float | None, str]:
+def choose_scale(found: Sequence[tuple[str, Any]], where: str, notes: list[str]) -> tuple[float | None, str]:
     """Return the intensity scale and where it was; sources that disagree are noted, and the first one counts.
 
     Args:
         found: source and value, the one that counts first.
+        where: the archive, for errors.
         notes: for the report.
 
     Raises:
         ArchiveError: a value that is no number above 0.
     """
     for source, value in found:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise ArchiveError(f"{source}: intensity_scale = {value!r}; expected a number above 0.")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value < math.inf:
+            shown = repr(value) if number else type(value).__name__
+            raise ArchiveError(f"{where}: {source}: intensity_scale is {shown}; expected a number above 0.")
     if not found:
         return None, ""
     source, value = found[0]
@@ -147,7 +155,7 @@ def choose_scale(found: Sequence[tuple[str, Any]], notes: list[str]) -> tuple[fl
 
 
 def choose_probe(
-    stored: StoredModel, stored_source: str, parameters: Mapping[str, Any], source: str, notes: list[str]
+    stored: StoredModel, stored_source: str, parameters: Mapping[str, Any], source: str, where: str, notes: list[str]
 ) -> tuple[np.ndarray | None, str]:
     """Return the probe and where it was: that of the checkpoint, which may have been trained, else the saved one.
 
@@ -157,14 +165,14 @@ def choose_probe(
     N = stored.network.settings.N
     saved = parameters.get(PROBE_KEY)
     if saved is not None and not isinstance(saved, np.ndarray):
-        raise ArchiveError(f"{source}: probe is {type(saved).__name__}; expected an array.")
+        raise ArchiveError(f"{where}: {source}: probe is {type(saved).__name__}; expected an array.")
     if saved is not None and saved.shape[:1] != (N,):
         notes.append(
             f"The saved probe has shape {saved.shape}, and N is {N}. The reference then illuminates with its default "
             "disk; '--probe default' does the same."
         )
         saved = None
-    probe = None if saved is None else as_probe(saved, N, f"{source}: probe")
+    probe = None if saved is None else as_probe(saved, N, f"{where}: {source}: probe")
     if stored.probe is None:
         return probe, source if probe is not None else ""
     if probe is not None and not np.array_equal(probe, stored.probe):

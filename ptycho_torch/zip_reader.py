@@ -67,6 +67,8 @@ class ZipReader:
         if len(self.members) > max_members:
             raise ZipRefusedError(f"{len(self.members)} members", too_large=True)
         starts = [*sorted(member.header_offset for member in self.members), directory_start]
+        self.start: int = starts[0]
+        """Bytes of the file before the archive; those that unpack themselves have some."""
         self._ends: Mapping[int, int] = MappingProxyType(dict(itertools.pairwise(starts)))
         self._check_places()
 
@@ -86,6 +88,19 @@ class ZipReader:
                 raise ZipRefusedError(f"compression {member.compress_type}", name)
             if member.compress_type == zipfile.ZIP_STORED and member.compress_size != member.file_size:
                 raise ZipRefusedError("a stored member of two lengths", name)
+
+    def check_headers(self) -> None:
+        """Hold the header before each member against the directory, so that no name is wrong in one of them alone.
+
+        Raises:
+            ZipRefusedError: they differ.
+        """
+        with self._open() as file:
+            for member in self.members:
+                try:
+                    self._data_start(file, member)
+                except (zipfile.BadZipFile, EOFError, UnicodeDecodeError) as err:
+                    raise ZipRefusedError(f"damaged content ({err})", member.filename) from err
 
     @contextlib.contextmanager
     def content(self, member: zipfile.ZipInfo) -> Iterator[Callable[[memoryview], None]]:

@@ -111,6 +111,16 @@ def test_an_archive_that_is_exchanged_while_it_is_read_stays_the_same(tmp_path: 
         assert members.read("manifest.dill") == b"manifest"
 
 
+def test_a_part_of_an_archive_is_not_taken_for_one(tmp_path: Path) -> None:
+    """Cut behind a ZIP file that it holds, an archive ends as that one does."""
+    inner = archive([entry("config.json")])
+    whole = archive([entry("model.keras", inner), entry("params.dill")])
+    end = whole.index(inner) + len(inner)
+    refused(whole[:end], "bytes before the archive")
+    refused(whole[: end + 5], "bytes before the archive")
+    refused(b"#!/bin/sh\n" + inner, "10 bytes before the archive")
+
+
 # ------------------------------------------------------------------------------------------------- names
 
 

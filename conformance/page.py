@@ -47,6 +47,7 @@ th { font-weight: 600; white-space: nowrap; }
 tbody th { white-space: normal; }
 th .soft { display: block; font-weight: 400; min-width: 8rem; }
 td.line { white-space: nowrap; }
+td:last-child:not(.number):not(.line) { min-width: 8rem; }
 thead th { border-bottom: 2px solid var(--soft); vertical-align: bottom; }
 td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .state { white-space: nowrap; font-weight: 600; }
@@ -63,7 +64,7 @@ td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabula
 figure { margin: 0; min-width: 0; }
 figure img { display: block; width: 100%; max-width: 20rem; image-rendering: pixelated; border: 1px solid var(--line); }
 figcaption { font-size: .875rem; color: var(--soft); padding-top: .375rem; }
-.chart { width: 100%; min-width: 34rem; height: auto; display: block; }
+.chart { width: 100%; min-width: 52rem; height: auto; display: block; }
 .chart text { font: 12px system-ui, sans-serif; fill: var(--soft); }
 .legend { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; font-size: .875rem; padding: 0; margin: .25rem 0;
   list-style: none; }

@@ -61,10 +61,15 @@ def report_page(
         title,
         element("p", "The PyTorch network against its TensorFlow reference and the float64 truth.", class_="soft"),
         *opening,
-        *(page.verdict(_state(report), report["headline"]) for report in reports),
+        *(page.verdict(_state(report), _headline(report, len(reports) > 1)) for report in reports),
         page.navigation({identifier: title for identifier, title, _ in shown}),
         *(section(identifier, title, *content) for identifier, title, content in shown),
     )
+
+
+def _headline(report: Report, with_devices: bool) -> str:
+    devices = ", ".join(each["device"] for each in report["devices"])
+    return f"{devices}: {report['headline']}" if with_devices else str(report["headline"])
 
 
 def _state(report: Report) -> str:
@@ -321,8 +326,8 @@ def _waivers(reports: Sequence[Report]) -> Iterator[Content]:
             badge("waived" if each["state"] == "holds" else "failed", each["state"]),
             "wrong" if each["share"] is None else f"{each['share']:.3g}",
             f"{each['at_least']:g} … {each['at_most']:g}",
-            each["expires"],
-            each["owner"],
+            page.line(each["expires"]),
+            page.line(each["owner"]),
             each["reason"],
         )
         for each in waivers

@@ -38,6 +38,7 @@ _BENCH: pytest.StashKey[Bench] = pytest.StashKey()
 _PLAN: pytest.StashKey[tuple[Planned, ...]] = pytest.StashKey()
 _NOTES: pytest.StashKey[list[str]] = pytest.StashKey()
 _PREVIOUS: pytest.StashKey[Mapping[str, Any]] = pytest.StashKey()
+_DIGESTS: pytest.StashKey[tuple[str, str]] = pytest.StashKey()
 
 JUNIT = "parity.xml"
 _LONGEST_REASON = 2000
@@ -146,6 +147,14 @@ def pytest_configure(config: pytest.Config) -> None:
             )
     if config.getoption("--parity-reference") or config.getoption("--parity-scan"):
         planned_cases(config)
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Note for which sources a report will hold: those that are read now, whatever is edited while it runs."""
+    if session.config.getoption("--parity-report"):
+        from conformance.digest import numerical_digest, spec_digest
+
+        session.config.stash[_DIGESTS] = (numerical_digest(), spec_digest())
 
 
 def _read_previous(config: pytest.Config) -> None:
@@ -399,6 +408,7 @@ def _outcome(
         tier=config.getoption("--parity-tier"),
         devices=_devices(config),
         command=shlex.join(["pytest", *map(str, config.invocation_params.args)]),
+        digests=config.stash.get(_DIGESTS, None),
     )
 
 

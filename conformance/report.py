@@ -210,6 +210,7 @@ class Outcome:
         tier: ``quick``, ``full`` or ``study``.
         devices: torch devices that were judged.
         command: the command line.
+        digests: of the numerical sources and of the specification when the run began; None takes those of now.
     """
 
     exit_status: int
@@ -219,6 +220,7 @@ class Outcome:
     tier: str = "quick"
     devices: tuple[str, ...] = ("cpu",)
     command: str = ""
+    digests: tuple[str, str] | None = None
 
     def count(self, outcome: str) -> int:
         """Return how many tests had an outcome."""
@@ -258,6 +260,7 @@ def as_json(bench: Bench, outcome: Outcome) -> dict[str, Any]:
 
     A run in which nothing was tested has not passed.
     """
+    numerical, specified = outcome.digests or (numerical_digest(), spec_digest())
     return {
         "schema": SCHEMA_VERSION,
         "created_utc": now_utc(),
@@ -268,8 +271,8 @@ def as_json(bench: Bench, outcome: Outcome) -> dict[str, Any]:
         ],
         "passed": outcome.passed,
         "headline": run_headline(bench, outcome),
-        "numerical_digest": numerical_digest(),
-        "spec_digest": spec_digest(),
+        "numerical_digest": numerical,
+        "spec_digest": specified,
         "versions": versions(),
         "tests": {
             "exit_status": outcome.exit_status,

@@ -135,7 +135,11 @@ def _matrix(reports: Sequence[Report]) -> Iterator[Content]:
 
 
 _JUDGEMENTS, _STAGES = "Judgements", "Stages of the network"
-_FILES = {"data_contracts.yaml": "Data contract", "reference_defects.yaml": "Known defects of the reference"}
+_FILES = {
+    "data_contracts.yaml": "Data contract",
+    "reference_defects.yaml": "Known defects of the reference",
+    "divergences.yaml": "Divergences of the reference",
+}
 
 
 def _group(clause: str, known: Mapping[str, Entry]) -> str:

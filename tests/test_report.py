@@ -141,6 +141,11 @@ def test_a_damaged_report_is_refused_by_name(tmp_path: Path, damage: Any, compla
     assert str(path) in str(caught.value)
 
 
+def test_a_report_holds_for_the_sources_that_were_run() -> None:
+    found = content(case(GOOD), digests=("1" * 64, "2" * 64))
+    assert (found["numerical_digest"], found["spec_digest"]) == ("1" * 64, "2" * 64)
+
+
 # ------------------------------------------------------------------------------------------------------- the headline
 
 

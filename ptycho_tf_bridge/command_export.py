@@ -28,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="repeat a single amplitude channel for each pattern of a group, as the reference of today needs it",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    parser.add_argument("--full", action="store_true", help="report settings that stay the same as well")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -36,6 +37,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         PtychoError: a checkpoint that cannot be read or exported, or a file that is there.
     """
+    from ptycho_tf_bridge.command_config import report_lines
     from ptycho_tf_bridge.export import export
     from ptycho_torch.command_infer import checkpoint_of
 
@@ -49,7 +51,5 @@ def run(options: argparse.Namespace) -> int:
     print(f"{written.path}")  # noqa: T201 - the command's answer
     for note in written.notes:
         print(f"note: {note}")  # noqa: T201
-    for finding in written.findings:
-        if finding.change == "not there" and finding.reason:
-            print(f"left out: {finding.field_here} = {finding.value_here!r}. {finding.reason}")  # noqa: T201
+    print("\n".join(report_lines(written.findings, full=options.full)))  # noqa: T201
     return 0

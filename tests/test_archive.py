@@ -28,7 +28,9 @@ from reference_archives import (
 
 from ptycho_tf_bridge.archive import Archive, read_archive
 from ptycho_tf_bridge.errors import ArchiveError
-from ptycho_tf_bridge.weights import weight_table
+from ptycho_tf_bridge.migrate import convert
+from ptycho_tf_bridge.weights import to_torch, weight_table
+from ptycho_torch.checkpoint import read_checkpoint
 from ptycho_torch.config_params import NetworkSettings
 
 SETTINGS = NetworkSettings(N=64, gridsize=2, n_filters_scale=1, intensity_scale=20.5)
@@ -206,6 +208,10 @@ def test_an_archive_that_tensorflow_writes_is_read(tmp_path: Path) -> None:
     assert archive.probe is not None
     assert np.array_equal(archive.probe, draw_probe(64))
     assert same_weights(archive, draw_weights(SHARED_HEAD))
+    content = read_checkpoint(convert(archive, tmp_path / "out").checkpoint)
+    assert content.network == SHARED_HEAD
+    for name, array in to_torch(draw_weights(SHARED_HEAD), SHARED_HEAD).items():
+        assert np.array_equal(content.weights[name].numpy(), array)
 
 
 def test_two_archives_do_not_know_of_each_other(tmp_path: Path) -> None:

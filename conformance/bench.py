@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from conformance.replay import (
     TrainingTruth,
     envelope_verdicts,
     fresh_verdicts,
+    package_verdicts,
     recorded_errors,
     reference_verdicts,
     stored_truth_verdicts,
@@ -38,7 +40,13 @@ from ptycho_torch.config_params import NetworkSettings
 from ptycho_torch.errors import PtychoError
 from ptycho_torch.scan import scan_paths
 
+if TYPE_CHECKING:
+    from conformance.tensorflow_subject import TensorFlowSubject
+
 NO_TENSORFLOW = 'TensorFlow is not installed, so nothing is compared live: pip install "ptycho-torch[tf]"'
+
+LIVE = "live:"
+"""What the name of an installed reference package follows."""
 
 LIVE_GRAPHS = {"quick": ("n64_g2", "n64_g1_nopad"), "full": tuple(GRAPHS), "study": tuple(GRAPHS)}
 """Graphs whose float32 run is compared with live Keras, by tier."""
@@ -56,6 +64,7 @@ class Planned:
         training: whether it records training steps.
         case: of an archive, which has more to say than its file.
         dated: whether it says for which specification and code it holds.
+        package: installed reference package that is judged live; None for our own Keras model.
     """
 
     name: str
@@ -65,6 +74,7 @@ class Planned:
     training: bool = False
     case: Case | None = dataclasses.field(default=None, compare=False)
     dated: bool = False
+    package: str | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +140,7 @@ def plan(reference: str | None, scan: str | None, tier: str) -> tuple[Planned, .
     Raises:
         BundleError, DataContractError, ScanError: what is wrong with a file. A scan that breaks a clause is no
             case; its clauses are judged one by one.
+        LiveReferenceError: an installed package that cannot be driven; it names what is missing.
     """
     live = tuple(Planned(f"keras_{name}", "live", None, GRAPHS[name]) for name in LIVE_GRAPHS[tier])
     if scan is not None:
@@ -140,10 +151,21 @@ def plan(reference: str | None, scan: str | None, tier: str) -> tuple[Planned, .
         )
     if reference == "keras":
         return live
+    if reference is not None and reference.startswith(LIVE):
+        return _planned_package(reference.removeprefix(LIVE), tier)
     if reference not in (None, "recorded"):
         return (_planned_bundle(Path(reference)),)
     recorded = tuple(_planned_bundle(path) for path in sorted(RECORDINGS.glob("n*.npz")))
     return recorded if reference == "recorded" else (*recorded, *live)
+
+
+def _planned_package(package: str, tier: str) -> tuple[Planned, ...]:
+    from ptycho_tf_bridge.live import LiveReference
+
+    names = [name for name in LIVE_GRAPHS[tier] if not GRAPHS[name].shared_amplitude_head]
+    # Whether it can be driven is said before any test is listed.
+    LiveReference(package, GRAPHS[names[0]])
+    return tuple(Planned(f"{package}_{name}", "live", None, GRAPHS[name], package=package) for name in names)
 
 
 def _planned_bundle(path: Path) -> Planned:
@@ -210,7 +232,7 @@ class _Work:
             where = "specs/measured.yaml" if recorded is None else f"{recorded.runs} recorded runs"
             return f"recorded; envelope from {where}"
         if backend.is_available():
-            return "Keras, live"
+            return "Keras, live" if self.planned.package is None else f"{self.planned.package}, live"
         return "none; envelope from specs/measured.yaml"
 
     @cached_property
@@ -218,9 +240,24 @@ class _Work:
         """Runs of live float32 Keras on the case and on copies moved by an ulp; None where the spec stands in."""
         if self.planned.kind == "bundle" or not backend.is_available():
             return None
-        from conformance.keras_subject import KerasSubject
+        return reference_runs(self.measurement, self.live_subject)
 
-        return reference_runs(self.measurement, KerasSubject(self.planned.settings, "float32"))
+    @cached_property
+    def live_subject(self) -> TensorFlowSubject:
+        """Live Keras, or an installed package."""
+        from conformance.keras_subject import KerasSubject
+        from conformance.tensorflow_subject import TensorFlowSubject
+        from ptycho_tf_bridge.live import LiveReference
+
+        package, settings = self.planned.package, self.planned.settings
+        if package is None:
+            return KerasSubject(settings)
+        return TensorFlowSubject(settings, "float32", LiveReference(package, settings))
+
+    @cached_property
+    def package_verdicts(self) -> Mapping[Key, Verdict]:
+        """An installed package against the ceilings of the spec, the stages alone first (clause REFERENCE)."""
+        return package_verdicts(self.measurement.of(self.live_subject), load_measured())
 
     @cached_property
     def gains(self) -> Gains:
@@ -229,6 +266,9 @@ class _Work:
         if self.planned.kind == "bundle":
             recorded = self.bundle.envelope
             return spec if recorded is None else recorded.gains.widened_when_forced(spec)
+        # A reference that is not what it was is a failure, and never a wider budget.
+        if self.planned.package and not all(verdict.passed for verdict in self.package_verdicts.values()):
+            return spec
         return spec if self.keras_runs is None else widest(self.keras_runs).widened_when_forced(spec)
 
     @cached_property
@@ -249,10 +289,13 @@ class Bench:
         self._work = cache(_Work)
 
     def record(self, planned: Planned) -> Mapping[Key, Verdict]:
-        """Judge a recording itself: oracle against stored truth, reference against its ceilings."""
+        """Judge the reference itself: a recording's, with the oracle against its truth, or an installed package."""
         if planned.name not in self.records:
             work = self._work(planned)
             measured = load_measured()
+            if planned.package:
+                self.records[planned.name] = work.package_verdicts
+                return work.package_verdicts
             self.records[planned.name] = {
                 **stored_truth_verdicts(
                     work.bundle,

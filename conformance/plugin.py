@@ -61,9 +61,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--parity-reference",
-        metavar="keras|recorded|PATH.npz",
-        help="judge against live Keras alone, against the embedded recordings alone, or against one recording alone "
-        "(default: the embedded recordings, and live Keras where TensorFlow is installed)",
+        metavar="keras|live:PACKAGE|recorded|PATH.npz",
+        help="judge against live Keras alone, against an installed reference package, which is judged too "
+        "(live:ptycho), against the embedded recordings alone, or against one recording alone (default: the embedded "
+        "recordings, and live Keras where TensorFlow is installed)",
     )
     group.addoption(
         "--parity-scan",
@@ -188,7 +189,11 @@ def _operations(config: pytest.Config) -> bool:
     from conformance.operations import is_operations_recording
 
     reference = config.getoption("--parity-reference")
-    return bool(reference) and reference not in ("keras", "recorded") and is_operations_recording(Path(reference))
+    return _is_file(reference) and is_operations_recording(Path(str(reference)))
+
+
+def _is_file(reference: str | None) -> bool:
+    return bool(reference) and reference not in ("keras", "recorded") and not str(reference).startswith("live:")
 
 
 def planned_cases(config: pytest.Config) -> tuple[Planned, ...]:
@@ -457,4 +462,4 @@ def _summary(bench: Bench | None, notes: Sequence[str]) -> Iterator[str]:
     for name, verdicts in bench.records.items():
         failed = [verdict for verdict in verdicts.values() if not verdict.passed]
         state = f"FAILED  {failed[0].explain()}" if failed else "passed"
-        yield f"{state}  recording {name}: float64 oracle against stored truth, reference against its ceilings"
+        yield f"{state}  reference of {name}: against its ceilings, and the float64 oracle against a stored truth"

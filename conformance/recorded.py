@@ -16,7 +16,7 @@ from conformance.gains import Gains
 from conformance.judge import ONE_ULP, Errors, Verdict, compare, deviation, errors, float32_budget, rounding
 from conformance.measured import Measured
 from conformance.oracle_operations import stitch
-from conformance.parity import FORWARD_FREE, RECORDED, REFERENCE
+from conformance.parity import FORWARD_FORCED, FORWARD_FREE, RECORDED, REFERENCE
 from conformance.predictions import GroupAmplitude, Predictions, StitchedPrediction
 from conformance.torch_subject import float32_means_float32
 from conformance.truth import Truth
@@ -106,7 +106,8 @@ def judge_recorded(
     for name, given in predictions.recorded.items():
         ours = np.concatenate([part[name] for part in parts])
         amplified = _amplified(run.truth[name], [noisy[name] for noisy in run.noisy])
-        found.append(_judge(name, name, given, ours, run.truth[name], amplified, gains, measured))
+        gain = gains.of(FORWARD_FREE, name)
+        found.append(_judge(name, given, ours, run.truth[name], amplified, gain, measured))
     if predictions.stitched is not None and groups is not None:
         found.append(_judge_stitched(case, predictions.stitched, groups, module, gains, measured))
     return tuple(found)
@@ -138,20 +139,20 @@ def _judge_stitched(
         objects = _predict(module, groups.of(some), recorded.offsets_px[some])["object"]
         stitcher.add(torch.from_numpy(objects[..., 0]), torch.from_numpy(recorded.centres_px[some]))
     ours = stitcher.result().object.numpy().astype(np.complex64)
-    return _judge(STITCHED, "object", recorded.canvas, ours, truth, _amplified(truth, noisy), gains, measured)
+    # Placing an object on a canvas is what merging does to patches, and costs float32 as much.
+    gain = gains.of(FORWARD_FREE, "object").largest(gains.of(FORWARD_FORCED, "merged"))
+    return _judge(STITCHED, recorded.canvas, ours, truth, _amplified(truth, noisy), gain, measured)
 
 
 def _judge(
     name: str,
-    stage: str,
     given: np.ndarray,
     ours: np.ndarray,
     truth: np.ndarray,
     amplified: Errors,
-    gains: Gains,
+    gain: Errors,
     measured: Measured,
 ) -> Recorded:
-    gain = gains.of(FORWARD_FREE, stage)
     envelope = Errors(gain.e * amplified.e, gain.m * amplified.m)
     ceiling, factor = envelope.largest(amplified), measured.reference_factor
     reference = deviation(_wide(given), truth)

@@ -27,7 +27,22 @@ from conformance.judge import (
 )
 from conformance.measured import Measured
 from conformance.oracle import Moments, keras_adam
-from conformance.parity import FLOAT64, FORWARD_FREE, FRESH, GRADIENT_FREE, LOSS, REFERENCE, TRAIN, Key, Measurement
+from conformance.parity import (
+    BACKWARD_FORCED,
+    BACKWARD_FREE,
+    FLOAT64,
+    FORWARD_FORCED,
+    FORWARD_FREE,
+    FRESH,
+    GRADIENT_FORCED,
+    GRADIENT_FREE,
+    LOSS,
+    REFERENCE,
+    TRAIN,
+    Key,
+    Measurement,
+    Quantity,
+)
 from conformance.torch_subject import TorchSubject
 from conformance.torch_training import train_torch
 from conformance.training import TrainingRun
@@ -166,6 +181,24 @@ def fresh_verdicts(bundle: Bundle) -> dict[Key, Verdict]:
     return {
         (FRESH, name): Verdict(FRESH, name, None, NONE, NONE, reasons.get(name, "")) for name in bundle.manifest.digests
     }
+
+
+def package_verdicts(run: Mapping[Key, Quantity], measured: Measured) -> dict[Key, Verdict]:
+    """Judge a run of an installed reference package against the measured ceilings (clause REFERENCE).
+
+    Stages that were fed with the truth come first, in the order of the network, so that the first failing verdict names
+    the stage that is wrong.
+    """
+    order = [FORWARD_FORCED, LOSS, BACKWARD_FORCED, GRADIENT_FORCED, FORWARD_FREE, BACKWARD_FREE, GRADIENT_FREE]
+    verdicts: dict[Key, Verdict] = {}
+    for clause, name in sorted(run, key=lambda key: order.index(key[0])):
+        quantity, amplified = run[clause, name], run[clause, name].amplified
+        ceiling = measured.gains.envelope((clause, name), run).largest(amplified)
+        factor = measured.reference_factor
+        budget = Errors(ceiling.e * factor.e, ceiling.m * factor.m)
+        key = REFERENCE, f"{name} ({clause})"
+        verdicts[key] = Verdict(*key, quantity.errors, quantity.errors, budget, quantity.mismatch)
+    return verdicts
 
 
 @dataclass(frozen=True)

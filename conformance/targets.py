@@ -75,9 +75,10 @@ def stage_targets(planned: Planned, device: str, dtype: str) -> Iterator[Target]
 
 
 def recording_targets(planned: Planned) -> Iterator[Target]:
-    """Yield what is judged of a recording itself."""
+    """Yield what is judged of a recording, or of an installed reference package, itself."""
     if planned.kind == "bundle":
         yield Target(FLOAT64, "", planned)
+    if planned.kind == "bundle" or planned.package is not None:
         yield Target(REFERENCE, "", planned)
         if planned.dated:
             yield Target(FRESH, "", planned)

@@ -39,3 +39,7 @@ def refusal(
     """
     place = one_line(where, _PLACE_CHARACTERS)
     return ArchiveError(f"{place}: found {one_line(found)}; expected {one_line(expected)}. {remedy}")
+
+
+class LiveReferenceError(PtychoError, RuntimeError):
+    """An installed reference package that cannot be driven; the message names what is missing."""

@@ -33,6 +33,7 @@ from conformance.replay import (
 from conformance.scan import examined, feeds_network, scan_case
 from conformance.torch_subject import TorchSubject
 from conformance.truth import Truth
+from conformance.variants import PLAIN, subject_of
 from conformance.waivers import Ruling, for_case, rule
 from conformance.worst import Place
 from ptycho_tf_bridge import backend
@@ -84,7 +85,7 @@ class CaseReport:
     Attributes:
         planned: the case.
         device: torch device.
-        dtype: of the candidate.
+        dtype: of the candidate, or another row of ``conformance.variants``.
         reference: what stood for the reference.
         verdicts: by clause and quantity.
         stage_of: the stage each quantity belongs to.
@@ -312,10 +313,10 @@ class Bench:
         return self.records[planned.name]
 
     def report(self, planned: Planned, device: str, dtype: str) -> CaseReport:
-        """Judge the candidate."""
+        """Judge the candidate; ``dtype`` is a dtype or another row of ``conformance.variants``."""
         key = (planned.name, device, dtype)
         if key not in self.reports:
-            self.reports[key] = self.judge(planned, TorchSubject(device, dtype))
+            self.reports[key] = self.judge(planned, subject_of(device, dtype))
         return self.reports[key]
 
     def judge(self, planned: Planned, subject: TorchSubject) -> CaseReport:
@@ -339,8 +340,9 @@ def _judge(work: _Work, subject: TorchSubject) -> CaseReport:
     is_float32 = subject.dtype == "float32"
     gains = work.gains if is_float32 else load_measured().gains
     verdicts = judge(measured, gains.envelope, limits, subject.dtype, work.shown if is_float32 else None)
-    stage_of = {key: quantity.stage for key, quantity in measured.items()}
-    if work.planned.training and not remembering.error:
+    verdicts = {key: verdict for key, verdict in verdicts.items() if subject.shows(key)}
+    stage_of = {key: quantity.stage for key, quantity in measured.items() if key in verdicts}
+    if work.planned.training and subject.row in PLAIN and not remembering.error:
         training = train_verdicts(work.bundle, work.training, subject, load_measured())
         verdicts |= training
         stage_of |= dict.fromkeys(training, "train")
@@ -357,7 +359,7 @@ def _judge(work: _Work, subject: TorchSubject) -> CaseReport:
     return CaseReport(
         planned=work.planned,
         device=subject.device,
-        dtype=subject.dtype,
+        dtype=subject.row,
         reference=work.reference_label,
         verdicts=verdicts,
         stage_of=stage_of,
@@ -375,14 +377,14 @@ def _rulings(
 ) -> tuple[Ruling, ...]:
     return tuple(
         rule(waiver, [each for key, each in verdicts.items() if waiver.covers(key[0], stage_of[key])])
-        for waiver in for_case(case, subject.device, subject.dtype)
+        for waiver in for_case(case, subject.device, subject.row)
     )
 
 
 def _places(verdicts: Mapping[Key, Verdict], measured: Mapping[Key, Quantity]) -> dict[Key, Place]:
     """Return where the worst quantities deviate most, one for each stage, worst first."""
     found: dict[str, tuple[Key, Place]] = {}
-    for key in sorted(measured, key=lambda key: verdicts[key].share, reverse=True):
+    for key in sorted(measured.keys() & verdicts.keys(), key=lambda key: (-verdicts[key].share, key)):
         place = measured[key].place
         if place is not None and place.cells.size > 1:
             found.setdefault(measured[key].stage, (key, place))
@@ -407,6 +409,10 @@ class _Remembering:
     @property
     def dtype(self) -> str:
         return self.subject.dtype
+
+    @property
+    def products(self) -> str:
+        return self.subject.products
 
     def free(self, case: Case) -> FreeRun:
         try:

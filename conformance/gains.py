@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from conformance.judge import Errors
+from conformance.judge import ONE_ULP, Errors
 from conformance.parity import GRADIENT_FORCED, GRADIENT_FREE, Key, Quantity
 from conformance.spec import load_stages
 from ptycho_torch.contract import SpecError
@@ -91,7 +91,9 @@ class Gains:
 
     def _times_condition(self, judgement: str, quantity: Quantity) -> Errors:
         gain = self.of(judgement, quantity.stage)
-        return Errors(gain.e * quantity.amplified.e, gain.m * quantity.amplified.m)
+        # The reference runs in float32, whatever the candidate's convolutions run in.
+        amplified = quantity.amplified.scaled(min(1.0, ONE_ULP["float32"] / ONE_ULP[quantity.unit]))
+        return Errors(gain.e * amplified.e, gain.m * amplified.m)
 
 
 def widest(runs: Iterable[Mapping[Key, Quantity]]) -> Gains:

@@ -16,8 +16,8 @@ import numpy as np
 SMALL = 64
 """Tensors of fewer elements are judged pooled: a ratio of two single rounding errors means nothing."""
 
-UNIT_ROUNDOFF = {"float32": 2.0**-24, "float64": 2.0**-53}
-ONE_ULP = {"float32": 2.0**-23, "float64": 2.0**-52}
+UNIT_ROUNDOFF = {"bfloat16": 2.0**-8, "tf32": 2.0**-11, "float32": 2.0**-24, "float64": 2.0**-53}
+ONE_ULP = {"bfloat16": 2.0**-7, "tf32": 2.0**-10, "float32": 2.0**-23, "float64": 2.0**-52}
 """Relative size of the one-ulp change by which conditions and envelopes are measured."""
 
 

@@ -30,13 +30,13 @@ SPECIFICATION, CODE = "specification", "code"
 
 _STAGES_FILE = "stages.yaml"
 _CODE_FILES = (
-    "conformance/keras_subject.py",
     "ptycho_tf_bridge/keras_reference.py",
     "ptycho_tf_bridge/layout.py",
     "ptycho_tf_bridge/weights.py",
 )
 """What computes the reference's numbers, which nobody computes anew in a replay.
 
+What hands them to the judge is not among it: a mistake there puts them far from the truth, as REFERENCE sees.
 The truth is computed each time and held against what is stored, the judge judges each time, and the candidate is what a
 recording is there to judge.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,6 +61,10 @@ class Subject(Protocol):
     def dtype(self) -> str:
         """``float32`` or ``float64``."""
 
+    @property
+    def products(self) -> str:
+        """What its convolutions run in, a key of ``UNIT_ROUNDOFF``; the dtype, if not less."""
+
     def free(self, case: Case) -> FreeRun:
         """Run end to end."""
 
@@ -80,6 +85,7 @@ class Quantity:
         amplified: errors that one-ulp changes of the inputs cause.
         mismatch: why it cannot be compared at all; empty if it can.
         place: where it deviates most, if that was asked for.
+        unit: the rounding that ``amplified`` is of.
     """
 
     stage: str
@@ -87,6 +93,7 @@ class Quantity:
     amplified: Errors
     mismatch: str = ""
     place: Place | None = field(default=None, compare=False, repr=False)
+    unit: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -104,24 +111,39 @@ class _Ruler:
 
     Attributes:
         dtype: of the subject.
+        products: what its convolutions run in.
         settled: errors e that pass whatever the condition is, so that it need not be measured.
         locating: whether to say where a quantity deviates most.
     """
 
     dtype: str
+    products: str
     settled: float
     locating: bool = False
 
+    def forced(self, has_weights: bool) -> str:
+        """Say what rounding a stage fed with the truth may show: less than the dtype's only in a convolution."""
+        return self.products if has_weights else self.dtype
+
     def quantity(
-        self, stage: str, parts: Sequence[_Part], margin: float = 0.0, axes: tuple[int, int] = IMAGE
+        self,
+        stage: str,
+        parts: Sequence[_Part],
+        margin: float = 0.0,
+        axes: tuple[int, int] = IMAGE,
+        unit: str | None = None,
     ) -> Quantity:
-        """Measure the parts of one quantity and pool them; the first one is the one to locate deviations in."""
+        """Measure the parts of one quantity and pool them; the first one is the one to locate deviations in.
+
+        ``unit`` is the rounding that the condition is of; None for that of the convolutions.
+        """
+        unit = self.products if unit is None else unit
         deviations = [_typed_deviation(part, self.dtype) for part in parts]
         found = errors(deviations)
         mismatch = next((each.mismatch for each in deviations if each.mismatch), "")
-        amplified = NONE if found.e <= self.settled else _pooled_condition(parts, self.dtype)
+        amplified = NONE if found.e <= self.settled else _pooled_condition(parts, unit)
         place = locate(deviations[0].values, axes) if self.locating and not mismatch else None
-        return Quantity(stage, Errors(found.e, max(found.m, margin)), amplified, mismatch, place)
+        return Quantity(stage, Errors(found.e, max(found.m, margin)), amplified, mismatch, place, unit)
 
 
 def _pooled_condition(parts: Sequence[_Part], dtype: str) -> Errors:
@@ -162,7 +184,7 @@ class Measurement:
             locating: whether to say where each quantity deviates most.
         """
         case = self.truth.case if case is None else case
-        ruler = _Ruler(subject.dtype, self._floor if subject.dtype == "float64" else 0.0, locating)
+        ruler = _Ruler(subject.dtype, subject.products, self._floor if subject.dtype == "float64" else 0.0, locating)
         found = dict(_free(self.truth, subject.free(case), case, ruler, cache(self.condition.free)))
         forced = subject.forced(case, self.truth.stages, self.truth.gradients.cotangents)
         found.update(_forced(self.truth, forced, case, ruler, cache(self.condition.forced)))
@@ -178,17 +200,17 @@ def _free(
     pieces = truth.pieces(complete, complete, measured) if comparable else truth.own_pieces
     gradients = truth.gradients_on(pieces.branches)
     for name, array in truth.stages.items():
-        part = _Part(run.stages.get(name), array, lambda name=name: condition(ruler.dtype).stages[name])  # type: ignore[misc]
+        part = _Part(run.stages.get(name), array, lambda name=name: condition(ruler.products).stages[name])  # type: ignore[misc]
         yield (FORWARD_FREE, name), ruler.quantity(name, [part], _margin(name, pieces.margins))
         part = _Part(
             run.cotangents.get(name),
             gradients.cotangents[name],
-            lambda name=name: condition(ruler.dtype).cotangents[name],  # type: ignore[misc]
+            lambda name=name: condition(ruler.products).cotangents[name],  # type: ignore[misc]
         )
         yield (BACKWARD_FREE, name), ruler.quantity(name, [part])
     expected = {name: gradients.constants[name] for name in truth.case.weights}
-    yield from _weights(GRADIENT_FREE, run.gradients, expected, lambda: condition(ruler.dtype), ruler)
-    yield from _losses("free", truth, run.losses, run.stages, lambda: condition(ruler.dtype), ruler)
+    yield from _weights(GRADIENT_FREE, run.gradients, expected, lambda: condition(ruler.products), ruler)
+    yield from _losses("free", truth, run.losses, run.stages, lambda: condition(ruler.products), ruler)
 
 
 def _forced(
@@ -200,16 +222,18 @@ def _forced(
     comparable = all(outputs[name].shape == array.shape for name, array in truth.stages.items())
     pieces = truth.pieces(fed, outputs, measured) if comparable else truth.own_pieces
     expected: dict[str, np.ndarray] = {}
+    convolutions = {name.rpartition(".")[0] for name in truth.case.weights}
     for name, array in truth.stages.items():
-        part = _Part(run.stages.get(name), array, lambda name=name: condition(ruler.dtype).stages[name])  # type: ignore[misc]
-        yield (FORWARD_FORCED, name), ruler.quantity(name, [part], _margin(name, pieces.margins))
+        unit = ruler.forced(name in convolutions)
+        part = _Part(run.stages.get(name), array, lambda name=name, unit=unit: condition(unit).stages[name])  # type: ignore[misc]
+        yield (FORWARD_FORCED, name), ruler.quantity(name, [part], _margin(name, pieces.margins), unit=unit)
         by_input, by_weight = truth.pullback(name, pieces.branches)
-        yield from _pulled(name, run.pulled.get(name, {}), by_input, condition, ruler)
+        yield from _pulled(name, run.pulled.get(name, {}), by_input, condition, ruler, unit)
         expected |= by_weight
     loss = truth.oracle.loss_pullback(truth.stages, truth.network_input, truth.loss_weights, pieces.branches["loss"])
-    yield from _pulled("loss", run.pulled.get("loss", {}), loss, condition, ruler)
-    yield from _weights(GRADIENT_FORCED, run.gradients, expected, lambda: condition(ruler.dtype), ruler)
-    yield from _losses("forced", truth, run.losses, fed, lambda: condition(ruler.dtype), ruler)
+    yield from _pulled("loss", run.pulled.get("loss", {}), loss, condition, ruler, ruler.dtype)
+    yield from _weights(GRADIENT_FORCED, run.gradients, expected, lambda: condition(ruler.products), ruler)
+    yield from _losses("forced", truth, run.losses, fed, lambda: condition(ruler.dtype), ruler, ruler.dtype)
 
 
 def _cast(array: np.ndarray, dtype: str) -> np.ndarray:
@@ -229,14 +253,15 @@ def _pulled(
     expected: Mapping[str, np.ndarray],
     condition: Conditions,
     ruler: _Ruler,
+    unit: str,
 ) -> Iterator[tuple[Key, Quantity]]:
     strangers = sorted(set(found) - set(expected))
     for name, array in expected.items():
         key = f"{stage}<-{name}"
-        part = _Part(found.get(name), array, lambda key=key: condition(ruler.dtype).cotangents[key])  # type: ignore[misc]
-        quantity = ruler.quantity(stage, [part])
+        part = _Part(found.get(name), array, lambda key=key: condition(unit).cotangents[key])  # type: ignore[misc]
+        quantity = ruler.quantity(stage, [part], unit=unit)
         if strangers:
-            quantity = Quantity(stage, quantity.errors, quantity.amplified, f"also listens to {', '.join(strangers)}")
+            quantity = dataclasses.replace(quantity, mismatch=f"also listens to {', '.join(strangers)}")
         yield (BACKWARD_FORCED, key), quantity
 
 
@@ -269,6 +294,7 @@ def _losses(
     stages: Mapping[str, np.ndarray],
     amplified: Callable[[], Amplified],
     ruler: _Ruler,
+    unit: str | None = None,
 ) -> Iterator[tuple[Key, Quantity]]:
     """Judge the three losses; in float32 pooled with the predicted intensity they are taken from."""
     parts = {
@@ -281,11 +307,11 @@ def _losses(
     }
     if ruler.dtype == "float64":
         for name, part in parts.items():
-            yield (LOSS, f"{mode}.{name}"), ruler.quantity("loss", [part])
+            yield (LOSS, f"{mode}.{name}"), ruler.quantity("loss", [part], unit=unit)
         return
     end = "predicted_intensity"
     stage = _Part(stages.get(end), truth.stages[end], lambda: amplified().stages[end])
-    yield (LOSS, mode), ruler.quantity("loss", [*parts.values(), stage])
+    yield (LOSS, mode), ruler.quantity("loss", [*parts.values(), stage], unit=unit)
 
 
 def envelope(runs: Sequence[Mapping[Key, Quantity]]) -> dict[Key, Errors]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TIERS = ("quick", "full", "study")
 DTYPES = ("float64", "float32")
+VARIANTS = ("float32-contiguous", "float32-compiled", "bf16", "tf32")
 _PACKAGE = "conformance."
 _FILES_OF = {
     "parity_case": ("test_network.py",),
@@ -33,6 +34,9 @@ _FILES_OF = {
     "parity_operations": ("test_operations.py",),
     "parity_tf_config": ("test_config_sync.py",),
 }
+
+_NO_REDUCED = "no row of lower precision was chosen: --parity-variants bf16,tf32"
+_OF_ROWS = ("test_variant", "test_products_run_in_what_the_row_says")
 
 _BENCH: pytest.StashKey[Bench] = pytest.StashKey()
 _PLAN: pytest.StashKey[tuple[Planned, ...]] = pytest.StashKey()
@@ -90,6 +94,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="show in parity.html what has changed since this report, that of the previous release",
     )
     group.addoption(
+        "--parity-variants",
+        metavar="none|all|ROW,…",
+        help="judge the recordings in further rows, each with a budget of its own: "
+        + ", ".join(VARIANTS)
+        + " (default: none in tier quick, all in the others)",
+    )
+    group.addoption(
         "--parity-tier",
         choices=TIERS,
         default="quick",
@@ -119,6 +130,7 @@ def pytest_configure(config: pytest.Config) -> None:
             config.option.xmlpath = str(Path(report) / JUNIT)
     if config.getoption("--parity-previous"):
         _read_previous(config)
+    _rows(config)
     named = [each for each in ("--parity-reference", "--parity-scan", "--parity-tf-config") if config.getoption(each)]
     if len(named) > 1:
         raise pytest.UsageError(f"{' and '.join(named)} each name a case; give one of them.")
@@ -184,6 +196,22 @@ def _dtypes(config: pytest.Config) -> tuple[str, ...]:
     return DTYPES if chosen == "all" else (str(chosen),)
 
 
+def _rows(config: pytest.Config) -> tuple[str, ...]:
+    """Return the further rows of this run."""
+    chosen = config.getoption("--parity-variants") or (
+        "none" if config.getoption("--parity-tier") == "quick" else "all"
+    )
+    if chosen in ("none", "all"):
+        return VARIANTS if chosen == "all" else ()
+    rows = tuple(dict.fromkeys(row.strip() for row in chosen.split(",")))
+    unknown = [row for row in rows if row not in VARIANTS]
+    if unknown:
+        raise pytest.UsageError(
+            f"--parity-variants: found no row {unknown[0]!r}; expected none, all, or some of {', '.join(VARIANTS)}."
+        )
+    return rows
+
+
 def _operations(config: pytest.Config) -> bool:
     """Whether the reference that was named is a recording of single operations."""
     from conformance.operations import is_operations_recording
@@ -226,10 +254,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         from conformance.targets import targets
 
         chosen = planned_cases(metafunc.config)
-        found = targets(metafunc.function.__name__, chosen, _devices(metafunc.config), _dtypes(metafunc.config))
+        test, config = metafunc.function.__name__, metafunc.config
+        rows = _rows(config) if test == "test_variant" else _dtypes(config)
+        found = targets(test, chosen, _devices(config), rows)
         metafunc.parametrize("parity_target", [_target_param(each) for each in found])
     if "parity_scan_clause" in names:
         metafunc.parametrize("parity_scan_clause", _scan_clauses(metafunc.config.getoption("--parity-scan")))
+    if "parity_row" in names:
+        reduced = [row for row in _rows(metafunc.config) if not row.startswith("float32")]
+        metafunc.parametrize("parity_row", reduced or [pytest.param("", marks=pytest.mark.skip(_NO_REDUCED))])
     if "parity_device" in names:
         metafunc.parametrize("parity_device", _devices(metafunc.config))
     if "parity_dtype" in names:
@@ -267,6 +300,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Keep to what the options chose: one case, one dtype. Other suites stay as they are."""
     dtype, case = config.getoption("--parity-dtype"), _marker_of_case(config)
     dropped = {item for item in items if _is_ours(item) and not _is_chosen(item, dtype, case)}
+    if not _rows(config):
+        # Without further rows there is nothing to skip.
+        dropped |= {item for item in items if _is_ours(item) and getattr(item, "originalname", "") in _OF_ROWS}
     config.hook.pytest_deselected(items=[item for item in items if item in dropped])
     items[:] = [item for item in items if item not in dropped]
     for item in items:

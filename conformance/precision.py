@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from conformance.torch_subject import float32_means_float32
 
 _KINDS = ((1e-5, "float32"), (1.5e-3, "TensorFloat-32"), (1.0, "bfloat16 or worse"))
 """Upper relative error of each kind: float32 is near 3e-7, TensorFloat-32 near 3e-4, bfloat16 near 3e-3."""
+
+KINDS = MappingProxyType({"float32": "float32", "tf32": "TensorFloat-32", "bfloat16": "bfloat16 or worse"})
+"""What a row's products are → what they look like."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,13 @@ class Precision:
         return f"{self.device}: products run in {self.kind} ({errors})"
 
 
-def measure_precision(device: str) -> Precision:
-    """Measure both products against float64 on the CPU, under the settings that comparisons use."""
+def measure_precision(device: str, products: str = "float32") -> Precision:
+    """Measure both products against float64 on the CPU, under the settings that comparisons use.
+
+    Args:
+        device: torch device name.
+        products: what they are to run in: ``float32``, ``tf32`` or ``bfloat16``.
+    """
     rng = np.random.default_rng(0)
 
     def draw(*shape: int) -> torch.Tensor:
@@ -45,7 +54,8 @@ def measure_precision(device: str) -> Precision:
 
     left, right = draw(256, 512), draw(512, 256)
     images, kernels = draw(2, 64, 32, 32), draw(64, 64, 3, 3)
-    with float32_means_float32():
+    autocast = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=products == "bfloat16")
+    with float32_means_float32(allow_tf32=products == "tf32"), autocast:
         product = left.to(device) @ right.to(device)
         convolved = torch.nn.functional.conv2d(images.to(device), kernels.to(device), padding=1)
     return Precision(

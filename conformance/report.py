@@ -69,7 +69,7 @@ def headline(report: CaseReport) -> str:
     most = worst(report.verdicts)
     assert most is not None
     use = f"most of a budget used: {most.share:.0%}, {most.clause} {most.stage}"
-    return f"passed  {what}: {len(report.verdicts)} verdicts; {use}"
+    return f"passed  {what}: {len(report.verdicts)} verdicts; {use}; run-to-run spread {report.run_to_run:.1e}"
 
 
 def table(report: CaseReport) -> Iterator[str]:

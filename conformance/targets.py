@@ -21,6 +21,7 @@ from conformance.parity import (
     TRAIN,
 )
 from conformance.spec import load_stages
+from conformance.variants import subject_of, unavailable
 from ptycho_tf_bridge import backend
 
 NETWORK_CLAUSES = (
@@ -84,8 +85,35 @@ def recording_targets(planned: Planned) -> Iterator[Target]:
             yield Target(FRESH, "", planned)
 
 
+def variant_targets(plan: Sequence[Planned], devices: Sequence[str], rows: Sequence[str]) -> Iterator[Target]:
+    """Yield what further rows can show of the recordings; one target for each row that cannot run at all.
+
+    A graph takes a minute to compile, so compiled rows get one recording, the smallest.
+    """
+    recorded = [planned for planned in plan if planned.kind == "bundle"]
+    smallest = sorted(recorded, key=lambda planned: planned.settings.N**2 * planned.settings.C)[:1]
+    for device in devices:
+        for row in rows:
+            chosen = smallest if row.endswith("-compiled") else recorded
+            if unavailable(device, row):
+                yield from (Target("", "all_stages", planned, device, row) for planned in chosen[:1])
+                continue
+            subject = subject_of(device, row)
+            for planned in chosen:
+                for each in stage_targets(planned, device, row):
+                    if each.clause != TRAIN and subject.shows((each.clause, _shown(each))):
+                        yield each
+
+
+def _shown(target: Target) -> str:
+    """Name of a quantity by which a subject tells whether it can show a stage."""
+    return "free" if target.clause == LOSS else target.stage
+
+
 def targets(kind: str, plan: Sequence[Planned], devices: Sequence[str], dtypes: Sequence[str]) -> list[Target]:
-    """List the targets of the test named ``kind``."""
+    """List the targets of the test named ``kind``; for ``test_variant`` the dtypes are rows."""
+    if kind == "test_variant":
+        return list(variant_targets(plan, devices, dtypes))
     if kind == "test_recording":
         return [target for planned in plan for target in recording_targets(planned)]
     if not backend.is_available():

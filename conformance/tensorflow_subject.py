@@ -51,7 +51,7 @@ class TensorFlowSubject:
 
     def __init__(self, settings: NetworkSettings, dtype: str, model: TensorFlowModel) -> None:
         self.settings = settings
-        self.dtype = dtype
+        self.dtype = self.products = dtype
         self._complex = "complex64" if dtype == "float32" else "complex128"
         self._stage_weights = {e.stage: (e.kernel_name, e.bias_name) for e in weight_table(settings)}
         self._staged = model

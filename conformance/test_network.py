@@ -9,8 +9,9 @@ import pytest
 from conformance.bench import NO_TENSORFLOW, Bench
 from conformance.judge import Verdict
 from conformance.parity import Key
-from conformance.precision import measure_precision
+from conformance.precision import KINDS, measure_precision
 from conformance.targets import Target
+from conformance.variants import subject_of, unavailable
 from ptycho_tf_bridge import backend
 
 pytestmark = [
@@ -52,6 +53,14 @@ def test_stage(parity_bench: Bench, parity_target: Target) -> None:
     assert all(verdict.passed for verdict in verdicts), _explain(verdicts)
 
 
+def test_variant(parity_bench: Bench, parity_target: Target) -> None:
+    """Run another way, the candidate holds to one clause at one stage, within the budget of that way."""
+    reason = unavailable(parity_target.device, parity_target.dtype)
+    if reason:
+        pytest.skip(f"{parity_target.dtype} on {parity_target.device}: {reason}")
+    test_stage(parity_bench, parity_target)
+
+
 @pytest.mark.parity_clause("FORWARD-FREE")
 @pytest.mark.parity_dtype("float32")
 def test_products_run_in_float32(parity_device: str, parity_notes: list[str]) -> None:
@@ -59,3 +68,15 @@ def test_products_run_in_float32(parity_device: str, parity_notes: list[str]) ->
     precision = measure_precision(parity_device)
     parity_notes.append(str(precision))
     assert precision.kind == "float32", str(precision)
+
+
+@pytest.mark.parity_clause("FORWARD-FREE")
+def test_products_run_in_what_the_row_says(parity_device: str, parity_row: str, parity_notes: list[str]) -> None:
+    """A row of lower precision is judged with a wider budget, so it has to run in that precision."""
+    reason = unavailable(parity_device, parity_row)
+    if reason:
+        pytest.skip(f"{parity_row} on {parity_device}: {reason}")
+    products = subject_of(parity_device, parity_row).products
+    precision = measure_precision(parity_device, products)
+    parity_notes.append(f"row {parity_row}, {precision}")
+    assert precision.kind == KINDS[products], str(precision)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from conformance.case import Case, ForcedRun, FreeRun
+from conformance.parity import Key
 from conformance.spec import load_stages
 from ptycho_tf_bridge.errors import WeightMapError
 from ptycho_tf_bridge.layout import LAYOUTS
@@ -27,16 +28,17 @@ Hook = Callable[[str, tuple[Any, ...], Tensor], Tensor | None]
 
 
 @contextlib.contextmanager
-def float32_means_float32() -> Iterator[None]:
+def float32_means_float32(*, allow_tf32: bool = False) -> Iterator[None]:
     """Switch TensorFloat-32 off, and the choice of algorithms by timing, for the time of a comparison.
 
+    ``allow_tf32`` keeps TensorFloat-32, where it is what is judged.
     One thread: how a sum is cut into parts depends on the number of threads, and a verdict must not.
     """
     before, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
-    torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision("high" if allow_tf32 else "highest")
     torch.set_num_threads(1)
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=allow_tf32):
             yield
     finally:
         torch.set_float32_matmul_precision(before)
@@ -44,7 +46,7 @@ def float32_means_float32() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _tapped(model: PtychoNet, stages: Collection[str], hook: Hook) -> Iterator[None]:
+def tapped(model: PtychoNet, stages: Collection[str], hook: Hook) -> Iterator[None]:
     """Call ``hook(stage id, arguments, output)`` at some stages; what it returns replaces the output."""
 
     def tap(stage: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor | None]:
@@ -78,6 +80,25 @@ class TorchSubject:
 
     device: str = "cpu"
     dtype: str = "float32"
+
+    @property
+    def row(self) -> str:
+        """How reports call dtype and way of running."""
+        return self.dtype
+
+    @property
+    def products(self) -> str:
+        """What the convolutions run in."""
+        return self.dtype
+
+    def shows(self, key: Key) -> bool:
+        """Whether a quantity can be seen at all, run this way."""
+        return True
+
+    def _predict(self, model: PtychoNet, scaled_amplitude: Tensor, offsets_px: Tensor) -> Prediction:
+        """Run the network."""
+        prediction: Prediction = model(scaled_amplitude, offsets_px)
+        return prediction
 
     def _load(self, case: Case) -> _Loaded:
         dtype: torch.dtype = getattr(torch, self.dtype)
@@ -127,18 +148,18 @@ class TorchSubject:
         Nobody looks at a doubling in use, and one that nobody looks at is not computed. So the doublings get a run of
         their own, and everything else is judged as users have it.
         """
-        with float32_means_float32():
+        with float32_means_float32(allow_tf32=self.products == "tf32"):
             loaded = self._load(case)
-            doublings = {name for name, module in loaded.model.named_modules() if isinstance(module, Upsample)}
+            doublings = doublings_of(loaded.model)
             every = loaded.model.stage_ids()
             seen, _ = self._run(loaded, case, every)
             outputs, losses = self._run(loaded, case, [stage for stage in every if stage not in doublings])
         outputs = {stage: (seen if stage in doublings else outputs)[stage] for stage in every}
-        layouts = _layouts(case)
+        layouts = layouts_of(case)
         return FreeRun(
-            stages={stage: _numpy(output, layouts[stage]) for stage, output in outputs.items()},
-            cotangents={stage: _numpy(_grad(output), layouts[stage]) for stage, output in outputs.items()},
-            gradients=_weight_gradients(loaded.model, case),
+            stages={stage: to_numpy(output, layouts[stage]) for stage, output in outputs.items()},
+            cotangents={stage: to_numpy(_grad(output), layouts[stage]) for stage, output in outputs.items()},
+            gradients=weight_gradients(loaded.model, case),
             losses=losses,
         )
 
@@ -154,8 +175,8 @@ class TorchSubject:
         loaded.model.zero_grad()
         # So that the first stage, too, has a cotangent to show.
         network_input = loaded.scaled_amplitude.clone().requires_grad_()
-        with _tapped(loaded.model, stages, record):
-            prediction = loaded.model(network_input, loaded.offsets_px)
+        with tapped(loaded.model, stages, record):
+            prediction = self._predict(loaded.model, network_input, loaded.offsets_px)
         total, losses = self._losses(loaded, prediction, case)
         total.backward()
         return outputs, losses
@@ -167,7 +188,7 @@ class TorchSubject:
 
         The network's own wiring feeds the stages, so a stage that listens to the wrong one is caught too.
         """
-        layouts = _layouts(case)
+        layouts = layouts_of(case)
         calls: dict[str, tuple[tuple[Any, ...], Tensor]] = {}
         truth: dict[str, Tensor] = {}
 
@@ -176,10 +197,10 @@ class TorchSubject:
             truth[stage] = self._to_device(truth_stages[stage], layouts[stage], case).requires_grad_()
             return truth[stage]
 
-        with float32_means_float32():
+        with float32_means_float32(allow_tf32=self.products == "tf32"):
             loaded = self._load(case)
-            with _tapped(loaded.model, loaded.model.stage_ids(), force):
-                prediction = loaded.model(loaded.scaled_amplitude, loaded.offsets_px)
+            with tapped(loaded.model, loaded.model.stage_ids(), force):
+                prediction = self._predict(loaded.model, loaded.scaled_amplitude, loaded.offsets_px)
             pulled: dict[str, dict[str, np.ndarray]] = {}
             for stage, (arguments, output) in calls.items():
                 sources = {name: leaf for name, leaf in truth.items() if any(leaf is each for each in arguments)}
@@ -190,9 +211,9 @@ class TorchSubject:
             ends = {name: truth[name] for name in ("predicted_amplitude", "predicted_intensity", *read)}
             pulled["loss"] = _pull_back(total, torch.ones_like(total), ends, None, layouts)
         return ForcedRun(
-            stages={stage: _numpy(output, layouts[stage]) for stage, (_, output) in calls.items()},
+            stages={stage: to_numpy(output, layouts[stage]) for stage, (_, output) in calls.items()},
             pulled=pulled,
-            gradients=_weight_gradients(loaded.model, case),
+            gradients=weight_gradients(loaded.model, case),
             losses=losses,
         )
 
@@ -224,12 +245,21 @@ class CheckpointSubject(TorchSubject):
         return model
 
 
-def _layouts(case: Case) -> dict[str, str]:
+def doublings_of(model: PtychoNet) -> set[str]:
+    """Return the ids of the stages that are computed only where somebody looks at them."""
+    return {name for name, module in model.named_modules() if isinstance(module, Upsample)}
+
+
+def layouts_of(case: Case) -> dict[str, str]:
+    """Return the name of every stage's layout."""
     return {stage.id: stage.layout for stage in load_stages().expand(case.settings)}
 
 
-def _numpy(tensor: Tensor, layout: str) -> np.ndarray:
-    return LAYOUTS[layout].to_tensorflow(tensor.detach().resolve_conj().cpu().numpy())
+def to_numpy(tensor: Tensor, layout: str) -> np.ndarray:
+    """Return a stage's tensor in TensorFlow's layout."""
+    # NumPy has no bfloat16; float32 holds every one of them.
+    wide = tensor.detach().float() if tensor.dtype == torch.bfloat16 else tensor.detach()
+    return LAYOUTS[layout].to_tensorflow(wide.resolve_conj().cpu().numpy())
 
 
 def _grad(tensor: Tensor) -> Tensor:
@@ -249,12 +279,13 @@ def _pull_back(
     found: tuple[Tensor | None, ...] = (None,) * len(leaves)
     # An output of another shape has no cotangent; that it has another shape is what its forward clause says.
     if output.requires_grad and leaves and output.shape == cotangent.shape:
-        found = torch.autograd.grad(output, leaves, cotangent, allow_unused=True)
+        found = torch.autograd.grad(output, leaves, cotangent.to(output.dtype), allow_unused=True)
     gradients = [torch.zeros_like(leaf) if each is None else each for leaf, each in zip(leaves, found, strict=True)]
     for parameter, gradient in zip(parameters, gradients[len(sources) :], strict=True):
         parameter.grad = gradient
     return {
-        name: _numpy(gradient, layouts[name]) for name, gradient in zip(sources, gradients[: len(sources)], strict=True)
+        name: to_numpy(gradient, layouts[name])
+        for name, gradient in zip(sources, gradients[: len(sources)], strict=True)
     }
 
 
@@ -268,5 +299,6 @@ def named(model: PtychoNet, case: Case, choose: Callable[[nn.Parameter], Tensor]
     return to_tensorflow(state, case.settings)
 
 
-def _weight_gradients(model: PtychoNet, case: Case) -> dict[str, np.ndarray]:
+def weight_gradients(model: PtychoNet, case: Case) -> dict[str, np.ndarray]:
+    """Return the gradient of every weight under its TensorFlow name and in its layout."""
     return named(model, case, _grad)

@@ -101,6 +101,12 @@ def test_absent_cuda_is_one_clear_line() -> None:
     assert "finds no CUDA device here" in error_of(run("conformance", "--parity-device", "cuda"))
 
 
+def test_a_row_that_does_not_exist_is_one_clear_line() -> None:
+    assert "found no row 'fp8'; expected none, all, or some of float32-contiguous" in error_of(
+        run("conformance", "--parity-variants", "fp8")
+    )
+
+
 @pytest.mark.parametrize("option", ["--parity-device", "--parity-dtype", "--parity-tier"])
 def test_an_unknown_choice_lists_the_known_ones(option: str) -> None:
     result = run("conformance", option, "banana")

@@ -219,6 +219,29 @@ def _mlflow_that_refuses() -> Iterator[None]:
 # ------------------------------------------------------------------------------------------------ the live reference
 
 
+def live_reads(package: str) -> frozenset[str]:
+    """Return the legacy keys that an installed reference reads while its network is built and run once.
+
+    Patch side and grid size are arguments of the function that builds it, so they count as read.
+
+    Args:
+        package: importable name, as for ``--parity-reference live:PACKAGE``.
+
+    Raises:
+        LiveReferenceError: the package cannot be driven.
+        BackendMissingError: no TensorFlow.
+    """
+    from ptycho_tf_bridge.live import LiveReference
+
+    settings = NetworkSettings(gridsize=2, n_filters_scale=1)
+    amplitude = np.ones((1, SIDE_PX, SIDE_PX, settings.C), np.float32)
+    # The module is there once the package has been driven.
+    LiveReference(package, settings)
+    with recorded_parameters(sys.modules[f"{package}.params"].cfg) as recording:
+        LiveReference(package, settings).run_stages(amplitude, np.zeros((1, 1, 2, settings.C), np.float32))
+    return frozenset(recording.reads) | {"N", "gridsize"}
+
+
 class RecordingParameters(dict[str, Any]):
     """A legacy dictionary that notes which of its values are read.
 

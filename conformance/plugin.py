@@ -27,7 +27,7 @@ DTYPES = ("float64", "float32")
 VARIANTS = ("float32-contiguous", "float32-compiled", "bf16", "tf32")
 _PACKAGE = "conformance."
 _FILES_OF = {
-    "parity_case": ("test_network.py",),
+    "parity_case": ("test_network.py", "test_config_sync.py"),
     "parity_recorded": ("test_network.py", "test_operations.py"),
     "parity_scan": ("test_network.py", "test_data_contract.py"),
     "parity_keras": ("test_network.py", "test_float64.py"),

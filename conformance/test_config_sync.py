@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from conformance.bench import NO_TENSORFLOW
-from conformance.config_reads import Reads, findings, keras_reads, torch_reads
+from conformance.config_reads import Reads, findings, keras_reads, legacy_findings, live_reads, torch_reads
 from conformance.drift import CLAUSES, Drift, drifts, has_legacy_names, import_reference
 from ptycho_tf_bridge import backend
 from ptycho_tf_bridge.config import KEPT, from_legacy, from_yaml, to_legacy, to_tensorflow_yaml
@@ -90,6 +90,19 @@ def test_setting_is_read_here(ours: Reads, setting: Setting) -> None:
 def test_setting_is_read_by_the_model_of_the_reference(theirs: Reads, setting: Setting) -> None:
     """A setting is read by the Keras model exactly if the table says so."""
     assert setting.name not in findings(SCHEMA, "keras", theirs), findings(SCHEMA, "keras", theirs)[setting.name]
+
+
+@pytest.mark.parity_case
+@pytest.mark.parity_clause("CONFIG-09")
+def test_reference_reads_what_the_table_says(request: pytest.FixtureRequest, parity_notes: list[str]) -> None:
+    """An installed reference reads the keys of its network, and none that it is said not to read."""
+    kind, _, package = str(request.config.getoption("--parity-reference") or "").partition(":")
+    if kind != "live":
+        pytest.skip("no installed reference was named: pytest conformance --parity-reference live:ptycho")
+    reads = live_reads(package)
+    parity_notes.append(f"{package} read {len(reads)} keys of its dictionary to build and run its network")
+    found = legacy_findings(SCHEMA, reads)
+    assert not found, "\n".join(found.values())
 
 
 @pytest.mark.parity_clause("CONFIG-06")

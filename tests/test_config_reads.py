@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reference_package import Edit, write_package
 
 from conformance import config_reads
 from conformance.config_reads import (
@@ -17,6 +18,7 @@ from conformance.config_reads import (
     findings,
     keras_reads,
     legacy_findings,
+    live_reads,
     recorded,
     recorded_parameters,
     torch_reads,
@@ -193,3 +195,26 @@ def test_a_value_that_is_read_is_noted_and_a_key_that_is_only_looked_for_is_not(
     recording["d"] = 4
     recording.update(e=5)
     assert recording.reads == {"a", "b"}
+
+
+@pytest.mark.skipif(not backend.is_available(), reason="needs TensorFlow; pip install 'ptycho-torch[tf]'")
+@pytest.mark.parametrize(
+    ("edits", "found"),
+    [
+        ([], []),
+        ([("model.py", 'cfg["pad_object"]', "True")], ["pad_object"]),
+        ([("model.py", 'cfg = params.cfg\n', 'cfg = params.cfg\n    cfg.get("optimizer")\n')], ["optimizer"]),
+    ],
+    ids=["as the table says", "a key less", "a key more"],
+)
+def test_an_installed_reference_is_seen_to_read_its_keys(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edits: list[Edit], found: list[str]
+) -> None:
+    name = f"read_reference_{len(edits)}_{'_'.join(found)}"
+    monkeypatch.syspath_prepend(tmp_path)
+    write_package(tmp_path, name, *edits)
+    try:
+        assert list(legacy_findings(SCHEMA, live_reads(name))) == found
+    finally:
+        for module in [each for each in sys.modules if each.partition(".")[0] == name]:
+            del sys.modules[module]

@@ -203,7 +203,7 @@ def test_a_value_that_is_read_is_noted_and_a_key_that_is_only_looked_for_is_not(
     [
         ([], []),
         ([("model.py", 'cfg["pad_object"]', "True")], ["pad_object"]),
-        ([("model.py", 'cfg = params.cfg\n', 'cfg = params.cfg\n    cfg.get("optimizer")\n')], ["optimizer"]),
+        ([("model.py", "cfg = params.cfg\n", 'cfg = params.cfg\n    cfg.get("optimizer")\n')], ["optimizer"]),
     ],
     ids=["as the table says", "a key less", "a key more"],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ptycho_torch.errors import PtychoError, one_line
 
 _PLACE_CHARACTERS = 600
+_MESSAGE_CHARACTERS = 2000
 
 
 class BackendMissingError(PtychoError, ImportError):
@@ -20,7 +21,13 @@ class WeightMapError(PtychoError, ValueError):
 
 
 class ArchiveError(PtychoError, ValueError):
-    """An archive that is damaged, hostile, or of a kind that cannot be converted; the message says which and why."""
+    """An archive that is damaged, hostile, or of a kind that cannot be converted; the message says which and why.
+
+    Whatever a message repeats of an archive, it stays one line of bounded length.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message, _MESSAGE_CHARACTERS))
 
 
 def refusal(

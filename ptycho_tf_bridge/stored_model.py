@@ -21,6 +21,7 @@ from ptycho_tf_bridge.members import Members
 from ptycho_tf_bridge.recognise import FoundNetwork, find_network
 from ptycho_tf_bridge.tf_checkpoint import read_tf_checkpoint
 from ptycho_tf_bridge.weights import weight_table
+from ptycho_torch.errors import one_line
 
 GRAPH_BYTES = 8 * 2**20
 """Longest ``config.json``: the reference's has 47 kB."""
@@ -146,7 +147,7 @@ def _metadata(file: Members) -> dict[str, str]:
         return {}
     try:
         content = json.loads(file.read("metadata.json", _METADATA_BYTES))
-        return {str(key): str(value)[:80] for key, value in content.items()}
+        return {str(key): one_line(str(value), 80) for key, value in content.items()}
     except (ValueError, AttributeError, RecursionError) as err:
         if isinstance(err, ArchiveError):
             raise

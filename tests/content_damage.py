@@ -273,24 +273,18 @@ def of_graphs(rng: np.random.Generator, members: Members) -> Iterator[Damage]:
     """``config.json``: bits and types, and graphs that lead nowhere or in a circle."""
     content = unzipped(members[KERAS])[GRAPH]
 
-    def with_graph(new: bytes) -> bytes:
-        return packed(members | {KERAS: packed(unzipped(members[KERAS]) | {GRAPH: new})})
+    def with_graph(new: bytes, name: str = GRAPH) -> bytes:
+        return packed(members | {KERAS: packed(unzipped(members[KERAS]) | {name: new})})
 
     for _ in range(40):
         yield Damage("bit of a graph", with_graph(flipped(content, int(rng.integers(len(content))))), SOUND)
-    for text in (
-        b"[" * 10**6,
-        b'{"a":' * 10**5,
-        b"1" * 10**6,
-        b"null",
-        b"[]",
-        b'"\\ud800"',
-        b"NaN",
-        b"{}",
-        b"\xff\xfe",
-    ):
+    long = (b"[" * 10**6, b'{"a":' * 10**5, b"1" * 10**6)
+    for text in (*long, b"null", b"[]", b'"\\ud800"', b"NaN", b"{}", b"\xff\xfe"):
         yield Damage("hostile JSON", with_graph(text))
-    for edit in (circle, to_itself, crowd, nobody, numbers, strings, nulls):
+    controls = b'{"date_saved": "a\\n\\u001b[2J"}'
+    for text in (*long, controls, b"[]", b"3", b'{"date_saved": [1]}', b'{"written_by": null}'):
+        yield Damage("hostile metadata", with_graph(text, "metadata.json"), SOUND)
+    for edit in (circle, to_itself, crowd, nobody, numbers, strings, nulls, huge, slices):
         model = json.loads(content)
         edit(model["config"]["layers"])
         yield Damage(f"graph: {edit.__name__}", with_graph(json.dumps(model).encode()))
@@ -335,6 +329,19 @@ def numbers(layers: Layers) -> None:
 def strings(layers: Layers) -> None:
     for layer in layers:
         layer["inbound_nodes"] = "text"
+
+
+def huge(layers: Layers) -> None:
+    """A factor that no floating-point number can hold."""
+    activation = next(layer for layer in layers if layer["class_name"] == "ActivationLayer")
+    activation["config"]["scale"] = 10**400
+
+
+def slices(layers: Layers) -> None:
+    """Slices that are no dictionaries, and a name of many lines without end."""
+    for layer in layers:
+        if layer["class_name"] == "GetItem":
+            layer["inbound_nodes"][0]["args"][1:] = [{"class_name": "__slice__", "config": "\n" * 10**5}]
 
 
 def nulls(layers: Layers) -> None:

@@ -1,4 +1,4 @@
-"""A thousand archives from strangers and more: refused in one clear line, or read as what they are; nothing is run.
+"""More than a thousand archives from strangers: refused in one clear line, or read as what they are; nothing is run.
 
 The archives are drawn by ``archive_damage.py`` and ``content_damage.py`` and read by ``watched_reading.py``, in two
 processes of their own.
@@ -37,7 +37,12 @@ def finish(process: subprocess.Popen[str]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def readings() -> list[dict[str, Any]]:
     processes = [start("--part", str(part), "--parts", str(PARTS)) for part in range(PARTS)]
-    return [finish(process) for process in processes]
+    try:
+        return [finish(process) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
 def total(readings: list[dict[str, Any]], key: str) -> collections.Counter[str]:

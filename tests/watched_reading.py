@@ -127,6 +127,8 @@ def is_sound(archive: Archive) -> bool:
     probe, scale, N = archive.probe, archive.intensity_scale, archive.network.N
     probe_fits = probe is None or (probe.shape == (N, N) and probe.dtype == np.complex64 and np.isfinite(probe).all())
     scale_fits = scale is None or (type(scale) is float and 0 < scale < math.inf)
+    if not all(text.isprintable() for text in (archive.era, *archive.notes)):
+        return False
     missing = {name for name, value in (("probe", probe), ("intensity_scale", scale)) if value is None}
     return bool(probe_fits and scale_fits and missing <= set(archive.missing)) and is_plain(archive.parameters)
 

@@ -14,6 +14,7 @@ pytest.importorskip("lightning", reason="training needs lightning; pip install l
 pytest.importorskip("tensordict", reason="the memory map is a TensorDict; pip install tensordict")
 
 from conformance import study
+from conformance.digest import numerical_digest
 from conformance.errors import DocumentError
 from conformance.study import Outcome, as_evidence, run_study, write_study_scan
 from ptycho_torch.scan import examine
@@ -21,7 +22,16 @@ from ptycho_torch.scan import examine
 
 def outcome(backend: str, seed: int, **numbers: float) -> Outcome:
     given: dict[str, Any] = {"loss": -100.0 - seed, "phase_correlation": 0.9 + seed / 100, "amplitude_error": 0.05}
-    return Outcome(backend, seed, epochs=3, groups=400, phase_error_rad=0.1, seconds=1.0, **(given | numbers))
+    return Outcome(
+        backend,
+        seed,
+        epochs=3,
+        groups=400,
+        phase_error_rad=0.1,
+        seconds=1.0,
+        code=numerical_digest(),
+        **(given | numbers),
+    )
 
 
 @pytest.fixture
@@ -57,6 +67,11 @@ def test_a_file_of_another_run_is_refused(stubs: list[tuple[str, int]], tmp_path
     (tmp_path / "torch-3-1.json").write_text((tmp_path / "torch-3-0.json").read_text())
     with pytest.raises(DocumentError, match="holds seed 0 of torch"):
         run_study(tmp_path, 2, 3, lambda line: None)
+    (tmp_path / "torch-3-1.json").unlink()
+    kept = json.loads((tmp_path / "torch-3-0.json").read_text())
+    (tmp_path / "torch-3-0.json").write_text(json.dumps(kept | {"code": "0" * 64}))
+    with pytest.raises(DocumentError, match="by other code"):
+        run_study(tmp_path, 1, 3, lambda line: None)
     damaged = json.loads((tmp_path / "torch-3-0.json").read_text()) | {"loss": "low"}
     (tmp_path / "torch-3-0.json").write_text(json.dumps(damaged))
     with pytest.raises(DocumentError, match="loss"):

@@ -52,12 +52,15 @@ class FreeRun:
         cotangents: stage id → gradient of the total loss by that output (zeros where it has no influence).
         gradients: weight name → gradient of the total loss, TensorFlow kernel layout.
         losses: ``nll``, ``mae``, ``total``.
+        watched: another run, with the cotangents of stages that nobody computes in use; None if there are none.
+            Rounding may put it on other linear pieces, and its cotangents are judged on its own.
     """
 
     stages: Mapping[str, np.ndarray]
     cotangents: Mapping[str, np.ndarray]
     gradients: Mapping[str, np.ndarray]
     losses: Mapping[str, float]
+    watched: FreeRun | None = None
 
 
 @dataclass(frozen=True)

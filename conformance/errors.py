@@ -25,3 +25,7 @@ class DriftError(PtychoError, ValueError):
 
 class RecordError(PtychoError, ValueError):
     """A reference or a case of which no recording can be made."""
+
+
+class StudyError(PtychoError):
+    """A study cannot be run or continued."""

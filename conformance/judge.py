@@ -149,7 +149,7 @@ class Verdict:
     @property
     def share(self) -> float:
         """Share of the budget used; above 1 is a failure."""
-        return max(_share(self.candidate.e, self.budget.e), _share(self.candidate.m, self.budget.m))
+        return max(share_of(self.candidate.e, self.budget.e), share_of(self.candidate.m, self.budget.m))
 
     @property
     def passed(self) -> bool:
@@ -165,7 +165,8 @@ class Verdict:
         return f"{self.clause} {self.stage}: {found}; {allowed}{reference}{cause}"
 
 
-def _share(used: float, allowed: float) -> float:
+def share_of(used: float, allowed: float) -> float:
+    """Return used / allowed: 0 where everything is allowed, infinite for a NaN or where nothing is allowed."""
     if math.isinf(allowed):
         return 0.0
     if used == 0:

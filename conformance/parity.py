@@ -27,7 +27,7 @@ from conformance.judge import (
     rounding,
 )
 from conformance.spec import Stage
-from conformance.truth import Truth
+from conformance.truth import Pieces, Truth
 from conformance.worst import IMAGE, KERNEL, Place, locate
 
 FORWARD_FREE, FORWARD_FORCED = "FORWARD-FREE", "FORWARD-FORCED"
@@ -194,23 +194,36 @@ class Measurement:
 def _free(
     truth: Truth, run: FreeRun, case: Case, ruler: _Ruler, condition: Conditions
 ) -> Iterator[tuple[Key, Quantity]]:
-    complete = {name: run.stages.get(name, array) for name, array in truth.stages.items()}
-    comparable = all(complete[name].shape == array.shape for name, array in truth.stages.items())
     measured = case.scaled_amplitude(ruler.dtype)
-    pieces = truth.pieces(complete, complete, measured) if comparable else truth.own_pieces
+    pieces = _pieces(truth, run, measured)
     gradients = truth.gradients_on(pieces.branches)
+    found, expected_cotangents = dict(run.cotangents), dict(gradients.cotangents)
+    if run.watched is not None:
+        others = gradients
+        branches = _pieces(truth, run.watched, measured).branches
+        if any(not np.array_equal(branch, pieces.branches[name]) for name, branch in branches.items()):
+            others = truth.gradients_on(branches)
+        found |= run.watched.cotangents
+        expected_cotangents |= {name: others.cotangents[name] for name in run.watched.cotangents}
     for name, array in truth.stages.items():
         part = _Part(run.stages.get(name), array, lambda name=name: condition(ruler.products).stages[name])  # type: ignore[misc]
         yield (FORWARD_FREE, name), ruler.quantity(name, [part], _margin(name, pieces.margins))
         part = _Part(
-            run.cotangents.get(name),
-            gradients.cotangents[name],
+            found.get(name),
+            expected_cotangents[name],
             lambda name=name: condition(ruler.products).cotangents[name],  # type: ignore[misc]
         )
         yield (BACKWARD_FREE, name), ruler.quantity(name, [part])
     expected = {name: gradients.constants[name] for name in truth.case.weights}
     yield from _weights(GRADIENT_FREE, run.gradients, expected, lambda: condition(ruler.products), ruler)
     yield from _losses("free", truth, run.losses, run.stages, lambda: condition(ruler.products), ruler)
+
+
+def _pieces(truth: Truth, run: FreeRun, measured: np.ndarray) -> Pieces:
+    """Return the pieces that a run was on; the truth's own where it has a stage of another shape."""
+    complete = {name: run.stages.get(name, array) for name, array in truth.stages.items()}
+    comparable = all(complete[name].shape == array.shape for name, array in truth.stages.items())
+    return truth.pieces(complete, complete, measured) if comparable else truth.own_pieces
 
 
 def _forced(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -152,15 +152,25 @@ class TorchSubject:
             loaded = self._load(case)
             doublings = doublings_of(loaded.model)
             every = loaded.model.stage_ids()
-            seen, _ = self._run(loaded, case, every)
+            seen, seen_losses = self._run(loaded, case, every)
             outputs, losses = self._run(loaded, case, [stage for stage in every if stage not in doublings])
         outputs = {stage: (seen if stage in doublings else outputs)[stage] for stage in every}
         layouts = layouts_of(case)
+
+        def cotangents(stages: Iterable[str]) -> dict[str, np.ndarray]:
+            return {stage: to_numpy(_grad(outputs[stage]), layouts[stage]) for stage in stages}
+
         return FreeRun(
             stages={stage: to_numpy(output, layouts[stage]) for stage, output in outputs.items()},
-            cotangents={stage: to_numpy(_grad(output), layouts[stage]) for stage, output in outputs.items()},
+            cotangents=cotangents(stage for stage in every if stage not in doublings),
             gradients=weight_gradients(loaded.model, case),
             losses=losses,
+            watched=FreeRun(
+                stages={stage: to_numpy(output, layouts[stage]) for stage, output in seen.items()},
+                cotangents=cotangents(doublings),
+                gradients={},
+                losses=seen_losses,
+            ),
         )
 
     def _run(self, loaded: _Loaded, case: Case, stages: Collection[str]) -> tuple[dict[str, Tensor], dict[str, float]]:

@@ -15,6 +15,7 @@ import numpy as np
 from conformance.bundle import RECORDINGS, Bundle, read_bundle
 from conformance.calibrate import reference_runs
 from conformance.case import Case, ForcedRun, FreeRun
+from conformance.causes import cause_of
 from conformance.draws import GRAPHS, draw_case
 from conformance.gains import Gains, widest
 from conformance.judge import Errors, Verdict, compare
@@ -31,6 +32,7 @@ from conformance.replay import (
     train_verdicts,
 )
 from conformance.scan import examined, feeds_network, scan_case
+from conformance.steps import StepBench
 from conformance.torch_subject import TorchSubject
 from conformance.truth import Truth
 from conformance.variants import PLAIN, subject_of
@@ -95,7 +97,7 @@ class CaseReport:
         error: what the candidate raised; empty if nothing.
         rulings: what became of the waivers for this case.
         places: where the worst quantities deviate most.
-        cause: what would explain the first failing stage; empty if nothing known does.
+        cause: the known mistake that explains the first failing stage, or that there is none; empty if nothing failed.
     """
 
     planned: Planned
@@ -187,7 +189,7 @@ _scan_case = cache(scan_case)
 
 
 _NOTHING_FREE = FreeRun({}, {}, {}, {})
-_NOTHING_FORCED = ForcedRun({}, {}, {}, {})
+NOTHING_FORCED = ForcedRun({}, {}, {}, {})
 CANDIDATE_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, PtychoError)
 """What a broken network raises. Anything else is no verdict about the network and ends the run."""
 
@@ -287,6 +289,7 @@ class Bench:
     def __init__(self) -> None:
         self.reports: dict[tuple[str, str, str], CaseReport] = {}
         self.records: dict[str, Mapping[Key, Verdict]] = {}
+        self.steps = StepBench()
         self._work = cache(_Work)
 
     def record(self, planned: Planned) -> Mapping[Key, Verdict]:
@@ -369,7 +372,16 @@ def _judge(work: _Work, subject: TorchSubject) -> CaseReport:
         seconds=time.perf_counter() - started,
         rulings=rulings,
         places=_places(verdicts, measured),
+        cause=_cause(work.truth, remembering, verdicts, first),
     )
+
+
+def _cause(truth: Truth, subject: _Remembering, verdicts: Mapping[Key, Verdict], stage: str | None) -> str:
+    """Name the mistake that explains the first failing stage; the empty string if nothing failed or none does."""
+    if stage is None:
+        return ""
+    found = cause_of(truth, subject.last_forced, verdicts, stage)
+    return "no known cause" if found is None else found.name
 
 
 def _rulings(
@@ -404,6 +416,7 @@ class _Remembering:
 
     subject: TorchSubject
     last: FreeRun = _NOTHING_FREE
+    last_forced: ForcedRun = NOTHING_FORCED
     error: str = ""
 
     @property
@@ -425,10 +438,11 @@ class _Remembering:
         self, case: Case, truth_stages: Mapping[str, np.ndarray], truth_cotangents: Mapping[str, np.ndarray]
     ) -> ForcedRun:
         try:
-            return self.subject.forced(case, truth_stages, truth_cotangents)
+            self.last_forced = self.subject.forced(case, truth_stages, truth_cotangents)
         except CANDIDATE_ERRORS as err:
             self.error = f"{type(err).__name__}: {err}"
-            return _NOTHING_FORCED
+            self.last_forced = NOTHING_FORCED
+        return self.last_forced
 
     def run_to_run(self, case: Case) -> float:
         """Run once more; return the largest scale-free difference over all stages and gradients."""

@@ -88,6 +88,10 @@ class Oracle:
         """Return the shape of a stage's output for a number of groups and of probe modes."""
         return self._nodes[stage].shape(batch, modes)
 
+    def node(self, stage: str) -> Stage:
+        """Return the equation of one stage."""
+        return self._nodes[stage]
+
     def evaluate(self, stage: str, inputs: Sequence[np.ndarray], constants: Constants) -> np.ndarray:
         """Return the output of one stage from given inputs, in the order of ``Oracle.inputs``."""
         return self._nodes[stage].evaluate(inputs, constants)

@@ -369,31 +369,32 @@ def _pairs(offsets_px: np.ndarray) -> np.ndarray:
 class Merge(Stage):
     """``Σ_c T(patch_c, −o_c) / (Σ_c T(mask, −o_c) + 0.001)`` on the canvas, mask 1 in the central N/2 square.
 
-    With ``object_big`` false the one patch is padded with zeros instead.
+    With ``object_big`` false the one patch is padded with zeros instead. ``mask_px`` is the side of another mask.
     """
 
     N: int
     object_big: bool
+    mask_px: int | None = None
 
     def _value(self, inputs: Arrays, constants: Constants) -> np.ndarray:
         canvases = operations.embed(np.moveaxis(inputs[0], -1, 1), self.size)  # (B, K, P, P)
         if not self.object_big:
             return np.moveaxis(canvases, 1, -1)
         placed = operations.translate(canvases, -_pairs(constants.offsets_px))
-        return np.asarray(placed.sum(axis=1) / self._cover(constants))[..., None]
+        return np.asarray(placed.sum(axis=1) / self.cover(constants))[..., None]
 
     def _pullback(self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece) -> Pullback:
         canvases = np.moveaxis(cotangent, -1, 1)  # (B, 1, P, P)
         if self.object_big:
             B, _, _, C = inputs[0].shape
-            shared = np.broadcast_to(canvases / self._cover(constants)[:, None], (B, C, self.size, self.size))
+            shared = np.broadcast_to(canvases / self.cover(constants)[:, None], (B, C, self.size, self.size))
             canvases = operations.translate_adjoint(shared, -_pairs(constants.offsets_px))
         return Pullback((np.moveaxis(operations.central(canvases, self.N), 1, -1).copy(),), {})
 
-    def _cover(self, constants: Constants) -> np.ndarray:
+    def cover(self, constants: Constants) -> np.ndarray:
         """Return the denominator, (B, P, P)."""
         offsets = -_pairs(constants.offsets_px)  # (B, C, 2)
-        mask = operations.embed(operations.central_square(self.N), self.size)
+        mask = operations.embed(np.ones((self.mask_px or self.N // 2,) * 2), self.size)
         masks = np.broadcast_to(mask, (*offsets.shape[:2], self.size, self.size))
         return np.asarray(operations.translate(masks, offsets).sum(axis=1) + COVER_FLOOR)
 

@@ -237,6 +237,10 @@ def run_headline(bench: Bench, outcome: Outcome) -> str:
     counts = ", ".join(f"{outcome.count(state)} {state}" for state in OUTCOMES if outcome.count(state))
     if outcome.passed:
         return f"passed: {counts}"
+    # What comes before the network spoils it too, and a wrong network spoils what comes behind it.
+    before = [report for report in bench.steps.failed if not report.step.behind_network]
+    if before:
+        return f"{before[0].explain()} ({counts})"
     failing = [report for report in bench.reports.values() if not report.passed]
     stages = [report.first_failing for report in failing if report.first_failing is not None]
     if stages:
@@ -244,6 +248,8 @@ def run_headline(bench: Bench, outcome: Outcome) -> str:
         # Where a cause was found, it is told with the stage.
         chosen = max((each for each in failing if each.first_failing == stage), key=lambda each: bool(each.cause))
         return f"{headline(chosen)} ({counts})"
+    if bench.steps.failed:
+        return f"{bench.steps.failed[0].explain()} ({counts})"
     failed = [result for result in outcome.results if result.outcome == "failed"]
     if failing:
         return f"{headline(failing[0])} ({counts})"
@@ -283,6 +289,10 @@ def as_json(bench: Bench, outcome: Outcome) -> dict[str, Any]:
         "results": [dataclasses.asdict(result) for result in outcome.results],
         "recordings": [{"case": name, "verdicts": _verdicts(verdicts, {})} for name, verdicts in bench.records.items()],
         "cases": [_case(report) for report in bench.reports.values()],
+        "steps": [
+            {"step": report.step.id, "passed": report.passed, "cause": report.cause_name, "text": report.explain()}
+            for report in bench.steps.reports.values()
+        ],
     }
 
 

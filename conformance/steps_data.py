@@ -1,0 +1,428 @@
+"""The data path, step by step: from scan files on disk to the batches that the network is given."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from conformance import oracle_operations as oracle
+from conformance.hypotheses import OFFSETS, Hypothesis, spatial_mistakes
+from conformance.steps import Outcome, Step, StepBench
+from ptycho_torch.config_params import DataSettings
+
+if TYPE_CHECKING:
+    from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
+
+N, GRID, K, SEED = 16, 2, 7, 3
+C = GRID**2
+FLOAT32 = 4e-7
+"""What the map stores in float32 is some roundings away from float64."""
+
+SETTINGS = DataSettings(N=N, gridsize=GRID, K=K, group_sampler="reference", group_seed=SEED)
+CENTRED = DataSettings(N=N, gridsize=GRID, K=K, group_sampler="with_centre", group_seed=SEED)
+
+Scan = Mapping[str, np.ndarray]
+
+
+def draw_scans() -> dict[str, dict[str, np.ndarray]]:
+    """Draw two scans that differ in length, counts and probe, with neither symmetry nor whole numbers in them."""
+    scans: dict[str, dict[str, np.ndarray]] = {}
+    for number, patterns in enumerate((24, 31)):
+        rng = np.random.default_rng(11 + number)
+        bad = np.zeros((N, N), bool)
+        bad[2, 5 + number] = bad[9, 3] = True
+        positions = rng.uniform((20, 90), (45, 130), (patterns, 2))
+        scans[f"scan_{number}.npz"] = {
+            "diff3d": rng.gamma(2.0, 3.0 * (1 + number), (patterns, N, N)).astype(np.float32),
+            "xcoords": positions[:, 0],
+            "ycoords": positions[:, 1],
+            "xcoords_start": positions[:, 0] + rng.uniform(-1, 1, patterns),
+            "ycoords_start": positions[:, 1] + rng.uniform(-1, 1, patterns),
+            "probeGuess": (rng.standard_normal((N, N)) + 1j * rng.standard_normal((N, N))).astype(np.complex64),
+            "bad_pixels": bad,
+        }
+    return scans
+
+
+class MappedScans:
+    """The drawn scans on disk, and the datasets over their memory maps, each made on first use."""
+
+    def __init__(self) -> None:
+        self.scans = draw_scans()
+        self._root = Path(tempfile.mkdtemp(prefix="conformance-scans-"))
+        weakref.finalize(self, shutil.rmtree, self._root, ignore_errors=True)
+        (self._root / "scans").mkdir()
+        for name, scan in self.scans.items():
+            np.savez(self._root / "scans" / name, **scan)  # type: ignore[arg-type]
+        self._datasets: dict[DataSettings, PtychoDataset] = {}
+
+    def dataset(self, settings: DataSettings = SETTINGS) -> PtychoDataset:
+        """Return the dataset of a map that was there already, as any run after the first finds it."""
+        from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
+
+        if settings not in self._datasets:
+            place = self._root / f"map_{settings.group_sampler}"
+            PtychoDataset(self._root / "scans", data_dir=place, settings=settings)
+            self._datasets[settings] = PtychoDataset(self._root / "scans", data_dir=place, settings=settings)
+        return self._datasets[settings]
+
+    def tables(self, settings: DataSettings = SETTINGS) -> _Tables:
+        """Return what the map holds."""
+        return _Tables.of(self.dataset(settings))
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """What one map holds, as arrays."""
+
+    amplitude: np.ndarray
+    positions_px: np.ndarray
+    members: np.ndarray
+    coords: np.ndarray
+    centres: np.ndarray
+    scale: np.ndarray
+    experiment_id: np.ndarray
+    probe: np.ndarray
+    good_pixels: np.ndarray
+
+    @classmethod
+    def of(cls, dataset: PtychoDataset) -> _Tables:
+        found = dataset.map
+
+        def array(table: str, name: str) -> np.ndarray:
+            return np.array(getattr(found, table)[name].numpy())
+
+        return cls(
+            array("patterns", "amplitude"),
+            array("scan", "positions_px"),
+            array("groups", "nn_indices").astype(np.int64),
+            array("groups", "coords_relative"),
+            array("groups", "coords_center"),
+            array("experiments", "scale"),
+            array("groups", "experiment_id").astype(np.int64),
+            array("experiments", "probe"),
+            array("experiments", "good_pixels"),
+        )
+
+
+def _joined(scans: Mapping[str, Scan], key: str) -> np.ndarray:
+    return np.concatenate([scan[key] for scan in scans.values()])
+
+
+def _measured(scan: Scan) -> np.ndarray:
+    return np.where(scan["bad_pixels"], np.float32(0), scan["diff3d"])
+
+
+def _patterns(bench: StepBench) -> Outcome:
+    scans, found = bench.scans.scans, bench.scans.tables()
+    right = np.concatenate([_measured(scan) for scan in scans.values()])
+    reverse = np.concatenate([_measured(scan) for scan in reversed(scans.values())])
+    mistakes = [
+        Hypothesis("scans in another order", {"amplitude": reverse}),
+        Hypothesis("missing mask (bad pixels not set to zero)", {"amplitude": _joined(scans, "diff3d")}),
+        *_of_images("amplitude", right),
+        Hypothesis("amplitude for intensity", {"amplitude": np.sqrt(right)}),
+    ]
+    return Outcome({"amplitude": right}, {"amplitude": found.amplitude}, 0.0, mistakes)
+
+
+def _of_images(name: str, images: np.ndarray) -> Iterator[Hypothesis]:
+    """Yield what can go wrong with (…, N, N) images."""
+    for mistake, change in spatial_mistakes(-2, -1):
+        yield Hypothesis(mistake, {name: change(images)})
+
+
+def _positions(bench: StepBench) -> Outcome:
+    scans, found = bench.scans.scans, bench.scans.tables()
+    x, y = _joined(scans, "xcoords"), _joined(scans, "ycoords")
+    nominal = np.stack([_joined(scans, "xcoords_start"), _joined(scans, "ycoords_start")], axis=1)
+    right = np.stack([x, y], axis=1)
+    mistakes = [
+        Hypothesis("swapped x/y", {"positions_px": right[:, ::-1]}),
+        Hypothesis("sign of positions", {"positions_px": -right}),
+        Hypothesis("sign of x", {"positions_px": right * [-1, 1]}),
+        Hypothesis("sign of y", {"positions_px": right * [1, -1]}),
+        Hypothesis("nominal for corrected positions", {"positions_px": nominal}),
+        Hypothesis("positions rounded to whole pixels", {"positions_px": np.round(right)}),
+        Hypothesis("positions of float32", {"positions_px": right.astype(np.float32).astype(np.float64)}),
+    ]
+    return Outcome({"positions_px": right}, {"positions_px": found.positions_px}, 0.0, mistakes)
+
+
+def _nearest(positions_px: np.ndarray) -> np.ndarray:
+    """Return all points in the order of their distance from each, (M, M): itself first."""
+    distance = np.linalg.norm(positions_px[:, None] - positions_px[None], axis=-1)
+    return np.argsort(distance, axis=1, kind="stable")
+
+
+def _reference_groups(
+    positions: Sequence[np.ndarray], *, own: bool = False, seed: int = SEED, K: int = K, sort: bool = False
+) -> np.ndarray:
+    """Draw groups as the reference does, by brute force (REF-08): C of the K nearest, never the point itself."""
+    groups, first = [], 0
+    for each in positions:
+        draw = np.random.RandomState(seed)
+        near = _nearest(each)
+        rows = near[:, :K] if own else near[:, 1 : K + 1]
+        chosen = np.stack([draw.choice(row, C, replace=False) for row in rows])
+        groups.append((np.sort(chosen, axis=1) if sort else chosen) + first)
+        first += len(each)
+    return np.concatenate(groups)
+
+
+def _each_scan(scans: Mapping[str, Scan], positions_px: np.ndarray) -> list[np.ndarray]:
+    ends = np.cumsum([len(scan["xcoords"]) for scan in scans.values()])
+    return np.split(positions_px, ends[:-1])
+
+
+def _groups(bench: StepBench) -> Outcome:
+    scans, found, centred = bench.scans.scans, bench.scans.tables(), bench.scans.tables(CENTRED)
+    # Positions have a step of their own: groups are judged by those that the map has.
+    parts = _each_scan(scans, found.positions_px)
+    right = _reference_groups(parts)
+    firsts = np.cumsum([0, *(len(part) for part in parts)])[:-1]
+    starts = np.repeat(firsts, [len(part) for part in parts])
+    near = [row + first for part, first in zip(parts, firsts, strict=True) for row in _nearest(part)]
+    inside = np.array(
+        [[member in near[row][: K + 1] for member in group] for row, group in enumerate(centred.members)], bool
+    )
+    expected = {
+        "nn_indices": right,
+        "first of a group": np.arange(len(right)),
+        "neighbours": np.ones((len(right), C), bool),
+        "different": np.full(len(right), C),
+    }
+    given = {
+        "nn_indices": found.members,
+        "first of a group": centred.members[:, 0],
+        "neighbours": inside,
+        "different": np.array([len(set(group.tolist())) for group in centred.members]),
+    }
+
+    def mistakes() -> Iterator[Hypothesis]:
+        yield Hypothesis("a point in its own group", {"nn_indices": _reference_groups(parts, own=True)})
+        yield Hypothesis("another seed", {"nn_indices": _reference_groups(parts, seed=0)})
+        yield Hypothesis("another seed", {"nn_indices": _reference_groups(parts, seed=SEED + 1)})
+        yield Hypothesis("K one off", {"nn_indices": _reference_groups(parts, K=K + 1)})
+        yield Hypothesis("K one off", {"nn_indices": _reference_groups(parts, K=K - 1)})
+        yield Hypothesis("rows of a scan not counted from its first", {"nn_indices": right - starts[:, None]})
+        yield Hypothesis("channel order of a group lost (sorted)", {"nn_indices": _reference_groups(parts, sort=True)})
+        yield Hypothesis("channel order reversed", {"nn_indices": right[:, ::-1]})
+        yield Hypothesis("groups over the borders of scans", {"nn_indices": _reference_groups([found.positions_px])})
+
+    return Outcome(expected, given, 0.0, mistakes)
+
+
+def _offsets(bench: StepBench) -> Outcome:
+    found = bench.scans.tables()
+    places = found.positions_px[found.members]  # (L, C, 2)
+    layout = places.transpose(0, 2, 1)[:, None]  # (L, 1, 2, C)
+    right = oracle.relative_offsets(layout)
+    centres = places.mean(axis=1)
+
+    def ours(offsets: np.ndarray) -> np.ndarray:
+        return np.asarray(offsets[:, 0].transpose(0, 2, 1)[:, :, None])
+
+    mistakes = [Hypothesis(name, {"coords_relative": ours(change(right))}) for name, change in OFFSETS]
+    mistakes += [
+        Hypothesis("absolute positions for relative ones", {"coords_relative": ours(layout)}),
+        Hypothesis("relative to the first of the group", {"coords_relative": ours(layout[..., :1] - layout)}),
+        Hypothesis(
+            "relative to the mean of all groups",
+            {"coords_relative": ours(layout.mean(axis=(0, 3), keepdims=True) - layout)},
+        ),
+        Hypothesis("median for mean", {"coords_relative": ours(np.median(layout, axis=-1, keepdims=True) - layout)}),
+        Hypothesis("swapped x/y", {"coords_center": centres[:, None, None, ::-1]}),
+        Hypothesis("the first position for the mean", {"coords_center": places[:, :1, None]}),
+    ]
+    expected = {"coords_relative": ours(right), "coords_center": centres[:, None, None]}
+    return Outcome(expected, {"coords_relative": found.coords, "coords_center": found.centres}, FLOAT32, mistakes)
+
+
+def _scale(bench: StepBench) -> Outcome:
+    scans, found = bench.scans.scans, bench.scans.tables()
+    members = [found.members[found.experiment_id == number] for number in range(len(scans))]
+    patterns = [found.amplitude[rows].transpose(0, 2, 3, 1).astype(np.float64) for rows in members]
+
+    def factor(images: np.ndarray) -> float:
+        if not images.any():
+            return float("nan")
+        return float(oracle.normalise_amplitude(images, N)[images > 0][0] / images[images > 0][0])
+
+    right = np.array([factor(images) for images in patterns])
+    every = _each_scan(scans, found.amplitude)
+    alone = [factor(images.transpose(1, 2, 0)[None].astype(np.float64)) for images in every]
+    mistakes = [
+        Hypothesis("mean over patterns for mean over groups", {"scale": np.array(alone)}),
+        Hypothesis("root mean square of N² for (N/2)²", {"scale": 2 * right}),
+        Hypothesis("root missing", {"scale": right**2}),
+        Hypothesis("divided in place of multiplied", {"scale": 1 / right}),
+        Hypothesis("sum over channels in place of mean", {"scale": right / np.sqrt(C)}),
+        Hypothesis("mean over pixels in place of sum", {"scale": right * N}),
+        Hypothesis("not normalised", {"scale": np.ones_like(right)}),
+        Hypothesis("one scale for all scans", {"scale": np.full_like(right, right[0])}),
+        Hypothesis("scales of scans exchanged", {"scale": right[::-1]}),
+        Hypothesis("square root of the normalisation", {"scale": np.sqrt(right)}),
+    ]
+    return Outcome({"scale": right}, {"scale": found.scale}, FLOAT32, mistakes)
+
+
+def _batch(bench: StepBench) -> Outcome:
+    table, chosen = bench.scans.tables(), np.array([40, 3, 17, 54, 0])
+    batch = bench.scans.dataset()[chosen]
+    rows = table.members[chosen]
+    scan = table.experiment_id[chosen]
+    scale = table.scale[scan].astype(np.float64)
+    raw = table.amplitude[rows].astype(np.float64)
+    right = raw * scale[:, None, None, None]
+    probe = np.repeat(table.probe[scan], C, axis=1)
+    expected = {
+        "images": right,
+        "coords": table.coords[chosen],
+        "scale": scale,
+        "centres": table.centres[chosen],
+        "indices": rows,
+        "experiment_ids": scan,
+        "probe": probe,
+        "good_pixels": table.good_pixels[scan][:, None],
+    }
+    given = {
+        name: np.asarray(getattr(batch, name).numpy(force=True))
+        for name in ("images", "coords", "scale", "centres", "indices", "experiment_ids", "probe", "good_pixels")
+    }
+    given |= {name: given[name].astype(np.int64) for name in ("indices", "experiment_ids")}
+    other = 1 - scan
+    wrong = table.scale[other].astype(np.float64)
+    mistakes = [
+        Hypothesis("not normalised", {"images": raw}),
+        Hypothesis("normalised twice", {"images": right * scale[:, None, None, None]}),
+        Hypothesis("divided in place of multiplied", {"images": raw / scale[:, None, None, None]}),
+        Hypothesis("scale of another scan", {"images": raw * wrong[:, None, None, None], "scale": wrong}),
+        Hypothesis("scale of another scan", {"images": raw * table.scale[0]}),
+        Hypothesis("the pattern of the first channel for all", {"images": np.repeat(right[:, :1], C, axis=1)}),
+        Hypothesis("channel order reversed", {"images": right[:, ::-1]}),
+        Hypothesis("channel order reversed", {"coords": table.coords[chosen][:, ::-1]}),
+        Hypothesis("intensity for amplitude", {"images": right**2}),
+        Hypothesis("sign of offsets", {"coords": -table.coords[chosen]}),
+        Hypothesis("swapped x/y", {"coords": table.coords[chosen][..., ::-1]}),
+        Hypothesis("probe of another scan", {"probe": np.repeat(table.probe[other], C, axis=1)}),
+        Hypothesis("probe of another scan", {"probe": np.repeat(table.probe[np.zeros_like(scan)], C, axis=1)}),
+        Hypothesis("conjugation", {"probe": probe.conj()}),
+        Hypothesis("mask inverted", {"good_pixels": ~table.good_pixels[scan][:, None]}),
+        *_of_images("images", right),
+        *_of_images("probe", probe),
+    ]
+    return Outcome(expected, given, FLOAT32, mistakes)
+
+
+def _probe(bench: StepBench) -> Outcome:
+    scans, found = bench.scans.scans, bench.scans.tables()
+    right = np.stack([scan["probeGuess"][None] for scan in scans.values()])
+    good = np.stack([~scan["bad_pixels"] for scan in scans.values()])
+    mistakes = [
+        Hypothesis("conjugation", {"probe": right.conj()}),
+        Hypothesis("probe of another scan", {"probe": right[::-1]}),
+        Hypothesis("probe of another scan", {"probe": np.stack([right[0], right[0]])}),
+        Hypothesis("amplitude of the probe alone", {"probe": np.abs(right)}),
+        Hypothesis("mask inverted", {"good_pixels": ~good}),
+        Hypothesis("spatial transpose", {"good_pixels": good.swapaxes(-1, -2)}),
+        Hypothesis("mask of another scan", {"good_pixels": good[::-1]}),
+        Hypothesis("missing mask", {"good_pixels": np.ones_like(good)}),
+        *_of_images("probe", right),
+    ]
+    return Outcome(
+        {"probe": right, "good_pixels": good}, {"probe": found.probe, "good_pixels": found.good_pixels}, 0.0, mistakes
+    )
+
+
+def _derived(bench: StepBench) -> Outcome:
+    scans, table, derived = bench.scans.scans, bench.scans.tables(), bench.scans.dataset().derived()
+    counts = np.square(table.amplitude.astype(np.float64)).sum(axis=(1, 2))
+    steps = []
+    for part in _each_scan(scans, table.positions_px):
+        distance = np.linalg.norm(part[:, None] - part[None], axis=-1)
+        np.fill_diagonal(distance, np.inf)
+        steps.append(np.median(distance.min(axis=1)))
+    reach = float(np.abs(table.coords).max())
+    offset = round(float(np.median(steps)))
+    jitter = max(2 * int(np.ceil(reach)) - (GRID - 1) * offset, 0)
+    jitter += ((GRID - 1) * offset + jitter) % 2
+    right = {
+        "nphotons": np.array(counts[table.members].mean()),
+        "step_px": np.array(np.median(steps)),
+        "offset": np.array(offset),
+        "max_position_jitter": np.array(jitter),
+    }
+    given = {name: np.array(getattr(derived, name)) for name in right}
+    mistakes = [
+        Hypothesis("mean over patterns for mean over groups", {"nphotons": np.array(counts.mean())}),
+        Hypothesis("amplitude for intensity", {"nphotons": np.array(table.amplitude.sum(axis=(1, 2)).mean())}),
+        Hypothesis("sum over the channels of a group", {"nphotons": C * right["nphotons"]}),
+        Hypothesis("the reference's fixed jitter", {"max_position_jitter": np.array(10)}),
+        Hypothesis("the canvas too small by half", {"max_position_jitter": np.array(jitter // 2)}),
+    ]
+    return Outcome(right, given, FLOAT32, mistakes)
+
+
+def _epoch(bench: StepBench) -> Outcome:
+    from ptycho_torch.dset_loader_pt_mmap import TensorDictDataLoader
+
+    size, dataset = 5, bench.scans.dataset()
+    training, validation = dataset.validation_split()
+    loader = TensorDictDataLoader(dataset, size, groups=training, shuffle=True, seed=5)
+    epochs = [list(loader) for _ in range(2)]
+    count = len(dataset)
+    orders = [np.concatenate([batch.groups.numpy() for batch in epoch]) for epoch in epochs]
+    lengths = np.array([len(batch.groups) for batch in epochs[0]])
+    first = epochs[0][0]
+    images, again = first.images.numpy(), dataset[first.groups].images.numpy()
+    kept = int(np.floor(0.95 * count))
+    full, rest = divmod(kept, size)
+    expected = {
+        "validation": np.arange(kept, count),
+        "every training group once an epoch": np.arange(kept),
+        "lengths of batches": np.array([size] * full + ([rest] if rest else [])),
+        "another order each epoch": np.array(True),
+        "images of a batch": again,
+    }
+    given = {
+        "validation": validation.numpy(),
+        "every training group once an epoch": np.sort(orders[0]),
+        "lengths of batches": lengths,
+        "another order each epoch": np.array(not np.array_equal(orders[0], orders[1])),
+        "images of a batch": images,
+    }
+    mistakes = [
+        Hypothesis("validation groups taken from the front", {"validation": np.arange(count - kept)}),
+        Hypothesis(
+            "the last, smaller batch left out",
+            {"lengths of batches": np.array([size] * full), "every training group once an epoch": np.sort(orders[0])},
+        ),
+        Hypothesis("the same order each epoch", {"another order each epoch": np.array(False)}),
+    ]
+    return Outcome(expected, given, 0.0, mistakes)
+
+
+def _step(name: str, clauses: tuple[str, ...], run: Callable[[StepBench], Outcome]) -> Step:
+    return Step(f"data.{name}", clauses, run, ("tensordict",))
+
+
+DATA: tuple[Step, ...] = (
+    _step("patterns", ("STEP-DATA", "MAP-01"), _patterns),
+    _step("positions", ("STEP-DATA", "MAP-01"), _positions),
+    _step("groups", ("STEP-DATA", "GROUP-02", "REF-08"), _groups),
+    _step("offsets", ("STEP-DATA", "GROUP-03"), _offsets),
+    _step("scale", ("STEP-DATA", "GROUP-04"), _scale),
+    _step("probe", ("STEP-DATA", "PROBE-01"), _probe),
+    _step("batch", ("STEP-DATA", "BATCH-01", "BATCH-02", "BATCH-03", "BATCH-04", "BATCH-05"), _batch),
+    _step("derived", ("STEP-DATA", "PREP-02"), _derived),
+    _step("epoch", ("STEP-DATA",), _epoch),
+)
+"""In the order of the data path. Each step takes what the one before has made, right or wrong."""

@@ -33,6 +33,7 @@ _FILES_OF = {
     "parity_keras": ("test_network.py", "test_float64.py"),
     "parity_operations": ("test_operations.py",),
     "parity_tf_config": ("test_config_sync.py",),
+    "parity_faults": ("test_faults.py",),
 }
 
 _NO_REDUCED = "no row of lower precision was chosen: --parity-variants bf16,tf32"
@@ -106,6 +107,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="quick",
         help="quick (default, minutes), full (more graphs and draws), study (may take hours)",
     )
+    group.addoption(
+        "--parity-faults",
+        action="store_true",
+        help="seed every fault of the catalogue, one after the other, and see whether it is detected, named at the "
+        "right stage, and with its cause (minutes; tier study does so too); evidence goes to the folder of "
+        "--parity-report",
+    )
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest's own JUnit writer looks where to write
@@ -117,6 +125,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "parity_operations: judges a recording of single operations")
     config.addinivalue_line("markers", "parity_keras: judges against live Keras")
     config.addinivalue_line("markers", "parity_tf_config: judges the dataclasses that --parity-tf-config names")
+    config.addinivalue_line("markers", "parity_faults: seeds the faults of the catalogue")
     config.addinivalue_line("markers", "parity_dtype(name): judges this dtype alone")
     config.addinivalue_line("markers", "parity_clause(*ids): the clauses of the specification that the test judges")
     config.stash[_NOTES] = []
@@ -131,7 +140,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--parity-previous"):
         _read_previous(config)
     _rows(config)
-    named = [each for each in ("--parity-reference", "--parity-scan", "--parity-tf-config") if config.getoption(each)]
+    choices = ("--parity-reference", "--parity-scan", "--parity-tf-config", "--parity-faults")
+    named = [each for each in choices if config.getoption(each)]
     if len(named) > 1:
         raise pytest.UsageError(f"{' and '.join(named)} each name a case; give one of them.")
     if config.getoption("--parity-tf-config"):
@@ -351,6 +361,8 @@ def _marker_of_case(config: pytest.Config) -> str | None:
         return "parity_scan"
     if config.getoption("--parity-tf-config"):
         return "parity_tf_config"
+    if config.getoption("--parity-faults"):
+        return "parity_faults"
     return "parity_case" if reference else None
 
 
@@ -494,6 +506,9 @@ def _summary(bench: Bench | None, notes: Sequence[str]) -> Iterator[str]:
         yield ""
         yield from table(report)
     yield ""
+    if bench.steps.reports and not bench.steps.failed:
+        yield f"passed  {len(bench.steps.reports)} steps of configuration, bridge, data and optimiser"
+    yield from (report.explain() for report in bench.steps.failed)
     yield from (headline(report) for report in reports)
     for name, verdicts in bench.records.items():
         failed = [verdict for verdict in verdicts.values() if not verdict.passed]

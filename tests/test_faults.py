@@ -1,7 +1,8 @@
-"""Broken subjects: every seeded fault is caught in replay, without TensorFlow, at the stage where it sits."""
+"""Broken subjects: seeded faults are caught in replay, without TensorFlow, where they sit and by their name."""
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -9,82 +10,121 @@ import pytest
 
 from conformance.bench import Bench, plan
 from conformance.bundle import RECORDINGS, read_bundle
-from conformance.faults import FAULTS, Fault
+from conformance.causes import ranked_stages
+from conformance.faults import Fault, all_faults
+from conformance.faults_backward import BACKWARD
+from conformance.faults_bridge import BRIDGE, CONFIGURATION
+from conformance.faults_data import DATA
+from conformance.faults_network import FORWARD
+from conformance.matrix import REPLAY, Finding, Matrix, look_for, measurement
 from conformance.measured import load_measured
 from conformance.parity import Measurement, first_failing_stage, judge
 from conformance.report import headline
+from conformance.steps import StepBench, all_steps
 from conformance.torch_subject import TorchSubject
 from conformance.truth import Truth
 from ptycho_torch import helper, model
 
+NETWORK = (*FORWARD, *BACKWARD)
+
 
 @pytest.fixture(scope="module")
-def measurement() -> Measurement:
+def recorded() -> Measurement:
     return Measurement(Truth(read_bundle(RECORDINGS / "n64_g2_base.npz").case), load_measured().limits)
 
 
-def found_at(measurement: Measurement, dtype: str) -> tuple[bool, str | None]:
-    """Whether anything failed, and the first failing teacher-forced stage."""
-    measured = measurement.of(TorchSubject("cpu", dtype))
-    verdicts = judge(measured, load_measured().gains.envelope, load_measured().limits, dtype)
-    return not all(verdict.passed for verdict in verdicts.values()), first_failing_stage(verdicts, measured)
+def steps_with(fault: Fault) -> StepBench:
+    with fault.seeded():
+        bench = StepBench()
+        for step in all_steps():
+            bench.report(step)
+    return bench
 
 
 def test_the_catalogue_is_large_and_its_names_differ() -> None:
-    assert len({fault.name for fault in FAULTS}) == len(FAULTS) >= 20
+    faults = all_faults()
+    assert len({(fault.area, fault.name) for fault in faults}) == len(faults) >= 100
+    areas = Counter(fault.area for fault in faults)
+    assert set(areas) >= {"forward", "backward", "data", "configuration", "bridge"}
+    assert min(areas.values()) >= 8
+    assert sum(fault.cause is not None for fault in faults) >= 80
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_a_clean_network_passes(measurement: Measurement, dtype: str) -> None:
-    assert found_at(measurement, dtype) == (False, None)
+@pytest.mark.parametrize("fault", [*CONFIGURATION, *BRIDGE, *DATA], ids=lambda fault: fault.name)
+def test_a_fault_outside_the_network_is_caught_at_its_step_by_its_name(fault: Fault) -> None:
+    failed = steps_with(fault).failed
+    assert failed, "nothing failed"
+    assert failed[0].step.id == fault.stage
+    assert fault.cause is None or fault.cause in failed[0].cause_name
+    assert fault.stage in failed[0].explain()
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_fault_is_caught_at_its_stage(measurement: Measurement, fault: Fault) -> None:
-    with fault.seeded():
-        caught, stage = found_at(measurement, "float64")
-    assert caught
-    assert stage == fault.stage
+# Every fault of the network in float64 takes minutes: `pytest conformance --parity-faults` has them all.
+@pytest.mark.parametrize("fault", NETWORK[::6], ids=lambda fault: fault.name)
+def test_a_fault_of_the_network_is_caught_at_its_stage_by_its_name(fault: Fault) -> None:
+    found = list(look_for(fault, ("float64", "float32"), (REPLAY,)))
+    assert [each.dtype for each in found] == ["float64", "float32"]
+    for each in found:
+        assert each.detected
+        assert each.first, each.describe()
+        assert fault.cause is None or each.cause_named, each.describe()
+
+
+def test_a_clean_network_fails_nothing() -> None:
+    for found in look_for(None, ("float64", "float32"), (REPLAY,), "n64_g2"):
+        assert not found.detected, found.named
+
+
+def test_the_matrix_counts_what_was_found() -> None:
+    first, second, *_ = all_faults()
+    right = Finding(first, "float64", REPLAY, (first.stage,), f"{first.cause} and more")
+    late = Finding(second, "float64", REPLAY, ("elsewhere", second.stage), "")
+    missed = Finding(second, "float64", REPLAY, (), "")
+    rates = Matrix((right, late, missed, right)).rates("float64")
+    assert (rates["faults"], rates["detected"]) == (4, 0.75)
+    assert (rates["right stage first"], rates["right stage among three"], rates["cause named"]) == (0.5, 0.75, 0.5)
+    assert Matrix((right,)).missed_goals == []
+    assert len(Matrix((right, late, missed)).missed_goals) == 3
+    assert any("missed" in line for line in Matrix((missed,)).describe())
+    evidence = Matrix((right, missed)).evidence("command")
+    assert [each.name for each in evidence] == ["faults-float64_replay-cpu"]
+    assert set(evidence[0].missed) == {"detected", "stage_first", "cause_named"}
 
 
 @pytest.mark.parametrize(
-    ("owner", "attribute", "wrong", "seen_in"),
+    ("owner", "attribute", "wrong", "seen_in", "named"),
     [
-        (helper, "doubled_kernel", lambda right: lambda kernel: right(kernel).flip(0), "FORWARD-FREE decoder_"),
+        (
+            helper,
+            "doubled_kernel",
+            lambda right: lambda kernel: right(kernel).flip(0),
+            "FORWARD-FREE decoder_",
+            "decoder_amp.1.conv1",
+        ),
         (
             helper._Interleave,
             "backward",
             lambda right: staticmethod(lambda context, gradient: right(context, gradient).flip(-1)),
             "BACKWARD-FREE",
+            "decoder_phase.outer.up",
         ),
     ],
     ids=["parities in the wrong order", "gradients in the wrong order"],
 )
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_a_fault_of_the_way_around_the_doublings_is_caught(
-    measurement: Measurement, owner: Any, attribute: str, wrong: Any, seen_in: str, dtype: str,
+    recorded: Measurement, owner: Any, attribute: str, wrong: Any, seen_in: str, named: str, dtype: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Fed with the truth, every stage looks at its doubling; free-running, none does, as in use."""
     monkeypatch.setattr(owner, attribute, wrong(getattr(owner, attribute)))
-    measured = measurement.of(TorchSubject("cpu", dtype))
+    measured = recorded.of(TorchSubject("cpu", dtype))
     verdicts = judge(measured, load_measured().gains.envelope, load_measured().limits, dtype)
     failed = [f"{clause} {stage}" for (clause, stage), verdict in verdicts.items() if not verdict.passed]
     assert first_failing_stage(verdicts, measured) is None
     assert any(each.startswith(seen_in) for each in failed), failed
-
-
-def test_faults_are_caught_in_float32_too(measurement: Measurement) -> None:
-    """Coarse faults need no float64. Where one stage's share of a fault drowns in rounding, the next one shows it."""
-    wrong = {}
-    # The recorded patterns are nearly zero at their edges, so the first convolution hardly sees how they are padded.
-    seen_later = {"edges repeated": "encoder.0.conv2"}
-    for fault in FAULTS[::4]:
-        with fault.seeded():
-            found = found_at(measurement, "float32")
-        if found != (True, seen_later.get(fault.name, fault.stage)):
-            wrong[fault.name] = found
-    assert not wrong
+    stage_of = {key: quantity.stage for key, quantity in measured.items()}
+    assert next(ranked_stages(verdicts, stage_of, recorded.truth.oracle.inputs)) == named
 
 
 def test_a_network_that_raises_is_still_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,9 +137,24 @@ def test_a_network_that_raises_is_still_named(monkeypatch: pytest.MonkeyPatch) -
     assert "RuntimeError" in headline(report)
 
 
-def test_a_fault_leaves_nothing_behind(measurement: Measurement) -> None:
-    before = TorchSubject("cpu", "float64").free(measurement.truth.case).stages["object"]
-    for fault in FAULTS:
+def test_the_headline_names_stage_and_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = model.ExtractViews.forward
+    monkeypatch.setattr(model.ExtractViews, "forward", lambda self, canvas, o: right(self, canvas, -o))
+    (planned,) = plan(str(RECORDINGS / "n64_g2_base.npz"), None, "quick")
+    line = headline(Bench().report(planned, "cpu", "float64"))
+    assert "first failing teacher-forced stage: views; cause: sign of offsets" in line
+
+
+def test_a_fault_leaves_nothing_behind() -> None:
+    case = measurement("n64_g2").truth.case
+    before = TorchSubject("cpu", "float64").free(case).stages["object"]
+    for fault in all_faults():
+        original = getattr(fault.owner, fault.attribute)
         with fault.seeded():
             pass
-    np.testing.assert_array_equal(TorchSubject("cpu", "float64").free(measurement.truth.case).stages["object"], before)
+        assert getattr(fault.owner, fault.attribute) == original, fault.name
+    np.testing.assert_array_equal(TorchSubject("cpu", "float64").free(case).stages["object"], before)
+    bench = StepBench()
+    for step in all_steps():
+        report = bench.report(step)
+        assert report.passed, report.explain()

@@ -1,0 +1,320 @@
+"""Seeded faults of the data path."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from conformance.faults import Body, Fault, after, argument, instead
+from ptycho_torch import dset_loader_pt_mmap, grouping, memory_map
+from ptycho_torch.dset_loader_pt_mmap import GroupSampler, PtychoDataset
+from ptycho_torch.preparation import FramePreparation
+
+
+def _images(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Body], Body]:
+    """Change patterns as they are written to the map; every other table is left."""
+
+    def build(original: Body) -> Body:
+        def wrong(file: Any, array: np.ndarray) -> None:
+            if array.ndim == 3 and array.dtype == np.float32:
+                array = np.ascontiguousarray(change(array), np.float32)
+            original(file, array)
+
+        return wrong
+
+    return build
+
+
+def _coordinates(change: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Callable[[Body], Body]:
+    """Change offsets; the replacement sees the places (L, C, 2) of each group and its offsets."""
+
+    def build(original: Body) -> Body:
+        def wrong(positions_px: np.ndarray, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            centres, coords = original(positions_px, members)
+            return centres, change(positions_px[members], coords).astype(coords.dtype)
+
+        return wrong
+
+    return build
+
+
+def _first_probe(original: Body) -> Body:
+    return lambda scan, number, inputs: original(_kept(scan, number), number, inputs)
+
+
+_scans: dict[str, Any] = {}
+
+
+def _kept(scan: Any, number: int) -> Any:
+    """Return the first scan of a build in place of every other."""
+    if number == 0:
+        _scans["first"] = scan
+    return _scans["first"]
+
+
+def _scale_of_patterns(original: Body) -> Body:
+    def wrong(scan: Any, energy: np.ndarray, members: np.ndarray, settings: Any) -> Any:
+        return original(scan, energy, np.arange(len(energy))[:, None], settings)
+
+    return wrong
+
+
+def _table_of_zeros(original: Body) -> Body:
+    def wrong(folder: Any, table: str) -> Any:
+        found = original(folder, table)
+        if table == "patterns":
+            found["amplitude"].zero_()
+        return found
+
+    return wrong
+
+
+def _gathered(change: Callable[[Any], dict[str, Any]]) -> Callable[[Body], Body]:
+    return after(lambda batch: dataclasses.replace(batch, **change(batch)))
+
+
+def _split_in_front(original: Body) -> Body:
+    def wrong(self: PtychoDataset, *given: Any, **named: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        training, validation = original(self, *given, **named)
+        groups = torch.cat([training, validation])
+        return groups[len(validation) :], groups[: len(validation)]
+
+    return wrong
+
+
+def _with_itself(original: Body) -> Body:
+    def wrong(positions_px: np.ndarray, seeds: np.ndarray, K: int) -> np.ndarray:
+        right: np.ndarray = original(positions_px, seeds, K)
+        return np.concatenate([seeds[:, None], right[:, :-1]], axis=1)
+
+    return wrong
+
+
+def _data(name: str, stage: str, owner: Any, attribute: str, build: Callable[[Any], Any], cause: str | None) -> Fault:
+    return Fault(name, "data", f"data.{stage}", owner, attribute, build, cause)
+
+
+DATA: tuple[Fault, ...] = (
+    _data(
+        "positions read as (y, x)",
+        "positions",
+        memory_map,
+        "chosen_positions",
+        after(lambda xy: xy[:, ::-1]),
+        "swapped x/y",
+    ),
+    _data(
+        "y counted upwards",
+        "positions",
+        memory_map,
+        "chosen_positions",
+        after(lambda xy: xy * np.array([1, -1])),
+        "sign of y",
+    ),
+    _data(
+        "nominal positions for corrected ones",
+        "positions",
+        memory_map,
+        "chosen_positions",
+        lambda original: (
+            lambda scan, settings: original(scan, dataclasses.replace(settings, position_source="nominal"))
+        ),
+        "nominal for corrected",
+    ),
+    _data(
+        "positions in float32",
+        "positions",
+        memory_map,
+        "chosen_positions",
+        after(lambda xy: xy.astype(np.float32).astype(np.float64)),
+        "positions of float32",
+    ),
+    _data("a point in its own group", "groups", grouping, "_without_nearest", _with_itself, "a point in its own group"),
+    _data(
+        "seed of the groups ignored",
+        "groups",
+        memory_map,
+        "group_scan",
+        argument(1, lambda settings: dataclasses.replace(settings, group_seed=0)),
+        "another seed",
+    ),
+    _data(
+        "one neighbour too few",
+        "groups",
+        memory_map,
+        "group_scan",
+        argument(1, lambda settings: dataclasses.replace(settings, K=settings.K - 1)),
+        "K one off",
+    ),
+    _data(
+        "groups sorted", "groups", memory_map, "group_scan", after(lambda rows: np.sort(rows, axis=1)), "channel order"
+    ),
+    _data(
+        "sign of offsets",
+        "offsets",
+        memory_map,
+        "_coordinates",
+        _coordinates(lambda _, coords: -coords),
+        "sign of offsets",
+    ),
+    _data(
+        "offsets as (y, x)",
+        "offsets",
+        memory_map,
+        "_coordinates",
+        _coordinates(lambda _, coords: coords[..., ::-1]),
+        "swapped x/y",
+    ),
+    _data(
+        "absolute positions",
+        "offsets",
+        memory_map,
+        "_coordinates",
+        _coordinates(lambda places, _: places[:, :, None]),
+        "absolute positions",
+    ),
+    _data(
+        "relative to the first of the group",
+        "offsets",
+        memory_map,
+        "_coordinates",
+        _coordinates(lambda places, _: (places[:, :1] - places)[:, :, None]),
+        "relative to the first",
+    ),
+    _data(
+        "offsets one pixel off",
+        "offsets",
+        memory_map,
+        "_coordinates",
+        _coordinates(lambda _, coords: coords + np.array([1, 0])),
+        "one-pixel shift",
+    ),
+    _data(
+        "offsets of whole pixels",
+        "offsets",
+        memory_map,
+        "_coordinates",
+        _coordinates(lambda _, coords: np.round(coords)),
+        "whole pixels",
+    ),
+    _data("mean square of N²", "scale", memory_map, "_scale", after(lambda scale: 2 * scale), "N² for (N/2)²"),
+    _data(
+        "mean over patterns for mean over groups",
+        "scale",
+        memory_map,
+        "_scale",
+        _scale_of_patterns,
+        "mean over patterns",
+    ),
+    _data(
+        "root of the normalisation missing",
+        "scale",
+        memory_map,
+        "_scale",
+        after(lambda scale: scale**2),
+        "root missing",
+    ),
+    _data(
+        "frames transposed", "patterns", memory_map, "_write", _images(lambda a: a.swapaxes(1, 2)), "spatial transpose"
+    ),
+    _data("frames upside down", "patterns", memory_map, "_write", _images(lambda a: a[:, ::-1]), "spatial flip"),
+    _data(
+        "frames one pixel off",
+        "patterns",
+        memory_map,
+        "_write",
+        _images(lambda a: np.roll(a, 1, axis=2)),
+        "one-pixel shift",
+    ),
+    _data(
+        "frames not shifted",
+        "patterns",
+        memory_map,
+        "_write",
+        _images(lambda a: np.fft.fftshift(a, axes=(1, 2))),
+        "missing fftshift",
+    ),
+    _data("counts for amplitude", "patterns", memory_map, "_write", _images(np.square), "intensity for amplitude"),
+    _data("frames of half precision", "patterns", memory_map, "_write", _images(lambda a: a.astype(np.float16)), None),
+    _data("an opened map is zero", "patterns", memory_map, "_open_table", _table_of_zeros, "nothing comes through"),
+    _data("probe of the first scan for all", "probe", memory_map, "_probe", _first_probe, "probe of another scan"),
+    _data("probe conjugated", "probe", memory_map, "_probe", after(np.conj), "conjugation"),
+    _data(
+        "probe transposed",
+        "probe",
+        memory_map,
+        "_probe",
+        after(lambda probe: probe.swapaxes(1, 2)),
+        "spatial transpose",
+    ),
+    _data("mask upside down", "probe", FramePreparation, "good_pixels", after(np.logical_not), "mask inverted"),
+    _data(
+        "batches not normalised",
+        "batch",
+        PtychoDataset,
+        "gather",
+        _gathered(lambda b: {"images": b.images / b.scale[:, None, None, None]}),
+        "not normalised",
+    ),
+    _data(
+        "channels of a batch reversed",
+        "batch",
+        PtychoDataset,
+        "gather",
+        _gathered(lambda b: {"images": b.images.flip(1)}),
+        "channel order",
+    ),
+    _data(
+        "offsets of other groups",
+        "batch",
+        PtychoDataset,
+        "gather",
+        _gathered(lambda b: {"coords": b.coords.roll(1, dims=0)}),
+        None,
+    ),
+    _data(
+        "probe of other scans in a batch",
+        "batch",
+        PtychoDataset,
+        "gather",
+        _gathered(lambda b: {"probe_ids": 1 - b.probe_ids, "masks": b.masks.flip(0)}),
+        "probe of another scan",
+    ),
+    _data("validation from the front", "epoch", PtychoDataset, "validation_split", _split_in_front, "from the front"),
+    _data(
+        "last batch left out",
+        "epoch",
+        GroupSampler,
+        "__len__",
+        instead(lambda self: len(self.groups) // self.batch_size),
+        "smaller batch left out",
+    ),
+    _data(
+        "one order for all epochs",
+        "epoch",
+        dset_loader_pt_mmap,
+        "_permutation",
+        argument(2, lambda epoch: 0),
+        "same order each epoch",
+    ),
+    _data(
+        "counts of a whole group",
+        "derived",
+        dset_loader_pt_mmap,
+        "derive",
+        lambda original: lambda *, mean_counts, **named: original(mean_counts=4 * mean_counts, **named),
+        "sum over the channels",
+    ),
+    _data(
+        "canvas that clips",
+        "derived",
+        dset_loader_pt_mmap,
+        "derive",
+        lambda original: lambda *, reach_px, **named: original(reach_px=reach_px / 2, **named),
+        None,
+    ),
+)

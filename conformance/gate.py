@@ -232,13 +232,13 @@ def _of_device(requirement: Requirement, inputs: Sequence[Input], evidence: Sequ
     outcomes = _merged(large_enough, device)
     yield from _unjudged(requirement, outcomes)
     for (test, _, _), (outcome, clauses) in outcomes.items():
-        excused = any(test.startswith(each.tests) for each in requirement.may_skip)
-        if outcome == "skipped" and not excused and requirement.required & set(clauses):
+        if outcome == "skipped" and not requirement.excuses(test) and requirement.required & set(clauses):
             named = ", ".join(sorted(requirement.required & set(clauses)))
             yield f"{device}: {test} was skipped, and {named} is required."
     there = {test.partition("[")[0] for test, _, _ in outcomes}
     for function in sorted(suite_functions() - there):
-        yield f"{device}: {function} was not run."
+        if not requirement.excuses(function):
+            yield f"{device}: {function} was not run."
 
 
 Outcomes = dict[tuple[str, str, str], tuple[str, tuple[str, ...]]]

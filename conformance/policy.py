@@ -51,6 +51,10 @@ class Requirement:
     or_evidence: str | None = None
     may_skip: tuple[Skip, ...] = ()
 
+    def excuses(self, test: str) -> bool:
+        """Whether a test, or a test function, may be skipped."""
+        return any(test.startswith(each.tests) for each in self.may_skip)
+
     @property
     def required(self) -> frozenset[str]:
         """All clauses, whatever the dtype."""

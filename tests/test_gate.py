@@ -66,7 +66,7 @@ def verdict(share: float = 0.2, **change: Any) -> dict[str, Any]:
 def report(requirement: Requirement) -> dict[str, Any]:
     """A report that shows all that is required of a device."""
     device = requirement.device
-    results = [result(f"{function}[any]", ("SPEC", "REFERENCE", "FLOAT64")) for function in suite_functions()]
+    results = [result(f"{function}[any]", requirement.clauses["any"]) for function in suite_functions()]
     for dtype in ("float64", "float32"):
         for clause in requirement.clauses[dtype]:
             name = f"test_network.py::test_stage[{clause}-{device}-{dtype}]"
@@ -255,6 +255,10 @@ def test_a_skip_that_the_policy_allows_is_no_gap() -> None:
         found["results"].append(result(test, ("FLOAT64",), "skipped", device="cuda", dtype="float64"))
 
     assert decide([of(CPU), of(CUDA, skip)], RELEASE, measured(), waivers=(), now=NOW).verdict == "release"
+    without = _drop(lambda each: each["test"].startswith("test_training.py"))
+    assert decide([of(CPU), of(CUDA, without)], RELEASE, measured(), waivers=(), now=NOW).verdict == "release"
+    decision = decide([of(CPU, without), of(CUDA)], RELEASE, measured(), waivers=(), now=NOW)
+    assert any("cpu: test_training.py::" in each for each in decision.violations)
 
 
 def test_two_reports_of_a_device_complete_each_other() -> None:

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from conformance.bench import Bench, plan
+from conformance.bench import LIVE, Bench, plan
 from conformance.case import Case
 from conformance.draws import GRAPHS, draw_case
 from conformance.errors import RecordError
-from conformance.record import SAMPLES, STEPS, Recorder, coarse_weights, keras_recorder, record, write_bundle
+from conformance.record import SAMPLES, Recorder, coarse_weights, keras_recorder, live_recorder, record, write_bundle
 from conformance.verify import archive_case
 from ptycho_tf_bridge.archive import read_archive
 from ptycho_torch.config_params import NetworkSettings
@@ -24,7 +24,7 @@ EXAMPLE = "python -m conformance record -o n64_g1.npz --graph n64_g1"
 WHAT = "record a bundle: what a reference computes, for machines without TensorFlow (about a minute)"
 
 REFERENCES: dict[str, Callable[[Case], Recorder]] = {"keras": keras_recorder}
-"""What ``--reference`` takes, with the recorder of a case."""
+"""What ``--reference`` takes beside ``live:PACKAGE``, with the recorder of a case."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--archive", type=Path, help="a trained model of the reference, with its own weights")
     source.add_argument("--embedded", action="store_true", help="all drawn recordings that come with the package")
     parser.add_argument("--scan", type=Path, help="with --archive: the scan whose patterns and positions are used")
-    known = ", ".join(REFERENCES)
+    known = ", ".join([*REFERENCES, "live:PACKAGE"])
     parser.add_argument("--reference", default="keras", metavar="NAME", help=f"recorded: {known} (default keras)")
     parser.add_argument("--batch", type=int, default=3, help="groups of a drawn case (default 3)")
     parser.add_argument("--modes", type=int, default=1, help="probe modes of a drawn case (default 1)")
@@ -88,11 +88,10 @@ def run(options: argparse.Namespace) -> int:
     for name in ("batch", "modes", "samples"):
         if getattr(options, name) < 1:
             raise RecordError(f"--{name} {getattr(options, name)}: expected 1 or more.")
-    recorder_of = REFERENCES.get(options.reference)
+    recorder_of = _recorder_of(options.reference)
     if recorder_of is None:
-        raise RecordError(
-            f"--reference {options.reference}: found no such reference; expected {', '.join(REFERENCES)}."
-        )
+        known = ", ".join([*REFERENCES, "live:PACKAGE"])
+        raise RecordError(f"--reference {options.reference}: found no such reference; expected {known}.")
     failed = 0
     for path, case, samples in _cases(options):
         refuse_target(path, overwrite=options.overwrite)
@@ -100,6 +99,12 @@ def run(options: argparse.Namespace) -> int:
         write_bundle(path, record(case, recorder_of(case), _say, samples=samples), overwrite=options.overwrite)
         failed += _examine(path)
     return 1 if failed else 0
+
+
+def _recorder_of(reference: str) -> Callable[[Case], Recorder] | None:
+    if reference.startswith(LIVE):
+        return lambda case: live_recorder(case, reference.removeprefix(LIVE))
+    return REFERENCES.get(reference)
 
 
 def _cases(options: argparse.Namespace) -> Iterator[tuple[Path, Case, int]]:
@@ -125,7 +130,7 @@ def _examine(path: Path) -> int:
         _say(f"FAILED {verdict.explain()}")
     size = path.stat().st_size / 1e6
     _say(
-        f"{path}: {size:.1f} MB, {STEPS} training steps; "
+        f"{path}: {size:.1f} MB; "
         + (f"{len(failed)} of {len(verdicts)} verdicts about it fail" if failed else f"{len(verdicts)} verdicts hold")
     )
     return len(failed)

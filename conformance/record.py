@@ -25,9 +25,11 @@ from conformance.keras_subject import KerasSubject
 from conformance.manifest import RecordedErrors, envelope_member, manifest_member
 from conformance.measured import load_measured
 from conformance.parity import Key, Measurement, Quantity, Subject, envelope
+from conformance.tensorflow_subject import TensorFlowSubject
 from conformance.training import TrainingRun, Trajectory
 from conformance.truth import Truth, moved_case
 from ptycho_tf_bridge.backend import keras, tensorflow
+from ptycho_tf_bridge.live import LiveReference
 from ptycho_torch.npz_writer import NpzWriter, replacing
 
 SAMPLES = 1024
@@ -48,12 +50,12 @@ class Recorder:
 
     Attributes:
         reference: float32.
-        train: trains the same reference as a run says.
+        train: trains the same reference as a run says; None records no training.
         provenance: name → text, for the member ``provenance``.
     """
 
     reference: Subject
-    train: Callable[[TrainingRun], Trajectory]
+    train: Callable[[TrainingRun], Trajectory] | None
     provenance: Mapping[str, str]
 
 
@@ -69,6 +71,30 @@ def keras_recorder(case: Case) -> Recorder:
         subject.train,
         {
             "reference": f"ptycho_tf_bridge {metadata.version('ptycho-torch')}",
+            "tensorflow": str(tensorflow().__version__),
+            "keras": str(keras().__version__),
+            "device": "cpu",
+            "dtype": "float32",
+        },
+    )
+
+
+def live_recorder(case: Case, package: str) -> Recorder:
+    """Return an installed reference package for a case. How it trains is its own affair, and is not recorded.
+
+    Raises:
+        BackendMissingError: no TensorFlow.
+        LiveReferenceError: no such package, or one that cannot be driven.
+    """
+    try:
+        version = metadata.version(package)
+    except metadata.PackageNotFoundError:
+        version = "of unknown version"
+    return Recorder(
+        TensorFlowSubject(case.settings, "float32", LiveReference(package, case.settings)),
+        None,
+        {
+            "reference": f"{package} {version}",
             "tensorflow": str(tensorflow().__version__),
             "keras": str(keras().__version__),
             "device": "cpu",
@@ -110,8 +136,6 @@ def record(case: Case, recorder: Recorder, progress: Progress, *, samples: int =
     run = recorder.reference.free(case)
     progress("the reference, run once from end to end")
     errors = _errors(measurement, recorder.reference, progress)
-    training = recorder.train(TrainingRun.repeated(case, STEPS))
-    progress(f"{STEPS} updates by Adam")
     truth = measurement.truth
     arrays = {
         "config": _json(dataclasses.asdict(case.settings) | dataclasses.asdict(case.loss_weights)),
@@ -120,7 +144,6 @@ def record(case: Case, recorder: Recorder, progress: Progress, *, samples: int =
         "input/offsets": case.offsets_px,
         "input/probe": case.probe,
         "envelope": envelope_member(errors),
-        "train/loss": np.asarray(training.losses),
     }
     arrays |= {f"weight/{name}": weight for name, weight in case.weights.items()}
     arrays |= {f"loss/{name}": np.array(value) for name, value in run.losses.items()}
@@ -128,8 +151,12 @@ def record(case: Case, recorder: Recorder, progress: Progress, *, samples: int =
     for key, recorded, true in _tensors(run, truth):
         arrays |= _sampled(key, recorded, samples)
         arrays |= {f"truth/{key}": _sampled(key, true, samples)[key], f"rms/{key}": np.array(_rms(true))}
-    for name in case.weights:
-        arrays |= _sampled(f"trained/{name}", training.states[-1].weights[name], samples)
+    if recorder.train is not None:
+        training = recorder.train(TrainingRun.repeated(case, STEPS))
+        progress(f"{STEPS} updates by Adam")
+        arrays["train/loss"] = np.asarray(training.losses)
+        for name in case.weights:
+            arrays |= _sampled(f"trained/{name}", training.states[-1].weights[name], samples)
     return arrays | {"manifest": manifest_member(arrays)}
 
 

@@ -268,6 +268,21 @@ def test_the_command_records(
     assert "is there already" in capsys.readouterr().err
 
 
+def test_a_reference_that_does_not_train_is_recorded_without(tmp_path: Path) -> None:
+    case = draw_case(GRAPHS["n64_g1"], seed=5, batch=1)
+    recorder = dataclasses.replace(torch_recorder(), train=None)
+    write_bundle(tmp_path / "still.npz", record(case, recorder, lambda line: None, samples=64), overwrite=False)
+    assert read_bundle(tmp_path / "still.npz").train_losses == ()
+
+
+def test_a_package_that_is_not_there_is_one_clear_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["record", "-o", str(tmp_path / "a.npz"), "--reference", "live:no_such_package"]
+    assert main(arguments) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ")
+    assert "no_such_package" in line or "TensorFlow" in line
+
+
 def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["record", "--help"])

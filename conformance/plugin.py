@@ -485,6 +485,8 @@ def _reason(report: Any) -> str:
         text = str(report.longrepr[2]).removeprefix("Skipped: ")
     else:
         text = str(getattr(getattr(report.longrepr, "reprcrash", None), "message", report.longrepr or ""))
+        # What the test says, without pytest's reading of its expression.
+        text = text.removeprefix("AssertionError: ").partition("\nassert ")[0]
     return text[:_LONGEST_REASON]
 
 

@@ -139,6 +139,7 @@ _FILES = {
     "data_contracts.yaml": "Data contract",
     "reference_defects.yaml": "Known defects of the reference",
     "divergences.yaml": "Divergences of the reference",
+    "configuration.yaml": "Configuration",
 }
 
 

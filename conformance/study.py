@@ -38,12 +38,12 @@ NEEDED_CORRELATION = 0.9
 """Phase correlation with the known object that the reference has to reach before ends are compared."""
 
 Say = Callable[[str], None]
-EPOCHS = 30
+EPOCHS = 120
 BACKENDS = ("keras", "torch")
 MEASURES = ("loss", "phase_correlation", "amplitude_error")
 
 OVERRIDES: Mapping[str, Any] = {
-    "gridsize": 1, "n_filters_scale": 1, "probe_big": False, "batch_size": 4, "gradient_clip_val": None,
+    "gridsize": 1, "n_filters_scale": 1, "batch_size": 4, "gradient_clip_val": None,
     "early_stop_patience": None, "scheduler": "Default", "validation_fraction": 0.0, "tracking": False, "device": "cpu",
 }  # fmt: skip
 """What differs from the settings of every run: a small network, no clipping, as the reference has it, and a rate that

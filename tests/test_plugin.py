@@ -139,7 +139,7 @@ def test_a_recording_alone_leaves_a_report(tmp_path: Path) -> None:
     report = read_report(tmp_path / "out" / "parity.json")
     assert report["passed"] is True
     assert report["numerical_digest"] == numerical_digest()
-    assert {each["outcome"] for each in report["results"]} == {"passed"}
+    assert {each["outcome"] for each in report["results"]} <= {"passed", "skipped"}
     assert all(each["clauses"] for each in report["results"])
     (case,) = report["cases"]
     stages = {verdict["stage"] for verdict in case["verdicts"]}

@@ -12,7 +12,7 @@ comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input
 
-.PHONY: help venv demo conformance test lint types benchmarks clean
+.PHONY: help venv demo conformance test lint types mutation benchmarks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -59,6 +59,9 @@ lint: $(STAMP) ## check the style
 types: $(STAMP) ## check the types
 	@echo "== mypy"
 	@$(BIN)/python -m mypy
+
+mutation: $(STAMP) ## mutation testing of the comparer: does a test catch each small change of it? (an hour)
+	@$(BIN)/python benchmarks/mutation.py $(ARGS)
 
 benchmarks: $(STAMP) ## measure the network beside Keras, and the data path beside yardsticks (needs 13 GiB of disk)
 	@$(BIN)/python benchmarks/network.py

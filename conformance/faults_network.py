@@ -214,6 +214,17 @@ FORWARD: tuple[Fault, ...] = (
     _forward(
         "object one pixel off", "object", model.TrimObject, after(lambda o: o.roll(1, dims=-2)), "one-pixel shift"
     ),
+    Fault(
+        "offsets rounded down a little too late",
+        "forward",
+        "forward.translate",
+        helper,
+        "shift_matrix",
+        lambda right: (
+            lambda shift_px, *given, **named: right(shift_px - 1e-3 * (shift_px.frac().abs() < 1e-3), *given, **named)
+        ),
+        None,
+    ),
     # Diffraction
     _forward("missing fftshift", "amplitude", model.Diffract, instead(_diffract_with(shift=False)), "missing fftshift"),
     _forward("FFT divided by N", "amplitude", model.Diffract, instead(_diffract_with(power=1.0)), "FFT normalisation"),

@@ -73,6 +73,8 @@ def spatial_mistakes(rows: int, columns: int) -> Iterator[tuple[str, Change]]:
             yield f"one-pixel shift in {letter}", _roll(steps, axis)
             yield f"one-pixel shift in {letter}", _shift(steps, axis)
     yield "missing fftshift", lambda array: np.fft.ifftshift(array, both)
+    yield "missing fftshift in x", lambda array: np.fft.ifftshift(array, columns)
+    yield "missing fftshift in y", lambda array: np.fft.ifftshift(array, rows)
 
 
 def _spatial_axes(array: np.ndarray) -> tuple[int, int] | None:
@@ -195,6 +197,8 @@ OFFSETS: tuple[tuple[str, Change], ...] = (
     ("one-pixel shift in x", lambda offsets: offsets - np.array([1.0, 0.0])[:, None]),
     ("one-pixel shift in y", lambda offsets: offsets + np.array([0.0, 1.0])[:, None]),
     ("one-pixel shift in y", lambda offsets: offsets - np.array([0.0, 1.0])[:, None]),
+    ("one-pixel shift in x and y", lambda offsets: offsets + 1),
+    ("one-pixel shift in x and y", lambda offsets: offsets - 1),
     ("channel order of the offsets reversed", lambda offsets: offsets[..., ::-1]),
     ("rows and columns of the group exchanged", _transposed_group),
     ("offsets of the batch's mean", lambda offsets: offsets - offsets.mean(axis=(0, 3), keepdims=True)),

@@ -69,7 +69,7 @@ class Step:
 
     @property
     def area(self) -> str:
-        """``bridge``, ``configuration``, ``data`` or ``optimiser``."""
+        """``configuration``, ``bridge``, ``data``, ``forward`` or ``optimiser``."""
         return self.id.partition(".")[0]
 
     @property
@@ -228,6 +228,7 @@ def all_steps() -> tuple[Step, ...]:
     """List every step in the order in which a run goes through them."""
     from conformance.steps_bridge import BRIDGE, CONFIGURATION
     from conformance.steps_data import DATA
+    from conformance.steps_forward import FORWARD
     from conformance.steps_training import OPTIMISER
 
-    return (*CONFIGURATION, *BRIDGE, *DATA, *OPTIMISER)
+    return (*CONFIGURATION, *BRIDGE, *DATA, *FORWARD, *OPTIMISER)

@@ -1,0 +1,282 @@
+"""Mutation testing of the comparer: is there a test for every decision that a verdict hangs on?
+
+Every mutant is one small change of the code that compares: a comparison turned round, an operator exchanged, a number
+one off, a statement left out, a condition decided beforehand. The tests of the comparer have to fail on it. What no
+test kills is printed; those in ``EQUIVALENT`` compute the same as the original, for the reason that stands beside them.
+
+    python benchmarks/mutation.py --output mutation.json
+
+mutmut does not fit here: it leaves out every function with a decorator, and so the properties by which a verdict passes
+and the conditions that are measured once. Each mutant runs in a fork of a process that has NumPy, torch and pytest
+loaded already, which takes about a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np  # noqa: F401 - loaded before the forks
+import pytest
+import torch  # noqa: F401
+
+ROOT = Path(__file__).parents[1]
+TARGETS = ("judge", "parity", "condition", "gains")
+TESTS = ("tests/test_judge.py", "tests/test_comparer.py")
+GOAL = 0.95
+
+EQUIVALENT: dict[str, str] = {}
+"""Mutant, as it is printed without its line → why nobody can tell it from the original."""
+
+_COMPARE = {
+    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
+    ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
+}  # fmt: skip
+_BINARY = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult, ast.BitOr: ast.BitAnd,
+    ast.BitAnd: ast.BitOr,
+}  # fmt: skip
+_CALLED = {"max": "min", "min": "max", "any": "all", "all": "any"}
+_SAID = ("explain", "__repr__", "__str__")
+"""Functions that only say what was found."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change.
+
+    Attributes:
+        module: below ``conformance``.
+        line: where it is.
+        change: what it is, in words.
+        source: the whole mutated module.
+    """
+
+    module: str
+    line: int
+    change: str
+    source: str
+
+    @property
+    def name(self) -> str:
+        """What ``EQUIVALENT`` calls it."""
+        return f"{self.module}: {self.change}"
+
+
+Change = Callable[[ast.AST], ast.AST | None]
+
+
+def _changes(node: ast.AST) -> Iterator[Change]:
+    """Yield changes of one node; each takes a copy of it, and returns what stands in its place."""
+    if isinstance(node, ast.Compare):
+        for index, operator in enumerate(node.ops):
+            if type(operator) in _COMPARE:
+                yield lambda it, index=index: _with_item(it, "ops", index, _COMPARE[type(it.ops[index])]())  # type: ignore[attr-defined,misc]
+    elif isinstance(node, ast.BinOp) and type(node.op) in _BINARY:
+        yield lambda it: _with(it, op=_BINARY[type(it.op)]())  # type: ignore[attr-defined]
+    elif isinstance(node, ast.BoolOp):
+        yield lambda it: _with(it, op=ast.Or() if isinstance(it.op, ast.And) else ast.And())  # type: ignore[attr-defined]
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub | ast.Invert):
+        yield lambda it: it.operand  # type: ignore[attr-defined,no-any-return]
+    elif isinstance(node, ast.IfExp):
+        yield lambda it: _with(it, body=it.orelse, orelse=it.body)  # type: ignore[attr-defined]
+    elif isinstance(node, ast.If | ast.While):
+        for value in (True, False):
+            yield lambda it, value=value: _with(it, test=ast.Constant(value))  # type: ignore[misc]
+    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
+        yield lambda it: ast.Constant(not it.value)  # type: ignore[attr-defined]
+    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        yield lambda it: ast.Constant(it.value + 1)  # type: ignore[attr-defined]
+    elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value:
+        yield lambda it: ast.Constant(f"{it.value}!")  # type: ignore[attr-defined]
+    elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _CALLED:
+        yield lambda it: _with(it, func=ast.Name(_CALLED[it.func.id], ast.Load()))  # type: ignore[attr-defined]
+    elif isinstance(node, ast.Return) and node.value is not None:
+        yield lambda it: ast.Return(ast.Constant(None))
+    elif isinstance(node, ast.Continue | ast.Break | ast.Assign | ast.AugAssign | ast.Raise) or (
+        isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant)
+    ):
+        yield lambda it: ast.Pass()
+
+
+def _with(node: ast.AST, **fields: object) -> ast.AST:
+    for name, value in fields.items():
+        setattr(node, name, value)
+    return node
+
+
+def _with_item(node: ast.AST, name: str, index: int, value: object) -> ast.AST:
+    getattr(node, name)[index] = value
+    return node
+
+
+def _places(tree: ast.AST) -> Iterator[tuple[ast.AST, str, int | None]]:
+    """Yield parent, field and index of every node that decides something: no imports, annotations, or documentation."""
+    for parent in ast.walk(tree):
+        for name, value in ast.iter_fields(parent):
+            if name in ("annotation", "returns", "decorator_list", "type_params", "args", "bases", "keywords") and not (
+                isinstance(parent, ast.Call)
+            ):
+                continue
+            for index, child in enumerate(value) if isinstance(value, list) else ((None, value),):
+                if isinstance(child, ast.AST):
+                    yield parent, name, index
+
+
+def _skipped(tree: ast.Module) -> set[int]:
+    """Return the nodes that only speak: imports, documentation, messages, type aliases, guards for types."""
+    skipped: set[int] = set()
+    for node in ast.walk(tree):
+        speaks = isinstance(node, ast.Import | ast.ImportFrom | ast.JoinedStr)
+        speaks |= isinstance(node, ast.FunctionDef) and node.name in _SAID
+        speaks |= isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        speaks |= (
+            isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Subscript) and node in tree.body
+        )
+        if speaks:
+            skipped |= {id(each) for each in ast.walk(node)}
+    return skipped
+
+
+def mutants(module: str) -> Iterator[Mutant]:
+    """Yield every mutant of a module."""
+    tree = ast.parse((ROOT / "conformance" / f"{module}.py").read_text(encoding="utf-8"))
+    skipped = _skipped(tree)
+    for parent, name, index in list(_places(tree)):
+        holder = getattr(parent, name)
+        node = holder if index is None else holder[index]
+        if id(node) in skipped or id(parent) in skipped:
+            continue
+        for change in _changes(node):
+            changed = change(copy.deepcopy(node))
+            before, after = ast.unparse(node).splitlines()[0], ast.unparse(changed).splitlines()[0] if changed else ""
+            if before == after:
+                continue
+            if index is None:
+                setattr(parent, name, changed)
+            else:
+                holder[index] = changed
+            source = ast.unparse(ast.fix_missing_locations(tree))
+            if index is None:
+                setattr(parent, name, node)
+            else:
+                holder[index] = node
+            yield Mutant(module, getattr(node, "lineno", 0), f"{before}  →  {after}", source)
+
+
+class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Gives one module from a text in place of its file."""
+
+    def __init__(self, name: str, source: str) -> None:
+        self.name, self.source = name, source
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Claim the module."""
+        if fullname != self.name:
+            return None
+        return importlib.util.spec_from_loader(fullname, self)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Run the text."""
+        module.__file__ = str(ROOT / "conformance" / f"{self.name.rpartition('.')[2]}.py")
+        exec(compile(self.source, f"<mutant of {self.name}>", "exec"), module.__dict__)
+
+
+def _tests_pass(mutant: Mutant | None, limit_s: float) -> bool:
+    """Run the tests in a fork; a mutant that hangs, dies or cannot be imported has failed them."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            signal.alarm(int(limit_s))
+            sink = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(sink, 1)
+            os.dup2(sink, 2)
+            for name in [name for name in sys.modules if name.split(".")[0] == "conformance"]:
+                del sys.modules[name]
+            if mutant is not None:
+                sys.meta_path.insert(0, _Mutated(f"conformance.{mutant.module}", mutant.source))
+            # pytest would rewrite the asserts of the suite's own modules, and read them from their files for that.
+            options = ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain"]
+            status = int(pytest.main([*options, *TESTS]))
+        finally:
+            os._exit(status)
+    _, status = os.waitpid(child, 0)
+    return os.WIFEXITED(status) and os.WEXITSTATUS(status) == 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one mutant: ``killed``, ``survived``, or ``equivalent``."""
+
+    module: str
+    line: int
+    change: str
+    state: str
+    reason: str = ""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Try every mutant; return 0 if enough are killed."""
+    parser = argparse.ArgumentParser(description="Mutation testing of the comparer.", epilog="example: make mutation")
+    parser.add_argument("--output", type=Path, help="JSON file with every mutant, in which a run goes on")
+    parser.add_argument("--modules", nargs="+", choices=TARGETS, default=TARGETS, help="modules of conformance")
+    options = parser.parse_args(arguments)
+    os.chdir(ROOT)
+    sys.path.insert(0, str(ROOT))
+    started = time.perf_counter()
+    if not _tests_pass(None, 600):
+        print("error: the tests of the comparer fail without a mutant; run them first")
+        return 1
+    limit_s = max(30.0, 10 * (time.perf_counter() - started))
+    results: list[Result] = []
+    if options.output is not None and options.output.exists():
+        results = [Result(**each) for each in json.loads(options.output.read_text())]
+    known = {(each.module, each.line, each.change): each for each in results}
+    for module in options.modules:
+        every = list(mutants(module))
+        for number, mutant in enumerate(every, 1):
+            if (mutant.module, mutant.line, mutant.change) in known:
+                continue
+            survived = _tests_pass(mutant, limit_s)
+            reason = EQUIVALENT.get(mutant.name, "")
+            state = "killed" if not survived else "equivalent" if reason else "survived"
+            results.append(Result(mutant.module, mutant.line, mutant.change, state, reason))
+            if survived:
+                print(f"{state}: conformance/{module}.py:{mutant.line}: {mutant.change}", flush=True)
+            if number % 20 == 0 or number == len(every):
+                print(f"{module}: {number}/{len(every)}", file=sys.stderr, flush=True)
+                _keep(options.output, results)
+    counted = Counter(each.state for each in results)
+    judged = counted["killed"] + counted["survived"]
+    share = counted["killed"] / judged if judged else 0.0
+    for module in options.modules:
+        mine = Counter(each.state for each in results if each.module == module)
+        print(f"{module:<10} {mine['killed']} killed, {mine['survived']} survived, {mine['equivalent']} equivalent")
+    print(f"{counted['killed']} of {judged} mutants killed: {share:.1%} (goal ≥ {GOAL:.0%})")
+    return 0 if share >= GOAL else 1
+
+
+def _keep(path: Path | None, results: Sequence[Result]) -> None:
+    if path is not None:
+        path.write_text(json.dumps([asdict(each) for each in results], indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -123,18 +123,17 @@ def _judge_stitched(
 ) -> Recorded:
     """Judge the whole object: every group predicted, and placed as the reference places it."""
     run = _oracle(case, groups.of, recorded.offsets_px, ("object",), STITCHED_DRAWS, "groups of the whole object")
-    side_px = float(max(recorded.canvas.shape))
+    mean_px = recorded.centres_px.mean(axis=0)
 
     def stitched(objects: np.ndarray, centres_px: np.ndarray) -> np.ndarray:
         return stitch(objects[..., 0], centres_px, recorded.crop_px)
 
-    def displaced(seed: int) -> np.ndarray:
-        # A pixel is sampled at its place on the canvas plus an offset, a sum that float32 rounds by its size.
-        side = np.full(recorded.centres_px.shape, side_px)
-        return np.asarray(recorded.centres_px + (mover(seed)(side) - side))
-
     truth = stitched(run.truth["object"], recorded.centres_px)
-    noisy = [stitched(each["object"], displaced(seed)) for seed, each in enumerate(run.noisy)]
+    # Where an object is placed is an input of this step, and float32 rounds it.
+    noisy = [
+        stitched(each["object"], mean_px + mover(seed)(recorded.centres_px - mean_px))
+        for seed, each in enumerate(run.noisy)
+    ]
     stitcher = Stitcher(torch.from_numpy(recorded.centres_px), module.network.settings.N, recorded.crop_px, "uniform")
     for some in _parts(len(recorded.nn_indices), "predicting"):
         objects = _predict(module, groups.of(some), recorded.offsets_px[some])["object"]

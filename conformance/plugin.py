@@ -37,6 +37,7 @@ _FILES_OF = {
 }
 
 _NO_REDUCED = "no row of lower precision was chosen: --parity-variants bf16,tf32"
+_NO_ROWS = "no further rows were chosen: --parity-variants all, or --parity-tier full"
 _OF_ROWS = ("test_variant", "test_products_run_in_what_the_row_says")
 
 _BENCH: pytest.StashKey[Bench] = pytest.StashKey()
@@ -267,7 +268,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         test, config = metafunc.function.__name__, metafunc.config
         rows = _rows(config) if test == "test_variant" else _dtypes(config)
         found = targets(test, chosen, _devices(config), rows)
-        metafunc.parametrize("parity_target", [_target_param(each) for each in found])
+        no_rows = [pytest.param(None, id="-", marks=pytest.mark.skip(_NO_ROWS))] if not rows else []
+        metafunc.parametrize("parity_target", [_target_param(each) for each in found] or no_rows)
     if "parity_scan_clause" in names:
         metafunc.parametrize("parity_scan_clause", _scan_clauses(metafunc.config.getoption("--parity-scan")))
     if "parity_row" in names:
@@ -310,8 +312,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Keep to what the options chose: one case, one dtype. Other suites stay as they are."""
     dtype, case = config.getoption("--parity-dtype"), _marker_of_case(config)
     dropped = {item for item in items if _is_ours(item) and not _is_chosen(item, dtype, case)}
-    if not _rows(config):
-        # Without further rows there is nothing to skip.
+    if case is not None and not _rows(config):
+        # Where one case was named, it is enough to say nothing of rows that nobody asked for.
         dropped |= {item for item in items if _is_ours(item) and getattr(item, "originalname", "") in _OF_ROWS}
     config.hook.pytest_deselected(items=[item for item in items if item in dropped])
     items[:] = [item for item in items if item not in dropped]

@@ -17,6 +17,7 @@ import pytest
 
 from conformance import condition as conditions
 from conformance import judge as judging
+from conformance import parity
 from conformance.case import Case, ForcedRun, FreeRun
 from conformance.condition import CAREFUL_DRAWS, FORCED_DRAWS, FREE_DRAWS, STEP, Amplified, Condition, mover
 from conformance.draws import GRAPHS, draw_case
@@ -177,6 +178,28 @@ def test_one_wrong_array_is_measured_where_it_is_and_nowhere_else(
     # Where a stage is missing, the losses that are pooled with it are not: float64 judges them alone.
     assert wrong_of(missing) == {key}
     assert missing[key].mismatch == "missing"
+
+
+@pytest.mark.parametrize(("dtype", "real", "pair"), [("float32", "f4", "c8"), ("float64", "f8", "c16")])
+def test_the_truth_is_fed_in_the_precision_of_the_subject(dtype: str, real: str, pair: str) -> None:
+    assert parity._cast(np.ones(2), dtype).dtype == real
+    assert parity._cast(np.ones(2, complex), dtype).dtype == pair
+
+
+def test_a_stage_is_judged_by_what_it_has_to_show() -> None:
+    stages = {stage.id: stage for stage in load_stages().expand(GRAPHS[GRAPH])}
+    always = [FORWARD_FREE, FORWARD_FORCED, BACKWARD_FREE]
+    assert list(stage_clauses(stages["normalized_input"])) == always
+    assert list(stage_clauses(stages["merged"])) == [*always, BACKWARD_FORCED]
+    assert list(stage_clauses(stages[SOME])) == [*always, BACKWARD_FORCED, GRADIENT_FREE, GRADIENT_FORCED]
+
+
+def test_clauses_are_called_as_the_specification_calls_them() -> None:
+    known = {clause.id for clause in load_stages().judgements}
+    names = [name for name in vars(parity) if name.isupper() and isinstance(getattr(parity, name), str)]
+    assert {getattr(parity, name) for name in names} <= known
+    assert len(names) >= 12
+    assert all(name.replace("_", "-") == getattr(parity, name) for name in names)
 
 
 def test_what_is_measured_of_a_moved_case_is_that_case(measurement: Measurement) -> None:
@@ -726,7 +749,7 @@ def test_the_place_of_a_value_that_is_no_number_is_named() -> None:
     ("used", "allowed", "share"),
     [
         *((1.0, 2.0, 0.5), (0.0, 0.0, 0.0), (1.0, 0.0, math.inf), (5.0, math.inf, 0.0), (0.0, 1.0, 0.0)),
-        (math.nan, 1.0, math.inf),
+        *((math.nan, 1.0, math.inf), (math.inf, math.inf, 0.0), (math.nan, math.inf, 0.0)),
     ],
 )  # fmt: skip
 def test_the_share_of_a_budget(used: float, allowed: float, share: float) -> None:

@@ -119,7 +119,7 @@ class _Ruler:
     dtype: str
     products: str
     settled: float
-    locating: bool = False
+    locating: bool
 
     def forced(self, has_weights: bool) -> str:
         """Say what rounding a stage fed with the truth may show: less than the dtype's only in a convolution."""
@@ -370,7 +370,10 @@ def first_failing_stage(verdicts: Mapping[Key, Verdict], measured: Mapping[Key, 
     forward = failing([FORWARD_FORCED])
     if forward:
         return forward[0]
-    if any(not verdict.passed for key, verdict in verdicts.items() if key == (LOSS, "forced")):
+    # One pool in float32, each loss alone in float64.
+    if any(
+        clause == LOSS and name.startswith("forced") for clause, name in verdicts if not verdicts[clause, name].passed
+    ):
         return "loss"
     backward = failing([BACKWARD_FORCED, GRADIENT_FORCED])
     order = {stage: position for position, stage in enumerate(["loss", *reversed(_forward_order(measured))])}

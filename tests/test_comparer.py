@@ -231,11 +231,13 @@ def test_a_stage_that_reads_another_one_too_is_named(measurement: Measurement) -
     assert wrong_of(found) == {(BACKWARD_FORCED, "merged<-patches")}
 
 
-def test_a_stage_of_another_shape_does_not_hide_the_others(measurement: Measurement) -> None:
-    found = measured_with(measurement, "float64", "free", "stages", "encoder.0.pool", value=lambda a: a[:, :-1])
-    assert wrong_of(found) == {(FORWARD_FREE, "encoder.0.pool")}
-    found = measured_with(measurement, "float64", "forced", "stages", "encoder.0.pool", value=lambda a: a[:, :-1])
-    assert wrong_of(found) == {(FORWARD_FORCED, "encoder.0.pool")}
+@pytest.mark.parametrize("stage", ["encoder.0.pool", "encoder.0.conv1"])
+@pytest.mark.parametrize(("where", "clause"), [("free", FORWARD_FREE), ("forced", FORWARD_FORCED)])
+def test_a_stage_of_another_shape_does_not_hide_the_others(
+    measurement: Measurement, stage: str, where: str, clause: str
+) -> None:
+    found = measured_with(measurement, "float64", where, "stages", stage, value=lambda array: array[:, :-1])
+    assert wrong_of(found) == {(clause, stage)}
 
 
 def test_deviations_are_located_only_where_that_is_asked_for(measurement: Measurement) -> None:
@@ -297,15 +299,20 @@ def test_a_doubling_is_judged_on_the_pieces_of_its_own_run(measurement: Measurem
     others = truth.gradients_on({**truth.own_branches, second: closed > 0}).cotangents
     assert compare(others[up], truth.gradients.cotangents[up]).e > 1e-3
 
+    @dataclass
     class Watching(Fake):
+        closes: bool = True
+
         def free(self, case: Case) -> FreeRun:
             run = super().free(case)
-            watched = FreeRun({**run.stages, second: closed}, {up: others[up]}, {}, truth.losses)
+            stages = {**run.stages, second: closed} if self.closes else run.stages
+            watched = FreeRun(stages, {up: others[up] if self.closes else run.cotangents[up]}, {}, truth.losses)
             return replace(
                 run, cotangents={name: each for name, each in run.cotangents.items() if name != up}, watched=watched
             )
 
-    assert all(each.errors.e == 0 for each in measurement.of(Watching(truth)).values())
+    for closes in (True, False):
+        assert all(each.errors.e == 0 for each in measurement.of(Watching(truth, closes=closes)).values())
 
 
 # --- pools ------------------------------------------------------------------------------------------------------
@@ -562,6 +569,10 @@ def quantity(stage: str, e: float, m: float, kappa: float = 1.0, unit: str = "fl
     return Quantity(stage, Errors(e, m), Errors(kappa, 2 * kappa), mismatch, unit=unit)
 
 
+def test_a_quantity_is_one_of_float32_unless_it_says_so() -> None:
+    assert Quantity("merged", NONE, NONE).unit == "float32"
+
+
 def test_the_clause_of_a_stage() -> None:
     assert stage_clause("merged") == "merged"
     assert stage_clause("encoder.2.conv1") == "encoder.{i}.conv1"
@@ -665,7 +676,8 @@ def named_by(*failing: Key) -> str | None:
     measured[BACKWARD_FORCED, "views<-merged"] = quantity("views", 0, 0)
     measured[BACKWARD_FORCED, "loss<-views"] = quantity("loss", 0, 0)
     measured[GRADIENT_FORCED, "encoder.0.conv1.kernel"] = quantity("encoder.0.conv1", 0, 0)
-    measured[LOSS, "free"] = measured[LOSS, "forced"] = quantity("loss", 0, 0)
+    for name in ("free", "forced", "free.nll", "forced.nll", "forced.mae"):
+        measured[LOSS, name] = quantity("loss", 0, 0)
     verdicts = {
         key: Verdict(*key, None, Errors(2.0 if key in failing else 0.0, 0.0), Errors(1.0, 1.0)) for key in measured
     }
@@ -677,6 +689,8 @@ def test_the_first_failing_stage_is_the_earliest_forward_then_the_losses_then_ba
     assert named_by((FORWARD_FREE, "merged"), (BACKWARD_FREE, "views"), (LOSS, "free")) is None
     assert named_by((FORWARD_FORCED, "views"), (FORWARD_FORCED, "merged"), (LOSS, "forced")) == "merged"
     assert named_by((LOSS, "forced"), (BACKWARD_FORCED, "views<-merged")) == "loss"
+    assert named_by((LOSS, "forced.mae"), (BACKWARD_FORCED, "views<-merged")) == "loss"
+    assert named_by((LOSS, "free.nll"), (BACKWARD_FORCED, "views<-merged")) == "views"
     assert named_by((BACKWARD_FORCED, "merged<-encoder.0.conv1"), (BACKWARD_FORCED, "views<-merged")) == "views"
     assert named_by((BACKWARD_FORCED, "views<-merged"), (BACKWARD_FORCED, "loss<-views")) == "loss"
     assert named_by((GRADIENT_FORCED, "encoder.0.conv1.kernel")) == "encoder.0.conv1"

@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
@@ -24,6 +25,7 @@ from ptycho_tf_bridge.keras_graph import Graph, find_roles, read_graph
 from ptycho_tf_bridge.keras_reference import MAX_PATCHES_PER_CALL, OnStage, keep
 from ptycho_tf_bridge.weights import check_weights, tensorflow_shapes, weight_table
 from ptycho_torch.config_params import NetworkSettings
+from ptycho_torch.errors import one_line
 
 _MODEL_FIELDS = (
     *("N", "gridsize", "n_filters_scale", "object_big", "probe_big", "pad_object", "probe_mask"),
@@ -31,8 +33,8 @@ _MODEL_FIELDS = (
 )
 """Settings of the network that are fields of the package's ModelConfig, under the same names."""
 
-_DICTIONARY_ALONE = ("offset", "max_position_jitter", "intensity_scale")
-"""Settings that only its dictionary has."""
+_DICTIONARY_ALONE = ("offset", "max_position_jitter")
+"""Settings that only its dictionary has; so have scale and probe, which ``load`` may change."""
 
 _PHYSICS: Mapping[str, str] = {
     "normalized_input": "IntensityScaler",
@@ -50,6 +52,8 @@ _SCALERS = ("IntensityScaler", "IntensityScaler_inv")
 _PROBE = "ProbeIllumination"
 _REASSEMBLY = "ReassemblePatchesLayer"
 _INPUTS = ("input", "input_positions")
+
+_ADVICE = "Name a package of the TensorFlow reference, at a commit since February 2026."
 
 
 class LiveReference:
@@ -109,7 +113,10 @@ class LiveReference:
 
     @contextlib.contextmanager
     def _configured(self) -> Iterator[None]:
-        """Fill the package's dictionary for the time of the context; put back all dictionaries of its modules."""
+        """Fill the package's dictionary for the time of the context; put back all dictionaries of its modules.
+
+        What the package warns of is its own affair.
+        """
         modules = [module for name, module in sys.modules.items() if name.split(".")[0] == self.package]
         kept = [
             (value, dict(value))
@@ -119,8 +126,9 @@ class LiveReference:
         ]
         random = np.random.get_state()  # noqa: NPY002 - the package seeds the global generator
         try:
-            self._fill()
-            yield
+            with warnings.catch_warnings(action="ignore"):
+                self._fill()
+                yield
         finally:
             for dictionary, content in kept:
                 dictionary.clear()
@@ -133,7 +141,9 @@ class LiveReference:
         update = _attribute(self.package, self._config, "update_legacy_dict", Callable)
         model = self._made(model_class, {name: getattr(self.settings, name) for name in _MODEL_FIELDS})
         frozen = {"intensity_scale_trainable": False, "probe_trainable": False}
-        update(self._dictionary, self._made(training_class, {"model": model, **frozen}))
+        training = self._made(training_class, {"model": model, **frozen})
+        with _their_errors(self.package, f"{update.__name__} of {self._config.__name__}"):
+            update(self._dictionary, training)
         for name in _DICTIONARY_ALONE:
             self._dictionary[name] = getattr(self.settings, name)
         self._dictionary["intensity_scale"] = self._scale
@@ -144,7 +154,8 @@ class LiveReference:
         missing = [name for name in fields if name not in taken]
         if missing:
             raise self._lacks(f"{made.__module__}.{made.__name__} has no field {', '.join(missing)}")
-        return made(**fields)
+        with _their_errors(self.package, f"{made.__name__} of {made.__module__}"):
+            return made(**fields)
 
     def _build(self) -> Any:
         """Call the one function of the package's model module that takes gridsize and N."""
@@ -164,12 +175,8 @@ class LiveReference:
                 f"{self._model_module.__name__} has {len(factories)} functions that take gridsize and N ({names}); "
                 "expected one that builds the model"
             )
-        try:
+        with _their_errors(self.package, f"{factories[0].__name__} of {self._model_module.__name__}"):
             made = factories[0](gridsize=self.settings.gridsize, N=self.settings.N)
-        except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, AssertionError) as err:
-            raise self._lacks(
-                f"{factories[0].__name__} of {self._model_module.__name__} raised {type(err).__name__}: {err}"
-            ) from err
         models = [each for each in _flat(made) if isinstance(each, keras().Model)]
         whole = [each for each in models if _classes(each) >= {*_PHYSICS.values()}]
         if not whole:
@@ -241,9 +248,7 @@ class LiveReference:
         return {operation.name: operation for operation in self.model.operations}
 
     def _lacks(self, what: str) -> LiveReferenceError:
-        return LiveReferenceError(
-            f"live:{self.package}: {what}. Name a package of the TensorFlow reference, at a commit since February 2026."
-        )
+        return LiveReferenceError(f"live:{self.package}: {what}. {_ADVICE}")
 
     # ------------------------------------------------------------------------------------------------------ use
 
@@ -340,19 +345,33 @@ class LiveReference:
         return tensorflow().concat(parts, axis=0)
 
 
+@contextlib.contextmanager
+def _their_errors(package: str, what: str) -> Iterator[None]:
+    """Turn whatever the package's code raises into one line that says which of it did."""
+    try:
+        yield
+    except LiveReferenceError:
+        raise
+    except Exception as err:
+        raise LiveReferenceError(
+            f"live:{package}: {what} raised {type(err).__name__}: {one_line(str(err))}. {_ADVICE}"
+        ) from err
+
+
 def _module(package: str, name: str) -> ModuleType:
     full = f"{package}.{name}"
-    try:
-        return importlib.import_module(full)
-    except ModuleNotFoundError as err:
-        if err.name is None or not (full == err.name or full.startswith(f"{err.name}.")):
+    with warnings.catch_warnings(action="ignore"), _their_errors(package, f"importing {full}"):
+        try:
+            return importlib.import_module(full)
+        except ModuleNotFoundError as err:
+            if err.name is None or not (full == err.name or full.startswith(f"{err.name}.")):
+                raise LiveReferenceError(
+                    f"live:{package}: importing {full} needs {err.name}, which is not installed."
+                ) from err
             raise LiveReferenceError(
-                f"live:{package}: importing {full} needs {err.name}, which is not installed."
+                f"live:{package}: there is no module {err.name}; expected the package of the TensorFlow reference, "
+                f"with {package}.params, {package}.config.config and {package}.model. Install it, or check its name."
             ) from err
-        raise LiveReferenceError(
-            f"live:{package}: there is no module {err.name}; expected the package of the TensorFlow reference, with "
-            f"{package}.params, {package}.config.config and {package}.model. Install it, or check its name."
-        ) from err
 
 
 def _attribute(package: str, module: ModuleType, name: str, kind: Any) -> Any:

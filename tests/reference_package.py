@@ -13,45 +13,14 @@ cfg = {
 }
 '''
 
-_CONFIG = """
-from dataclasses import asdict, dataclass
-from typing import Optional
-
-@dataclass(frozen=True)
-class ModelConfig:
-    N: int = 64
-    gridsize: int = 1
-    n_filters_scale: int = 2
-    model_type: str = "pinn"
-    amp_activation: str = "sigmoid"
-    object_big: bool = True
-    probe_big: bool = True
-    probe_mask: bool = False
-    pad_object: bool = True
-    probe_scale: float = 4.0
-    gaussian_smoothing_sigma: float = 0.0
-
-@dataclass
-class TrainingConfig:
-    model: ModelConfig
-    batch_size: int = 16
-    n_groups: Optional[int] = None
-    probe_trainable: bool = False
-    intensity_scale_trainable: bool = True
-
-    def __post_init__(self):
-        self.n_groups = self.n_groups or 512
-
-RENAMES = {
-    "object_big": "object.big", "probe_big": "probe.big", "probe_mask": "probe.mask",
-    "probe_trainable": "probe.trainable", "intensity_scale_trainable": "intensity_scale.trainable",
-}
+_CONFIG = (
+    (Path(__file__).parent / "stand_in_config.py").read_text(encoding="utf-8")
+    + """
 
 def update_legacy_dict(cfg, obj):
-    values = asdict(obj)
-    values |= values.pop("model", {})
-    cfg.update({RENAMES.get(name, name): value for name, value in values.items() if value is not None})
+    cfg.update({name: value for name, value in dataclass_to_legacy_dict(obj).items() if value is not None})
 """
+)
 
 _LAYERS = """
 import keras

@@ -135,11 +135,19 @@ MODEL, CONFIG = "model.py", "config/config.py"
             "create_model_with_gridsize of standin_without_key.model raised KeyError: 's'",
         ),
         (
+            [("params.py", "cfg =", 'raise ImportError("no such\\nsymbol")\ncfg =')],
+            "importing standin_without_import.params raised ImportError: no such symbol",
+        ),
+        (
+            [(CONFIG, "self.n_groups = 512", "raise ValueError(512)")],
+            "TrainingConfig of standin_without_making.config.config raised ValueError: 512",
+        ),
+        (
             [(MODEL, "Conv(heads, 3, padding", "Conv(heads, 5, padding")],
             "kernel_size of 'conv2d_6' (decoder_amp.central) is [5, 5], the reference has [3, 3]",
         ),
     ],
-    ids=["layer", "factory", "field", "update", "dictionary", "probe", "key", "kernels"],
+    ids=["layer", "factory", "field", "update", "dictionary", "probe", "key", "import", "making", "kernels"],
 )
 def test_another_surface_is_refused_by_name(
     importable: Path, request: pytest.FixtureRequest, edits: list[Edit], message: str
@@ -156,6 +164,22 @@ def test_another_surface_is_refused_by_name(
 def test_a_package_that_is_not_there_is_said_to_be_missing() -> None:
     with pytest.raises(LiveReferenceError, match=r"live:standin_nowhere: there is no module standin_nowhere"):
         LiveReference("standin_nowhere", GRAPHS["n64_g2"])
+
+
+@pytest.mark.parametrize("package", ["", ".config"])
+def test_a_name_that_cannot_be_imported_is_an_error_of_one_line(package: str) -> None:
+    with pytest.raises(LiveReferenceError, match=rf"live:{package}: importing .*params raised TypeError"):
+        LiveReference(package, GRAPHS["n64_g2"])
+
+
+def test_what_a_package_warns_of_stops_nobody(importable: Path) -> None:
+    warning = 'import warnings; warnings.warn("of old", DeprecationWarning)'
+    edits = [("params.py", "cfg =", f"{warning}\ncfg ="), (MODEL, "wave = x *", f"{warning}\n        wave = x *")]
+    name = write_package(importable, "standin_warning", *edits)
+    settings = GRAPHS["n64_g1_nopad"]
+    case = draw_case(settings, seed=2, batch=1)
+    importlib.invalidate_caches()
+    assert TensorFlowSubject(settings, "float32", LiveReference(name, settings)).free(case).losses["total"] > 0
 
 
 def test_settings_of_older_eras_are_refused() -> None:

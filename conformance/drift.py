@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from conformance.errors import DriftError
 from ptycho_torch.config_schema import ReferenceField, Value, load_schema, same_value
+from ptycho_torch.errors import one_line
 
 CLAUSES: Mapping[str, str] = MappingProxyType(
     {
@@ -71,13 +72,12 @@ def import_reference(name: str) -> ModuleType:
         DriftError: it cannot be imported, or holds none of them.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             module = importlib.import_module(name)
     except Exception as err:
         raise DriftError(
-            f"{name} cannot be imported ({type(err).__name__}: {err}). Install the TensorFlow reference, and name the "
-            "module that holds its dataclasses, for example ptycho.config.config."
+            f"{name} cannot be imported ({_raised(err)}). Install the TensorFlow reference, and name the module that "
+            "holds its dataclasses, for example ptycho.config.config."
         ) from err
     if not any(_dataclass(module, kind) for kind in DATACLASSES.values()):
         raise DriftError(
@@ -143,7 +143,7 @@ def _made(
     try:
         instance = _instance(module, kind)
     except Exception as err:
-        yield Drift("default", name, "a dataclass that its required fields make", f"{type(err).__name__}: {err}")
+        yield Drift("default", name, "a dataclass that its required fields make", _raised(err))
         return
     for field, entry in expected.items():
         if field in found and entry.becomes is not None:
@@ -154,7 +154,11 @@ def _made(
         return
     for field, entry in expected.items():
         if field in found and entry.legacy:
-            keys = _legacy_keys(module, instance, field)
+            try:
+                keys = _legacy_keys(module, instance, field)
+            except Exception as err:
+                yield Drift("legacy name", f"{name}.{field}", entry.legacy, _raised(err))
+                continue
             if keys is not None and entry.legacy not in keys:
                 yield Drift("legacy name", f"{name}.{field}", entry.legacy, " and ".join(sorted(keys)) or "no key")
 
@@ -170,8 +174,7 @@ def _legacy_keys(module: ModuleType, instance: Any, field: str) -> set[str] | No
     if not callable(spread):
         renamed = getattr(module, "KEY_MAPPINGS", None)
         return None if renamed is None else {renamed.get(field, field)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         before = dict(spread(instance))
         after = dict(spread(dataclasses.replace(instance, **{field: _other(getattr(instance, field))})))
     return {key for key in {*before, *after} if before.get(key) != after.get(key)}
@@ -193,8 +196,7 @@ def _instance(module: ModuleType, kind: Any) -> Any:
         if _default(field) is dataclasses.MISSING:
             model = _dataclass(module, DATACLASSES["model"])
             given[field.name] = model() if field.name == "model" and model is not None else PurePath("somewhere")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings.catch_warnings(action="ignore"):
         return kind(**given)
 
 
@@ -235,6 +237,10 @@ def _kinds(annotation: Any) -> Iterator[str]:
             yield from (type(value).__name__ for value in get_args(each) if value is not None)
         elif isinstance(kind := get_origin(each) or each, type):
             yield kind.__name__
+
+
+def _raised(err: Exception) -> str:
+    return f"{type(err).__name__}: {one_line(str(err))}"
 
 
 def _plain(value: Any) -> Value:

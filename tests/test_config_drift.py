@@ -116,8 +116,17 @@ def test_a_dataclass_that_cannot_be_made_is_a_drift_and_no_error(write: Write) -
     assert [drift.field for drift in drifts(write(source))] == ["TrainingConfig"]
 
 
+def test_a_value_that_the_dataclass_checks_is_a_drift_and_no_error(write: Write) -> None:
+    check = '        if self.batch_size != 16:\n            raise ValueError("a power\\nof two")\n'
+    module = write(changed("        if self.n_groups is None:\n", f"{check}        if self.n_groups is None:\n"))
+    (drift,) = drifts(module)
+    assert str(drift) == (
+        "CONFIG-05 legacy name: TrainingConfig.batch_size: expected batch_size, found ValueError: a power of two"
+    )
+
+
 @pytest.mark.parametrize(
-    "source", ["x = 1\n", "raise RuntimeError('broken install')\n", "import nothing_of_this_name\n"]
+    "source", ["x = 1\n", "raise RuntimeError('broken\\ninstall')\n", "import nothing_of_this_name\n"]
 )
 def test_a_module_that_is_no_reference_is_refused_in_one_line(write: Write, source: str) -> None:
     with pytest.raises(DriftError, match=r"their_config_\d+ (cannot be imported|holds none)") as caught:

@@ -20,6 +20,7 @@ from unittest import mock
 
 import numpy as np
 
+from conformance.data_parity import draw_scan
 from ptycho_torch import config_params
 from ptycho_torch.config_params import (
     DataSettings,
@@ -142,11 +143,12 @@ def torch_reads(folder: Path) -> Reads:
     from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
     from ptycho_torch.tracking import track
 
-    scan = _write_scan(folder / "scans" / "scan.npz")
-    probes = folder / "probes"
+    members = draw_scan(np.random.default_rng(0), M=PATTERNS, N=SIDE_PX)
+    scan, probes = folder / "scans" / "scan.npz", folder / "probes"
+    scan.parent.mkdir()
+    np.savez(scan, **members)  # type: ignore[arg-type]
     probes.mkdir()
-    with np.load(scan) as arrays:
-        np.savez(probes / "scan.npz", probe=arrays["probeGuess"])
+    np.savez(probes / "scan.npz", probe=members["probeGuess"])
     settings = Settings().override(
         {
             "n_filters_scale": 1, "gridsize": 1, "batch_size": PATTERNS, "max_epochs": 1, "device": "cpu",
@@ -190,21 +192,6 @@ def keras_reads() -> Reads:
         outputs = keras_reference.run_stages(model, amplitude, np.zeros((1, 1, 2, 4), np.float32))
         keras_reference.losses(settings, weights, outputs, amplitude)
     return reads
-
-
-def _write_scan(path: Path) -> Path:
-    draw = np.random.default_rng(0)
-    row, column = np.mgrid[:SIDE_PX, :SIDE_PX] - SIDE_PX / 2
-    envelope = np.exp(-(row**2 + column**2) / SIDE_PX)
-    path.parent.mkdir()
-    np.savez(
-        path,
-        diff3d=(20 * envelope * (0.5 + draw.random((PATTERNS, SIDE_PX, SIDE_PX)))).astype(np.float32),
-        xcoords=40 + 20 * draw.random(PATTERNS),
-        ycoords=40 + 20 * draw.random(PATTERNS),
-        probeGuess=(envelope * np.exp(1j * row / SIDE_PX)).astype(np.complex64),
-    )
-    return path
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 from conformance.draws import GRAPHS
 from conformance.hypotheses import Arrays, Hypothesis
 from conformance.oracle import Oracle
+from conformance.oracle_operations import disk_mask
 from conformance.steps import Outcome, Step, StepBench
 from ptycho_tf_bridge.layout import LAYOUTS
 from ptycho_tf_bridge.weights import tensorflow_shapes, to_tensorflow, to_torch, torch_shapes
@@ -189,7 +190,7 @@ BRIDGE: tuple[Step, ...] = (
 
 
 def _defaults(_: StepBench) -> Outcome:
-    """Every default, range and choice is what ``specs/configuration.yaml`` says."""
+    """Every default is what ``specs/configuration.yaml`` says."""
     from ptycho_torch.config_schema import load_schema
 
     settings = Settings().as_dict()
@@ -250,8 +251,8 @@ def _geometry(_: StepBench) -> Outcome:
 
 
 UNUSUAL: Mapping[str, Any] = {
-    "amp_activation": "softplus", "probe_scale": 3.0, "n_filters_scale": 1, "object_big": True, "probe_big": False,
-    "probe_mask": True, "gaussian_smoothing_sigma": 0.6, "offset": 6, "max_position_jitter": 12, "gridsize": 2,
+    "amp_activation": "softplus", "probe_scale": 3.0, "n_filters_scale": 1, "object_big": False, "probe_big": False,
+    "probe_mask": True, "gaussian_smoothing_sigma": 0.6, "offset": 6, "max_position_jitter": 12, "gridsize": 3,
     "nphotons": 4096.0, "learning_rate": 3e-4, "adam_beta1": 0.8, "adam_beta2": 0.95, "adam_eps": 1e-5,
     "scheduler": "ReduceLROnPlateau", "plateau_factor": 0.7, "plateau_min_lr": 2e-5,
     "plateau_threshold": 3e-3, "gradient_clip_val": 0.3, "gradient_clip_algorithm": "value", "max_epochs": 7,
@@ -269,9 +270,8 @@ def _used(_: StepBench) -> Outcome:
 
     settings = Settings().override(UNUSUAL)
     probe = torch.ones(64, 64, dtype=torch.complex64)
-    module = PtychoPINN(
-        settings, settings.model.network(N=64, gridsize=2, nphotons=4096.0, offset=1, max_position_jitter=1), probe
-    )
+    data = {"gridsize": settings.data.gridsize, "nphotons": UNUSUAL["nphotons"]}
+    module = PtychoPINN(settings, settings.model.network(N=64, **data, offset=1, max_position_jitter=1), probe)
     optimiser = module.configure_optimizers()
     with quiet_lightning():
         trainer = make_trainer(settings.training, Path(), validate=False, progress=False)
@@ -279,7 +279,7 @@ def _used(_: StepBench) -> Outcome:
     first = network.get_parameter("encoder.0.conv1.weight")
     found: dict[str, Any] = {
         "amp_activation": network.decoder_amp.activation.kind,
-        "probe_scale": float(1 / probe_mean(network.probe.detach().numpy()[0])),
+        "probe_scale": float(1 / np.abs(network.probe.detach().numpy()[0] * disk_mask(64)).mean()),
         "n_filters_scale": first.shape[0] // 32,
         "object_big": network.merged.object_big,
         "probe_big": network.decoder_amp.has_outer_path,
@@ -310,13 +310,6 @@ def _used(_: StepBench) -> Outcome:
     defaults = {name: _rounded(value) for owner in Settings().as_dict().values() for name, value in owner.items()}
     mistakes = [Hypothesis("setting ignored (the default in its place)", defaults)]
     return Outcome(expected, given, 0.0, mistakes)
-
-
-def probe_mean(probe: np.ndarray) -> float:
-    """Return the mean over all pixels of |probe · disk mask|."""
-    from conformance.oracle_operations import disk_mask
-
-    return float(np.abs(probe * disk_mask(probe.shape[-1])).mean())
 
 
 def _rounded(value: Any) -> np.ndarray:
@@ -357,11 +350,11 @@ LEGACY: Mapping[str, tuple[Any, Any]] = {
     "training.batch_size": ("batch_size", 8),
     "training.nll_weight": ("nll_weight", 0.5),
     "training.mae_weight": ("mae_weight", 0.25),
-    "data.N": ("N", 128),
+    "data.N": ("N", 256),
     "data.gridsize": ("gridsize", 3),
     "data.nphotons": ("nphotons", 1e6),
 }
-"""Setting → its key in the legacy dictionary, and a value that is no default on either side."""
+"""Setting → its key in the legacy dictionary, and a value that is not our default, nor theirs if it is a number."""
 
 
 def _legacy(_: StepBench) -> Outcome:
@@ -375,14 +368,8 @@ def _legacy(_: StepBench) -> Outcome:
     legacy, _report = to_legacy(settings)
     expected |= {f"legacy {key}": _rounded(value) for key, value in LEGACY.values()}
     given |= {f"legacy {key}": _rounded(legacy[key]) for key, _ in LEGACY.values() if key in legacy}
-    mistakes = [
-        Hypothesis(
-            "key ignored (our default in its place)", {name: _rounded(value) for name, value in defaults.items()}
-        )
-        for defaults in [
-            {f"{owner}.{name}": value for owner, values in plain.items() for name, value in values.items()}
-        ]
-    ]
+    defaults = {f"{owner}.{name}": _rounded(value) for owner, each in plain.items() for name, value in each.items()}
+    mistakes = [Hypothesis("key ignored (our default in its place)", defaults)]
     mistakes += [
         Hypothesis(f"read from {key}", {name: _rounded(value) for name in LEGACY}) for key, value in LEGACY.values()
     ]

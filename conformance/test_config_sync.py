@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +12,17 @@ import pytest
 
 from conformance.bench import NO_TENSORFLOW
 from conformance.config_reads import Reads, findings, keras_reads, legacy_findings, live_reads, torch_reads
-from conformance.drift import CLAUSES, Drift, drifts, has_legacy_names, import_reference
+from conformance.drift import CLAUSES, DATACLASSES, Drift, drifts, has_legacy_names, import_reference
 from ptycho_tf_bridge import backend
-from ptycho_tf_bridge.config import KEPT, from_legacy, from_yaml, to_legacy, to_tensorflow_yaml
+from ptycho_tf_bridge.config import (
+    KEPT,
+    from_dataclass,
+    from_legacy,
+    from_yaml,
+    to_dataclass_fields,
+    to_legacy,
+    to_tensorflow_yaml,
+)
 from ptycho_torch.config_params import Settings
 from ptycho_torch.config_schema import Setting, load_schema
 
@@ -128,13 +137,18 @@ _CHANGED = {
 
 
 @pytest.mark.parity_clause("CONFIG-08")
-@pytest.mark.parametrize("route", ["yaml", "legacy"])
+@pytest.mark.parametrize("route", ["yaml", "legacy", "dataclass"])
 def test_settings_come_back(route: str, tmp_path: Path) -> None:
     """What is kept on the way to the reference is the same after the way back, and the rest has a reason."""
     settings = Settings().override(_CHANGED)
     if route == "legacy":
         dictionary, report = to_legacy(settings)
         back = from_legacy(dictionary)
+    elif route == "dataclass":
+        sections, report = to_dataclass_fields(settings)
+        back = from_dataclass(
+            *(dataclasses.make_dataclass(DATACLASSES[name], fields)(**fields) for name, fields in sections.items())
+        )
     else:
         text, report = to_tensorflow_yaml(settings)
         (tmp_path / "reference.yaml").write_text(text, encoding="utf-8")

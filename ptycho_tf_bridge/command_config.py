@@ -14,11 +14,12 @@ from pathlib import Path
 from ptycho_tf_bridge.config_values import Change, Finding, shown_as
 from ptycho_torch.config_params import Settings
 from ptycho_torch.config_schema import load_schema, same_value
+from ptycho_torch.errors import ConfigError, one_line
 
 FORMATS = ("torch", "tf-yaml")
 
 _TITLES: tuple[tuple[Change, str], ...] = (
-    ("collision", "The same name, another meaning: not taken"),
+    ("collision", "A name that has another meaning too"),
     ("ignored", "Stated, but the reference does something else"),
     ("default", "Stated on one side alone; the other has its default"),
     ("converted", "Spelled differently"),
@@ -69,6 +70,8 @@ def run(options: argparse.Namespace) -> int:
 
     if options.output is not None:
         refuse_target(options.output, overwrite=options.overwrite)
+    if options.as_run and options.to != "torch":
+        raise ConfigError(f"--as-run belongs to --to torch, not to --to {options.to}; leave it out.")
     text, report = _translated(options.file, options.to, as_run=options.as_run)
     lines = "\n".join(report_lines(report, full=options.full))
     if options.output is None:
@@ -135,5 +138,5 @@ def _side(finding: Finding, side: str) -> str:
     name: str = getattr(finding, f"field_{side}")
     value = getattr(finding, f"value_{side}")
     if name:
-        return f"{name} = {shown_as(value)}"
+        return one_line(f"{name} = {shown_as(value)}")
     return "—" if value is None else f"({shown_as(value)})"

@@ -22,6 +22,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from ptycho_tf_bridge.config_export import to_dataclass_fields, to_legacy, to_tensorflow_yaml
 from ptycho_tf_bridge.config_values import (
     KEPT,
@@ -42,7 +44,7 @@ from ptycho_tf_bridge.config_values import (
     spelled_here,
 )
 from ptycho_torch.config_params import Settings
-from ptycho_torch.config_schema import Foreign, Setting, Value, hint, load_schema, same_value
+from ptycho_torch.config_schema import Foreign, ReferenceField, Setting, Value, hint, load_schema, same_value
 from ptycho_torch.errors import ConfigError
 from ptycho_torch.settings_options import compose_yaml, yaml_errors, yaml_pairs, yaml_scalar
 
@@ -102,44 +104,49 @@ def from_yaml(path: Path, *, as_run: bool = False) -> Translation:
         ConfigError: no such YAML, an unknown field with the nearest one, two values for one thing, or a value that
             cannot be here. It names file, line and field.
     """
-    with yaml_errors(path):
-        top = yaml_pairs(path, compose_yaml(path), "the file", "fields of the reference")
-        nested = yaml_pairs(path, top.pop("model")[1], "'model'", "fields of the model") if "model" in top else None
-        flat = {
-            name: _Stated(yaml_scalar(f"{at} {name!r}", node), f"{at} {name!r}") for name, (at, node) in top.items()
-        }
-        inside = {
-            f"model.{name}": _Stated(yaml_scalar(f"{at} 'model.{name}'", node), f"{at} 'model.{name}'")
-            for name, (at, node) in (nested or {}).items()
-        }
     schema = load_schema()
     fields = {field.name for field in schema.reference.values()}
-    if nested is None and any(name in schema.counterparts["legacy"] and name not in fields for name in flat):
-        return _translate(flat, "legacy", f"{path}", as_run=as_run)
-    for name, entry in inside.items():
-        if name not in schema.reference:
-            bare = name.removeprefix("model.")
-            raise ConfigError(f"{entry.at} is no field of the reference; {_nearest(bare, 'model')}")
-    stated = dict(inside)
-    for bare, entry in flat.items():
-        section = next(
-            (each for each in ("training", "model", "inference") if f"{each}.{bare}" in schema.reference), ""
-        )
-        if not section:
+    with yaml_errors(path):
+        top = yaml_pairs(path, compose_yaml(path), "the file", "fields of the reference")
+        own = [name for name in ("training", "data") if name in top and isinstance(top[name][1], yaml.MappingNode)]
+        if own:
             raise ConfigError(
-                f"{entry.at} is no field of the reference; {_nearest(bare, 'training', 'model', 'inference')}"
+                f"{top[own[0]][0]} {own[0]!r} is a section of a configuration of ptycho-torch; the reference's has its "
+                "fields at the top or in 'model'. ptycho-bridge config --to tf-yaml translates from ptycho-torch."
             )
-        field = schema.reference[f"{section}.{bare}"]
-        known = inside.get(field.full_name)
-        if known is not None and not same_value(known.value, entry.value):
-            raise ConfigError(
-                f"{entry.at} is {entry.value!r} here and {known.value!r} in 'model', which wins in the reference; "
-                "keep one of them."
-            )
-        if known is None:
-            overruled, instead = flag_wins(field, plain(entry.value))
-            stated[field.full_name] = dataclasses.replace(entry, overruled=overruled, instead=instead)
+        nested = yaml_pairs(path, top.pop("model")[1], "'model'", "fields of the model") if "model" in top else None
+        if nested is None and any(name in schema.counterparts["legacy"] and name not in fields for name in top):
+            stated = {name: _read(at, name, node) for name, (at, node) in top.items()}
+            return _translate(stated, "legacy", f"{path}", as_run=as_run)
+        stated = {}
+        for name, (at, node) in (nested or {}).items():
+            field = _field(at, f"model.{name}", name, "model")
+            stated[field.full_name] = _read(at, field.full_name, node)
+        for name, (at, node) in top.items():
+            field = _field(at, name, name, "training", "model", "inference")
+            entry, known = _read(at, name, node), stated.get(field.full_name)
+            if known is not None and not same_value(known.value, entry.value):
+                raise ConfigError(
+                    f"{entry.at} is {entry.value!r} here and {known.value!r} in 'model', which wins in the reference; "
+                    "keep one of them."
+                )
+            if known is None:
+                overruled, instead = flag_wins(field, plain(entry.value))
+                stated[field.full_name] = dataclasses.replace(entry, overruled=overruled, instead=instead)
     return _translate(stated, "tensorflow", f"{path}", as_run=as_run)
+
+
+def _read(at: str, name: str, node: yaml.Node) -> _Stated:
+    return _Stated(yaml_scalar(f"{at} {name!r}", node), f"{at} {name!r}")
+
+
+def _field(at: str, shown: str, name: str, *sections: str) -> ReferenceField:
+    """Return the field of a name, in the first of the sections that has one."""
+    fields = load_schema().reference
+    for section in sections:
+        if (field := fields.get(f"{section}.{name}")) is not None:
+            return field
+    raise ConfigError(f"{at} {shown!r} is no field of the reference; {_nearest(name, *sections)}")
 
 
 def from_dataclass(*instances: Any, as_run: bool = False) -> Translation:
@@ -279,7 +286,9 @@ def _without_setting(name: str, entry: _Stated, what: Foreign | Setting | None, 
         raise ConfigError(
             f"{entry.at} = {shown!r}; this project has {', '.join(map(str, what.only))} alone. {what.reason}"
         )
-    return Finding(name, shown, what.here, None, "collision" if _collides(name, what) else "not here", what.reason)
+    # The setting that takes its place keeps its own value.
+    reason = f"{what.reason} See the setting {what.here}." if what.here else what.reason
+    return Finding(name, shown, "", None, "collision" if _collides(name, what) else "not here", reason)
 
 
 def _collides(name: str, what: Foreign) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -163,12 +162,8 @@ def is_in_effect(setting: Setting, value: Value, source: str, backend: str) -> b
 
 def is_default(setting: Setting, value: Value, source: str) -> bool:
     """Whether a value, in our terms, may be there because nobody has set it."""
-    return any(same_value(value, each) for each in defaults_of(setting, source))
-
-
-def defaults_of(setting: Setting, source: str) -> Iterator[Value]:
-    """Yield the defaults that a value of the source may come from, in our terms."""
-    yield from (setting.defaults_there[side] for side in ("tensorflow", source) if side in setting.defaults_there)
+    defaults = setting.defaults_there
+    return any(same_value(value, defaults[side]) for side in ("tensorflow", source) if side in defaults)
 
 
 def becomes(setting: Setting) -> bool:
@@ -177,15 +172,11 @@ def becomes(setting: Setting) -> bool:
     return field is not None and field.becomes is not None
 
 
-def side_of(backend: str) -> str:
-    """Name a backend of the reference at the beginning of a sentence."""
-    return "TensorFlow" if backend == "tensorflow" else "The reference's PyTorch side"
-
-
 def not_followed(setting: Setting, backend: str) -> str:
     """Say that a backend of the reference does not do what a field says, and what it does."""
     effect = effect_of(setting, backend)
-    says = f"{side_of(backend)} does not follow it" + ("." if effect is UNKNOWN else f"; it has {shown_as(effect)}.")
+    side = "TensorFlow" if backend == "tensorflow" else "The reference's PyTorch side"
+    says = f"{side} does not follow it" + ("." if effect is UNKNOWN else f"; it has {shown_as(effect)}.")
     return f"{says} {setting.note}".strip()
 
 

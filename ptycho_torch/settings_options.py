@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import inspect
 import re
+import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -256,12 +257,16 @@ def yaml_scalar(what: str, node: yaml.Node, loader: type[yaml.SafeLoader] = yaml
     if not isinstance(node, yaml.ScalarNode):
         raise ConfigError(f"{what} is a {_kind(node)}; expected a single value.")
     try:
-        return loader("").construct_object(node)
+        value = loader("").construct_object(node)
     except (ValueError, ArithmeticError, LookupError, AttributeError) as err:
         # PyYAML does not check what a tag such as !!int or !!timestamp is given.
         raise ConfigError(
             f"{what} cannot be read ({node.value[:40]!r} is not what its tag {node.tag!r} says)."
         ) from err
+    # Python refuses to write out an integer of thousands of digits, which any message about it would do.
+    if isinstance(value, int) and value.bit_length() > sys.float_info.max_exp:
+        raise ConfigError(f"{what} is larger than any number here.")
+    return value
 
 
 def _owner(name: str) -> str | None:

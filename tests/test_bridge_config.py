@@ -212,7 +212,7 @@ def test_every_field_of_the_reference_ends_in_a_setting_or_in_a_finding(field: R
         with pytest.raises(ConfigError, match=f"{field.name}.* = .*{value}.*alone"):
             from_dataclass(*chosen)
         return
-    if what is not None and isinstance(what, Foreign) and what.same_as:
+    if isinstance(what, Foreign) and what.same_as:
         with pytest.raises(ConfigError, match=r"n_images.*n_groups"):
             from_dataclass(*chosen)
         return
@@ -431,6 +431,14 @@ def test_names_that_mean_something_else_change_nothing(name: str) -> None:
     finding = next(each for each in translation.report if each.field_there == name)
     assert finding.change == "collision"
     assert finding.reason
+    assert (finding.field_here, finding.value_here) == ("", None), "nothing here has the value None for it"
+
+
+def test_a_field_that_another_setting_stands_for_names_it_and_leaves_it_alone() -> None:
+    translation = from_legacy({"use_xla_compile": True})
+    finding = of_field(translation.report, "use_xla_compile")
+    assert (finding.field_here, finding.value_here) == ("", None)
+    assert finding.reason.endswith("See the setting compile.")
 
 
 def test_the_former_name_of_n_groups_is_taken_and_reported(tmp_path: Path) -> None:
@@ -448,6 +456,10 @@ def test_the_former_name_of_n_groups_is_taken_and_reported(tmp_path: Path) -> No
         ("model: {}\nobject.big: true", r"'object\.big' is no field of the reference; .*here: object_big"),
         ("model: {grid_size: 2}", r"'model\.grid_size' is no field of the reference; .*here: gridsize"),
         ("model: {gridsize: [2, 2]}", r"'model\.gridsize' is a list"),
+        ("model: {model: {N: 64}}", r"line 1: 'model\.model' is no field of the reference"),
+        ("nepoch: [3]", r"line 1: 'nepoch' is no field of the reference; did you mean 'nepochs'\?"),
+        ("training: {max_epochs: 3}", r"line 1: 'training' is a section of .* ptycho-torch; .*--to tf-yaml"),
+        ("model: {N: 64}\ndata: {N: 64}", r"line 2: 'data' is a section of .* ptycho-torch; .*--to tf-yaml"),
         ("model: 3", r"'model' holds no fields of the model"),
         ("nepochs: 3\nnepochs: 4", r"line 2: 'nepochs' is there twice"),
         ("nepochs: many", r"line 1: 'nepochs' = 'many' is no number"),
@@ -459,6 +471,8 @@ def test_the_former_name_of_n_groups_is_taken_and_reported(tmp_path: Path) -> No
         ("backend: jax", r"'backend' = 'jax'; the reference has tensorflow and pytorch"),
         ("backend: pytorch\noptimizer: sgd", r"'optimizer' = 'sgd' has no counterpart here; .*adamw"),
         ("nphotons: " + "9" * 400, r"nphotons.*larger than any number"),
+        ("nphotons: 0x" + "f" * 5000, r"line 1: 'nphotons' is larger than any number"),
+        ("nepochs: 1" + ":10" * 5000, r"line 1: 'nepochs' is larger than any number"),
         ("nphotons: .nan", r"nphotons = nan is not a finite number"),
         ("- nepochs", "the file holds no fields of the reference"),
         ("nepochs: !!python/object/apply:os.system ['true']", "a list|no valid YAML"),
@@ -644,7 +658,7 @@ def test_the_command_translates_in_both_directions(tmp_path: Path, capsys: pytes
     assert command(theirs, "--to", "torch", "-o", ours) == 0
     said = capsys.readouterr().out
     assert "training.nepochs = 5  " in said
-    assert "another meaning: not taken" in said
+    assert "A name that has another meaning too\n  training.n_subsample = 100  →  —\n" in said
     assert str(ours) in said
     assert Settings().override(read_config(ours)) == from_yaml(theirs).settings
     assert command(ours, "--to", "tf-yaml", "-o", back) == 0
@@ -653,6 +667,11 @@ def test_the_command_translates_in_both_directions(tmp_path: Path, capsys: pytes
         command(theirs, "--to", "torch", "-o", ours)
     assert command(theirs, "--to", "torch", "-o", ours, "--overwrite", "--as-run") == 0
     assert read_config(ours)["max_epochs"] == 50
+
+
+def test_an_option_of_the_other_direction_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--as-run belongs to --to torch, not to --to tf-yaml"):
+        command(written(tmp_path, ""), "--to", "tf-yaml", "--as-run")
 
 
 def test_the_command_writes_the_file_to_standard_output_and_its_report_beside_it(
@@ -664,6 +683,13 @@ def test_the_command_writes_the_file_to_standard_output_and_its_report_beside_it
     assert yaml.safe_load(said.out)["training"]["max_epochs"] == 5
     assert "max_epochs = 5" in said.err
     assert "pass --nepochs 5" in said.err
+
+
+def test_what_a_file_says_cannot_write_to_the_terminal() -> None:
+    text = "\n".join(report_lines(from_legacy({"stale": "\x1b[31m" + "x" * 1000, "o\x1bther": "1\n2"}).report))
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) < 400
+    assert "= 1 2  " in text
 
 
 @pytest.mark.parametrize("full", [True, False])

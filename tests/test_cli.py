@@ -286,6 +286,7 @@ def test_a_file_that_names_nothing_gives_the_defaults(text: str, config: Config)
         ("training: {run_name: 2026-01-01}\n", ("TrainingSettings.run_name", "expected str")),
         ("training: {max_epochs: !!python/name:os.system x}\n", ("line 1", "no valid YAML")),
         ("training: {max_epochs: " + "9" * 5000 + "}\n", ("line 1", "'max_epochs'")),
+        ("training: {max_epochs: 0x" + "f" * 5000 + "}\n", ("line 1", "'max_epochs'", "larger")),
         ("data: {N: 64\n", ("line 2", "no valid YAML")),
         ("a: 1\n---\nb: 2\n", ("no valid YAML",)),
         ("a: \x00\n", ("no valid YAML",)),

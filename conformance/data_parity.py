@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conformance import oracle_data
+from conformance import oracle_data, oracle_operations
 from conformance.judge import UNIT_ROUNDOFF, compare
 from conformance.oracle_data import GroupedScan, ReadScan, RefusedError
 from ptycho_tf_bridge.layout import LAYOUTS
@@ -86,7 +86,7 @@ def differences(path: Path, settings: DataSettings) -> Iterator[str]:
         (
             "intensity scale",
             np.array([intensity_scale(nphotons, settings.N)]),
-            np.array([oracle_data.intensity_scale(nphotons, settings.N)]),
+            np.array([oracle_operations.intensity_scale(nphotons, N=settings.N)]),
         ),
     ):
         found = compare(mine.astype(np.float64), reference)

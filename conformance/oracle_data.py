@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from conformance.oracle_operations import normalise_amplitude, relative_offsets
+
 PATTERN_KEYS = ("diff3d", "diffraction")
 """Keys of the patterns in the order in which the reference looks for them."""
 
@@ -159,20 +161,14 @@ class GroupedScan:
 
 def group(scan: ReadScan, indices: np.ndarray) -> GroupedScan:
     """Gather the patterns of groups, normalise them, and centre the positions of each group."""
-    positions = scan.positions_px.astype(np.float64)[indices]  # (groups, C, 2)
-    centres = positions.mean(axis=1, keepdims=True)
-    amplitude = np.moveaxis(scan.amplitude.astype(np.float64)[indices], 1, -1)  # (groups, N, N, C)
-    energy = np.square(amplitude).sum(axis=(1, 2)).mean()
-    factor = math.sqrt((amplitude.shape[1] / 2) ** 2 / energy)
+    positions = np.moveaxis(scan.positions_px.astype(np.float64)[indices], 1, -1)[:, None]  # (groups, 1, 2, C)
+    measured = np.moveaxis(scan.amplitude.astype(np.float64)[indices], 1, -1)  # (groups, N, N, C)
+    amplitude = normalise_amplitude(measured, measured.shape[1])
+    brightest = measured.argmax()
     return GroupedScan(
         indices,
-        amplitude * factor,
-        np.moveaxis(centres - positions, 1, -1)[:, None],
-        np.moveaxis(centres, 1, -1)[:, None],
-        factor,
+        amplitude,
+        relative_offsets(positions),
+        positions.mean(axis=-1, keepdims=True),
+        float(amplitude.flat[brightest] / measured.flat[brightest]),
     )
-
-
-def intensity_scale(nphotons: float, N: int) -> float:
-    """Return √nphotons / (N/2), by which the reference brings normalised amplitude to √counts."""
-    return math.sqrt(nphotons) / (N / 2)

@@ -7,13 +7,17 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from conformance import oracle_operations as oracle
+from conformance.data_parity import ROUNDINGS
 from conformance.hypotheses import OFFSETS, Hypothesis, spatial_mistakes
+from conformance.judge import UNIT_ROUNDOFF
+from conformance.oracle_data import draw_groups, neighbours
 from conformance.steps import Outcome, Step, StepBench
 from ptycho_torch.config_params import DataSettings
 
@@ -22,8 +26,8 @@ if TYPE_CHECKING:
 
 N, GRID, K, SEED = 16, 2, 7, 3
 C = GRID**2
-FLOAT32 = 4e-7
-"""What the map stores in float32 is some roundings away from float64."""
+FLOAT32 = ROUNDINGS * UNIT_ROUNDOFF["float32"]
+"""What the map stores in float32 is as many roundings away from float64 as input of the network."""
 
 SETTINGS = DataSettings(N=N, gridsize=GRID, K=K, group_sampler="reference", group_seed=SEED)
 CENTRED = DataSettings(N=N, gridsize=GRID, K=K, group_sampler="with_centre", group_seed=SEED)
@@ -156,25 +160,19 @@ def _positions(bench: StepBench) -> Outcome:
     return Outcome({"positions_px": right}, {"positions_px": found.positions_px}, 0.0, mistakes)
 
 
+def _reference_groups(positions_px: np.ndarray, *, seed: int = SEED, K: int = K) -> np.ndarray:
+    """Draw the groups of a scan as the reference does (REF-08): C of the K nearest, never the point itself."""
+    return draw_groups(positions_px, gridsize=GRID, K=K, n_groups=len(positions_px), seed=seed)
+
+
 def _nearest(positions_px: np.ndarray) -> np.ndarray:
-    """Return all points in the order of their distance from each, (M, M): itself first."""
-    distance = np.linalg.norm(positions_px[:, None] - positions_px[None], axis=-1)
-    return np.argsort(distance, axis=1, kind="stable")
+    """Return the K + 1 points nearest to each, (M, K + 1): itself first."""
+    return np.array([[point, *neighbours(positions_px, point, K)] for point in range(len(positions_px))])
 
 
-def _reference_groups(
-    positions: Sequence[np.ndarray], *, own: bool = False, seed: int = SEED, K: int = K, sort: bool = False
-) -> np.ndarray:
-    """Draw groups as the reference does, by brute force (REF-08): C of the K nearest, never the point itself."""
-    groups, first = [], 0
-    for each in positions:
-        draw = np.random.RandomState(seed)
-        near = _nearest(each)
-        rows = near[:, :K] if own else near[:, 1 : K + 1]
-        chosen = np.stack([draw.choice(row, C, replace=False) for row in rows])
-        groups.append((np.sort(chosen, axis=1) if sort else chosen) + first)
-        first += len(each)
-    return np.concatenate(groups)
+def _groups_with_itself(positions_px: np.ndarray) -> np.ndarray:
+    draw = np.random.RandomState(SEED)
+    return np.array([draw.choice(row[:K], C, replace=False) for row in _nearest(positions_px)])
 
 
 def _each_scan(scans: Mapping[str, Scan], positions_px: np.ndarray) -> list[np.ndarray]:
@@ -182,17 +180,18 @@ def _each_scan(scans: Mapping[str, Scan], positions_px: np.ndarray) -> list[np.n
     return np.split(positions_px, ends[:-1])
 
 
+def _counted_through(points_of: Callable[[np.ndarray], np.ndarray], scans_px: Sequence[np.ndarray]) -> np.ndarray:
+    """Join what each scan gives, with its points counted on from those of the scans before."""
+    firsts = np.cumsum([0, *map(len, scans_px)])
+    return np.concatenate([points_of(each) + first for each, first in zip(scans_px, firsts, strict=False)])
+
+
 def _groups(bench: StepBench) -> Outcome:
     scans, found, centred = bench.scans.scans, bench.scans.tables(), bench.scans.tables(CENTRED)
     # Positions have a step of their own: groups are judged by those that the map has.
     parts = _each_scan(scans, found.positions_px)
-    right = _reference_groups(parts)
-    firsts = np.cumsum([0, *(len(part) for part in parts)])[:-1]
-    starts = np.repeat(firsts, [len(part) for part in parts])
-    near = [row + first for part, first in zip(parts, firsts, strict=True) for row in _nearest(part)]
-    inside = np.array(
-        [[member in near[row][: K + 1] for member in group] for row, group in enumerate(centred.members)], bool
-    )
+    right, near = _counted_through(_reference_groups, parts), _counted_through(_nearest, parts)
+    inside = (centred.members[:, :, None] == near[:, None]).any(axis=-1)
     expected = {
         "nn_indices": right,
         "first of a group": np.arange(len(right)),
@@ -207,15 +206,20 @@ def _groups(bench: StepBench) -> Outcome:
     }
 
     def mistakes() -> Iterator[Hypothesis]:
-        yield Hypothesis("a point in its own group", {"nn_indices": _reference_groups(parts, own=True)})
-        yield Hypothesis("another seed", {"nn_indices": _reference_groups(parts, seed=0)})
-        yield Hypothesis("another seed", {"nn_indices": _reference_groups(parts, seed=SEED + 1)})
-        yield Hypothesis("K one off", {"nn_indices": _reference_groups(parts, K=K + 1)})
-        yield Hypothesis("K one off", {"nn_indices": _reference_groups(parts, K=K - 1)})
-        yield Hypothesis("rows of a scan not counted from its first", {"nn_indices": right - starts[:, None]})
-        yield Hypothesis("channel order of a group lost (sorted)", {"nn_indices": _reference_groups(parts, sort=True)})
+        yield Hypothesis("a point in its own group", {"nn_indices": _counted_through(_groups_with_itself, parts)})
+        for name, seed, k in (
+            ("another seed", 0, K),
+            ("another seed", SEED + 1, K),
+            ("K one off", SEED, K + 1),
+            ("K one off", SEED, K - 1),
+        ):
+            groups = _counted_through(partial(_reference_groups, seed=seed, K=k), parts)
+            yield Hypothesis(name, {"nn_indices": groups})
+        alone = np.concatenate([_reference_groups(part) for part in parts])
+        yield Hypothesis("rows of a scan not counted from its first", {"nn_indices": alone})
+        yield Hypothesis("channel order of a group lost (sorted)", {"nn_indices": np.sort(right, axis=1)})
         yield Hypothesis("channel order reversed", {"nn_indices": right[:, ::-1]})
-        yield Hypothesis("groups over the borders of scans", {"nn_indices": _reference_groups([found.positions_px])})
+        yield Hypothesis("groups over the borders of scans", {"nn_indices": _reference_groups(found.positions_px)})
 
     return Outcome(expected, given, 0.0, mistakes)
 

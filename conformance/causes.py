@@ -138,7 +138,6 @@ def _cause_of_losses(truth: Truth, run: ForcedRun, verdicts: Mapping[Key, Verdic
 
 def _cause_of_gradient(truth: Truth, run: ForcedRun, verdicts: Mapping[Key, Verdict], stage: str) -> Cause | None:
     """Explain what comes back from a stage whose output is right."""
-    expected: dict[str, np.ndarray] = {}
     if stage == "loss":
         pulled = truth.oracle.loss_pullback(truth.stages, truth.network_input, truth.loss_weights)
         by_weight: dict[str, np.ndarray] = {}

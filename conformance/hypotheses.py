@@ -124,6 +124,19 @@ def array_mistakes(expected: np.ndarray) -> Iterator[tuple[str, Change]]:
         yield "absolute value", np.abs
 
 
+def mistakes_everywhere(expected: Arrays) -> Iterator[Hypothesis]:
+    """Yield what can go wrong with several arrays, each mistake made with all of them."""
+    for mistake in dict.fromkeys(name for array in expected.values() for name, _ in array_mistakes(array)):
+        for turn in range(2):
+            gives = {}
+            for name, array in expected.items():
+                matching = [change for other, change in array_mistakes(array) if other == mistake]
+                if len(matching) > turn:
+                    gives[name] = matching[turn](array)
+            if len(gives) == len(expected):
+                yield Hypothesis(mistake, gives)
+
+
 def permuted(expected: np.ndarray, found: np.ndarray, axis: int) -> np.ndarray | None:
     """Return ``expected`` with the entries of one axis in the order of those of ``found``; None if they are others."""
     if expected.shape != found.shape or expected.shape[axis] < 2:

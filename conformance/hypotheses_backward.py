@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from conformance import oracle_losses, oracle_stages
-from conformance.hypotheses import OFFSETS, Arrays, Hypothesis, array_mistakes, factor_name, fitted, fitted_factor
+from conformance.hypotheses import OFFSETS, Arrays, Hypothesis, factor_name, fitted, fitted_factor, mistakes_everywhere
 from conformance.hypotheses_forward import Situation
 from conformance.oracle_stages import Stage
 from conformance.truth import Truth
@@ -84,16 +84,7 @@ def backward_mistakes(truth: Truth, stage: str, expected: Arrays, found: Arrays)
     yield Hypothesis("gradient cut off", {name: np.zeros_like(array) for name, array in some.items()})
     if stage != "loss":
         yield from _backward_of(truth, stage, expected)
-    changes = dict.fromkeys(name for array in some.values() for name, _ in array_mistakes(array))
-    for mistake in changes:
-        for turn in range(2):
-            gives = {}
-            for name, array in some.items():
-                matching = [change for other, change in array_mistakes(array) if other == mistake]
-                if len(matching) > turn:
-                    gives[name] = matching[turn](array)
-            if len(gives) == len(some):
-                yield Hypothesis(mistake, gives)
+    yield from mistakes_everywhere(some)
     for name, array in some.items() if len(some) == 1 else ():
         yield from fitted(name, array, found[name])
     factors = [fitted_factor(array, found[name]) for name, array in some.items()]

@@ -8,7 +8,7 @@ mistakes name its cause.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from conformance.causes import Cause, explain
-from conformance.hypotheses import Arrays, Hypothesis, array_mistakes
+from conformance.hypotheses import Arrays, Hypothesis, mistakes_everywhere
 from conformance.judge import Errors, Verdict, deviation, errors
 from ptycho_torch.errors import PtychoError
 
@@ -200,7 +200,7 @@ def _cause_of(outcome: Outcome, failed: Sequence[str]) -> Cause | None:
     expected = {name: _wide(outcome.expected[name]) for name in failed}
     single = any(outcome.found[name].dtype in (np.float32, np.complex64) for name in failed)
     budgets = {name: Errors(max(outcome.limit, SINGLE if single else DOUBLE), np.inf) for name in failed}
-    return explain(found, expected, budgets, itertools.chain(outcome.known_mistakes(), _any_array(expected)))
+    return explain(found, expected, budgets, itertools.chain(outcome.known_mistakes(), mistakes_everywhere(expected)))
 
 
 def _cause_of_texts(outcome: Outcome, failed: Sequence[str]) -> Cause | None:
@@ -208,19 +208,6 @@ def _cause_of_texts(outcome: Outcome, failed: Sequence[str]) -> Cause | None:
         if all(name in mistake.gives and np.array_equal(mistake.gives[name], outcome.found[name]) for name in failed):
             return Cause(mistake.name, 0.0)
     return None
-
-
-def _any_array(expected: Arrays) -> Iterator[Hypothesis]:
-    names = dict.fromkeys(mistake for array in expected.values() for mistake, _ in array_mistakes(array))
-    for mistake in names:
-        for turn in range(2):
-            gives = {}
-            for name, array in expected.items():
-                matching = [change for other, change in array_mistakes(array) if other == mistake]
-                if len(matching) > turn:
-                    gives[name] = matching[turn](array)
-            if len(gives) == len(expected):
-                yield Hypothesis(mistake, gives)
 
 
 @cache

@@ -166,7 +166,7 @@ def rates_of_epochs(
     if plateau is not None:
         chosen |= {"plateau_factor": plateau.factor, "plateau_patience": plateau.patience}
         chosen |= {"plateau_threshold": plateau.threshold, "plateau_min_lr": plateau.least}
-    module = _small_module()
+    module = _kept_module()
     module.settings = Settings().override(chosen)
     optimiser = module.configure_optimizers()
     module.history = {"train_loss": [], "val_loss": []}
@@ -180,9 +180,12 @@ def rates_of_epochs(
     return rates
 
 
-@cache
-def _small_module() -> train.PtychoPINN:
+def small_module() -> train.PtychoPINN:
+    """Make the smallest module: schedules, clipping and means do not ask which network it is."""
     return train.PtychoPINN(Settings().override({"n_filters_scale": 1, "gridsize": 1, "intensity_scale": 1.0}))
+
+
+_kept_module = cache(small_module)
 
 
 def epochs_run(losses: Sequence[float], patience: int) -> int:
@@ -195,7 +198,7 @@ def epochs_run(losses: Sequence[float], patience: int) -> int:
     assert callback is not None
     for epoch, loss in enumerate(losses, 1):
         trainer.callback_metrics["train_loss"] = torch.tensor(loss)
-        callback.on_train_epoch_end(trainer, _small_module())
+        callback.on_train_epoch_end(trainer, _kept_module())
         if trainer.should_stop:
             return epoch
     return len(losses)

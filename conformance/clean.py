@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from conformance.digest import numerical_digest
 from conformance.draws import GRAPHS, draw_case
 from conformance.errors import StudyError
 from conformance.evidence import Evidence, Goal, measured_here
@@ -44,6 +45,7 @@ class CleanRun:
         verdicts: how many there were.
         alarms: what failed, in words.
         shares: judgement clause → largest share of the budgets of e and of m, each with its quantity.
+        code: digest of the numerical sources that it holds for.
     """
 
     graph: str
@@ -54,6 +56,7 @@ class CleanRun:
     verdicts: int
     alarms: Sequence[str]
     shares: Mapping[str, Sequence[tuple[float, str]]]
+    code: str
 
     @property
     def case(self) -> str:
@@ -63,13 +66,13 @@ class CleanRun:
 
 def clean_runs(graph: str, seed: int, modes: int, device: str, dtypes: Sequence[str] = DTYPES) -> Iterator[CleanRun]:
     """Draw one case and judge it in each dtype; they share the truth."""
-    measured = load_measured()
+    measured, code = load_measured(), numerical_digest()
     measurement = Measurement(Truth(draw_case(GRAPHS[graph], seed, batch=1, modes=modes)), measured.limits)
     for dtype in dtypes:
         found = measurement.of(TorchSubject(device, dtype))
         verdicts = judge(found, measured.gains.envelope, measured.limits, dtype)
         failed = tuple(verdict.explain() for verdict in verdicts.values() if not verdict.passed)
-        yield CleanRun(graph, seed, modes, device, dtype, len(verdicts), failed, _shares(verdicts))
+        yield CleanRun(graph, seed, modes, device, dtype, len(verdicts), failed, _shares(verdicts), code)
 
 
 def _shares(verdicts: Mapping[Key, Verdict]) -> dict[str, tuple[tuple[float, str], ...]]:
@@ -177,10 +180,10 @@ def clean_study(
         progress: called with a line now and then.
 
     Raises:
-        StudyError: the log cannot be read.
+        StudyError: the log cannot be read, or its draws were judged by other code or on another device.
     """
     study = CleanStudy()
-    for found in _read(log):
+    for found in _read(log, device):
         if study.runs < runs:
             study.add(found)
     if study.runs:
@@ -203,12 +206,13 @@ def clean_study(
     return study
 
 
-def _read(log: Path) -> Iterator[list[CleanRun]]:
+def _read(log: Path, device: str) -> Iterator[list[CleanRun]]:
     if not log.exists():
         return
+    code = numerical_digest()
     for number, line in enumerate(log.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            yield [
+            found = [
                 CleanRun(**{**run, "shares": {name: tuple(map(tuple, row)) for name, row in run["shares"].items()}})
                 for run in json.loads(line)
             ]
@@ -217,3 +221,9 @@ def _read(log: Path) -> Iterator[list[CleanRun]]:
                 f"{log}, line {number}: no clean run ({type(err).__name__}: {err}). Remove the line, or give another "
                 "log."
             ) from err
+        if any((run.code, run.device) != (code, device) for run in found):
+            raise StudyError(
+                f"{log}, line {number}: was judged by other code than is here, or on another device than {device}; "
+                "begin the study anew with another log."
+            )
+        yield found

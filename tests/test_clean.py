@@ -20,7 +20,7 @@ def small_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(dtype: str = "float32", e: float = 0.2, m: float = 0.1, alarms: tuple[str, ...] = ()) -> CleanRun:
-    return CleanRun(GRAPH, 5, 1, "cpu", dtype, 250, alarms, {"FORWARD-FREE": ((e, "merged"), (m, "views"))})
+    return CleanRun(GRAPH, 5, 1, "cpu", dtype, 250, alarms, {"FORWARD-FREE": ((e, "merged"), (m, "views"))}, "")
 
 
 def test_a_study_goes_on_where_its_log_ends(tmp_path: Path) -> None:
@@ -44,6 +44,15 @@ def test_a_line_that_is_no_run_is_named(tmp_path: Path) -> None:
     log = tmp_path / "clean.jsonl"
     log.write_text('[{"graph": "n64_g1"}]\n')
     with pytest.raises(StudyError, match=r"clean\.jsonl, line 1: no clean run"):
+        clean_study(1, log)
+
+
+@pytest.mark.parametrize("change", [{"code": "0" * 64}, {"device": "cuda"}])
+def test_draws_of_other_code_or_another_device_are_not_counted(tmp_path: Path, change: dict[str, str]) -> None:
+    log = tmp_path / "clean.jsonl"
+    clean_study(1, log)
+    log.write_text(json.dumps([entry | change for entry in json.loads(log.read_text())]) + "\n")
+    with pytest.raises(StudyError, match="line 1: was judged by other code"):
         clean_study(1, log)
 
 

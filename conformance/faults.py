@@ -45,9 +45,10 @@ class Fault:
     def seeded(self) -> Iterator[None]:
         """Put the fault in for the time of the context."""
         original = getattr(self.owner, self.attribute)
-        written = vars(self.owner).get(self.attribute, original) if hasattr(self.owner, "__dict__") else original
+        # A static method, unlike what ``getattr`` makes of it, is put back as one.
+        written = vars(self.owner).get(self.attribute, original)
         _forget()
-        setattr(self.owner, self.attribute, self.build(original if callable(original) else written))
+        setattr(self.owner, self.attribute, self.build(original))
         try:
             yield
         finally:

@@ -30,15 +30,12 @@ def _decoder_with_detached_border(self: model.Decoder, features: Tensor) -> Tens
     return self.output(self.activation(self.central(features)), outer)  # type: ignore[no-any-return]
 
 
-def _merged_back_with_wrong_sign(self: model.MergePatches, patches: Tensor, offsets_px: Tensor) -> Tensor:
-    passing = helper.merge_patches(patches, -offsets_px, self.canvas_px)
-    return passing - passing.detach() + helper.merge_patches(patches, offsets_px, self.canvas_px).detach()
+def _merged_back_with_wrong_sign(original: Body) -> Body:
+    return _through(original, lambda self, patches, offsets_px: original(self, patches, -offsets_px))
 
 
 def _lit_back_without_conjugate(original: Body) -> Body:
-    return lambda self, views, probe: _through(
-        lambda views: original(self, views, probe), lambda views: original(self, views, probe.conj())
-    )(views)
+    return _through(original, lambda self, views, probe: original(self, views, probe.conj()))
 
 
 def _scaled_back(factor: float) -> Callable[[Body], Body]:
@@ -111,7 +108,7 @@ BACKWARD: tuple[Fault, ...] = (
         "sign of offsets in the adjoint of merging",
         "merged",
         model.MergePatches,
-        instead(_merged_back_with_wrong_sign),
+        _merged_back_with_wrong_sign,
         "sign of offsets",
     ),
     Fault(

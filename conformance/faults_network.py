@@ -12,45 +12,34 @@ from conformance.faults import GRAPH, Body, Fault, after, argument, instead, onl
 from ptycho_torch import helper, losses, model
 
 
-def _as_it_is_read(features: Tensor, doubled: bool) -> Tensor:
-    return nn.functional.interpolate(features, scale_factor=2.0, mode="nearest") if doubled else features
-
-
-def _convolution_from(first_channel: Callable[[model.Convolution, Tensor], int]) -> Body:
-    def forward(self: model.Convolution, features: Tensor, *, doubled: bool = False) -> Tensor:
-        features = _as_it_is_read(features, doubled)
-        start = first_channel(self, features)
-        features = features[:, start : start + self.in_channels]
-        features = nn.functional.conv2d(features, self.weight, self.bias, padding=1)
-        return features.relu() if self.relu else features
-
-    return forward
-
-
 def convolution_with(
+    *,
+    first_channel: Callable[[model.Convolution], int] = lambda convolution: convolution.first_channel,
+    features: Callable[[Tensor], Tensor] = lambda each: each,
     weight: Callable[[Tensor], Tensor] = lambda each: each,
     bias: Callable[[Tensor], Tensor | None] = lambda each: each,
     padding: str = "constant",
+    relu: Callable[[Tensor], Tensor] = torch.relu,
 ) -> Body:
-    """Return a convolution with another kernel, bias or padding; the doublings that it reads are made."""
+    """Return a convolution that is wrong in one of its parts; the doublings that it reads are made."""
 
-    def forward(self: model.Convolution, features: Tensor, *, doubled: bool = False) -> Tensor:
-        features = _as_it_is_read(features, doubled)
-        start = self.first_channel % features.shape[1]
-        features = nn.functional.pad(features[:, start : start + self.in_channels], (1, 1, 1, 1), mode=padding)
-        features = nn.functional.conv2d(features, weight(self.weight), bias(self.bias))
-        return features.relu() if self.relu else features
+    def forward(self: model.Convolution, read: Tensor, *, doubled: bool = False) -> Tensor:
+        if doubled:
+            read = nn.functional.interpolate(read, scale_factor=2.0, mode="nearest")
+        start = first_channel(self) % read.shape[1]
+        read = nn.functional.pad(features(read[:, start : start + self.in_channels]), (1, 1, 1, 1), mode=padding)
+        read = nn.functional.conv2d(read, weight(self.weight), bias(self.bias))
+        return relu(read) if self.relu else read
 
     return forward
 
 
-def _masked_numerator(patches: Tensor, offsets_px: Tensor, canvas_px: int) -> Tensor:
-    centre = helper.central_mask(patches.shape[-1], dtype=patches.real.dtype, device=patches.device)
-    return helper.merge_patches(patches * centre, offsets_px, canvas_px)
+linear = convolution_with(relu=lambda each: each)
+"""A convolution without its ReLU."""
 
 
-def _merge_with(change: Body) -> Body:
-    return lambda self, patches, offsets_px: change(patches, offsets_px, self.canvas_px)
+def _masked(patches: Tensor) -> Tensor:
+    return patches * helper.central_mask(patches.shape[-1], dtype=patches.real.dtype, device=patches.device)
 
 
 def _diffract_with(shift: bool = True, power: float = 2.0, root: bool = True, floor: float = 0.0) -> Body:
@@ -95,35 +84,18 @@ def _decoder_with_crossed_border(self: model.Decoder, features: Tensor) -> Tenso
     return self.output(self.activation(self.central(features)), self.outer(wrong))  # type: ignore[no-any-return]
 
 
-def _significant_bits(values: Tensor, bits: int) -> Tensor:
+def _eleven_bits(values: Tensor) -> Tensor:
+    """Round to the significant bits of TensorFloat-32 and half precision."""
     fraction, exponent = torch.frexp(values)
     # The gradient passes as if nothing was rounded.
-    return values + (torch.ldexp((fraction * 2.0**bits).round() / 2.0**bits, exponent) - values).detach()
+    return values + (torch.ldexp((fraction * 2.0**11).round() / 2.0**11, exponent) - values).detach()
 
 
 def _in_half_precision(wave: Tensor) -> Tensor:
-    return torch.complex(_significant_bits(wave.real, 11), _significant_bits(wave.imag, 11))
+    return torch.complex(_eleven_bits(wave.real), _eleven_bits(wave.imag))
 
 
 CONV, _HEAD = model.Convolution, model.HeadActivation
-
-
-_LEAK = 0.01
-
-
-def linear(self: model.Convolution, features: Tensor, *, doubled: bool = False) -> Tensor:
-    """Convolve without the ReLU."""
-    start = self.first_channel % features.shape[1]
-    features = _as_it_is_read(features, doubled)[:, start : start + self.in_channels]
-    return nn.functional.conv2d(features, self.weight, self.bias, padding=1)
-
-
-def _coarse_products(self: model.Convolution, features: Tensor, *, doubled: bool = False) -> Tensor:
-    start = self.first_channel % features.shape[1]
-    features = _as_it_is_read(features, doubled)[:, start : start + self.in_channels]
-    weight = _significant_bits(self.weight, 11)
-    features = nn.functional.conv2d(_significant_bits(features, 11), weight, self.bias, padding=1)
-    return features.relu() if self.relu else features
 
 
 def _mixed_channels(images: Tensor) -> Tensor:
@@ -197,7 +169,7 @@ FORWARD: tuple[Fault, ...] = (
         "mask on the numerator",
         "merged",
         model.MergePatches,
-        instead(_merge_with(_masked_numerator)),
+        argument(1, _masked),
         "mask on the numerator",
     ),
     _forward("channels reversed", "views", model.ExtractViews, after(lambda v: v.flip(1)), "channel order"),
@@ -289,7 +261,7 @@ FORWARD: tuple[Fault, ...] = (
         "last four channels taken from the front",
         _BORDER,
         CONV,
-        only(_is_outer_start, instead(_convolution_from(lambda self, features: 0))),
+        only(_is_outer_start, instead(convolution_with(first_channel=lambda _: 0))),
         "wrong end of the channels",
     ),
     _forward(
@@ -298,7 +270,7 @@ FORWARD: tuple[Fault, ...] = (
         CONV,
         only(
             _is_central,
-            instead(_convolution_from(lambda self, features: features.shape[1] - self.in_channels)),
+            instead(convolution_with(first_channel=lambda convolution: -convolution.in_channels)),
         ),
         "wrong end of the channels",
     ),
@@ -354,10 +326,16 @@ FORWARD: tuple[Fault, ...] = (
         "leaky second ReLU",
         _SECOND,
         CONV,
-        only(is_second, instead(lambda self, f, **_: nn.functional.leaky_relu(linear(self, f), _LEAK))),
+        only(is_second, instead(convolution_with(relu=nn.functional.leaky_relu))),
         "leaky ReLU",
     ),
-    _forward("TF32 in convolutions", _FIRST, CONV, instead(_coarse_products), "TF32"),
+    _forward(
+        "TF32 in convolutions",
+        _FIRST,
+        CONV,
+        instead(convolution_with(features=_eleven_bits, weight=_eleven_bits)),
+        "TF32",
+    ),
     _forward(
         "mean for maximum", "encoder.0.pool", model.Pool, instead(lambda _, f: nn.functional.avg_pool2d(f, 2)), "mean"
     ),

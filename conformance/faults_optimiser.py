@@ -20,23 +20,20 @@ def _update_with(
     *,
     first: Callable[[float], float] = lambda beta: beta,
     second: Callable[[float], float] = lambda beta: beta,
-) -> Body:
+) -> Callable[[Body], Body]:
     """Update a parameter by another rule: (m, v, step, group) → what is subtracted."""
 
-    def update(self: KerasAdam, parameter: Tensor, group: dict[str, Any]) -> None:
-        assert parameter.grad is not None
-        state = self.state[parameter]
-        if not state:
-            state["step"] = 0
-            state["momentum"] = torch.zeros_like(parameter)
-            state["velocity"] = torch.zeros_like(parameter)
-        state["step"] += 1
-        beta1, beta2 = group["betas"]
-        state["momentum"].lerp_(parameter.grad, 1 - first(beta1))
-        state["velocity"].lerp_(parameter.grad.square(), 1 - second(beta2))
-        parameter.sub_(change(state["momentum"], state["velocity"], state["step"], group))
+    def build(original: Body) -> Body:
+        def update(self: KerasAdam, parameter: Tensor, group: dict[str, Any]) -> None:
+            beta1, beta2 = group["betas"]
+            # At a rate of 0 the moments move alone.
+            original(self, parameter, {**group, "lr": 0.0, "betas": (first(beta1), second(beta2))})
+            state = self.state[parameter]
+            parameter.sub_(change(state["momentum"], state["velocity"], state["step"], group))
 
-    return update
+        return update
+
+    return build
 
 
 def _rate(step: int, group: dict[str, Any]) -> float:
@@ -66,7 +63,7 @@ def _inside_the_root(m: Tensor, v: Tensor, step: int, group: dict[str, Any]) -> 
 
 
 def _largest_velocity(m: Tensor, v: Tensor, step: int, group: dict[str, Any]) -> Tensor:
-    largest = group.setdefault("largest", torch.zeros_like(v))
+    largest = group.setdefault("largest", {}).setdefault(id(v), torch.zeros_like(v))
     torch.maximum(largest, v, out=largest)
     change: Tensor = _rate(step, group) * m / (largest.sqrt() + group["eps"])
     return change
@@ -87,25 +84,22 @@ def _clip_alone(original: Body) -> Body:
     return wrong
 
 
-def _plateau_with(
-    patience: int = 0, threshold: Callable[[KerasPlateau, float], float] | None = None, floor: bool = True
-) -> Body:
-    def step(self: KerasPlateau, loss: float) -> None:
-        margin = self.threshold if threshold is None else threshold(self, loss)
-        if loss + margin < self.best:
-            self.best, self.wait = loss, 0
-            return
-        self.wait += 1
-        if self.wait >= self.patience + patience:
-            for group in self.optimizer.param_groups:
-                lowered = group["lr"] * self.factor
-                group["lr"] = max(lowered, self.min_lr) if floor else lowered
-            self.wait = 0
+def _plateau_as_if(**seen: Callable[[KerasPlateau], float]) -> Callable[[Body], Body]:
+    """Let the schedule see other settings than it has, while it decides."""
 
-    return step
+    def build(original: Body) -> Body:
+        def step(self: KerasPlateau, loss: float) -> None:
+            own = {name: getattr(self, name) for name in seen}
+            vars(self).update({name: change(self) for name, change in seen.items()})
+            original(self, loss)
+            vars(self).update(own)
+
+        return step
+
+    return build
 
 
-def _relative(plateau: KerasPlateau, loss: float) -> float:
+def _relative(plateau: KerasPlateau) -> float:
     return plateau.threshold * plateau.best if math.isfinite(plateau.best) else 0.0
 
 
@@ -117,15 +111,10 @@ def _to_zero(self: Any, training: Any) -> None:
     self.warmup, self.last, self.least = training.lr_warmup_epochs, training.max_epochs, 0.0
 
 
-def _stopping_with(**changed: Any) -> Callable[[Any], Any]:
-    def build(original: Any) -> Any:
-        def wrong(monitor: str, *, patience: int, **named: Any) -> Any:
-            return original(monitor, patience=patience + changed.get("patience", 0), **{
-                **named, **{name: value for name, value in changed.items() if name != "patience"}})  # fmt: skip
-
-        return wrong
-
-    return build
+def _stopping_with(patience: int = 0, **changed: Any) -> Callable[[Any], Any]:
+    return lambda original: (
+        lambda monitor, **named: original(monitor, **{**named, **changed, "patience": named["patience"] + patience})
+    )
 
 
 def _optimiser(
@@ -137,11 +126,9 @@ def _optimiser(
 _UPDATE = (KerasAdam, "_update")
 
 OPTIMISER: tuple[Fault, ...] = (
-    _optimiser("ε as PyTorch has it", "updates", *_UPDATE, instead(_update_with(_torch_form)), "Adam ε form"),
-    _optimiser(
-        "no bias correction", "updates", *_UPDATE, instead(_update_with(_uncorrected)), "missing bias correction"
-    ),
-    _optimiser("ε inside the root", "updates", *_UPDATE, instead(_update_with(_inside_the_root)), "ε inside the root"),
+    _optimiser("ε as PyTorch has it", "updates", *_UPDATE, _update_with(_torch_form), "Adam ε form"),
+    _optimiser("no bias correction", "updates", *_UPDATE, _update_with(_uncorrected), "missing bias correction"),
+    _optimiser("ε inside the root", "updates", *_UPDATE, _update_with(_inside_the_root), "ε inside the root"),
     _optimiser(
         "ε forgotten",
         "updates",
@@ -154,14 +141,14 @@ OPTIMISER: tuple[Fault, ...] = (
         "moments decay as 1 − β₁",
         "updates",
         *_UPDATE,
-        instead(_update_with(_right, first=lambda beta: 1 - beta)),
+        _update_with(_right, first=lambda beta: 1 - beta),
         "β₁ and 1 − β₁",
     ),
     _optimiser(
         "second moment decays as the first",
         "updates",
         *_UPDATE,
-        instead(_update_with(_right, second=lambda beta: 0.9)),
+        _update_with(_right, second=lambda beta: 0.9),
         "decay of the first moment",
     ),
     _optimiser(
@@ -171,7 +158,7 @@ OPTIMISER: tuple[Fault, ...] = (
         argument(2, lambda group: {**group, "lr": 2 * group["lr"]}),
         "factor 2",
     ),
-    _optimiser("AMSGrad", "updates", *_UPDATE, instead(_update_with(_largest_velocity)), None),
+    _optimiser("AMSGrad", "updates", *_UPDATE, _update_with(_largest_velocity), None),
     _optimiser("clipping as PyTorch does it", "clipping", train, "clip_gradients", instead(_clip_as_torch), "1e-6"),
     _optimiser("every tensor clipped alone", "clipping", train, "clip_gradients", _clip_alone, "every tensor"),
     _optimiser(
@@ -195,7 +182,7 @@ OPTIMISER: tuple[Fault, ...] = (
         "plateau",
         KerasPlateau,
         "step",
-        instead(_plateau_with(patience=1)),
+        _plateau_as_if(patience=lambda plateau: plateau.patience + 1),
         "patience one epoch longer",
     ),
     _optimiser(
@@ -203,7 +190,7 @@ OPTIMISER: tuple[Fault, ...] = (
         "plateau",
         KerasPlateau,
         "step",
-        instead(_plateau_with(threshold=_relative)),
+        _plateau_as_if(threshold=_relative),
         "relative threshold",
     ),
     _optimiser(
@@ -211,7 +198,7 @@ OPTIMISER: tuple[Fault, ...] = (
         "plateau",
         KerasPlateau,
         "step",
-        instead(_plateau_with(threshold=lambda *_: 0.0)),
+        _plateau_as_if(threshold=lambda _: 0.0),
         "threshold ignored",
     ),
     _optimiser(
@@ -219,7 +206,7 @@ OPTIMISER: tuple[Fault, ...] = (
         "plateau",
         KerasPlateau,
         "step",
-        instead(_plateau_with(floor=False)),
+        _plateau_as_if(min_lr=lambda _: 0.0),
         "lowest rate ignored",
     ),
     _optimiser(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,6 +15,8 @@ from torch import Tensor
 pytest.importorskip("lightning", reason="training needs lightning; pip install lightning")
 
 from conformance.errors import DocumentError
+from conformance.faults import Fault
+from conformance.faults_optimiser import OPTIMISER
 from conformance.oracle_training import Plateau, epochs_before_stop, plateau_rates, warmup_cosine_rates
 from conformance.torch_training import epochs_run, rates_of_epochs, train_torch
 from conformance.training import TrainingRun, Trajectory, largest_errors, starting_point, train_truth
@@ -95,23 +96,16 @@ def test_another_optimiser_is_seen(truths: dict[str, Trajectory], monkeypatch: p
     assert "weights" in failing(short("same_batch"), truths["same_batch"])
 
 
-def _of_each_parameter(parameters: Iterable[Tensor], limit: float, algorithm: str = "norm") -> None:
-    for parameter in parameters:
-        optim.clip_gradients([parameter], limit, algorithm)
+def of_step(step: str) -> pytest.MarkDecorator:
+    """Parametrise ``fault`` by the catalogue's faults of a step."""
+    faults = [fault for fault in OPTIMISER if fault.stage == f"optimiser.{step}"]
+    return pytest.mark.parametrize("fault", faults, ids=[fault.name for fault in faults])
 
 
-CLIPPING: dict[str, Callable[..., None]] = {
-    "by value": lambda parameters, limit, algorithm: optim.clip_gradients(parameters, limit, "value"),
-    "torch's own norm": lambda parameters, limit, algorithm: torch.nn.utils.clip_grad_norm_(list(parameters), limit),
-    "each parameter by itself": _of_each_parameter,
-    "not at all": lambda parameters, limit, algorithm: None,
-}
-
-
-@pytest.mark.parametrize("name", CLIPPING)
-def test_other_clipping_is_seen(truths: dict[str, Trajectory], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(train, "clip_gradients", CLIPPING[name])
-    assert "momentum" in failing(short("clip_norm"), truths["clip_norm"])
+@of_step("clipping")
+def test_other_clipping_is_seen(truths: dict[str, Trajectory], fault: Fault) -> None:
+    with fault.seeded():
+        assert "momentum" in failing(short("clip_norm"), truths["clip_norm"])
 
 
 def test_clipping_by_norm_for_one_by_value_is_seen(
@@ -204,52 +198,17 @@ def test_the_end_is_decided_by_the_rule(losses: list[float], patience: int) -> N
     assert epochs_run(losses, patience) == epochs_before_stop(losses, patience)
 
 
-class _TorchPlateau(torch.optim.lr_scheduler.ReduceLROnPlateau):
-    """Torch's own schedule with the numbers of ours; ``sign`` turns the threshold round."""
-
-    def __init__(self, optimizer: Any, factor: float, patience: int, threshold: float, min_lr: float) -> None:
-        super().__init__(
-            optimizer, factor=factor, patience=patience, threshold=threshold, threshold_mode="abs", min_lr=min_lr
-        )
-
-
-class _TurnedThreshold(optim.KerasPlateau):
-    def __init__(self, optimizer: Any, factor: float, patience: int, threshold: float, min_lr: float) -> None:
-        super().__init__(optimizer, factor, patience, -threshold, min_lr)
-
-
-class _Relative(optim.KerasPlateau):
-    def step(self, loss: float) -> None:
-        scale = abs(self.best) if math.isfinite(self.best) else 1.0
-        kept, self.threshold = self.threshold, self.threshold * scale
-        super().step(loss)
-        self.threshold = kept
-
-
-PLATEAUS = {
-    "patience off by one": _TorchPlateau,
-    "sign of the threshold": _TurnedThreshold,
-    "relative threshold": _Relative,
-}
-
-
-@pytest.mark.parametrize("name", PLATEAUS)
-def test_another_plateau_is_seen(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+@of_step("plateau")
+def test_another_plateau_is_seen(fault: Fault) -> None:
     plateau = Plateau(0.5, 2, 1e-4, 1e-4)
-    monkeypatch.setattr(train, "KerasPlateau", PLATEAUS[name])
-    if name == "patience off by one":
-        monkeypatch.setattr(train.PtychoPINN, "on_train_epoch_end", _step_whatever_it_is)
-    differing = [
-        curve
-        for curve in draw_curves(60, seed=11)
-        if rates_of_epochs(curve, "ReduceLROnPlateau", plateau=plateau)
-        != pytest.approx(plateau_rates(curve, 1e-3, plateau), rel=1e-12)
-    ]
+    with fault.seeded():
+        differing = [
+            curve
+            for curve in draw_curves(60, seed=11)
+            if rates_of_epochs(curve, "ReduceLROnPlateau", plateau=plateau)
+            != pytest.approx(plateau_rates(curve, 1e-3, plateau), rel=1e-12)
+        ]
     assert len(differing) > 3
-
-
-def _step_whatever_it_is(module: train.PtychoPINN) -> None:
-    module._schedule.step(module.history["val_loss"][-1])
 
 
 STOPPING: dict[str, dict[str, Any]] = {

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 
@@ -42,7 +41,7 @@ class Finding:
     """What one run with a fault came to.
 
     Attributes:
-        fault: what was seeded; None for a run without a fault.
+        fault: what was seeded.
         dtype: of the network.
         envelope: ``replay`` or ``live``.
         named: the steps and stages that failed, the first named first; at most three.
@@ -50,7 +49,7 @@ class Finding:
         error: what the network raised; empty if nothing.
     """
 
-    fault: Fault | None
+    fault: Fault
     dtype: str
     envelope: str
     named: tuple[str, ...]
@@ -65,21 +64,25 @@ class Finding:
     @property
     def first(self) -> bool:
         """Whether the right stage is named first."""
-        return self.fault is not None and self.named[:1] == (self.fault.stage,)
+        return self.named[:1] == (self.fault.stage,)
 
     @property
     def among_first(self) -> bool:
         """Whether the right stage is among the first three."""
-        return self.fault is not None and self.fault.stage in self.named
+        return self.fault.stage in self.named
 
     @property
     def cause_named(self) -> bool:
         """Whether the cause is named; of a fault that has a name."""
-        return self.fault is not None and self.fault.cause is not None and self.fault.cause in self.cause
+        return self.fault.cause is not None and self.fault.cause in self.cause
+
+    @property
+    def as_it_should(self) -> bool:
+        """Whether the right stage is named first, and the cause if it has a name."""
+        return self.first and (self.cause_named or self.fault.cause is None)
 
     def describe(self) -> str:
         """Say what became of the fault in one line."""
-        assert self.fault is not None
         verdict = "missed" if not self.detected else "named" if self.first else "elsewhere"
         where = " → ".join(self.named) or "nothing"
         cause = self.cause or "no known cause"
@@ -139,27 +142,22 @@ def _gains(graph: str, envelope: str) -> Gains:
     return widest(runs).widened_when_forced(spec)
 
 
-def look_for(
-    fault: Fault | None, dtypes: Sequence[str], envelopes: Sequence[str], graph: str | None = None
-) -> Iterator[Finding]:
+def look_for(fault: Fault, dtypes: Sequence[str], envelopes: Sequence[str]) -> Iterator[Finding]:
     """Seed a fault and judge everything; yield a finding for each dtype and envelope.
 
     Args:
-        fault: what is seeded; None for a clean run.
+        fault: what is seeded.
         dtypes: of the network.
         envelopes: ``replay``, ``live`` or both. Float64 needs none, and counts once.
-        graph: for a clean run.
     """
-    chosen = fault.graph if fault is not None else graph
-    assert chosen is not None
-    here, limits = measurement(chosen), load_measured().limits
+    here, limits = measurement(fault.graph), load_measured().limits
     truth = here.truth
     # What is right is computed before anything is wrong: truth, condition and envelopes.
     for dtype in dtypes:
         here.condition.free(dtype)
         here.condition.forced(dtype)
-    gains = {envelope: _gains(chosen, envelope) for envelope in envelopes}
-    with warnings.catch_warnings(), nullcontext() if fault is None else fault.seeded():
+    gains = {envelope: _gains(fault.graph, envelope) for envelope in envelopes}
+    with warnings.catch_warnings(), fault.seeded():
         # What a broken network warns of is no finding: its numbers are.
         warnings.simplefilter("ignore")
         steps = StepBench()
@@ -189,10 +187,14 @@ class Matrix:
 
     findings: tuple[Finding, ...]
 
-    def rates(self, dtype: str, envelope: str | None = None) -> dict[str, float]:
+    def of(self, dtype: str, envelope: str) -> list[Finding]:
+        """Return the findings of one total."""
+        return [each for each in self.findings if (each.dtype, each.envelope) == (dtype, envelope)]
+
+    def rates(self, dtype: str, envelope: str) -> dict[str, float]:
         """Return the shares that the goals are about, and the number of faults."""
-        chosen = [each for each in self.findings if each.dtype == dtype and envelope in (None, each.envelope)]
-        named = [each for each in chosen if each.fault is not None and each.fault.cause is not None]
+        chosen = self.of(dtype, envelope)
+        named = [each for each in chosen if each.fault.cause is not None]
         return {
             "faults": float(len(chosen)),
             "detected": _share(chosen, lambda each: each.detected),
@@ -220,22 +222,21 @@ class Matrix:
 
     def describe(self) -> Iterator[str]:
         """Yield every fault that is not named as it should be, then the totals."""
-        for finding in self.findings:
-            fault = finding.fault
-            if fault is not None and not (finding.first and (finding.cause_named or fault.cause is None)):
-                yield finding.describe()
-        for area in dict.fromkeys(each.fault.area for each in self.findings if each.fault is not None):
-            mine = [each for each in self.findings if each.fault is not None and each.fault.area == area]
+        yield from (each.describe() for each in self.findings if not each.as_it_should)
+        for area in dict.fromkeys(each.fault.area for each in self.findings):
+            mine = [each for each in self.findings if each.fault.area == area]
             first = sum(each.first for each in mine)
-            names = {each.fault.name for each in mine if each.fault}
+            names = {each.fault.name for each in mine}
             yield f"  {area:<13} {len(names):>3} faults, {first} of {len(mine)} runs name the stage first"
+        goals = {name: f"(goal ≥ {goal:.0%})" for name, goal in GOALS.items()}
         for dtype, envelope in self.rows:
             found = self.rates(dtype, envelope)
             yield (
-                f"{dtype}, {envelope}: {found['faults']:.0f} faults; detected {found['detected']:.1%} (goal ≥ 98 %), "
-                f"right stage first {found['right stage first']:.1%} (goal ≥ 90 %), among the first three "
-                f"{found['right stage among three']:.1%}; cause named {found['cause named']:.1%} of "
-                f"{found['faults with a named cause']:.0f} with a name (goal ≥ 80 %)"
+                f"{dtype}, {envelope}: {found['faults']:.0f} faults; detected {found['detected']:.1%} "
+                f"{goals['detected']}, right stage first {found['right stage first']:.1%} "
+                f"{goals['right stage first']}, among the first three {found['right stage among three']:.1%}; cause "
+                f"named {found['cause named']:.1%} of {found['faults with a named cause']:.0f} with a name "
+                f"{goals['cause named']}"
             )
 
     def evidence(self, command: str) -> list[Evidence]:
@@ -259,7 +260,7 @@ class Matrix:
                     goals={names[name]: Goal(at_least=goal) for name, goal in GOALS.items()},
                     meanings={new: name for name, new in names.items()},
                     case=f"{dtype}_{envelope}",
-                    notes=tuple(each.describe() for each in self.findings if not each.first and each.dtype == dtype),
+                    notes=tuple(each.describe() for each in self.of(dtype, envelope) if not each.as_it_should),
                 )
             )
         return found

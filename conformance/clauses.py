@@ -5,9 +5,12 @@ A test names its clauses by the marker ``parity_clause``. Which clauses there ar
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
+import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -138,3 +141,31 @@ def listing(clauses: Mapping[str, Entry], tests: Mapping[str, Sequence[str]], *,
             )
         if not mine:
             yield f"    no test{': ' + entry.untested if entry.untested else ''}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what ``python -m conformance clauses`` takes."""
+    parser.add_argument("ids", nargs="*", metavar="CLAUSE", help="show these alone, with their text and every test")
+    parser.add_argument("--json", action="store_true", help="write JSON, for programs")
+
+
+def run(options: argparse.Namespace) -> int:
+    """List clauses and what is wrong with them; return 1 where a clause has no test, or a test no clause.
+
+    Raises:
+        DocumentError: no such clause, or the tests cannot be collected.
+    """
+    known = catalogue()
+    for clause in options.ids:
+        if clause not in known:
+            raise DocumentError(f"no clause {clause!r}; `python -m conformance clauses` lists them all.")
+    tests = collect()
+    shown = {clause: known[clause] for clause in options.ids or known}
+    if options.json:
+        print(json.dumps(as_json(shown, tests), indent=1, ensure_ascii=False))  # noqa: T201 - what the command is for
+    else:
+        print(*listing(shown, tests, whole=bool(options.ids)), sep="\n")  # noqa: T201
+    found = list(complaints(known, tests))
+    for line in found:
+        print(line, file=sys.stderr)  # noqa: T201
+    return 1 if found else 0

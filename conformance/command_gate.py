@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import os
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,36 +15,36 @@ GRANTED, REFUSED, CPU_ONLY = 0, 1, 3
 _URI = "MLFLOW_TRACKING_URI"
 
 
-def add_arguments(commands: Any) -> None:
-    """Add the command and its arguments."""
-    gate = commands.add_parser(
-        "gate",
-        help="decide from reports whether a release may go out",
-        description=(
-            "Merge the reports of all devices and decide by a policy: nothing failed, nothing required was skipped, no "
-            "waiver expired, and everything holds for the sources that are here."
-        ),
-        epilog=(
-            "exit codes: 0 granted; 1 failed, or a file cannot be read; 2 the command line is wrong; 3 CPU only: "
-            "nothing failed, but there is no CUDA evidence\n\n"
-            "example: python -m conformance gate cpu/parity.json cuda/parity.json -o sign-off.json --page release.html"
-        ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    parser.description = (
+        "Merge the reports of all devices and decide by a policy: nothing failed, nothing required was skipped, no "
+        "waiver expired, and everything holds for the sources that are here."
     )
-    gate.add_argument(
+    parser.epilog = (
+        "exit codes: 0 granted; 1 failed, or a file cannot be read; 2 the command line is wrong; 3 CPU only: nothing\n"
+        f"failed, but there is no CUDA evidence\n\n{parser.epilog}"
+    )
+    parser.add_argument(
         "reports", nargs="+", type=Path, metavar="REPORT", help="parity.json of a run with --parity-report"
     )
-    gate.add_argument(
+    parser.add_argument(
         "--policy",
         default="release",
         metavar="FILE",
         help="policy, or release (default) or merge for those that come with the package",
     )
-    gate.add_argument("--evidence", type=Path, metavar="DIR", help="folder of evidence (default: that of the package)")
-    gate.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the signed-off decision as JSON")
-    gate.add_argument("--page", type=Path, metavar="FILE", help="write one HTML page of all reports with the decision")
-    gate.add_argument("--previous", type=Path, metavar="REPORT", help="show the difference to this report in the page")
-    gate.add_argument("--by", metavar="NAME", help="who decides (default: the user)")
+    parser.add_argument(
+        "--evidence", type=Path, metavar="DIR", help="folder of evidence (default: that of the package)"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the signed-off decision as JSON")
+    parser.add_argument(
+        "--page", type=Path, metavar="FILE", help="write one HTML page of all reports with the decision"
+    )
+    parser.add_argument(
+        "--previous", type=Path, metavar="REPORT", help="show the difference to this report in the page"
+    )
+    parser.add_argument("--by", metavar="NAME", help="who decides (default: the user)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -113,7 +111,6 @@ def _publish(signed: Mapping[str, Any], shown: Path | None) -> None:
     from conformance.sign_off import write_sign_off
     from ptycho_torch.tracking import record_run
 
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(message)s")
     with tempfile.TemporaryDirectory() as folder:
         files = [write_sign_off(Path(folder) / "sign-off.json", signed), *([shown] if shown else [])]
         run_id = record_run(

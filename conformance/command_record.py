@@ -1,4 +1,4 @@
-"""The command ``python -m conformance record``."""
+"""``python -m conformance record``: a recording of what a reference computes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,9 @@ from conformance.errors import RecordError
 from conformance.record import SAMPLES, Recorder, coarse_weights, keras_recorder, live_recorder, record, write_bundle
 from conformance.verify import archive_case
 from ptycho_tf_bridge.archive import read_archive
+from ptycho_torch.arguments import seed, whole
 from ptycho_torch.config_params import NetworkSettings
 from ptycho_torch.npz_writer import refuse_target
-
-EXAMPLE = "python -m conformance record -o n64_g1.npz --graph n64_g1"
-WHAT = "record a bundle: what a reference computes, for machines without TensorFlow (about a minute)"
 
 REFERENCES: dict[str, Callable[[Case], Recorder]] = {"keras": keras_recorder}
 """What ``--reference`` takes beside ``live:PACKAGE``, with the recorder of a case."""
@@ -68,11 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scan", type=Path, help="with --archive: the scan whose patterns and positions are used")
     known = ", ".join([*REFERENCES, "live:PACKAGE"])
     parser.add_argument("--reference", default="keras", metavar="NAME", help=f"recorded: {known} (default keras)")
-    parser.add_argument("--batch", type=int, default=3, help="groups of a drawn case (default 3)")
-    parser.add_argument("--modes", type=int, default=1, help="probe modes of a drawn case (default 1)")
-    parser.add_argument("--seed", type=int, default=0, help="of a drawn case (default 0)")
+    parser.add_argument("--batch", type=whole, default=3, help="groups of a drawn case (default 3)")
+    parser.add_argument("--modes", type=whole, default=1, help="probe modes of a drawn case (default 1)")
+    parser.add_argument("--seed", type=seed, default=0, help="of a drawn case (default 0)")
     parser.add_argument(
-        "--samples", type=int, default=SAMPLES, help=f"elements kept of a larger tensor (default {SAMPLES})"
+        "--samples", type=whole, default=SAMPLES, help=f"elements kept of a larger tensor (default {SAMPLES})"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
 
@@ -85,9 +83,6 @@ def run(options: argparse.Namespace) -> int:
     """
     if options.scan is not None and options.archive is None:
         raise RecordError("--scan goes with --archive; to judge a scan as it is: pytest conformance --parity-scan PATH")
-    for name in ("batch", "modes", "samples"):
-        if getattr(options, name) < 1:
-            raise RecordError(f"--{name} {getattr(options, name)}: expected 1 or more.")
     recorder_of = _recorder_of(options.reference)
     if recorder_of is None:
         known = ", ".join([*REFERENCES, "live:PACKAGE"])

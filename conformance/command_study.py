@@ -5,54 +5,41 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ptycho_torch.arguments import whole
 
 if TYPE_CHECKING:
     from conformance.evidence import Evidence
 
+_TAKES = {"training": ("seeds", "epochs", "backend"), "clean": ("runs", "device")}
+"""What each study takes beside ``--output`` and ``--evidence``."""
 
-def add_arguments(commands: Any) -> None:
-    """Add ``study`` to the commands of ``python -m conformance``."""
-    study = commands.add_parser(
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    parser.add_argument(
         "study",
-        help="measure what takes hours: training end to end, and clean runs of the suite",
-        epilog="example: python -m conformance study clean --runs 1000",
+        choices=tuple(_TAKES),
+        help="training: train both backends from scratch, several seeds each, and compare where they end (hours); "
+        "clean: judge fresh draws of a right network: false alarms, and how much of each budget is used (an hour)",
     )
-    kinds = study.add_subparsers(dest="study", required=True)
-    training = kinds.add_parser(
-        "training",
-        help="train both backends from scratch, several seeds each, and compare where they end (hours)",
-        epilog="example: python -m conformance study training --seeds 5 -o study",
-    )
-    training.add_argument("--seeds", type=int, default=5, help="trainings of each backend (default 5)")
-    training.add_argument("--epochs", type=int, help="of each training (default: enough for the reference)")
-    training.add_argument("--backend", choices=("torch", "keras"), help="train this backend alone")
-    training.add_argument(
-        "-o", "--output", type=Path, default=Path("study"), help="folder; a study that was broken off goes on there"
-    )
-    training.add_argument("--evidence", type=Path, help="folder to write training-study-cpu.json to")
-    clean = kinds.add_parser(
-        "clean",
-        help="judge fresh draws of a right network: false alarms, and how much of each budget is used (an hour)",
-        epilog="example: python -m conformance study clean --runs 1000 -o study/clean.jsonl",
-    )
-    clean.add_argument("--runs", type=_count, default=1000, help="draws, those of the log included (default 1000)")
-    clean.add_argument(
+    parser.add_argument(
         "-o",
         "--output",
         type=Path,
-        default=Path("study/clean.jsonl"),
-        help="log, a line for each draw; a study that was broken off goes on there",
+        metavar="PATH",
+        help="folder of the trainings (default study), or log of the clean runs (default study/clean.jsonl); a study "
+        "that was broken off goes on there",
     )
-    clean.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the network runs (default cpu)")
-    clean.add_argument("--evidence", type=Path, help="folder to write clean-cpu.json to")
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
+    parser.add_argument("--evidence", type=Path, metavar="DIR", help="folder to write the numbers to, as evidence")
+    training = parser.add_argument_group("study training")
+    training.add_argument("--seeds", type=whole, help="trainings of each backend (default 5)")
+    training.add_argument("--epochs", type=whole, help="of each training (default: enough for the reference)")
+    training.add_argument("--backend", choices=("torch", "keras"), help="train this backend alone")
+    clean = parser.add_argument_group("study clean")
+    clean.add_argument("--runs", type=whole, help="draws, those of the log included (default 1000)")
+    clean.add_argument("--device", choices=("cpu", "cuda"), help="where the network runs (default cpu)")
 
 
 def _say(line: str) -> None:
@@ -60,30 +47,42 @@ def _say(line: str) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run one study; return 0 if its goals are met, else 1."""
+    """Run one study; return 0 if its goals are met, else 1.
+
+    Raises:
+        StudyError: an argument of the other study.
+        PtychoError: the study cannot be run, or not gone on with.
+    """
+    from conformance.errors import StudyError
+
+    for study, names in _TAKES.items():
+        for name in names:
+            if study != options.study and getattr(options, name) is not None:
+                raise StudyError(f"--{name} belongs to `study {study}`; leave it out of `study {options.study}`.")
     return _training(options) if options.study == "training" else _clean(options)
 
 
 def _training(options: argparse.Namespace) -> int:
     from conformance.study import BACKENDS, EPOCHS, as_evidence, run_study
 
-    epochs = EPOCHS if options.epochs is None else options.epochs
-    backends = BACKENDS if options.backend is None else (options.backend,)
-    outcomes = run_study(options.output, options.seeds, epochs, _say, backends)
-    if options.backend is not None:
+    seeds, epochs = options.seeds or 5, options.epochs or EPOCHS
+    backends = (options.backend,) if options.backend else BACKENDS
+    outcomes = run_study(options.output or Path("study"), seeds, epochs, _say, backends)
+    if options.backend:
         return 0
-    command = f"python -m conformance study training --seeds {options.seeds} --epochs {epochs}"
+    command = f"python -m conformance study training --seeds {seeds} --epochs {epochs}"
     return _told(as_evidence(outcomes, command), options.evidence)
 
 
 def _clean(options: argparse.Namespace) -> int:
     from conformance.clean import clean_study
 
-    study = clean_study(options.runs, options.output, device=options.device, progress=_say)
+    device = options.device or "cpu"
+    study = clean_study(options.runs or 1000, options.output or Path("study/clean.jsonl"), device=device, progress=_say)
     for line in study.describe():
         print(line)  # noqa: T201 - the command's answer
-    command = f"python -m conformance study clean --runs {study.runs} --device {options.device}"
-    return _told(study.evidence(command, options.device), options.evidence)
+    command = f"python -m conformance study clean --runs {study.runs} --device {device}"
+    return _told(study.evidence(command, device), options.evidence)
 
 
 def _told(evidence: Evidence, folder: Path | None) -> int:
@@ -95,5 +94,5 @@ def _told(evidence: Evidence, folder: Path | None) -> int:
         verdict = "" if goal is None else f"  {'missed' if name in evidence.missed else 'met'}: {goal}"
         print(f"{name:36} {number:12.6g}{verdict}")  # noqa: T201 - the command's answer
     if folder is not None:
-        print(write_evidence(folder, evidence))  # noqa: T201
+        print(f"wrote {write_evidence(folder, evidence)}")  # noqa: T201
     return 1 if evidence.missed else 0

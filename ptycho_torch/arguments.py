@@ -37,6 +37,13 @@ def whole(text: str) -> int:
     return number
 
 
+def seed(text: str) -> int:
+    """Read a whole number of 0 or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 or more")
+    return int(text)
+
+
 def zero_or_more(text: str) -> float:
     """Read a finite number of 0 or more."""
     number = _number(text)

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Complex64, Complex128, Float32, Float64, Num
 from tqdm import tqdm
 
-from ptycho_torch.arguments import positive, whole, zero_or_more
+from ptycho_torch.arguments import positive, seed, whole, zero_or_more
 from ptycho_torch.errors import ConfigError, DataContractError, PtychoError
 from ptycho_torch.helper import cut_patches, diffract, illuminate
 from ptycho_torch.npz_writer import NpzWriter, refuse_target, replacing
@@ -421,7 +421,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="SCAN.npz", help="the scan to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="write a picture of the scan to PNG")
-    parser.add_argument("--seed", type=_seed, default=0, help="the same seed makes the same file (default 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="the same seed makes the same file (default 0)")
     specimen = parser.add_argument_group("object")
     specimen.add_argument(
         "--object",
@@ -524,12 +524,6 @@ def _require_space(target: Path, M: int, N: int) -> None:
             f"{target}: {needed / 2**20:.1f} MiB are needed and {free / 2**20:.1f} MiB are free. Free some space, "
             "choose another folder, or lower --patterns or --N."
         )
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 or more")
-    return int(text)
 
 
 def _frame(text: str) -> int:

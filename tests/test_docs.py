@@ -21,14 +21,15 @@ from typing import Any
 
 import pytest
 
-from conformance.cli import _parser as conformance_parser
+from conformance.cli import CONFORMANCE
 from ptycho_tf_bridge.cli import PTYCHO_BRIDGE
 from ptycho_torch.cli import PTYCHO_TORCH, Program, parser
 from ptycho_torch.config_params import DataSettings, ModelSettings, Settings, TrainingSettings
 from ptycho_torch.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("ptycho_torch", "ptycho_tf_bridge", "conformance")
+PROGRAMS = {"ptycho_torch": PTYCHO_TORCH, "ptycho_tf_bridge": PTYCHO_BRIDGE, "conformance": CONFORMANCE}
+PACKAGES = tuple(PROGRAMS)
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).glob("*.py"))
 
@@ -149,11 +150,8 @@ def _command(line: str, *, whole: bool) -> Iterator[str]:
             yield from _ours(PTYCHO_BRIDGE, rest, whole)
         case ["python" | "torchrun", *_] if "-m" in words:
             module, *rest = words[words.index("-m") + 1 :]
-            if module in ("ptycho_torch", "ptycho_tf_bridge"):
-                yield from _ours(PTYCHO_TORCH if module == "ptycho_torch" else PTYCHO_BRIDGE, rest, whole)
-            elif module == "conformance":
-                said = [*_parsed(conformance_parser(), rest)] if rest or whole else []
-                yield from (line for line in said if whole or "are required" not in line)
+            if module in PROGRAMS:
+                yield from _ours(PROGRAMS[module], rest, whole)
             elif importlib.util.find_spec(module) is None:
                 yield f"python -m {module}, which is not there"
         case ["python", script, *_] if not (ROOT / script).is_file():
@@ -274,7 +272,7 @@ def test_what_the_docstring_of_a_module_names_is_there(module: Path) -> None:
     assert complaints(_docstring(module)) == []
 
 
-@pytest.mark.parametrize("program", [PTYCHO_TORCH, PTYCHO_BRIDGE], ids=lambda program: program.name)
+@pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS)
 def test_the_example_of_every_command_is_a_command_line(program: Program) -> None:
     examples = [program.example, *(command.example for command in program.commands.values())]
     assert [line for example in examples for line in _shell(example)] == []

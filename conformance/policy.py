@@ -102,9 +102,11 @@ def read_policy(name: str | Path) -> Policy:
     """
     path = specs_dir() / FILES[str(name)] if str(name) in FILES else Path(name)
     try:
-        if path.stat().st_size > _LARGEST_BYTES:
+        with path.open("rb") as file:
+            raw = file.read(_LARGEST_BYTES + 1)
+        if len(raw) > _LARGEST_BYTES:
             raise SpecError(f"{path}: found more than {_LARGEST_BYTES:,} bytes; expected a policy.")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(raw.decode())
     except (OSError, UnicodeDecodeError) as err:
         known = " or ".join(FILES)
         raise SpecError(f"{path}: cannot be read ({err}); give {known}, or the path of a policy.") from err

@@ -170,28 +170,25 @@ def line(text: Content) -> Html:
     return element("td", text, class_="line")
 
 
-def table(
-    headers: Sequence[Content], rows: Iterable[Sequence[Content]], *, caption: Content = "", row_headers: bool = True
-) -> Html:
+def table(headers: Sequence[Content], rows: Iterable[Sequence[Content]], *, caption: Content = "") -> Html:
     """Return a table that scrolls by itself where the screen is narrow.
 
     Args:
         headers: of the columns.
-        rows: cells; one made by ``number`` or ``line`` is taken as it is.
+        rows: cells, the first of which names the row; one made by ``number`` or ``line`` is taken as it is.
         caption: stands below.
-        row_headers: whether the first cell of a row names it.
     """
     head = element("thead", element("tr", *(element("th", each, scope="col") for each in headers)))
-    body = element("tbody", *(element("tr", *_cells(row, row_headers)) for row in rows))
+    body = element("tbody", *(element("tr", *_cells(row)) for row in rows))
     below = element("caption", caption) if caption else Html("")
     return element("div", element("table", below, head, body), class_="scroll", tabindex="0")
 
 
-def _cells(row: Sequence[Content], row_headers: bool) -> Iterable[Html]:
+def _cells(row: Sequence[Content]) -> Iterable[Html]:
     for position, cell in enumerate(row):
         if isinstance(cell, Html) and cell.startswith("<td"):
             yield cell
-        elif position == 0 and row_headers:
+        elif position == 0:
             yield element("th", cell, scope="row")
         else:
             yield element("td", cell)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -240,11 +240,11 @@ def _growth(reports: Sequence[Report]) -> Iterator[Content]:
     opened = next((position for position, each in enumerate(drawn) if each[1] == "float32"), 0)
     for position, (name, dtype, cases) in enumerate(drawn):
         stages = [verdict["stage"] for verdict in _free(cases[0])]
-        lines = [Series(f"PyTorch on {case['device']}", _values(case, stages, _candidate)) for case in cases]
-        reference = Series("TensorFlow", _values(cases[0], stages, _reference))
+        lines = [Series(f"PyTorch on {case['device']}", _values(case, stages, "candidate")) for case in cases]
+        reference = Series("TensorFlow", _values(cases[0], stages, "reference"))
         if any(reference.values):
             lines.append(reference)
-        lines.append(Series("budget", _values(cases[0], stages, _budget), is_limit=True))
+        lines.append(Series("budget", _values(cases[0], stages, "budget"), is_limit=True))
         title = f"{name} in {dtype}"
         chart = page.line_chart(f"Error along the network, {title}", stages, lines, unit="e")
         yield page.details(title, chart, is_open=position == opened)
@@ -254,27 +254,10 @@ def _free(case: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [verdict for verdict in case["verdicts"] if verdict["clause"] == FORWARD_FREE]
 
 
-def _values(
-    case: Mapping[str, Any], stages: Sequence[str], value: Callable[[Mapping[str, Any]], float | None]
-) -> list[float | None]:
-    by_stage = {verdict["stage"]: value(verdict) for verdict in _free(case)}
-    return [by_stage.get(stage) for stage in stages]
-
-
-def _candidate(verdict: Mapping[str, Any]) -> float | None:
-    return _error(verdict["candidate"])
-
-
-def _reference(verdict: Mapping[str, Any]) -> float | None:
-    return _error(verdict["reference"])
-
-
-def _budget(verdict: Mapping[str, Any]) -> float | None:
-    return _error(verdict["budget"])
-
-
-def _error(errors: Mapping[str, float | None] | None) -> float | None:
-    return errors["e"] if errors else None
+def _values(case: Mapping[str, Any], stages: Sequence[str], whose: str) -> list[float | None]:
+    """Return the e of each stage: of the ``candidate``, the ``reference`` or the ``budget``."""
+    by_stage = {verdict["stage"]: verdict[whose] for verdict in _free(case)}
+    return [errors["e"] if (errors := by_stage.get(stage)) else None for stage in stages]
 
 
 # ------------------------------------------------------------------------------------------------------------ places

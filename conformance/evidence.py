@@ -190,8 +190,10 @@ def committed_evidence(folder: Path = EVIDENCE) -> tuple[Evidence, ...]:
     """Return all evidence of a folder, in the order of the file names.
 
     Raises:
-        DocumentError: as ``read_evidence``; or a file has another name than its content.
+        DocumentError: as ``read_evidence``; or there is no such folder, or a file has another name than its content.
     """
+    if not folder.is_dir():
+        raise DocumentError(f"{folder}: found no folder of evidence there; check the path.")
     found = []
     for path in sorted(folder.glob("*.json")):
         evidence = read_evidence(path)

@@ -134,6 +134,11 @@ def test_a_file_of_evidence_has_its_name(tmp_path: Path) -> None:
         committed_evidence(tmp_path)
 
 
+def test_a_folder_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(DocumentError, match="nowhere: found no folder of evidence"):
+        committed_evidence(tmp_path / "nowhere")
+
+
 def test_committed_evidence_can_be_read() -> None:
     names = [evidence.name for evidence in committed_evidence()]
     assert len(names) == len(set(names))

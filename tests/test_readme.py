@@ -28,7 +28,7 @@ def run(code: str, folder: Path) -> str:
     return result.stdout
 
 
-def test_the_network_trains_in_fifteen_lines(tmp_path: Path) -> None:
+def test_the_network_trains_in_twenty_lines(tmp_path: Path) -> None:
     code = example_that("ptycho_torch.model")
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
     assert "torch.Size([8, 1, 64, 64])" in run(code, tmp_path)

@@ -15,7 +15,7 @@ from ptycho_tf_bridge.members import Members, open_members, open_members_of
 from ptycho_tf_bridge.saved_parameters import SCALE_KEY, choose_probe, choose_scale, era_of, peculiarities, settle
 from ptycho_tf_bridge.stored_model import StoredModel, read_keras_model, read_savedmodel
 from ptycho_tf_bridge.torch_bundle import is_torch_bundle, torch_bundle_error
-from ptycho_tf_bridge.unpickle import read_pickle
+from ptycho_tf_bridge.unpickle import MAX_BYTES, read_pickle
 from ptycho_torch.config_params import NetworkSettings
 from ptycho_torch.npz import listed
 
@@ -24,7 +24,6 @@ _SAVED_MODEL = ("saved_model.pb", "variables/variables.index")
 _PREDICTING = "diffraction_to_obj"
 
 _MANIFEST_BYTES = 2**16
-_PARAMETERS_BYTES = 16 * 2**20
 _SCALE_BYTES = 2**20
 
 
@@ -140,6 +139,12 @@ def _layout(members: Members) -> tuple[str, dict[str, str]]:
         if folders:
             ordered = sorted(folders, key=lambda folder: (not folder.rstrip("/").endswith(_PREDICTING), folder))
             return layout, {folder.rstrip("/"): folder for folder in ordered}
+    if any(name.rpartition("/")[2] == "data.pkl" for name in names):
+        raise ArchiveError(
+            f"{members.where}: no archive of the reference but a file of torch.save, perhaps a checkpoint of this "
+            "project. `ptycho-torch infer` and `ptycho-bridge export` take those; here give the wts.h5.zip of a "
+            "training."
+        )
     raise ArchiveError(
         f"{members.where}: no model of the reference; found {listed(names)}. Expected model.keras, saved_model.pb with "
         "variables, or config.json with model.weights.h5: give the wts.h5.zip of a training."
@@ -203,11 +208,11 @@ def _parameters(members: Members, prefix: str, path: Path) -> tuple[dict[str, An
     source = f"{prefix}{_PARAMETERS}"
     beside = path.parent / _PARAMETERS
     if source in members:
-        content, where = members.read(source, _PARAMETERS_BYTES), members.place(source)
+        content, where = members.read(source, MAX_BYTES), members.place(source)
     elif not prefix and beside.is_file():
         source = where = str(beside)
         with beside.open("rb") as file:
-            content = file.read(_PARAMETERS_BYTES + 1)
+            content = file.read(MAX_BYTES + 1)
     else:
         return {}, ""
     parameters = read_pickle(content, where=where)

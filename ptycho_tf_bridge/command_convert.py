@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptycho_tf_bridge.command_inspect import add_archive
+from ptycho_tf_bridge.errors import ArchiveError
 from ptycho_torch.settings_options import add_setting_flags, given_flags
 
 if TYPE_CHECKING:
@@ -51,7 +52,9 @@ def run(options: argparse.Namespace) -> int:
     archive = read_archive(options.archive, model=options.model)
     given = given_flags(options)
     # The reference's normalisation of a given probe is a setting, and no part of the model.
-    probe_scale = given.pop("probe_scale", archive.parameters.get("probe_scale"))
+    probe_scale = given.pop("probe_scale", None)
+    if options.probe is None and probe_scale is not None:
+        raise ArchiveError("--probe-scale normalises the probe of --probe; give both, or leave it out.")
     probe = None if options.probe is None else _probe(options.probe, archive, probe_scale)
     migration = convert(archive, options.output_dir, probe=probe, given=given, overwrite=options.overwrite)
     network = migration.network
@@ -73,10 +76,9 @@ def run(options: argparse.Namespace) -> int:
 
 def _probe(source: str, archive: Archive, probe_scale: float | None) -> np.ndarray:
     """Return the given probe as the reference would have used it."""
-    import numpy as np
     import torch
 
-    from ptycho_tf_bridge.errors import ArchiveError
+    from ptycho_tf_bridge.stored_model import as_probe
     from ptycho_torch.probe import default_probe, normalise_probe
     from ptycho_torch.scan import read_probe
 
@@ -87,7 +89,7 @@ def _probe(source: str, archive: Archive, probe_scale: float | None) -> np.ndarr
         modes = torch.from_numpy(read_probe(Path(source), N))
     if len(modes) > 1:
         raise ArchiveError(f"{source}: {len(modes)} probe modes; the reference has one.")
-    if probe_scale is None:
+    probe_scale = archive.parameters.get("probe_scale") if probe_scale is None else probe_scale
+    if not isinstance(probe_scale, int | float) or not probe_scale > 0:
         raise ArchiveError(f"{archive.path}: nothing says how the probe was normalised; give --probe-scale.")
-    probe: np.ndarray = normalise_probe(modes[0], float(probe_scale)).numpy().astype(np.complex64)
-    return probe
+    return as_probe(normalise_probe(modes[0], probe_scale).numpy(), N, f"{source}: the normalised probe")

@@ -41,7 +41,6 @@ def run(options: argparse.Namespace) -> int:
     from ptycho_tf_bridge.export import export
     from ptycho_torch.command_infer import checkpoint_of
 
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     written = export(
         checkpoint_of(options.checkpoint),
         options.output,

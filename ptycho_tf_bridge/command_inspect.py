@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ptycho_torch.errors import one_line
+
 _SHOWN_PARAMETERS = ("nphotons", "nepochs", "batch_size", "probe_scale", "mae_weight", "nll_weight", "timestamp")
 
 
@@ -46,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         for name, array in archive.weights.items()
     ]
     plain = {
-        key: value if isinstance(value, bool | int | float | str | None) else f"{type(value).__name__}"
+        key: value if isinstance(value, bool | int | float | str | None) else type(value).__name__
         for key, value in archive.parameters.items()
     }
     if options.json:
@@ -63,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
             "parameters": plain,
             "weights": weights,
         }
-        print(json.dumps(facts, indent=1, ensure_ascii=False))  # noqa: T201 - the command's answer
+        print(json.dumps(facts, indent=1))  # noqa: T201 - the command's answer
         return 0
     lines = [
         f"{archive.path}",
@@ -77,7 +79,8 @@ def run(options: argparse.Namespace) -> int:
         "network",
         *(f"  {name:24} {'?' if name in archive.missing else value}" for name, value in network.items()),
         "saved parameters" + ("" if plain else ": none"),
-        *(f"  {name:24} {plain[name]}" for name in _SHOWN_PARAMETERS if name in plain),
+        # Text of an archive stays one line, whatever it would do to a terminal.
+        *(f"  {name:24} {one_line(str(plain[name]))}" for name in _SHOWN_PARAMETERS if name in plain),
     ]
     if plain:
         lines.append(f"  … {len(plain)} in all; --json prints them")

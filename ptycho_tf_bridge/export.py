@@ -59,7 +59,7 @@ def export(
 
     Args:
         checkpoint: of training, or converted.
-        path: the archive, which the reference looks for as ``wts.h5.zip``.
+        path: the archive, which the reference looks for as ``wts.h5.zip``; its folder is made.
         widen_amplitude_head: repeat a single amplitude channel for each pattern of a group, which the reference of
             today needs; the function stays the same, and ``shared_amplitude_head`` does not.
         overwrite: whether the file may be there.
@@ -68,7 +68,7 @@ def export(
         CheckpointError: the checkpoint cannot be read.
         ArchiveError: no archive can hold it: several probe modes.
         WeightMapError: its weights are not those of its network.
-        ConfigError: the file is there and may not be overwritten, or its folder is not there.
+        ConfigError: the file is there and may not be overwritten.
     """
     content, path = read_checkpoint(checkpoint), Path(path)
     notes: list[str] = []
@@ -95,6 +95,7 @@ def export(
             f"{name}/model.h5": _scale_file(network.intensity_scale),
             f"{name}/params.dill": pickle.dumps(parameters, _PROTOCOL),
         }
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, overwrite=overwrite) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in members.items():
             archive.writestr(name, data)

@@ -89,7 +89,13 @@ def read_hdf5(data: bytes, *, where: str) -> Hdf5Content:
     with tempfile.TemporaryFile() as words, start_child("ptycho_tf_bridge.hdf5_child", errors=words) as child:
         assert child.stdin is not None
         assert child.stdout is not None
-        watch = threading.Timer(PATIENCE_S, child.kill)
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            child.kill()
+
+        watch = threading.Timer(PATIENCE_S, end)
         watch.daemon = True
         watch.start()
         try:
@@ -99,8 +105,7 @@ def read_hdf5(data: bytes, *, where: str) -> Hdf5Content:
                 pipe.write(data)
             return _answer(child.stdout, len(data), where)
         except EOFError as err:
-            alive = watch.is_alive()
-            found = why_ended(child, words) if alive else f"content that was not read in {PATIENCE_S:.0f} s"
+            found = f"content that was not read in {PATIENCE_S:.0f} s" if late.is_set() else why_ended(child, words)
             raise refusal(where, found, expected=_EXPECTED) from err
         finally:
             watch.cancel()

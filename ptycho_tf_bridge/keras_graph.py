@@ -18,8 +18,12 @@ from ptycho_tf_bridge.errors import ArchiveError
 MAX_LAYERS = 400
 """The reference has 59 and at most twice as many; the time to follow a graph grows as the square."""
 
+MAX_INPUTS = 16
+"""Of one layer; the reference's have one or two."""
+
 _MAX_DEPTH = 64
 
+_TENSOR, _SLICE = _PARTS = ("__keras_tensor__", "__slice__")
 _CONVOLUTION = "Conv2D"
 _COMPLEX = "CombineComplexLayer"
 _PASSES: Mapping[str, Mapping[str, Any]] = {
@@ -63,7 +67,7 @@ class Layer:
         config: its constructor's arguments.
         inputs: names of the layers that it reads, in order.
         operation: whether it is a bare operation of Keras, such as a slice, and no layer.
-        call: the arguments that it is called with, for a slice.
+        slices: first and last index of each slice among the arguments that it is called with.
     """
 
     name: str
@@ -71,7 +75,7 @@ class Layer:
     config: Mapping[str, Any]
     inputs: tuple[str, ...]
     operation: bool
-    call: Any
+    slices: tuple[tuple[Any, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -147,28 +151,30 @@ def _layer(entry: Mapping[str, Any]) -> Layer:
     if len(nodes) > 1:
         raise ValueError(f"{entry['name']!r} is called {len(nodes)} times")
     call = [nodes[0].get("args"), nodes[0].get("kwargs")] if nodes else []
+    parts = [(part["class_name"], part["config"]) for part in _dictionaries(call) if part.get("class_name") in _PARTS]
+    inputs = tuple(str(config["keras_history"][0]) for kind, config in parts if kind == _TENSOR)
+    if len(inputs) > MAX_INPUTS:
+        raise ValueError(f"{str(entry['name'])[:40]!r} reads {len(inputs)} layers, and at most {MAX_INPUTS} are read")
     return Layer(
         name=str(entry["name"]),
         kind=str(entry["class_name"]),
         config=dict(entry["config"]),
-        inputs=tuple(_tensors(call)),
+        inputs=inputs,
         operation=".ops" in str(entry.get("module")),
-        call=call,
+        slices=tuple((config.get("start"), config.get("stop")) for kind, config in parts if kind == _SLICE),
     )
 
 
-def _tensors(value: Any, depth: int = 0) -> Iterator[str]:
-    """Yield the layers whose outputs a call takes."""
+def _dictionaries(value: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
+    """Yield every dictionary among the arguments of a call."""
     if depth > _MAX_DEPTH:
         raise ValueError("arguments are nested too deeply")
     if isinstance(value, Mapping):
-        if value.get("class_name") == "__keras_tensor__":
-            yield str(value["config"]["keras_history"][0])
-            return
+        yield value
         value = list(value.values())
     if isinstance(value, list):
         for each in value:
-            yield from _tensors(each, depth + 1)
+            yield from _dictionaries(each, depth + 1)
 
 
 # ------------------------------------------------------------------------------------------------------------- roles
@@ -243,7 +249,7 @@ def _above(graph: Graph, name: str) -> tuple[list[Layer], list[str]]:
             convolutions.append(layer.name)
             continue
         between.append(layer)
-        new = [each for each in layer.inputs if each not in seen]
+        new = dict.fromkeys(each for each in layer.inputs if each not in seen)
         seen.update(new)
         waiting += new
     return between, convolutions
@@ -344,23 +350,10 @@ def _check_config(graph: Graph, layer: Layer, expected: Mapping[str, Any], stage
 
 def _check_slice(graph: Graph, layer: Layer, stage: str) -> None:
     """Check that the centre is made of all channels but the last four, and the border of those."""
-    outer = ".outer." in stage
-    slices = [each["config"] for each in _dictionaries(layer.call) if each.get("class_name") == "__slice__"]
-    found = [(each.get("start"), each.get("stop")) for each in slices]
-    expected = (-4, None) if outer else (None, -4)
+    found, expected = list(layer.slices), [(-4, None) if ".outer." in stage else (None, -4)]
     # Some versions of Keras write slices in another way, and then the shapes of the kernels have to do.
-    if found and found != [expected]:
-        raise ArchiveError(f"{graph.where}: {layer.name!r} ({stage}) reads channels {found}; expected {[expected]}.")
-
-
-def _dictionaries(value: Any) -> Iterator[Mapping[str, Any]]:
-    # How deep it is was checked on reading.
-    if isinstance(value, Mapping):
-        yield value
-        value = list(value.values())
-    if isinstance(value, list):
-        for each in value:
-            yield from _dictionaries(each)
+    if found and found != expected:
+        raise ArchiveError(f"{graph.where}: {layer.name!r} ({stage}) reads channels {found}; expected {expected}.")
 
 
 def _activations(graph: Graph, convolutions: Mapping[str, str], ends: Mapping[str, str]) -> str:

@@ -39,7 +39,7 @@ MAX_DEPTH = 16
 
 _PIECE_BYTES = 2**20
 _DRIVE = re.compile(r"[A-Za-z]:")
-_AN_ARCHIVE = "an archive as the reference saves it"
+_AN_ARCHIVE = "an archive of the reference: wts.h5.zip, a .keras file, or the folder of a SavedModel"
 
 
 class Members:
@@ -106,7 +106,6 @@ def open_members(path: Path) -> Iterator[Members]:
     Raises:
         ArchiveError: it is neither, is damaged or hostile, or grows beyond every archive of the reference.
     """
-    path = Path(path)
     if path.is_dir():
         yield _of_folder(path)
         return
@@ -283,8 +282,9 @@ def _damage(place: str) -> Iterator[None]:
         raise
     except ZipRefusedError as err:
         raise refusal(f"{place}: {err.name}" if err.name else place, err.found, expected=_AN_ARCHIVE) from err
-    except FileNotFoundError as err:
-        raise refusal(place, "no such file", expected=_AN_ARCHIVE, remedy="Check the path.") from err
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as err:
+        found = "a file that may not be read" if isinstance(err, PermissionError) else "no such file"
+        raise refusal(place, found, expected=_AN_ARCHIVE, remedy="Check the path and who may read it.") from err
     except Exception as err:
         reason = str(err).strip().partition("\n")[0] or type(err).__name__
         raise refusal(place, f"damaged content ({reason})", expected=_AN_ARCHIVE) from err

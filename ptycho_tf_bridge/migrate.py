@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from ptycho_tf_bridge.errors import ArchiveError
 from ptycho_tf_bridge.weights import to_torch
 from ptycho_torch.checkpoint import write_checkpoint
 from ptycho_torch.config_params import NetworkSettings, Settings
+from ptycho_torch.errors import one_line
 from ptycho_torch.model import PtychoNet
 from ptycho_torch.npz_writer import refuse_target, replacing
 from ptycho_torch.settings_options import config_text
@@ -30,6 +32,7 @@ CHECKPOINT = Path("checkpoints", "last.ckpt")
 """Where ``ptycho-torch infer DIR`` looks."""
 
 _SETTINGS, _REPORT, _REPORT_JSON, _PICTURE = "settings.yaml", "migration.md", "migration.json", "probe.png"
+_CELL_CHARACTERS = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,8 +118,7 @@ def convert(
     out_dir: Path,
     *,
     probe: np.ndarray | None = None,
-    intensity_scale: float | None = None,
-    given: Mapping[str, Any] | None = None,
+    given: Mapping[str, Any] = MappingProxyType({}),
     overwrite: bool = False,
 ) -> Migration:
     """Write checkpoint, settings and report of an archive; every file appears whole or not at all.
@@ -125,16 +127,14 @@ def convert(
         archive: of ``read_archive``.
         out_dir: folder of the files; it is made.
         probe: (N, N) complex, used as it is, where the archive has none.
-        intensity_scale: s_I, where the archive has none.
-        given: other fields of the network that the archive does not say, by name.
+        given: fields of the network that the archive does not say, by name, ``intensity_scale`` among them.
         overwrite: whether the files may be there.
 
     Raises:
         ArchiveError: something is missing and not given, or given and not missing.
         ConfigError: saved parameters that cannot be here, or files that are there.
     """
-    fields = dict(given or {}) | ({} if intensity_scale is None else {"intensity_scale": intensity_scale})
-    network = complete(archive, fields)
+    network = complete(archive, given)
     if probe is not None and archive.probe is not None:
         raise ArchiveError(f"{archive.path}: a probe was given, but the archive has its own ({archive.probe_source}).")
     probe = archive.probe if probe is None else probe
@@ -165,7 +165,7 @@ def convert(
         overwrite=overwrite,
     )
     _write(migration.settings_file, _settings_text(archive, settings), overwrite)
-    facts = _facts(archive, migration, fields, probe_given=archive.probe is None)
+    facts = _facts(archive, migration, given)
     _write(migration.report_json, json.dumps(facts, indent=1, ensure_ascii=False, default=str) + "\n", overwrite)
     _write(migration.report, _report(facts, migration.findings), overwrite)
     _draw(probe, migration.picture, archive)
@@ -220,7 +220,7 @@ def _settings_text(archive: Archive, settings: Settings) -> str:
 # ------------------------------------------------------------------------------------------------------------- report
 
 
-def _facts(archive: Archive, migration: Migration, fields: Mapping[str, Any], *, probe_given: bool) -> dict[str, Any]:
+def _facts(archive: Archive, migration: Migration, given: Mapping[str, Any]) -> dict[str, Any]:
     with migration.checkpoint.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {
@@ -234,13 +234,13 @@ def _facts(archive: Archive, migration: Migration, fields: Mapping[str, Any], *,
             "arrays": len(archive.weights),
             "numbers": sum(array.size for array in archive.weights.values()),
         },
-        "probe": "given" if probe_given else archive.probe_source,
+        "probe": archive.probe_source or "given",
         "intensity_scale": {
             "value": migration.network.intensity_scale,
             "source": archive.intensity_scale_source or "given",
         },
         "missing": list(archive.missing),
-        "given": {**fields, **({"probe": "given"} if probe_given else {})},
+        "given": {**given, **({"probe": "given"} if archive.probe is None else {})},
         "notes": list(archive.notes),
         "network": dataclasses.asdict(migration.network),
         "checkpoint": {"name": CHECKPOINT.as_posix(), "sha256": digest},
@@ -280,11 +280,8 @@ def _report(facts: Mapping[str, Any], findings: tuple[Finding, ...]) -> str:
 def _row(finding: Finding) -> str:
     here = (finding.field_here, repr(finding.value_here)) if finding.field_here else ("", "")
     there = (finding.field_there, repr(finding.value_there)) if finding.field_there else ("", "")
-    return (
-        "| "
-        + " | ".join(str(cell).replace("|", "\\|") for cell in (*there, *here, finding.change, finding.reason))
-        + " |"
-    )
+    cells = (one_line(cell, _CELL_CHARACTERS) for cell in (*there, *here, finding.change, finding.reason))
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _write(path: Path, text: str, overwrite: bool) -> None:

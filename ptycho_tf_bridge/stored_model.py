@@ -19,15 +19,12 @@ from ptycho_tf_bridge.keras_file import group_name
 from ptycho_tf_bridge.keras_graph import Graph, find_roles, read_graph
 from ptycho_tf_bridge.members import Members
 from ptycho_tf_bridge.recognise import FoundNetwork, find_network
-from ptycho_tf_bridge.tf_checkpoint import read_tf_checkpoint
+from ptycho_tf_bridge.tf_checkpoint import MAX_INDEX_BYTES, read_tf_checkpoint
 from ptycho_tf_bridge.weights import weight_table
 from ptycho_torch.errors import one_line
 
 GRAPH_BYTES = 8 * 2**20
 """Longest ``config.json``: the reference's has 47 kB."""
-
-INDEX_BYTES = 4 * 2**20
-"""Longest index of a checkpoint: the reference's has 4 kB."""
 
 _METADATA_BYTES = 2**16
 
@@ -170,7 +167,7 @@ def read_savedmodel(members: Members, prefix: str) -> StoredModel:
     index = f"{prefix}variables/variables.index"
     data = f"{prefix}variables/variables.data-00000-of-00001"
     where = members.place(index)
-    variables = read_tf_checkpoint(members.read(index, INDEX_BYTES), members.read(data), where=where)
+    variables = read_tf_checkpoint(members.read(index, MAX_INDEX_BYTES), members.read(data), where=where)
     layers: dict[int, dict[str, np.ndarray]] = {}
     for name, array in variables.items():
         if found := _VARIABLE.fullmatch(name):

@@ -21,6 +21,8 @@ import numpy as np
 from ptycho_tf_bridge.errors import ArchiveError, refusal
 
 MAX_INDEX_BYTES = 4 * 2**20
+"""Longest index: the reference's has 4 kB."""
+
 MAX_ENTRIES = 16384
 MAX_KEY_BYTES = 1024
 MAX_AXES = 8

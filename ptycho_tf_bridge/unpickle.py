@@ -22,7 +22,7 @@ import numpy as np
 
 from ptycho_tf_bridge.errors import ArchiveError, refusal
 
-MAX_BYTES = 32 * 2**20
+MAX_BYTES = 16 * 2**20
 """Longest pickle: the probe is all that is large in one, 0.5 MB at N = 256."""
 
 MAX_OPCODES = 50_000
@@ -40,6 +40,7 @@ MAX_PROTOCOL = 5
 MAX_DEPTH = 32
 MAX_AXES = 8
 MAX_INTEGER_BYTES = 16
+MAX_KEY_BITS = 63
 
 _MULTIARRAY = ("numpy.core.multiarray", "numpy._core.multiarray")
 _PATHS = ("pathlib", "pathlib._local")
@@ -265,6 +266,9 @@ class _Machine:
         # Text and numbers alone: the hash of nested tuples can take for ever.
         if not isinstance(key, str | int | float | bytes | None):
             raise _NotPlainError(f"a key of type {type(key).__name__}")
+        # Thousands of longer numbers can be chosen to have one hash, and each is then compared with all before it.
+        if isinstance(key, int) and key.bit_length() > MAX_KEY_BITS:
+            raise _NotPlainError(f"a number of {key.bit_length()} bits as a key")
         self._top(dict)[key] = value
 
     def global_named(self, argument: str) -> None:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from ptycho_torch.errors import PtychoError
+from ptycho_torch.errors import PtychoError, one_line
 
 
 class Command(NamedTuple):
@@ -95,6 +95,8 @@ PTYCHO_TORCH = Program(
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 """Exit codes beside 0: the command line was wrong, the command failed, or the user interrupted it."""
 
+_MESSAGE_CHARACTERS = 4000
+
 
 class _Parser(argparse.ArgumentParser):
     """Takes underscores in flags for dashes, and says in one line what is wrong with a command line."""
@@ -129,7 +131,7 @@ class _Parser(argparse.ArgumentParser):
         return options
 
     def error(self, message: str) -> NoReturn:
-        self.exit(USAGE_ERROR, f"error: {_one_line(message)} (see {self.prog} --help)\n")
+        self.exit(USAGE_ERROR, f"error: {one_line(message, _MESSAGE_CHARACTERS)} (see {self.prog} --help)\n")
 
 
 def parser(program: Program = PTYCHO_TORCH) -> argparse.ArgumentParser:
@@ -178,11 +180,11 @@ def main(arguments: Sequence[str] | None = None, program: Program = PTYCHO_TORCH
     except (PtychoError, OSError) as err:
         if options.debug:
             raise
-        return _fail(f"error: {_one_line(str(err))}")
+        return _fail(f"error: {one_line(str(err), _MESSAGE_CHARACTERS)}")
     except Exception as err:
         if options.debug:
             raise
-        what = f"{type(err).__name__}: {_one_line(str(err))}".removesuffix(": ")
+        what = f"{type(err).__name__}: {one_line(str(err), _MESSAGE_CHARACTERS)}".removesuffix(": ")
         return _fail(f"error: unexpected {what} (--debug shows the traceback)")
 
 
@@ -198,10 +200,6 @@ def _nearest(unknown: Sequence[str], command: argparse.ArgumentParser) -> str:
         if near := difflib.get_close_matches(argument.partition("=")[0], known, n=1):
             return f"; did you mean {near[0]}?"
     return ""
-
-
-def _one_line(text: str) -> str:
-    return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 def _with_dashes(arguments: Sequence[str]) -> list[str]:

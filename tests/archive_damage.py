@@ -15,20 +15,21 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from checkpoint_files import Tensor, checkpoint, tensor
+from checkpoint_files import Tensor, tensor
 from reference_archives import (
     Graph,
     archive_members,
+    checkpoint_variables,
     draw_probe,
     draw_weights,
     keras_file,
     saved_parameters,
+    savedmodel_archive,
     unzipped,
     zipped,
 )
 from zip_files import archive, stored, zeros_bomb
 
-from ptycho_tf_bridge.weights import weight_table
 from ptycho_torch.config_params import NetworkSettings
 
 Members = dict[str, bytes]
@@ -90,27 +91,14 @@ def keras_members() -> Members:
 
 
 def checkpoint_tensors() -> dict[str, Tensor]:
-    suffix = "/.ATTRIBUTES/VARIABLE_VALUE"
-    tensors = {"keras_api/metrics/0/total" + suffix: tensor(np.float32(1.5).reshape(()))}
-    for number, entry in enumerate(weight_table(SETTINGS)):
-        tensors[f"layer_with_weights-{number}/kernel{suffix}"] = tensor(WEIGHTS[entry.kernel_name])
-        tensors[f"layer_with_weights-{number}/bias{suffix}"] = tensor(WEIGHTS[entry.bias_name])
-    tensors[f"layer_with_weights-{number + 1}/w{suffix}"] = tensor(PROBE[None, ..., None])
-    return tensors
+    return {name: tensor(array) for name, array in checkpoint_variables(SETTINGS, WEIGHTS, PROBE).items()}
 
 
 def savedmodel_members() -> Members:
     """The archive of the years before; its checkpoint is read without a child process, so most pickles come in it."""
-    index, data = checkpoint(checkpoint_tensors())
-    return {
-        "manifest.dill": pickle.dumps({"models": [MODEL], "version": "1.0"}, 4),
-        f"{MODEL}/custom_objects.dill": TRACE,
-        f"{MODEL}/saved_model.pb": TRACE,
-        f"{MODEL}/keras_metadata.pb": TRACE,
-        PARAMETERS: pickle.dumps(saved_parameters(SETTINGS, probe=PROBE[..., None]), 4),
-        INDEX: index,
-        DATA: data,
-    }
+    saved = saved_parameters(SETTINGS, probe=PROBE[..., None])
+    members = savedmodel_archive(MODEL, checkpoint_variables(SETTINGS, WEIGHTS, PROBE), saved, TRACE)
+    return members | {f"{MODEL}/custom_objects.dill": TRACE}
 
 
 def packed(members: Members) -> bytes:

@@ -8,16 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from conformance.case import Case
 from conformance.truth import Truth
 from ptycho_tf_bridge.archive import Archive
-from ptycho_tf_bridge.weights import to_torch
+from ptycho_tf_bridge.migrate import build_network
 from ptycho_torch.checkpoint import write_checkpoint
 from ptycho_torch.config_params import Settings
-from ptycho_torch.model import PtychoNet
 
 Weights = dict[str, Tensor]
 
@@ -46,10 +44,7 @@ def checkpoint_of(
 ) -> Path:
     """A checkpoint of the archive's model; ``change`` and other settings of the network make it a wrong one."""
     settings = dataclasses.replace(archive.network, **network)
-    assert archive.probe is not None
-    model = PtychoNet(settings, torch.from_numpy(archive.probe))
-    weights = dict(model.state_dict())
-    weights |= {name: torch.from_numpy(array) for name, array in to_torch(archive.weights, settings).items()}
+    weights = dict(build_network(archive, settings).state_dict())
     change(weights)
     statistics = {"probe_modes": 1, "one_probe": True}
     write_checkpoint(path, Settings.current(), settings, statistics, weights, overwrite=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
 import pickle
@@ -43,7 +42,7 @@ from archive_damage import (
     savedmodel_members,
 )
 from checkpoint_files import checkpoint, header, tensor
-from reference_archives import Graph, unzipped, weights_file, zipped
+from reference_archives import Graph, hdf5_file, unzipped, weights_file, zipped
 
 MIB = 2**20
 
@@ -86,6 +85,9 @@ def bombs() -> Iterator[tuple[str, bytes]]:
     yield "length bomb", b"\x80\x05\x96" + struct.pack("<Q", 2**50) + b"."
     yield "laughing tuples", b"\x80\x04)\x94" + b"".join(b"h%ch%c\x86\x94" % (i, i) for i in range(60)) + b"."
     yield "laughing keys", b"\x80\x04})\x94" + b"".join(b"h%ch%c\x86\x94" % (i, i) for i in range(60)) + b"Ns."
+    # Multiples of the prime that hashes are reduced by: all have the hash 0.
+    keys = b"".join(b"\x8a\x10" + (number * (2**61 - 1)).to_bytes(16, "little") + b"N" for number in range(19_000))
+    yield "keys of one hash", b"\x80\x04}(" + keys + b"u."
     yield "list in itself", b"\x80\x04]\x94h\x00a."
     yield "deep list", b"\x80\x04" + b"]" * 40_000 + b"a" * 39_999 + b"."
     yield "many opcodes", b"\x80\x04](" + b"N" * 10**6 + b"e."
@@ -135,13 +137,6 @@ def of_pickles(rng: np.random.Generator, members: Members) -> Iterator[Damage]:
 # ------------------------------------------------------------------------------------------------- HDF5
 
 Build = Callable[[h5py.File], Any]
-
-
-def built(build: Build) -> bytes:
-    file = io.BytesIO()
-    with h5py.File(file, "w") as opened:
-        build(opened)
-    return file.getvalue()
 
 
 def unwritten(file: h5py.File, path: str, shape: tuple[int, ...], external: bool = False) -> None:
@@ -247,7 +242,7 @@ def of_hdf5(rng: np.random.Generator, members: Members) -> Iterator[Damage]:
     for position in rng.choice(len(scale), 60, replace=False):
         yield Damage("bytes of HDF5", packed(members | {SCALE: flipped(scale, position, int(rng.integers(8)))}), SOUND)
     for value in (np.nan, -1.0, 0.0, "text", np.bytes_("text"), 7, np.float32(20.5)):
-        content = built(lambda file, value=value: file.attrs.__setitem__("intensity_scale", value))
+        content = hdf5_file(lambda file, value=value: file.attrs.__setitem__("intensity_scale", value))
         yield Damage("value of a scale", packed(members | {SCALE: content}), SOUND)
 
 
@@ -284,7 +279,7 @@ def of_graphs(rng: np.random.Generator, members: Members) -> Iterator[Damage]:
     controls = b'{"date_saved": "a\\n\\u001b[2J"}'
     for text in (*long, controls, b"[]", b"3", b'{"date_saved": [1]}', b'{"written_by": null}'):
         yield Damage("hostile metadata", with_graph(text, "metadata.json"), SOUND)
-    for edit in (circle, to_itself, crowd, nobody, numbers, strings, nulls, huge, slices):
+    for edit in (circle, to_itself, crowd, thicket, nobody, numbers, strings, nulls, huge, slices):
         model = json.loads(content)
         edit(model["config"]["layers"])
         yield Damage(f"graph: {edit.__name__}", with_graph(json.dumps(model).encode()))
@@ -316,6 +311,13 @@ def source(layer: dict[str, Any]) -> list[Any]:
 
 def crowd(layers: Layers) -> None:
     layers += [{**layers[3], "name": f"layer{number}"} for number in range(5000)]
+
+
+def thicket(layers: Layers) -> None:
+    """What is joined reads one layer 15,000 times, which reads another as often."""
+    for layer in layers:
+        if layer["class_name"] in ("Add", "ZeroPadding2D"):
+            layer["inbound_nodes"][0]["args"] = layer["inbound_nodes"][0]["args"][:1] * 15_000
 
 
 def nobody(layers: Layers) -> None:
@@ -401,5 +403,5 @@ def draw_damage(seed: int = 0) -> Iterator[Damage]:
     yield from of_hdf5(rng, keras)
     yield from of_graphs(rng, keras)
     yield from of_bundles(rng)
-    for content in (b"", b"PK", TRACE, built(lambda file: None), rng.bytes(10**5), b"\x93NUMPY" + bytes(100)):
+    for content in (b"", b"PK", TRACE, hdf5_file(lambda file: None), rng.bytes(10**5), b"\x93NUMPY" + bytes(100)):
         yield Damage("no archive", content)

@@ -12,6 +12,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from checkpoint_files import checkpoint, tensor
 
 from ptycho_tf_bridge.weights import tensorflow_shapes, weight_table
 from ptycho_torch.config_params import NetworkSettings
@@ -249,11 +250,15 @@ def keras_file(
     )
 
 
-def scale_file(scale: float) -> bytes:
+def hdf5_file(build: Callable[[h5py.File], object]) -> bytes:
     file = io.BytesIO()
     with h5py.File(file, "w") as root:
-        root.attrs["intensity_scale"] = scale
+        build(root)
     return file.getvalue()
+
+
+def scale_file(scale: float) -> bytes:
+    return hdf5_file(lambda root: root.attrs.__setitem__("intensity_scale", scale))
 
 
 def zipped(members: Mapping[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -283,6 +288,35 @@ def archive_members(
         if scale is not None:
             members[f"{name}/model.h5"] = scale_file(scale)
     return members
+
+
+def checkpoint_variables(
+    settings: NetworkSettings, weights: Mapping[str, np.ndarray], probe: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Variables of a SavedModel under the keys of its checkpoint; one belongs to no layer."""
+    table, suffix = weight_table(settings), "/.ATTRIBUTES/VARIABLE_VALUE"
+    variables = {"keras_api/metrics/0/total" + suffix: np.float32(1.5).reshape(())}
+    for number, entry in enumerate(table):
+        variables[f"layer_with_weights-{number}/kernel{suffix}"] = weights[entry.kernel_name]
+        variables[f"layer_with_weights-{number}/bias{suffix}"] = weights[entry.bias_name]
+    if probe is not None:
+        variables[f"layer_with_weights-{len(table)}/w{suffix}"] = probe[None, ..., None]
+    return variables
+
+
+def savedmodel_archive(
+    model: str, variables: Mapping[str, np.ndarray], parameters: Mapping[str, Any], code: bytes = b"code"
+) -> dict[str, bytes]:
+    """Members of ``wts.h5.zip`` as it was before Keras 3; ``code`` stands where the graph is, which nobody opens."""
+    index, data = checkpoint({name: tensor(array) for name, array in variables.items()})
+    return {
+        "manifest.dill": pickle.dumps({"models": [model], "version": "1.0"}, 4),
+        f"{model}/saved_model.pb": code,
+        f"{model}/keras_metadata.pb": code,
+        f"{model}/params.dill": pickle.dumps(dict(parameters), 4),
+        f"{model}/variables/variables.index": index,
+        f"{model}/variables/variables.data-00000-of-00001": data,
+    }
 
 
 def write_reference_archive(

@@ -13,15 +13,15 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from checkpoint_files import checkpoint, tensor
 from reference_archives import (
     Graph,
     archive_members,
+    checkpoint_variables,
     draw_probe,
     draw_weights,
     keras_file,
     saved_parameters,
-    unzipped,
+    savedmodel_archive,
     write_reference_archive,
     zipped,
 )
@@ -31,7 +31,7 @@ from ptycho_tf_bridge import backend
 from ptycho_tf_bridge.archive import Archive, read_archive
 from ptycho_tf_bridge.errors import ArchiveError
 from ptycho_tf_bridge.migrate import convert
-from ptycho_tf_bridge.weights import to_torch, weight_table
+from ptycho_tf_bridge.weights import to_torch
 from ptycho_torch.checkpoint import read_checkpoint
 from ptycho_torch.config_params import NetworkSettings
 
@@ -52,27 +52,10 @@ def savedmodel(
     settings: NetworkSettings, probe: np.ndarray | None, *, parameters: Mapping[str, Any] | None = None
 ) -> Members:
     """The archive of the years before Keras 3, with the checkpoint keys that it has."""
-    index, data = checkpoint({name: tensor(array) for name, array in checkpoint_variables(settings, probe).items()})
-    saved = saved_parameters(settings) if parameters is None else dict(parameters)
-    return {
-        "manifest.dill": pickle.dumps({"models": ["autoencoder"], "version": "1.0"}, 4),
-        "autoencoder/saved_model.pb": b"code",
-        "autoencoder/keras_metadata.pb": b"code",
-        "autoencoder/variables/variables.index": index,
-        "autoencoder/variables/variables.data-00000-of-00001": data,
-        "autoencoder/params.dill": pickle.dumps(saved, 4),
-    }
-
-
-def checkpoint_variables(settings: NetworkSettings, probe: np.ndarray | None) -> dict[str, np.ndarray]:
-    weights, suffix = draw_weights(settings), "/.ATTRIBUTES/VARIABLE_VALUE"
-    variables = {"keras_api/metrics/0/total" + suffix: np.float32(1.5).reshape(())}
-    for number, entry in enumerate(weight_table(settings)):
-        variables[f"layer_with_weights-{number}/kernel{suffix}"] = weights[entry.kernel_name]
-        variables[f"layer_with_weights-{number}/bias{suffix}"] = weights[entry.bias_name]
-    if probe is not None:
-        variables[f"layer_with_weights-{len(weight_table(settings))}/w{suffix}"] = probe[None, ..., None]
-    return variables
+    variables = checkpoint_variables(settings, draw_weights(settings), probe)
+    return savedmodel_archive(
+        "autoencoder", variables, saved_parameters(settings) if parameters is None else parameters
+    )
 
 
 def written(path: Path, content: Members) -> Path:
@@ -194,7 +177,7 @@ def test_an_archive_that_tensorflow_writes_converts_and_verifies(
 
     tf = tensorflow()
     variables: dict[str, dict[str, np.ndarray]] = {}
-    for name, array in checkpoint_variables(SHARED_HEAD, draw_probe(64)).items():
+    for name, array in checkpoint_variables(SHARED_HEAD, draw_weights(SHARED_HEAD), draw_probe(64)).items():
         layer, attribute = name.split("/")[:2]
         if layer != "keras_api":
             variables.setdefault(layer, {})[attribute] = array
@@ -437,6 +420,14 @@ def test_a_bundle_of_pytorch_is_recognised_and_refused(tmp_path: Path) -> None:
         read_archive(written(tmp_path / "wts.h5.zip", content))
 
 
+def test_a_checkpoint_of_this_project_is_told_from_an_archive(tmp_path: Path) -> None:
+    import torch
+
+    torch.save({"state_dict": {"weight": torch.zeros(3)}}, tmp_path / "last.ckpt")
+    with pytest.raises(ArchiveError, match=r"last\.ckpt: no archive .* a file of torch\.save.*ptycho-torch infer"):
+        read_archive(tmp_path / "last.ckpt")
+
+
 def test_code_in_an_archive_is_never_opened(tmp_path: Path) -> None:
     content = members()
     assert b"system" in content["diffraction_to_obj/custom_objects.dill"]
@@ -448,9 +439,3 @@ def test_what_is_no_archive_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ArchiveError, match=name):
         read_archive(tmp_path / name)
-
-
-def test_a_keras_file_keeps_its_members_stored() -> None:
-    # The reference stores them, and so does the stand-in: a reader may not depend on compression.
-    model = unzipped(keras_file(Graph(SETTINGS), draw_weights(SETTINGS)))
-    assert sorted(model) == ["config.json", "metadata.json", "model.weights.h5"]

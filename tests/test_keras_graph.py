@@ -11,7 +11,7 @@ import pytest
 from reference_archives import Graph
 
 from ptycho_tf_bridge.errors import ArchiveError
-from ptycho_tf_bridge.keras_graph import MAX_LAYERS, find_roles, read_graph
+from ptycho_tf_bridge.keras_graph import MAX_INPUTS, MAX_LAYERS, find_roles, read_graph
 from ptycho_tf_bridge.weights import weight_table
 from ptycho_torch.config_params import NetworkSettings
 
@@ -100,6 +100,7 @@ def second_call(entries: Entries) -> None:
         (lambda e: e.pop(4), "which is not there"),
         (lambda e: e.append(e[3]), "the name of another one"),
         (lambda e: e.extend({**e[0], "name": str(k)} for k in range(MAX_LAYERS)), "layers; the reference has 59"),
+        (lambda e: e[3]["inbound_nodes"][0]["args"].extend(e[3]["inbound_nodes"][0]["args"] * MAX_INPUTS), "reads 17"),
         (lambda e: e[3].pop("config"), "no functional model"),
         (lambda e: e[3].update(inbound_nodes=7), "no functional model"),
     ],

@@ -302,6 +302,7 @@ def test_what_is_neither_file_nor_folder_is_refused_unopened(tmp_path: Path) -> 
         (pipe, "neither file nor folder"),
         (Path("/dev/zero"), "neither"),
         (tmp_path / "no", "no such"),
+        (pipe / "wts.h5.zip", "no such"),
     ):
         with pytest.raises(ArchiveError, match=found), open_members(path):
             pass

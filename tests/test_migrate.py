@@ -227,13 +227,17 @@ def test_what_is_missing_is_asked_for_by_name(bare: Path, tmp_path: Path, capsys
     assert "Missing in the archive: probe, intensity_scale" in report
 
 
-def test_a_probe_comes_from_a_scan_normalised_as_the_reference_does(tmp_path: Path) -> None:
+def test_a_probe_comes_from_a_scan_normalised_as_the_reference_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write_reference_archive(tmp_path / "wts.h5.zip", SETTINGS)
     scan = write_scan(tmp_path / "scan.npz")
     with pytest.raises(ArchiveError, match="has its own"):
         convert(read_archive(path), tmp_path / "out", probe=draw_probe(64))
     with pytest.raises(ArchiveError, match="has its own"):
-        convert(read_archive(path), tmp_path / "out", intensity_scale=3.0)
+        convert(read_archive(path), tmp_path / "out", given={"intensity_scale": 3.0})
+    assert main(["convert", str(path), "-o", str(tmp_path / "out"), "--probe-scale", "4"]) == 1
+    assert "give both" in capsys.readouterr().err
     lacking = write_reference_archive(tmp_path / "lacking.zip", SETTINGS, probe=draw_probe(128))
     assert main(["convert", str(lacking), "-o", str(tmp_path / "out"), "--probe", str(scan)]) == 0
     content = read_checkpoint(tmp_path / "out" / "checkpoints" / "last.ckpt")
@@ -288,3 +292,17 @@ def test_inspect_says_era_network_and_what_is_missing(bare: Path, capsys: pytest
     assert facts["network"]["N"] == 64
     assert main(["inspect", str(bare.parent / "nothing.zip")]) == 1
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_text_of_an_archive_does_nothing_to_terminal_and_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_reference_archive(
+        tmp_path / "wts.h5.zip", SETTINGS, timestamp="now\x1b[2J\nthen \udc80", **{"a\n| b": "\x9b1m"}
+    )
+    for option in ([], ["--json"]):
+        assert main(["inspect", str(path), *option]) == 0
+        assert all(line.isprintable() for line in capsys.readouterr().out.splitlines())
+    report = convert(read_archive(path), tmp_path / "out").report.read_text(encoding="utf-8")
+    assert all(line.isprintable() for line in report.splitlines())
+    assert r"| a \| b | '\x9b1m' |" in report

@@ -282,6 +282,7 @@ def array(*state: Any) -> Reduced:
         (F4, "a dtype as a value"),
         ({(1, 2): 3}, "a key of type tuple"),
         ({F4: 3}, "a key of type"),
+        ({2**64: 3}, "a number of 65 bits as a key"),
     ],
 )
 def test_arrays_are_made_of_what_fits_and_nothing_else(value: Any, found: str) -> None:

@@ -36,12 +36,12 @@ import torch  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 TARGETS = ("judge", "parity", "condition", "gains")
-TESTS = ("tests/test_judge.py", "tests/test_comparer.py")
+TESTS = tuple(f"tests/test_{name}.py" for name in ("judge", "gains", "condition", "comparer"))
 GOAL = 0.95
 
 _SLOWER = "the same gradients, computed twice"
 EQUIVALENT: dict[str, str] = {
-    "judge: 0  →  1": "what a mismatch holds in place of values is never read",
+    "judge: np.empty(0)  →  np.empty(1)": "what a mismatch holds in place of values is never read",
     "parity: any((name != 'input' for name in stage.inputs))  →  all((name != 'input' for name in stage.inputs))": (
         "no stage reads the network's input beside another one"
     ),
@@ -172,20 +172,27 @@ def mutants(module: str) -> Iterator[Mutant]:
         if id(node) in skipped or id(parent) in skipped:
             continue
         for change in _changes(node):
+            # A number alone does not say which one it is.
+            told = parent if isinstance(node, ast.Constant) else None
+            before = _first_line(told or node)
             changed = change(copy.deepcopy(node))
-            before, after = ast.unparse(node).splitlines()[0], ast.unparse(changed).splitlines()[0] if changed else ""
-            if before == after:
-                continue
-            if index is None:
-                setattr(parent, name, changed)
-            else:
-                holder[index] = changed
+            _put(parent, name, index, changed)
+            after = _first_line(told or changed)
             source = ast.unparse(ast.fix_missing_locations(tree))
-            if index is None:
-                setattr(parent, name, node)
-            else:
-                holder[index] = node
-            yield Mutant(module, getattr(node, "lineno", 0), f"{before}  →  {after}", source)
+            _put(parent, name, index, node)
+            if before != after:
+                yield Mutant(module, getattr(node, "lineno", 0), f"{before}  →  {after}", source)
+
+
+def _put(parent: ast.AST, name: str, index: int | None, node: ast.AST | None) -> None:
+    if index is None:
+        setattr(parent, name, node)
+    else:
+        getattr(parent, name)[index] = node
+
+
+def _first_line(node: ast.AST | None) -> str:
+    return ast.unparse(node).splitlines()[0] if node else ""
 
 
 class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -14,7 +14,7 @@ import numpy as np
 
 from conformance.bundle import RECORDINGS, Bundle, read_bundle
 from conformance.calibrate import reference_runs
-from conformance.case import Case, ForcedRun, FreeRun
+from conformance.case import NOTHING_FORCED, NOTHING_FREE, Case, ForcedRun, FreeRun
 from conformance.causes import cause_of
 from conformance.draws import GRAPHS, draw_case
 from conformance.gains import Gains, widest
@@ -27,6 +27,7 @@ from conformance.replay import (
     fresh_verdicts,
     package_verdicts,
     recorded_errors,
+    recorded_gains,
     reference_verdicts,
     stored_truth_verdicts,
     train_verdicts,
@@ -188,8 +189,6 @@ _bundle = cache(read_bundle)
 _scan_case = cache(scan_case)
 
 
-_NOTHING_FREE = FreeRun({}, {}, {}, {})
-NOTHING_FORCED = ForcedRun({}, {}, {}, {})
 CANDIDATE_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, PtychoError)
 """What a broken network raises. Anything else is no verdict about the network and ends the run."""
 
@@ -243,7 +242,7 @@ class _Work:
         """Runs of live float32 Keras on the case and on copies moved by an ulp; None where the spec stands in."""
         if self.planned.kind == "bundle" or not backend.is_available():
             return None
-        return reference_runs(self.measurement, self.live_subject)
+        return list(reference_runs(self.measurement, self.live_subject))
 
     @cached_property
     def live_subject(self) -> TensorFlowSubject:
@@ -258,21 +257,32 @@ class _Work:
         return TensorFlowSubject(settings, "float32", LiveReference(package, settings))
 
     @cached_property
+    def reference_gains(self) -> Gains | None:
+        """What float32 costs the reference on this case, recorded with it or measured here; None if neither."""
+        if self.planned.kind == "bundle":
+            return None if self.bundle.envelope is None else recorded_gains(self.bundle.envelope, self.measurement)
+        return None if self.keras_runs is None else widest(self.keras_runs)
+
+    @property
+    def envelope_verdicts(self) -> Mapping[Key, Verdict]:
+        """The recorded gains against those of the spec (clause REFERENCE); empty where none were recorded."""
+        return {} if self.reference_gains is None else envelope_verdicts(self.reference_gains, load_measured())
+
+    @cached_property
     def package_verdicts(self) -> Mapping[Key, Verdict]:
         """An installed package against the ceilings of the spec, the stages alone first (clause REFERENCE)."""
         return package_verdicts(self.measurement.of(self.live_subject), load_measured())
 
     @cached_property
     def gains(self) -> Gains:
-        """What float32 costs the reference: measured here, recorded with the case, or in the spec."""
+        """What float32 costs the reference, for budgets: on this case where that is believed, else in the spec."""
         spec = load_measured().gains
-        if self.planned.kind == "bundle":
-            recorded = self.bundle.envelope
-            return spec if recorded is None else recorded.gains.widened_when_forced(spec)
+        is_recorded = self.planned.kind == "bundle"
+        verdicts = self.envelope_verdicts if is_recorded else self.package_verdicts if self.planned.package else {}
         # A reference that is not what it was is a failure, and never a wider budget.
-        if self.planned.package and not all(verdict.passed for verdict in self.package_verdicts.values()):
+        if not all(verdict.passed for verdict in verdicts.values()):
             return spec
-        return spec if self.keras_runs is None else widest(self.keras_runs).widened_when_forced(spec)
+        return spec if self.reference_gains is None else self.reference_gains.widened_when_forced(spec)
 
     @cached_property
     def shown(self) -> dict[Key, Errors] | None:
@@ -310,7 +320,7 @@ class Bench:
                     measured.limits,
                 ),
                 **reference_verdicts(work.bundle, work.measurement, measured),
-                **envelope_verdicts(work.bundle, measured),
+                **work.envelope_verdicts,
                 **fresh_verdicts(work.bundle),
             }
         return self.records[planned.name]
@@ -338,7 +348,7 @@ class Bench:
 def _judge(work: _Work, subject: TorchSubject) -> CaseReport:
     started = time.perf_counter()
     limits = load_measured().limits
-    remembering = _Remembering(subject)
+    remembering = Remembering(subject)
     measured = work.measurement.of(remembering, locating=True)
     is_float32 = subject.dtype == "float32"
     gains = work.gains if is_float32 else load_measured().gains
@@ -376,7 +386,7 @@ def _judge(work: _Work, subject: TorchSubject) -> CaseReport:
     )
 
 
-def _cause(truth: Truth, subject: _Remembering, verdicts: Mapping[Key, Verdict], stage: str | None) -> str:
+def _cause(truth: Truth, subject: Remembering, verdicts: Mapping[Key, Verdict], stage: str | None) -> str:
     """Name the mistake that explains the first failing stage; the empty string if nothing failed or none does."""
     if stage is None:
         return ""
@@ -408,26 +418,29 @@ _PLACES = 4
 
 
 @dataclass
-class _Remembering:
-    """The candidate, with its last end-to-end run kept for comparison with another one.
+class Remembering:
+    """The candidate, with its last runs kept for comparison with another one, and for the search for a cause.
 
     A candidate that raises has given nothing: every quantity is then missing, and the error is kept for the report.
     """
 
     subject: TorchSubject
-    last: FreeRun = _NOTHING_FREE
+    last: FreeRun = NOTHING_FREE
     last_forced: ForcedRun = NOTHING_FORCED
     error: str = ""
 
     @property
     def dtype(self) -> str:
+        """Of the candidate."""
         return self.subject.dtype
 
     @property
     def products(self) -> str:
+        """What its convolutions run in."""
         return self.subject.products
 
     def free(self, case: Case) -> FreeRun:
+        """Run end to end."""
         try:
             self.last = self.subject.free(case)
         except CANDIDATE_ERRORS as err:
@@ -437,6 +450,7 @@ class _Remembering:
     def forced(
         self, case: Case, truth_stages: Mapping[str, np.ndarray], truth_cotangents: Mapping[str, np.ndarray]
     ) -> ForcedRun:
+        """Run stage by stage on the truth's values."""
         try:
             self.last_forced = self.subject.forced(case, truth_stages, truth_cotangents)
         except CANDIDATE_ERRORS as err:

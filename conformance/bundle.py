@@ -32,6 +32,11 @@ _LOSSES = ("nll", "mae", "total")
 _SAMPLED = ("stage", "grad", "trained")
 
 
+def rms(array: np.ndarray) -> float:
+    """Return the root mean square of a whole tensor: the unit in which its recorded samples are measured."""
+    return float(np.sqrt(np.mean(np.abs(array) ** 2)))
+
+
 @dataclass(frozen=True)
 class Sampled:
     """A recorded tensor: whole, or samples at flat indices of the channels-last array."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +17,11 @@ RUNS = 8
 """Runs of the reference per case, each with inputs moved by one ulp."""
 
 
-def reference_runs(measurement: Measurement, subject: Subject, runs: int = RUNS) -> list[dict[Key, Quantity]]:
-    """Measure the reference on the case itself and on ``runs`` copies moved by one ulp."""
-    cases: list[Case | None] = [None]
-    cases += [moved_case(measurement.truth.case, np.random.default_rng(seed)) for seed in range(runs)]
-    return [measurement.of(subject, case) for case in cases]
+def reference_runs(measurement: Measurement, subject: Subject) -> Iterator[dict[Key, Quantity]]:
+    """Measure the reference on the case itself and on ``RUNS`` copies moved by one ulp."""
+    yield measurement.of(subject)
+    for seed in range(RUNS):
+        yield measurement.of(subject, moved_case(measurement.truth.case, np.random.default_rng(seed)))
 
 
 def raw_gradients(measurement: Measurement, gradients: Mapping[str, np.ndarray]) -> dict[Key, Quantity]:

@@ -63,6 +63,10 @@ class FreeRun:
     watched: FreeRun | None = None
 
 
+NOTHING_FREE = FreeRun({}, {}, {}, {})
+"""What a subject that raised has given."""
+
+
 @dataclass(frozen=True)
 class ForcedRun:
     """A subject run stage by stage, every stage fed with the truth.
@@ -79,3 +83,7 @@ class ForcedRun:
     pulled: Mapping[str, Mapping[str, np.ndarray]]
     gradients: Mapping[str, np.ndarray]
     losses: Mapping[str, float]
+
+
+NOTHING_FORCED = ForcedRun({}, {}, {}, {})
+"""What a subject that raised has given."""

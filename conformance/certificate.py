@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,19 +13,12 @@ import numpy as np
 from conformance import page
 from conformance.bench import CaseReport
 from conformance.digest import file_digest, numerical_digest, spec_digest
+from conformance.evidence import now_utc
 from conformance.json_files import as_text, write_text
 from conformance.judge import Errors, Verdict
 from conformance.machine import device_name, driver, versions
 from conformance.page import Content, Html, badge, element, margin_bar, section, table
-from conformance.parity import (
-    BACKWARD_FORCED,
-    BACKWARD_FREE,
-    FORWARD_FORCED,
-    FORWARD_FREE,
-    GRADIENT_FORCED,
-    GRADIENT_FREE,
-    LOSS,
-)
+from conformance.parity import FORWARD_FREE, LOSS, NETWORK_CLAUSES
 from conformance.recorded import STITCHED, Recorded
 from conformance.spec import check_schema
 from conformance.verify import Verification
@@ -34,14 +26,9 @@ from conformance.verify import Verification
 SCHEMA = "certificate.json"
 SCHEMA_VERSION = 1
 
-_COLUMNS = (
-    (FORWARD_FREE, "forward"),
-    (FORWARD_FORCED, "fed with the truth"),
-    (BACKWARD_FREE, "backward"),
-    (BACKWARD_FORCED, "fed with the truth"),
-    (GRADIENT_FREE, "weights"),
-    (GRADIENT_FORCED, "fed with the truth"),
-)
+_FORCED = "fed with the truth"
+_COLUMNS = dict(zip(NETWORK_CLAUSES, ("forward", _FORCED, "backward", _FORCED, "weights", _FORCED), strict=False))
+"""Clause → title; the losses stand in the first column."""
 
 _SHOWN_PX = 1024
 """Longer pictures are thinned: a page should stay small."""
@@ -54,7 +41,7 @@ def certificate(found: Verification) -> dict[str, Any]:
         "schema": SCHEMA_VERSION,
         "passed": found.passed,
         "verdict": found.sentence,
-        "created_utc": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "created_utc": now_utc(),
         "seconds": found.seconds,
         "archive": {
             "file": archive.path.name,
@@ -96,7 +83,7 @@ def _case(report: CaseReport) -> dict[str, Any]:
     worst: dict[str, dict[str, Verdict]] = {}
     for key, verdict in report.verdicts.items():
         clauses = worst.setdefault(report.stage_of[key], {})
-        if key[0] not in clauses or _use(verdict) > _use(clauses[key[0]]):
+        if key[0] not in clauses or verdict.share > clauses[key[0]].share:
             clauses[key[0]] = verdict
     return {
         "dtype": report.dtype,
@@ -112,13 +99,9 @@ def _case(report: CaseReport) -> dict[str, Any]:
     }
 
 
-def _use(verdict: Verdict) -> float:
-    return math.inf if verdict.reason else verdict.share
-
-
 def _margin(verdict: Verdict) -> dict[str, Any]:
     return {
-        "share": _finite(_use(verdict)),
+        "share": _finite(verdict.share),
         "passed": verdict.passed,
         "errors": _errors(verdict.candidate),
         "budget": _errors(verdict.budget),
@@ -219,13 +202,13 @@ def _stages_section(content: Mapping[str, Any]) -> Iterator[Content]:
         f"stage alone. Reference: {content['reference']}. A full bar is the whole budget; beyond it the stage fails.",
     )
     for case in content["cases"]:
-        rows = [(each["stage"], *(_cell(each["margins"], clause) for clause, _ in _COLUMNS)) for each in case["stages"]]
+        rows = [(each["stage"], *(_cell(each["margins"], clause) for clause in _COLUMNS)) for each in case["stages"]]
         shares = [margin["share"] for each in case["stages"] for margin in each["margins"].values()]
         most = math.inf if None in shares else max(shares, default=0.0)
         summary = f"{case['dtype']}: {case['verdicts']} verdicts, at most {page.share_text(most)} of a budget"
         if case["first_failing_stage"]:
             summary += f"; first failing stage, fed with the truth: {case['first_failing_stage']}"
-        whole: list[Content] = [table(("stage", *(title for _, title in _COLUMNS)), rows)]
+        whole: list[Content] = [table(("stage", *_COLUMNS.values()), rows)]
         if case["error"]:
             whole.append(element("p", f"The converted model raised {case['error']}"))
         yield page.details(summary, *whole, is_open=case["dtype"] == "float32" or not case["passed"])

@@ -148,13 +148,15 @@ class Verdict:
 
     @property
     def share(self) -> float:
-        """Share of the budget used; above 1 is a failure."""
+        """Share of the budget used; above 1 is a failure, and one for another cause than its budget is infinite."""
+        if self.reason:
+            return math.inf
         return max(share_of(self.candidate.e, self.budget.e), share_of(self.candidate.m, self.budget.m))
 
     @property
     def passed(self) -> bool:
         """Whether the candidate holds to the clause. A NaN anywhere is a failure."""
-        return not self.reason and self.share <= 1
+        return self.share <= 1
 
     def explain(self) -> str:
         """Say in one sentence what was measured."""

@@ -17,9 +17,8 @@ import numpy as np
 
 from conformance.digest import numerical_sources, text_digest
 from conformance.errors import BundleError
-from conformance.gains import Gains, stage_clause
 from conformance.judge import Errors
-from conformance.parity import BACKWARD_FORCED, LOSS, Key, stage_clauses
+from conformance.parity import BACKWARD_FORCED, GRADIENT_FORCED, GRADIENT_FREE, LOSS, Key, stage_clauses
 from conformance.spec import Stage
 from ptycho_torch.contract import read_yaml
 
@@ -82,14 +81,12 @@ class RecordedErrors:
     Attributes:
         runs: how many runs the envelope covers: the case itself, and copies moved by one ulp.
         own: quantity → errors on the case itself.
-        widest: quantity → largest errors of all runs.
-        gains: the largest of them in units of the condition, by judgement clause and stage clause; what budgets are of.
+        widest: quantity → largest errors of all runs; in units of the condition, what budgets are of.
     """
 
     runs: int
     own: Mapping[Key, Errors]
     widest: Mapping[Key, Errors]
-    gains: Gains
 
 
 def member_digest(array: np.ndarray) -> str:
@@ -150,14 +147,11 @@ def envelope_member(errors: RecordedErrors) -> np.ndarray:
     for (clause, name), own in errors.own.items():
         widest = errors.widest[clause, name]
         table.setdefault(clause, {})[name] = [own.e, own.m, widest.e, widest.m]
-    gains = {
-        clause: {stage: [each.e, each.m] for stage, each in rows.items()} for clause, rows in errors.gains.table.items()
-    }
-    return np.array(json.dumps({"runs": errors.runs, "errors": table, "gains": gains}, allow_nan=False))
+    return np.array(json.dumps({"runs": errors.runs, "errors": table}, allow_nan=False))
 
 
 def read_envelope(path: Path, content: Mapping[str, Any], stages: Sequence[Stage]) -> RecordedErrors:
-    """Check an envelope: errors as [e, m, widest e, widest m] by clause and quantity, gains as [e, m] for all stages.
+    """Check an envelope: errors as [e, m, widest e, widest m] by clause and quantity, some of every stage.
 
     Raises:
         BundleError: a number that is missing, not finite or below zero.
@@ -165,19 +159,23 @@ def read_envelope(path: Path, content: Mapping[str, Any], stages: Sequence[Stage
     runs = content.get("runs")
     if isinstance(runs, bool) or not isinstance(runs, int) or runs < 1:
         raise BundleError(f"{path}: key 'envelope': 'runs' is {runs!r}; expected a whole number above zero.")
-    errors, gains = _rows(path, content, "errors", 4), _rows(path, content, "gains", 2)
-    table: dict[str, dict[str, Errors]] = {}
-    for (clause, stage), row in gains.items():
-        table.setdefault(clause, {})[stage] = Errors(*row)
+    errors = _rows(path, content)
+    shown = {(clause, _stage_of(clause, name)) for clause, name in errors}
     for clause, stage in judged(stages):
-        if stage_clause(stage) not in table.get(clause, {}):
-            raise BundleError(f"{path}: key 'envelope' has no gain for {stage} ({clause}); record the bundle again.")
+        if (clause, stage) not in shown:
+            raise BundleError(f"{path}: key 'envelope' has no error of {stage} ({clause}); record the bundle again.")
     return RecordedErrors(
         runs,
         own={key: Errors(*row[:2]) for key, row in errors.items()},
         widest={key: Errors(*row[2:]) for key, row in errors.items()},
-        gains=Gains(table),
     )
+
+
+def _stage_of(clause: str, name: str) -> str:
+    """Return the stage that a quantity belongs to."""
+    if clause == LOSS:
+        return "loss"
+    return name.rpartition(".")[0] if clause in (GRADIENT_FREE, GRADIENT_FORCED) else name.partition("<-")[0]
 
 
 def judged(stages: Sequence[Stage]) -> Iterator[Key]:
@@ -187,18 +185,18 @@ def judged(stages: Sequence[Stage]) -> Iterator[Key]:
     yield from ((LOSS, "loss"), (BACKWARD_FORCED, "loss"))
 
 
-def _rows(path: Path, content: Mapping[str, Any], name: str, length: int) -> dict[Key, list[float]]:
-    """Read a table of tables of rows of numbers."""
-    table = content.get(name)
+def _rows(path: Path, content: Mapping[str, Any]) -> dict[Key, list[float]]:
+    """Read a table of tables of rows of four numbers."""
+    table = content.get("errors")
     rows: dict[Key, list[float]] = {}
     if not isinstance(table, dict) or not all(isinstance(each, dict) for each in table.values()):
-        raise BundleError(f"{path}: key 'envelope': {name!r} is no table of tables; record the bundle again.")
+        raise BundleError(f"{path}: key 'envelope': 'errors' is no table of tables; record the bundle again.")
     for clause, each in table.items():
         for quantity, row in each.items():
-            if not isinstance(row, list) or len(row) != length or not all(_is_size(number) for number in row):
+            if not isinstance(row, list) or len(row) != 4 or not all(_is_size(number) for number in row):
                 raise BundleError(
-                    f"{path}: key 'envelope': {name} of {quantity} ({clause}) are not {length} finite numbers of zero "
-                    "or more; record the bundle again."
+                    f"{path}: key 'envelope': errors of {quantity} ({clause}) are not 4 finite numbers of zero or "
+                    "more; record the bundle again."
                 )
             rows[clause, quantity] = row
     return rows

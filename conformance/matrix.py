@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-import numpy as np
-
-from conformance.bench import CANDIDATE_ERRORS, NOTHING_FORCED
+from conformance.bench import Remembering
 from conformance.calibrate import reference_runs
-from conformance.case import Case, ForcedRun, FreeRun
 from conformance.causes import cause_of, ranked_stages
 from conformance.draws import GRAPHS, draw_case
 from conformance.evidence import Evidence, Goal, measured_here
@@ -91,39 +88,6 @@ class Finding:
         return f"{verdict:<9} {self.fault.area:<13} {self.dtype} {self.envelope}  {what}: {where}; {cause}{wanted}"
 
 
-class _Watched:
-    """The candidate with its last forced run kept; one that raises has given nothing."""
-
-    def __init__(self, dtype: str) -> None:
-        self.subject = TorchSubject("cpu", dtype)
-        self.forced_run = NOTHING_FORCED
-        self.error = ""
-
-    @property
-    def dtype(self) -> str:
-        return self.subject.dtype
-
-    @property
-    def products(self) -> str:
-        return self.subject.products
-
-    def free(self, case: Case) -> FreeRun:
-        try:
-            return self.subject.free(case)
-        except CANDIDATE_ERRORS as err:
-            self.error = f"{type(err).__name__}: {err}".splitlines()[0]
-            return FreeRun({}, {}, {}, {})
-
-    def forced(
-        self, case: Case, truth_stages: Mapping[str, np.ndarray], truth_cotangents: Mapping[str, np.ndarray]
-    ) -> ForcedRun:
-        try:
-            self.forced_run = self.subject.forced(case, truth_stages, truth_cotangents)
-        except CANDIDATE_ERRORS as err:
-            self.error = f"{type(err).__name__}: {err}".splitlines()[0]
-        return self.forced_run
-
-
 @cache
 def measurement(graph: str) -> Measurement:
     """Return the drawn case on which faults of a graph are looked for: odd probes, two groups, two modes."""
@@ -166,7 +130,7 @@ def look_for(fault: Fault, dtypes: Sequence[str], envelopes: Sequence[str]) -> I
         before = [report for report in steps.failed if not report.step.behind_network]
         behind = [report for report in steps.failed if report.step.behind_network]
         for dtype in dtypes:
-            subject = _Watched(dtype)
+            subject = Remembering(TorchSubject("cpu", dtype))
             measured = here.of(subject)
             stage_of = {key: quantity.stage for key, quantity in measured.items()}
             for envelope in envelopes if dtype == "float32" else envelopes[:1]:
@@ -175,7 +139,7 @@ def look_for(fault: Fault, dtypes: Sequence[str], envelopes: Sequence[str]) -> I
                 ids = [[report.step.id for report in reports] for reports in (before, behind)]
                 named = (*ids[0], *ranked, *ids[1])[:TOP]
                 if ranked and not before:
-                    cause = cause_of(truth, subject.forced_run, verdicts, ranked[0])
+                    cause = cause_of(truth, subject.last_forced, verdicts, ranked[0])
                 else:
                     cause = next((report.cause for report in (*before, *behind)), None)
                 yield Finding(fault, dtype, envelope, named, cause.name if cause else "", subject.error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -36,6 +35,12 @@ GRADIENT_FREE, GRADIENT_FORCED = "GRADIENT-FREE", "GRADIENT-FORCED"
 LOSS = "LOSS"
 FLOAT64, REFERENCE, TRAIN, RECORDED = "FLOAT64", "REFERENCE", "TRAIN", "RECORDED"
 FRESH = "FRESH"
+
+NETWORK_CLAUSES = (
+    *(FORWARD_FREE, FORWARD_FORCED, BACKWARD_FREE, BACKWARD_FORCED, GRADIENT_FREE, GRADIENT_FORCED),
+    LOSS,
+)
+"""What every case of the network is judged by."""
 
 
 def stage_clauses(stage: Stage) -> Iterator[str]:
@@ -387,4 +392,4 @@ def _forward_order(measured: Mapping[Key, Quantity]) -> list[str]:
 def worst(verdicts: Mapping[Key, Verdict], clauses: Sequence[str] | None = None) -> Verdict | None:
     """Return the verdict that used most of its budget."""
     chosen = [verdict for (clause, _), verdict in verdicts.items() if clauses is None or clause in clauses]
-    return max(chosen, key=lambda verdict: math.inf if verdict.reason else verdict.share, default=None)
+    return max(chosen, key=lambda verdict: verdict.share, default=None)

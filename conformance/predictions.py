@@ -33,13 +33,12 @@ _SHAPES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "coords_relative": ("L 1 2 C", "f"),
         "stitched": ("S S 1", "c"),
         "M": ("", "iu"),
-        "intensity_scale": ("", "f"),
     }
 )
 """Key → shape as letters, and kinds of dtype."""
 
-_BESIDE = ("loss", "val_loss", "seconds")
-"""Of the training that made the model: allowed, and not read."""
+_BESIDE = ("intensity_scale", "loss", "val_loss", "seconds")
+"""Of the archive, and of the training that made it: allowed, and not read."""
 
 _REQUIRED = ("X", "offsets", "object")
 _STITCHING = ("nn_indices", "coords_offsets", "coords_relative", "stitched")
@@ -77,7 +76,6 @@ class Predictions:
         diffraction: (n, N, N, C) float32 normalised amplitude; the network's input is this times the intensity scale.
         offsets_px: (n, 1, 2, C) float32 o_c.
         recorded: stage id → what was predicted for them: ``object``, and ``predicted_amplitude`` where it was kept.
-        intensity_scale: s_I of the run; None if it was not kept.
         stitched: the whole object; None if it was not kept.
     """
 
@@ -85,7 +83,6 @@ class Predictions:
     diffraction: np.ndarray
     offsets_px: np.ndarray
     recorded: Mapping[str, np.ndarray]
-    intensity_scale: float | None
     stitched: StitchedPrediction | None
 
 
@@ -121,7 +118,6 @@ def read_predictions(path: Path, network: NetworkSettings) -> Predictions:
         diffraction=found["X"].astype(np.float32),
         offsets_px=found["offsets"].astype(np.float32),
         recorded=recorded,
-        intensity_scale=float(found["intensity_scale"]) if "intensity_scale" in found else None,
         stitched=_stitched(path, found, network) if stitching else None,
     )
 
@@ -148,7 +144,7 @@ def _arrays(file: NpzFile, network: NetworkSettings) -> dict[str, np.ndarray]:
                 f"of kind {' or '.join(kinds)}, with {known or 'a single value'}. Are they predictions of this archive?"
             )
         read[key] = file.read(key)
-    for key in ("X", "offsets", "coords_offsets", "coords_relative", "intensity_scale"):
+    for key in ("X", "offsets", "coords_offsets", "coords_relative"):
         if key in read and not np.isfinite(read[key]).all():
             raise PredictionsError(f"{file.path}: key {key!r} has values that are not finite; expected numbers.")
     return read

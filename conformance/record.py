@@ -16,18 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from conformance.bundle import read_bundle
-from conformance.calibrate import RUNS
+from conformance.bundle import read_bundle, rms
+from conformance.calibrate import RUNS, reference_runs
 from conformance.case import Case, FreeRun
 from conformance.errors import RecordError
-from conformance.gains import widest
 from conformance.keras_subject import KerasSubject
 from conformance.manifest import RecordedErrors, envelope_member, manifest_member
 from conformance.measured import load_measured
 from conformance.parity import Key, Measurement, Quantity, Subject, envelope
 from conformance.tensorflow_subject import TensorFlowSubject
 from conformance.training import TrainingRun, Trajectory
-from conformance.truth import Truth, moved_case
+from conformance.truth import Truth
 from ptycho_tf_bridge.backend import keras, tensorflow
 from ptycho_tf_bridge.live import LiveReference
 from ptycho_torch.npz_writer import NpzWriter, replacing
@@ -69,13 +68,7 @@ def keras_recorder(case: Case) -> Recorder:
     return Recorder(
         subject,
         subject.train,
-        {
-            "reference": f"ptycho_tf_bridge {metadata.version('ptycho-torch')}",
-            "tensorflow": str(tensorflow().__version__),
-            "keras": str(keras().__version__),
-            "device": "cpu",
-            "dtype": "float32",
-        },
+        _provenance(f"ptycho_tf_bridge {metadata.version('ptycho-torch')}"),
     )
 
 
@@ -93,14 +86,18 @@ def live_recorder(case: Case, package: str) -> Recorder:
     return Recorder(
         TensorFlowSubject(case.settings, "float32", LiveReference(package, case.settings)),
         None,
-        {
-            "reference": f"{package} {version}",
-            "tensorflow": str(tensorflow().__version__),
-            "keras": str(keras().__version__),
-            "device": "cpu",
-            "dtype": "float32",
-        },
+        _provenance(f"{package} {version}"),
     )
+
+
+def _provenance(reference: str) -> dict[str, str]:
+    return {
+        "reference": reference,
+        "tensorflow": str(tensorflow().__version__),
+        "keras": str(keras().__version__),
+        "device": "cpu",
+        "dtype": "float32",
+    }
 
 
 def coarse_weights(case: Case) -> Case:
@@ -150,7 +147,7 @@ def record(case: Case, recorder: Recorder, progress: Progress, *, samples: int =
     arrays |= {f"truth/loss/{name}": np.array(value) for name, value in truth.losses.items()}
     for key, recorded, true in _tensors(run, truth):
         arrays |= _sampled(key, recorded, samples)
-        arrays |= {f"truth/{key}": _sampled(key, true, samples)[key], f"rms/{key}": np.array(_rms(true))}
+        arrays |= {f"truth/{key}": _sampled(key, true, samples)[key], f"rms/{key}": np.array(rms(true))}
     if recorder.train is not None:
         training = recorder.train(TrainingRun.repeated(case, STEPS))
         progress(f"{STEPS} updates by Adam")
@@ -175,16 +172,14 @@ def write_bundle(path: Path, arrays: Mapping[str, np.ndarray], *, overwrite: boo
 def _errors(measurement: Measurement, reference: Subject, progress: Progress) -> RecordedErrors:
     case = measurement.truth.case
     runs: list[Mapping[Key, Quantity]] = []
-    for number in range(RUNS + 1):
-        moved = moved_case(case, np.random.default_rng(number - 1)) if number else None
-        found = measurement.of(reference, moved)
+    for found in reference_runs(measurement, reference):
         wrong = next((f"{key[1]} ({key[0]}): {each.mismatch}" for key, each in found.items() if each.mismatch), None)
         if wrong is not None:
             raise RecordError(f"case {case.name!r}: the reference cannot be compared with the truth at {wrong}.")
+        progress(f"run {len(runs) + 1} of {RUNS + 1}, stage by stage" + (", moved by one ulp" if runs else ""))
         runs.append(found)
-        progress(f"run {number + 1} of {RUNS + 1}, stage by stage" + (", moved by one ulp" if number else ""))
     own = {key: each.errors for key, each in runs[0].items()}
-    return RecordedErrors(len(runs), own, envelope(runs), widest(runs))
+    return RecordedErrors(len(runs), own, envelope(runs))
 
 
 def _tensors(run: FreeRun, truth: Truth) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -203,10 +198,6 @@ def _sampled(key: str, array: np.ndarray, samples: int) -> dict[str, np.ndarray]
         index = np.sort(draw.choice(array.size, samples, replace=False)).astype(np.int32)
         found |= {key: array.reshape(-1)[index], f"index/{key}": index}
     return found
-
-
-def _rms(array: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.abs(array) ** 2)))
 
 
 def _json(content: Mapping[str, Any]) -> np.ndarray:

@@ -155,14 +155,14 @@ def _judge(
 ) -> Recorded:
     envelope = Errors(gain.e * amplified.e, gain.m * amplified.m)
     ceiling, factor = envelope.largest(amplified), measured.reference_factor
-    reference = deviation(_wide(given), truth)
-    difference = deviation(ours, _wide(given))
+    reference = deviation(given, truth)
+    difference = deviation(ours, given.astype(truth.dtype))
     of_reference, of_difference = errors([reference]), errors([difference])
     return Recorded(
         name=name,
         given=given,
         ours=ours,
-        own=compare(_wide(ours), truth),
+        own=compare(ours, truth),
         reference=Verdict(
             REFERENCE,
             name,
@@ -180,10 +180,6 @@ def _judge(
             difference.mismatch,
         ),
     )
-
-
-def _wide(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)
 
 
 def _oracle(

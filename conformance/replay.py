@@ -9,8 +9,10 @@ from functools import cache
 
 import numpy as np
 
-from conformance.bundle import Bundle, Sampled
+from conformance.bundle import Bundle, rms
+from conformance.case import NOTHING_FORCED, NOTHING_FREE, Case, ForcedRun, FreeRun
 from conformance.condition import STEP, Amplified, Condition, noisy_run
+from conformance.gains import Gains, widest
 from conformance.judge import (
     NONE,
     ONE_ULP,
@@ -25,18 +27,16 @@ from conformance.judge import (
     float64_budget,
     rounding,
 )
+from conformance.manifest import RecordedErrors
 from conformance.measured import Measured
 from conformance.oracle import Moments, keras_adam
 from conformance.parity import (
-    BACKWARD_FORCED,
-    BACKWARD_FREE,
     FLOAT64,
-    FORWARD_FORCED,
     FORWARD_FREE,
     FRESH,
-    GRADIENT_FORCED,
     GRADIENT_FREE,
     LOSS,
+    NETWORK_CLAUSES,
     REFERENCE,
     TRAIN,
     Key,
@@ -55,8 +55,8 @@ LEARNING_RATE, BETA_1, BETA_2, EPSILON = 1e-3, 0.9, 0.999, 1e-7
 """Keras Adam as recordings were made with."""
 
 
-def _sampled_errors(values: np.ndarray, truth: np.ndarray, rms: float) -> Errors:
-    return errors([deviation(values, truth, scale=rms)])
+def _sampled_errors(values: np.ndarray, truth: np.ndarray, scale: float) -> Errors:
+    return errors([deviation(values, truth, scale=scale)])
 
 
 def stored_truth_verdicts(
@@ -77,15 +77,15 @@ def stored_truth_verdicts(
         verdicts[FLOAT64, name] = Verdict(FLOAT64, name, None, found, budget)
 
     for name, stored in bundle.truth_stages.items():
-        found = _sampled_errors(bundle.stages[name].pick(stages[name]), stored, _rms(stages[name]))
+        found = _sampled_errors(bundle.stages[name].pick(stages[name]), stored, rms(stages[name]))
         add(name, found, lambda each, name=name: each.stages[name])  # type: ignore[misc]
     for name, stored in bundle.truth_gradients.items():
-        found = _sampled_errors(bundle.gradients[name].pick(gradients[name]), stored, _rms(gradients[name]))
+        found = _sampled_errors(bundle.gradients[name].pick(gradients[name]), stored, rms(gradients[name]))
         add(name, found, lambda each, name=name: each.gradients[name])  # type: ignore[misc]
     # The stored RMS is the unit of every recorded error, so it is judged and not believed.
     for name, stored_rms in bundle.rms.items():
         kind, _, tensor = name.partition("/")
-        mine = _rms((stages if kind == "stage" else gradients)[tensor])
+        mine = rms((stages if kind == "stage" else gradients)[tensor])
         found, budget = compare(np.array(stored_rms), np.array(mine)), RMS_BUDGET
         if found.e > budget.e:
             # A sum that symmetry holds at zero is known no better than rounding leaves it.
@@ -102,19 +102,12 @@ def recorded_errors(bundle: Bundle) -> dict[Key, Errors]:
     """Return the reference's recorded errors by quantity, as one float32 run shows them."""
     found: dict[Key, Errors] = {}
     for name, sampled in bundle.stages.items():
-        found[FORWARD_FREE, name] = _sampled_errors(
-            _wide(sampled), bundle.truth_stages[name], bundle.rms[f"stage/{name}"]
-        )
+        truth, scale = bundle.truth_stages[name], bundle.rms[f"stage/{name}"]
+        found[FORWARD_FREE, name] = _sampled_errors(sampled.values, truth, scale)
     for name, sampled in bundle.gradients.items():
-        found[GRADIENT_FREE, name] = _sampled_errors(
-            _wide(sampled), bundle.truth_gradients[name], bundle.rms[f"grad/{name}"]
-        )
+        truth, scale = bundle.truth_gradients[name], bundle.rms[f"grad/{name}"]
+        found[GRADIENT_FREE, name] = _sampled_errors(sampled.values, truth, scale)
     return found
-
-
-def _wide(sampled: Sampled) -> np.ndarray:
-    """The recorded values in float64: the reference's dtype is checked where it is recorded, not here."""
-    return sampled.values.astype(np.complex128 if np.iscomplexobj(sampled.values) else np.float64)
 
 
 def reference_verdicts(bundle: Bundle, measurement: Measurement, measured: Measured) -> dict[Key, Verdict]:
@@ -150,15 +143,42 @@ def reference_verdicts(bundle: Bundle, measurement: Measurement, measured: Measu
     return verdicts
 
 
-def envelope_verdicts(bundle: Bundle, measured: Measured) -> dict[Key, Verdict]:
-    """Judge the gains that a recorded envelope, if there is one, shows against measured ones (clause REFERENCE).
+class _Silent:
+    """Gives nothing, so that of a measurement the conditions are left."""
+
+    dtype = products = "float32"
+
+    def free(self, case: Case) -> FreeRun:
+        return NOTHING_FREE
+
+    def forced(
+        self, case: Case, truth_stages: Mapping[str, np.ndarray], truth_cotangents: Mapping[str, np.ndarray]
+    ) -> ForcedRun:
+        return NOTHING_FORCED
+
+
+def recorded_gains(envelope: RecordedErrors, measurement: Measurement) -> Gains:
+    """Return a recorded envelope in units of the condition, as the case's condition is measured here."""
+    conditions = measurement.of(_Silent())
+    return widest(
+        [
+            {
+                key: dataclasses.replace(each, errors=envelope.widest[key])
+                for key, each in conditions.items()
+                if key in envelope.widest
+            }
+        ]
+    )
+
+
+def envelope_verdicts(gains: Gains, measured: Measured) -> dict[Key, Verdict]:
+    """Judge the gains that a recorded envelope shows against measured ones (clause REFERENCE).
 
     An envelope decides what a candidate may use. One that is wider than any that was measured is not believed.
     """
     verdicts: dict[Key, Verdict] = {}
     factor = measured.reference_factor
-    table = bundle.envelope.gains.table if bundle.envelope else {}
-    for clause, rows in table.items():
+    for clause, rows in gains.table.items():
         for stage, found in rows.items():
             known = measured.gains.of(clause, stage)
             budget = Errors(max(known.e, 1) * factor.e, max(known.m, 1) * factor.m)
@@ -189,7 +209,7 @@ def package_verdicts(run: Mapping[Key, Quantity], measured: Measured) -> dict[Ke
     Stages that were fed with the truth come first, in the order of the network, so that the first failing verdict names
     the stage that is wrong.
     """
-    order = [FORWARD_FORCED, LOSS, BACKWARD_FORCED, GRADIENT_FORCED, FORWARD_FREE, BACKWARD_FREE, GRADIENT_FREE]
+    order = sorted(NETWORK_CLAUSES, key=lambda clause: clause.endswith("FREE"))
     verdicts: dict[Key, Verdict] = {}
     for clause, name in sorted(run, key=lambda key: order.index(key[0])):
         quantity, amplified = run[clause, name], run[clause, name].amplified
@@ -230,7 +250,7 @@ class TrainingTruth:
             updates={name: weights - before[name] for name, weights in true.weights.items()},
             loss_condition=compare(noisy.losses, true.losses).scaled(1 / STEP),
             sensitivity={
-                name: _adam_sensitivity(found, [_rms(there[name] - here[name]) / STEP for here, there in pairs])
+                name: _adam_sensitivity(found, [rms(there[name] - here[name]) / STEP for here, there in pairs])
                 for name, found in steps_of.items()
             },
         )
@@ -242,10 +262,10 @@ class TrainingTruth:
             explained = self.sensitivity[name] * ONE_ULP[dtype]
             # However wrong a gradient is, Adam moves a weight by its rate and no further.
             bounded = np.minimum(explained, 2 * np.abs(update).max())
-            parts.setdefault(name.partition(".")[0], []).append(bounded.ravel() / _rms(update))
+            parts.setdefault(name.partition(".")[0], []).append(bounded.ravel() / rms(update))
         pooled = {part: np.concatenate(found) for part, found in parts.items()}
         return {"losses": self.loss_condition.scaled(ONE_ULP[dtype])} | {
-            part: Errors(_rms(found), float(found.max())) for part, found in pooled.items()
+            part: Errors(rms(found), float(found.max())) for part, found in pooled.items()
         }
 
     def errors(self, losses: np.ndarray, updates: Mapping[str, np.ndarray]) -> dict[str, Errors]:
@@ -264,9 +284,9 @@ class TrainingTruth:
         parts: dict[str, list[Deviation]] = {}
         for name, update in self.updates.items():
             sampled = bundle.trained[name]
-            found = _wide(sampled) - sampled.pick(bundle.case.weights[name].astype(np.float64))
+            found = sampled.values - sampled.pick(bundle.case.weights[name].astype(np.float64))
             part = parts.setdefault(name.partition(".")[0], [])
-            part.append(deviation(found, sampled.pick(update), scale=_rms(update)))
+            part.append(deviation(found, sampled.pick(update), scale=rms(update)))
         losses = compare(np.array(bundle.train_losses), self.losses)
         return {"losses": losses} | {part: errors(found) for part, found in parts.items()}
 
@@ -324,10 +344,6 @@ def _adam_sensitivity(gradients: Sequence[np.ndarray], noise: Sequence[float]) -
         variance += (slope * size) ** 2
     dead = np.all([gradient == 0 for gradient in gradients], axis=0)
     return np.where(dead, 0.0, np.sqrt(variance))
-
-
-def _rms(array: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.abs(array) ** 2)))
 
 
 def train_verdicts(

@@ -95,10 +95,9 @@ def table(report: CaseReport) -> Iterator[str]:
 
 
 def _share(verdicts: Iterable[Verdict]) -> str:
-    shares = [math.inf if verdict.reason else verdict.share for verdict in verdicts]
-    if not shares:
+    most = max((verdict.share for verdict in verdicts), default=None)
+    if most is None:
         return ""
-    most = max(shares)
     if math.isinf(most):
         return "wrong"
     return f"{most:.0%}" if most < 100 else f"{most:.0e}×"

@@ -7,28 +7,10 @@ from dataclasses import dataclass
 
 from conformance.bench import Planned
 from conformance.manifest import judged
-from conformance.parity import (
-    BACKWARD_FORCED,
-    BACKWARD_FREE,
-    FLOAT64,
-    FORWARD_FORCED,
-    FORWARD_FREE,
-    FRESH,
-    GRADIENT_FORCED,
-    GRADIENT_FREE,
-    LOSS,
-    REFERENCE,
-    TRAIN,
-)
+from conformance.parity import FLOAT64, FRESH, LOSS, NETWORK_CLAUSES, REFERENCE, TRAIN
 from conformance.spec import load_stages
 from conformance.variants import subject_of, unavailable
 from ptycho_tf_bridge import backend
-
-NETWORK_CLAUSES = (
-    *(FORWARD_FREE, FORWARD_FORCED, BACKWARD_FREE, BACKWARD_FORCED, GRADIENT_FREE, GRADIENT_FORCED),
-    LOSS,
-)
-"""What every case of the network is judged by."""
 
 
 @dataclass(frozen=True)

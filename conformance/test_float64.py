@@ -13,8 +13,7 @@ from conformance.condition import Condition
 from conformance.draws import GRAPHS, draw_case
 from conformance.judge import UNIT_ROUNDOFF, Errors, Verdict, compare, float64_budget
 from conformance.measured import load_measured
-from conformance.parity import Measurement, judge, worst
-from conformance.targets import NETWORK_CLAUSES
+from conformance.parity import NETWORK_CLAUSES, Measurement, judge, worst
 from conformance.torch_subject import TorchSubject
 from conformance.truth import Truth
 from ptycho_tf_bridge import backend

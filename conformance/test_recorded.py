@@ -36,7 +36,7 @@ def test_predictions_belong_to_one_model(is_same: bool, parity_device: str) -> N
     recorded = {
         name: stages[name].astype(np.complex64 if np.iscomplexobj(stages[name]) else np.float32) for name in RECORDED
     }
-    predictions = Predictions(Path("drawn"), case.diffraction, case.offsets_px, recorded, None, None)
+    predictions = Predictions(Path("drawn"), case.diffraction, case.offsets_px, recorded, None)
     module = PtychoPINN(Settings.current(), SETTINGS)
     weights = {name: torch.from_numpy(array) for name, array in to_torch(case.weights, SETTINGS).items()}
     if not is_same:

@@ -41,10 +41,7 @@ PLAIN = ("float64", "float32")
 class ContiguousSubject(TorchSubject):
     """Channels-first in memory from end to end."""
 
-    @property
-    def row(self) -> str:
-        """Name of the row."""
-        return "float32-contiguous"
+    row = "float32-contiguous"
 
     def _network(self, case: Case) -> PtychoNet:
         model = super()._network(case)
@@ -68,30 +65,16 @@ def _contiguous(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 class TensorFloatSubject(TorchSubject):
     """Matrix products and convolutions in TensorFloat-32."""
 
-    @property
-    def row(self) -> str:
-        """Name of the row."""
-        return "tf32"
-
-    @property
-    def products(self) -> str:
-        """What the convolutions run in."""
-        return "tf32"
+    row = "tf32"
+    products = "tf32"
 
 
 @dataclass(frozen=True)
 class BrainFloatSubject(TorchSubject):
     """Under autocast to bfloat16, as ``precision: bf16-mixed`` trains."""
 
-    @property
-    def row(self) -> str:
-        """Name of the row."""
-        return "bf16"
-
-    @property
-    def products(self) -> str:
-        """What the convolutions run in."""
-        return "bfloat16"
+    row = "bf16"
+    products = "bfloat16"
 
     def _predict(self, model: PtychoNet, scaled_amplitude: Tensor, offsets_px: Tensor) -> Prediction:
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
@@ -105,10 +88,7 @@ class CompiledSubject(TorchSubject):
     Fed with the truth stage by stage it would be another graph, so it is judged running free.
     """
 
-    @property
-    def row(self) -> str:
-        """Name of the row."""
-        return "float32-compiled"
+    row = "float32-compiled"
 
     def shows(self, key: Key) -> bool:
         """Whether a quantity can be seen: no cotangents, and no doublings, which are not computed."""

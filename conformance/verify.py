@@ -316,7 +316,7 @@ def _cause(case: Case, predictions: Predictions) -> str:
 
     def explains(changed: Case) -> bool:
         stages = Truth(changed).stages
-        return all(compare(_wide(array), stages[name]).e < _EXPLAINED for name, array in given.items())
+        return all(compare(array, stages[name]).e < _EXPLAINED for name, array in given.items())
 
     if explains(here):
         return ""
@@ -336,10 +336,6 @@ def _cause(case: Case, predictions: Predictions) -> str:
         return ""
     ours = Truth(here).stages["predicted_amplitude"]
     factor = float((measured * ours).sum() / (ours**2).sum())
-    if compare(_wide(measured), factor * ours).e < _EXPLAINED:
+    if compare(measured, factor * ours).e < _EXPLAINED:
         return f"the recorded amplitude is {factor:.6g} times as large: another intensity scale or probe strength"
     return ""
-
-
-def _wide(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.complex128 if np.iscomplexobj(array) else np.float64)

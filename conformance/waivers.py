@@ -7,7 +7,6 @@ the waiver is no longer needed, and must not hide the next failure. Both are fai
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -112,7 +111,7 @@ def rule(waiver: Waiver, verdicts: Iterable[Verdict], today: date | None = None)
         verdicts: all of its clause and stage in its case. One that could not be compared is beyond any bound.
         today: the day of the ruling; None for now (UTC).
     """
-    share = max((math.inf if verdict.reason else verdict.share for verdict in verdicts), default=0.0)
+    share = max((verdict.share for verdict in verdicts), default=0.0)
     return Ruling(waiver, share, waiver.standing(share, today_utc() if today is None else today))
 
 

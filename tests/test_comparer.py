@@ -1,7 +1,8 @@
-"""The comparer: what it measures, how it pools, what rounding it allows, and which stage it names.
+"""The comparer: what it measures, how it pools, and which stage it names.
 
 The subject here is the truth itself with one thing changed, so that what has to be found is known in closed form. These
-tests decide, together with those of the judge, whether a mutant of the comparer lives: ``make mutation``.
+tests decide, together with those of the judge, the condition and the gains, whether a mutant of the comparer lives:
+``make mutation``.
 """
 
 from __future__ import annotations
@@ -15,14 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conformance import condition as conditions
-from conformance import judge as judging
 from conformance import parity
 from conformance.case import Case, ForcedRun, FreeRun
-from conformance.condition import CAREFUL_DRAWS, FORCED_DRAWS, FREE_DRAWS, STEP, Amplified, Condition, mover
 from conformance.draws import GRAPHS, draw_case
-from conformance.gains import Gains, stage_clause, widest
-from conformance.judge import NONE, ONE_ULP, UNIT_ROUNDOFF, Errors, Limits, Verdict, compare, rounding
+from conformance.judge import NONE, ONE_ULP, SMALL, Errors, Limits, Verdict, compare, rounding
 from conformance.parity import (
     BACKWARD_FORCED,
     BACKWARD_FREE,
@@ -42,7 +39,6 @@ from conformance.parity import (
 )
 from conformance.spec import load_stages
 from conformance.truth import Truth
-from ptycho_torch.contract import SpecError
 
 GRAPH = "n64_g2_small_probe"
 LIMITS = Limits(e_factor=4.0, m_factor=16.0, float64_floor=1e-12, condition_factor=4.0)
@@ -143,7 +139,7 @@ FREE_AND_FORCED: tuple[tuple[tuple[str, ...], Key, str], ...] = (
 )
 
 
-# --- what is measured -------------------------------------------------------------------------------------------
+# --- what is measured -------------------------------------------------------------------------------------------------
 
 
 def test_the_truth_itself_has_no_error_anywhere(measurement: Measurement) -> None:
@@ -315,14 +311,14 @@ def test_a_doubling_is_judged_on_the_pieces_of_its_own_run(measurement: Measurem
         assert all(each.errors.e == 0 for each in measurement.of(Watching(truth, closes=closes)).values())
 
 
-# --- pools ------------------------------------------------------------------------------------------------------
+# --- pools ------------------------------------------------------------------------------------------------------------
 
 
 def test_in_float32_a_small_bias_is_pooled_with_its_kernel(measurement: Measurement) -> None:
     truth = measurement.truth
     kernel, bias = (truth.case.weights[f"{SOME}.{kind}"].size for kind in ("kernel", "bias"))
     large = "encoder.2.conv1"
-    assert bias < judging.SMALL <= truth.case.weights[f"{large}.bias"].size
+    assert bias < SMALL <= truth.case.weights[f"{large}.bias"].size
     for where, clause in (("free", GRADIENT_FREE), ("forced", GRADIENT_FORCED)):
         found = measured_with(measurement, "float32", where, "gradients", f"{SOME}.bias", value=lambda a: a * (1 + OFF))
         assert (clause, f"{SOME}.bias") not in found
@@ -407,249 +403,21 @@ def test_float64_asks_for_no_condition_below_its_floor(measurement: Measurement)
         assert (found[FORWARD_FORCED, "views"].amplified != NONE) == asked
 
 
-# --- the condition ----------------------------------------------------------------------------------------------
+# --- verdicts ---------------------------------------------------------------------------------------------------------
 
 
-def test_conditions_that_are_known_in_closed_form(measurement: Measurement) -> None:
-    forced = measurement.condition.forced("float32")
-    ulp = ONE_ULP["float32"]
-    # Squares double a relative change; copies leave it.
-    assert forced.stages["predicted_intensity"].e == pytest.approx(2 * ulp, rel=1e-2)
-    assert forced.stages["object"].e == pytest.approx(ulp, rel=1e-2)
-    assert forced.cotangents["encoder.0.pool<-encoder.0.conv2"].e == pytest.approx(ulp, rel=1e-2)
-    log_scale = measurement.truth.constants.log_scale
-    least, most = sorted((abs(1 - log_scale), 1 + log_scale))
-    assert least * ulp * 0.9 <= forced.stages["predicted_amplitude"].e <= most * ulp * 1.1
-    for name, each in measurement.condition.free("float32").stages.items():
-        assert each.e > 0, name
-        assert each.m >= each.e, name
-
-
-def test_conditions_scale_with_the_unit(measurement: Measurement) -> None:
-    condition = measurement.condition
-    for asked in (condition.free, condition.forced):
-        single, half = asked("float32"), asked("bfloat16")
-        ratio = ONE_ULP["bfloat16"] / ONE_ULP["float32"]
-        for table in ("stages", "cotangents", "gradients", "losses"):
-            left, right = getattr(single, table), getattr(half, table)
-            assert left.keys() == right.keys()
-            assert len(left) > 1
-            for name, errors in left.items():
-                assert right[name] == errors.scaled(ratio)
-
-
-def test_draws_are_many_where_one_number_rules(monkeypatch: pytest.MonkeyPatch) -> None:
-    truth = SimpleNamespace(
-        oracle=SimpleNamespace(stages=("encoder.0.conv1", "decoder_amp.central", "x.outer.head", "views"))
-    )
-    asked: list[tuple[str, tuple[str, ...], float]] = []
-    nothing = Amplified({}, {}, {}, {})
-
-    def free(_: Any, move: Any) -> Amplified:
-        asked.append(("free", (), float(move(np.ones(1))[0])))
-        return nothing
-
-    def forced(_: Any, move: Any, stages: Any) -> Amplified:
-        asked.append(("forced", tuple(stages), float(move(np.ones(1))[0])))
-        return nothing
-
-    monkeypatch.setattr(conditions, "_measure_free", free)
-    monkeypatch.setattr(conditions, "_measure_forced", forced)
-    monkeypatch.setattr(conditions, "mover", lambda seed: lambda array: array + seed)
-    condition = Condition(truth)  # type: ignore[arg-type]
-    condition.free("float32")
-    assert [seed for _, _, seed in asked] == [1 + seed for seed in range(FREE_DRAWS)]
-    condition.free("bfloat16")
-    assert len(asked) == FREE_DRAWS
-    condition.free("float64")
-    assert [seed for _, _, seed in asked] == [1 + seed for seed in range(CAREFUL_DRAWS)]
-    asked.clear()
-    condition.forced("float64")
-    condition.forced("float32")
-    careful = ("decoder_amp.central", "x.outer.head", "views")
-    expected = [("forced", truth.oracle.stages, 1.0 + seed) for seed in range(FORCED_DRAWS)]
-    assert asked == expected + [("forced", careful, 1.0 + seed) for seed in range(CAREFUL_DRAWS)]
-    assert (FREE_DRAWS, FORCED_DRAWS, CAREFUL_DRAWS, STEP) == (5, 2, 10, 2.0**-44)
-
-
-def test_the_largest_of_all_draws_counts() -> None:
-    one = Amplified({"a": Errors(1, 5), "b": Errors(2, 2)}, {"c": Errors(1, 1)}, {}, {"l": Errors(3, 3)})
-    two = Amplified({"a": Errors(4, 2)}, {"c": Errors(2, 0.5)}, {"g": Errors(1, 1)}, {"l": Errors(1, 9)})
-    found = conditions._largest([one, two])
-    assert found.stages == {"a": Errors(4, 5), "b": Errors(2, 2)}
-    assert (found.cotangents, found.gradients) == ({"c": Errors(2, 1)}, {"g": Errors(1, 1)})
-    assert found.losses == {"l": Errors(3, 9)}
-    assert found.scaled(2).stages["a"] == Errors(8, 10)
-
-
-def test_a_mover_moves_by_a_step_up_or_down() -> None:
-    moved = mover(0)(np.ones(1000))
-    assert set(np.unique(moved)) == {1 - STEP, 1 + STEP}
-    assert not np.array_equal(moved, mover(1)(np.ones(1000)))
-    np.testing.assert_array_equal(moved, mover(0)(np.ones(1000)))
-
-
-def test_a_noisy_run_without_noise_is_the_truth(measurement: Measurement) -> None:
-    truth = measurement.truth
-    run = conditions.noisy_run(truth, lambda array: array)
-    for name, array in truth.stages.items():
-        np.testing.assert_array_equal(run.stages[name], array)
-        np.testing.assert_allclose(run.cotangents[name], truth.gradients.cotangents[name], rtol=1e-13, atol=0)
-    assert set(run.gradients) == set(truth.case.weights)
-    for name, array in run.gradients.items():
-        np.testing.assert_allclose(array, truth.gradients.constants[name], rtol=1e-10, atol=1e-18)
-    assert run.losses == truth.losses
-    assert conditions.noisy_stages(truth, lambda array: array).keys() == truth.stages.keys()
-    free = conditions._measure_free(truth, lambda array: array)
-    forced = conditions._measure_forced(truth, lambda array: array, truth.oracle.stages)
-    for found in (free, forced):
-        for table in (found.stages, found.cotangents, found.gradients, found.losses):
-            assert table
-            assert all(each.e < 1e-12 for each in table.values())
-    assert forced.stages.keys() == free.stages.keys() == truth.stages.keys()
-    assert free.gradients.keys() == forced.gradients.keys() == truth.case.weights.keys()
-    assert set(free.losses) == set(forced.losses) == {"nll", "mae", "total"}
-    assert {name.partition("<-")[0] for name in forced.cotangents} == {*truth.stages, "loss"} - {"normalized_input"}
-
-
-def test_everything_moves_as_it_passes(measurement: Measurement) -> None:
-    truth = measurement.truth
-    moved: list[tuple[int, ...]] = []
-
-    def note(array: np.ndarray) -> np.ndarray:
-        moved.append(np.shape(array))
-        return array
-
-    conditions.noisy_run(truth, note)
-    pulled = sum(len([name for name in names if name != "input"]) for names in truth.oracle.inputs.values())
-    inputs = 1 + len(truth.case.weights) + 3
-    assert len(moved) == inputs + len(truth.stages) + 2 + len(truth.stages) + pulled
-    moved.clear()
-    conditions._measure_forced(truth, note, ["views", "predicted_amplitude", "predicted_intensity"])
-    # The input and the constants, what the stages read and give, and their cotangents.
-    assert (
-        len(moved) == inputs + len({"merged", "amplitude", "views", "predicted_amplitude", "predicted_intensity"}) + 3
-    )
-
-
-@pytest.mark.parametrize("seen", ["network_input", "weights", "offsets_px", "probe", "log_scale"])
-def test_each_input_moves_what_reads_it(measurement: Measurement, seen: str) -> None:
-    truth = measurement.truth
-    shapes = {
-        "network_input": truth.network_input.shape,
-        "offsets_px": truth.constants.offsets_px.shape,
-        "probe": truth.constants.probe.shape,
-        "log_scale": (),
-    }
-    first = {"network_input": "normalized_input", "weights": "encoder.0.conv1", "offsets_px": "merged",
-             "probe": "exit_wave", "log_scale": "normalized_input"}[seen]  # fmt: skip
-    weights = {array.shape for array in truth.constants.weights.values()}
-
-    def move(array: np.ndarray) -> np.ndarray:
-        shape = np.shape(array)
-        wanted = shape in weights if seen == "weights" else shape == shapes[seen]
-        # A stage's output may have the shape of an input; inputs come first.
-        if wanted and shape not in done:
-            done.append(shape)
-            return array * (1 + 2.0**-20)
-        return array
-
-    done: list[tuple[int, ...]] = []
-    stages = conditions._noisy_stages(
-        truth, move(truth.network_input), conditions._move_constants(truth.constants, move), lambda array: array
-    )
-    changed = [name for name, array in truth.stages.items() if not np.array_equal(stages[name], array)]
-    assert changed[0] == first
-
-
-# --- gains ------------------------------------------------------------------------------------------------------
-
-
-def quantity(stage: str, e: float, m: float, kappa: float = 1.0, unit: str = "float32", mismatch: str = "") -> Quantity:
-    return Quantity(stage, Errors(e, m), Errors(kappa, 2 * kappa), mismatch, unit=unit)
+def quantity(stage: str, e: float, m: float, kappa: float = 1.0, mismatch: str = "") -> Quantity:
+    return Quantity(stage, Errors(e, m), Errors(kappa, 2 * kappa), mismatch)
 
 
 def test_a_quantity_is_one_of_float32_unless_it_says_so() -> None:
     assert Quantity("merged", NONE, NONE).unit == "float32"
 
 
-def test_the_clause_of_a_stage() -> None:
-    assert stage_clause("merged") == "merged"
-    assert stage_clause("encoder.2.conv1") == "encoder.{i}.conv1"
-    assert stage_clause("decoder_phase.outer.head") == "decoder_{D}.outer.head"
-    assert stage_clause("decoder_amp.0.up") == "decoder_{D}.{i}.up"
-
-
-def test_gains_are_the_largest_errors_over_the_condition() -> None:
-    runs = [
-        {(FORWARD_FREE, "encoder.0.conv1"): quantity("encoder.0.conv1", 3.0, 4.0)},
-        {(FORWARD_FREE, "encoder.1.conv1"): quantity("encoder.1.conv1", 2.0, 12.0, 0.5)},
-        {(FORWARD_FREE, "merged"): quantity("merged", 2.0, 2.0, 0.0), (LOSS, "free"): quantity("loss", 1.0, 1.0)},
-    ]
-    table = widest(runs).table
-    assert table[FORWARD_FREE] == {"encoder.{i}.conv1": Errors(4.0, 12.0), "merged": NONE}
-    assert table[LOSS] == {"loss": Errors(1.0, 0.5)}
-
-
-def gains() -> Gains:
-    return Gains(
-        {
-            FORWARD_FREE: {"encoder.{i}.conv1": Errors(2, 3), "encoder.{i}.conv2": Errors(9, 9)},
-            FORWARD_FORCED: {
-                "encoder.{i}.conv1": Errors(2, 7),
-                "encoder.{i}.conv2": Errors(5, 3),
-                "merged": Errors(50, 50),
-            },
-            GRADIENT_FREE: {"encoder.{i}.conv1": Errors(1, 10)},
-            GRADIENT_FORCED: {"encoder.{i}.conv1": Errors(4, 4)},
-        }
-    )  # fmt: skip
-
-
-def test_fed_with_the_truth_one_convolution_rounds_as_another_does() -> None:
-    assert gains().of(FORWARD_FREE, "encoder.1.conv1") == Errors(2, 3)
-    assert gains().of(FORWARD_FORCED, "encoder.1.conv1") == Errors(5, 7)
-    assert gains().of(FORWARD_FORCED, "merged") == Errors(50, 50)
-    with pytest.raises(SpecError, match="no gain was measured for FORWARD-FREE of views"):
-        gains().of(FORWARD_FREE, "views")
-    with pytest.raises(SpecError, match="no gain was measured for LOSS of loss"):
-        gains().of(LOSS, "loss")
-
-
-def test_live_gains_are_widened_only_where_the_truth_is_fed() -> None:
-    live = Gains({FORWARD_FREE: {"merged": Errors(1, 1)}, FORWARD_FORCED: {"merged": Errors(1, 80)}})
-    table = live.widened_when_forced(gains()).table
-    assert table[FORWARD_FREE] == {"merged": Errors(1, 1)}
-    assert table[FORWARD_FORCED]["merged"] == Errors(50, 80)
-    assert table[FORWARD_FORCED]["encoder.{i}.conv1"] == Errors(2, 7)
-    assert table[GRADIENT_FORCED] == {"encoder.{i}.conv1": Errors(4, 4)}
-    assert GRADIENT_FREE not in table
-    assert live.table[FORWARD_FORCED] == {"merged": Errors(1, 80)}
-
-
-def test_the_envelope_is_gain_times_condition() -> None:
-    name = "encoder.0.conv1"
-    measured = {
-        (FORWARD_FREE, name): quantity(name, 0, 0, 3.0),
-        (GRADIENT_FREE, f"{name}.kernel"): quantity(name, 0, 0, 1.0),
-        (GRADIENT_FORCED, f"{name}.kernel"): quantity(name, 0, 0, 2.0),
-    }
-    assert gains().envelope((FORWARD_FREE, name), measured) == Errors(6.0, 18.0)
-    # A gradient running free has its own convolution's rounding too: 4 · 2 and 10 · 2.
-    assert gains().envelope((GRADIENT_FREE, f"{name}.kernel"), measured) == Errors(8.0, 20.0)
-    coarse = {(FORWARD_FREE, name): quantity(name, 0, 0, 3.0, "tf32")}
-    assert gains().envelope((FORWARD_FREE, name), coarse) == Errors(6.0, 18.0).scaled(2.0**-13)
-    fine = {(FORWARD_FREE, name): quantity(name, 0, 0, 3.0, "float64")}
-    assert gains().envelope((FORWARD_FREE, name), fine) == Errors(6.0, 18.0)
-
-
 def test_the_envelope_of_runs_is_the_largest_of_each() -> None:
     key = (FORWARD_FREE, "merged")
     runs = [{key: quantity("merged", 1, 5)}, {key: quantity("merged", 3, 2)}]
     assert envelope(runs) == {key: Errors(3, 5)}
-
-
-# --- verdicts ---------------------------------------------------------------------------------------------------
 
 
 def test_each_precision_has_its_rule() -> None:
@@ -710,71 +478,3 @@ def test_the_worst_verdict_used_most_of_its_budget() -> None:
     assert only.stage == "a"
     missing = {**verdicts, (LOSS, "c"): Verdict(LOSS, "c", None, NONE, Errors(1.0, 1.0), "missing")}
     assert worst(missing) == missing[LOSS, "c"]
-
-
-# --- numbers of the judge ----------------------------------------------------------------------------------------
-
-
-def test_units_of_rounding_are_those_of_the_formats() -> None:
-    for name in ("float32", "float64"):
-        assert ONE_ULP[name] == np.finfo(name).eps
-        assert UNIT_ROUNDOFF[name] == np.finfo(name).eps / 2
-    assert (ONE_ULP["tf32"], ONE_ULP["bfloat16"]) == (2.0**-10, 2.0**-7)
-    assert (UNIT_ROUNDOFF["tf32"], UNIT_ROUNDOFF["bfloat16"]) == (2.0**-11, 2.0**-8)
-    assert judging.SMALL == 64
-
-
-def test_the_rounding_of_a_result_is_its_largest_value_s() -> None:
-    truth = np.array([1.0, -3.0, np.inf, 0.0])
-    rms = math.sqrt(10 / 3)
-    assert rounding(truth, "float32") == Errors(2.0**-24, pytest.approx(2.0**-24 * 3 / rms))
-    assert rounding(np.zeros(3), "float32") == NONE
-    assert rounding(np.array([]), "float64") == NONE
-
-
-def test_samples_are_measured_in_the_scale_of_the_whole() -> None:
-    found = judging.deviation(np.array([1.0, 3.0]), np.array([1.0, 2.0]), scale=4.0)
-    assert found.values.tolist() == [0.0, 0.25]
-    assert judging.deviation(np.array([0.0, 1.0]), np.array([0.0, 0.0])).mismatch == "not zero where the truth is"
-    assert judging.deviation(np.zeros(2), np.zeros(2)).values.tolist() == [0.0, 0.0]
-
-
-def test_errors_of_nothing_are_none() -> None:
-    assert judging.errors([]) == NONE
-    assert judging.errors([judging.Deviation(np.empty(0))]) == NONE
-
-
-def test_the_place_of_a_value_that_is_no_number_is_named() -> None:
-    truth = np.ones((2, 3))
-    wrong = truth.copy()
-    wrong[1, 1] = np.nan
-    assert judging.deviation(wrong, truth).mismatch == "non-finite values differ, first at flat index 4"
-    both, other = truth.copy(), truth.copy()
-    both[0, 0], other[0, 0] = np.inf, -np.inf
-    assert judging.deviation(both, other).mismatch == "non-finite values of different kind"
-    same = both.copy()
-    same[0, 1] = 2
-    found = judging.deviation(same, both)
-    assert found.mismatch == ""
-    assert found.values.tolist() == [1.0, 0.0, 0.0, 0.0, 0.0]
-
-
-@pytest.mark.parametrize(
-    ("used", "allowed", "share"),
-    [
-        *((1.0, 2.0, 0.5), (0.0, 0.0, 0.0), (1.0, 0.0, math.inf), (5.0, math.inf, 0.0), (0.0, 1.0, 0.0)),
-        *((math.nan, 1.0, math.inf), (math.inf, math.inf, 0.0), (math.nan, math.inf, 0.0)),
-    ],
-)  # fmt: skip
-def test_the_share_of_a_budget(used: float, allowed: float, share: float) -> None:
-    assert judging.share_of(used, allowed) == share
-
-
-def test_a_verdict_says_what_was_measured() -> None:
-    verdict = Verdict("LOSS", "free", Errors(1e-3, 1), Errors(2e-3, 4e-3), Errors(1e-2, 2e-2), "why")
-    assert verdict.explain() == (
-        "LOSS free: e = 0.002, m = 0.004; budget e = 0.01, m = 0.02; reference e = 0.001 (why)"
-    )
-    assert not verdict.passed
-    assert replace(verdict, reason="").passed
-    assert verdict.share == pytest.approx(0.2)

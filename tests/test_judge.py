@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
 from conformance.judge import (
+    NONE,
+    ONE_ULP,
+    SMALL,
+    UNIT_ROUNDOFF,
     Deviation,
     Errors,
     Limits,
@@ -18,6 +23,7 @@ from conformance.judge import (
     float32_budget,
     float64_budget,
     rounding,
+    share_of,
 )
 
 LIMITS = Limits(e_factor=4.0, m_factor=16.0, float64_floor=1e-12, condition_factor=4.0)
@@ -139,3 +145,68 @@ def test_one_mismatch_spoils_a_pool() -> None:
     assert errors([Deviation(np.zeros(3)), Deviation(np.empty(0), "missing")]) == Errors(math.inf, math.inf)
     pooled = errors([Deviation(np.array([3.0])), Deviation(np.array([0.0, 0.0, 0.0]))])
     assert pooled == Errors(1.5, 3.0)
+
+
+def test_units_of_rounding_are_those_of_the_formats() -> None:
+    for name in ("float32", "float64"):
+        assert ONE_ULP[name] == np.finfo(name).eps
+        assert UNIT_ROUNDOFF[name] == np.finfo(name).eps / 2
+    assert (ONE_ULP["tf32"], ONE_ULP["bfloat16"]) == (2.0**-10, 2.0**-7)
+    assert (UNIT_ROUNDOFF["tf32"], UNIT_ROUNDOFF["bfloat16"]) == (2.0**-11, 2.0**-8)
+    assert SMALL == 64
+
+
+def test_the_rounding_of_a_result_is_its_largest_value_s() -> None:
+    truth = np.array([1.0, -3.0, np.inf, 0.0])
+    rms = math.sqrt(10 / 3)
+    assert rounding(truth, "float32") == Errors(2.0**-24, pytest.approx(2.0**-24 * 3 / rms))
+    assert rounding(np.zeros(3), "float32") == NONE
+    assert rounding(np.array([]), "float64") == NONE
+
+
+def test_samples_are_measured_in_the_scale_of_the_whole() -> None:
+    found = deviation(np.array([1.0, 3.0]), np.array([1.0, 2.0]), scale=4.0)
+    assert found.values.tolist() == [0.0, 0.25]
+    assert deviation(np.array([0.0, 1.0]), np.array([0.0, 0.0])).mismatch == "not zero where the truth is"
+    assert deviation(np.zeros(2), np.zeros(2)).values.tolist() == [0.0, 0.0]
+
+
+def test_errors_of_nothing_are_none() -> None:
+    assert errors([]) == NONE
+    assert errors([Deviation(np.empty(0))]) == NONE
+
+
+def test_the_place_of_a_value_that_is_no_number_is_named() -> None:
+    truth = np.ones((2, 3))
+    wrong = truth.copy()
+    wrong[1, 1] = np.nan
+    assert deviation(wrong, truth).mismatch == "non-finite values differ, first at flat index 4"
+    both, other = truth.copy(), truth.copy()
+    both[0, 0], other[0, 0] = np.inf, -np.inf
+    assert deviation(both, other).mismatch == "non-finite values of different kind"
+    same = both.copy()
+    same[0, 1] = 2
+    found = deviation(same, both)
+    assert found.mismatch == ""
+    assert found.values.tolist() == [1.0, 0.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("used", "allowed", "share"),
+    [
+        *((1.0, 2.0, 0.5), (0.0, 0.0, 0.0), (1.0, 0.0, math.inf), (5.0, math.inf, 0.0), (0.0, 1.0, 0.0)),
+        *((math.nan, 1.0, math.inf), (math.inf, math.inf, 0.0), (math.nan, math.inf, 0.0)),
+    ],
+)  # fmt: skip
+def test_the_share_of_a_budget(used: float, allowed: float, share: float) -> None:
+    assert share_of(used, allowed) == share
+
+
+def test_a_verdict_says_what_was_measured() -> None:
+    failed = Verdict("LOSS", "free", Errors(1e-3, 1), Errors(2e-3, 4e-3), Errors(1e-2, 2e-2), "why")
+    assert failed.explain() == ("LOSS free: e = 0.002, m = 0.004; budget e = 0.01, m = 0.02; reference e = 0.001 (why)")
+    assert not failed.passed
+    assert failed.share == math.inf
+    within = dataclasses.replace(failed, reason="")
+    assert within.passed
+    assert within.share == pytest.approx(0.2)

@@ -104,7 +104,6 @@ def test_everything_is_read(recorded: tuple[Path, Path, Case]) -> None:
     found = read_predictions(path, SETTINGS)
     assert np.array_equal(found.diffraction, case.diffraction)
     assert list(found.recorded) == ["object", "predicted_amplitude"]
-    assert found.intensity_scale == 20.75
     assert found.stitched is not None
     assert found.stitched.centres_px.shape == (3, 2)
     assert found.stitched.crop_px == CROP

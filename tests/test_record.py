@@ -14,19 +14,22 @@ import numpy as np
 import pytest
 
 from conformance import command_record, manifest
-from conformance.bench import Bench, plan
+from conformance.bench import Bench, Planned, plan
 from conformance.bundle import RECORDINGS, Bundle, read_bundle
+from conformance.calibrate import reference_runs
 from conformance.cli import CONFORMANCE, main
 from conformance.draws import GRAPHS, draw_case
 from conformance.errors import BundleError, RecordError
-from conformance.manifest import manifest_member, read_envelope
+from conformance.gains import widest
+from conformance.manifest import manifest_member
 from conformance.measured import load_measured
+from conformance.parity import Measurement
 from conformance.record import Recorder, coarse_weights, record, write_bundle
-from conformance.replay import envelope_verdicts, fresh_verdicts
+from conformance.replay import fresh_verdicts, recorded_gains
 from conformance.report import headline
-from conformance.spec import load_stages
 from conformance.torch_subject import TorchSubject
 from conformance.torch_training import train_torch
+from conformance.truth import Truth
 from ptycho_torch.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -146,6 +149,11 @@ def set_error(envelope: dict, value: object) -> None:
     envelope["errors"]["FORWARD-FORCED"]["merged"][2] = value
 
 
+def without_head(envelope: dict) -> None:
+    for kind in ("kernel", "bias"):
+        envelope["errors"]["GRADIENT-FORCED"].pop(f"decoder_amp.central.{kind}", None)
+
+
 DAMAGES: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
     "a changed member": (lambda a: a | {"input/offsets": a["input/offsets"] + 1}, "'input/offsets' is not as it was"),
     "a changed dtype": (lambda a: a | {"train/loss": a["train/loss"].astype(np.float32)}, "'train/loss' is not as it"),
@@ -161,8 +169,9 @@ DAMAGES: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
     "negative error": (lambda a: with_envelope(a, lambda e: set_error(e, -1.0)), "not 4 finite numbers"),
     "text for an error": (lambda a: with_envelope(a, lambda e: set_error(e, "0")), "not 4 finite numbers"),
     "no runs": (lambda a: with_envelope(a, lambda e: e.pop("runs")), "'runs' is None"),
-    "no gain": (lambda a: with_envelope(a, lambda e: e["gains"]["LOSS"].pop("loss")), "no gain for loss (LOSS)"),
-    "gains are a list": (lambda a: with_envelope(a, lambda e: e.update(gains=[])), "'gains' is no table"),
+    "no error of a loss": (lambda a: with_envelope(a, lambda e: e["errors"].pop("LOSS")), "no error of loss (LOSS)"),
+    "no error of a gradient": (lambda a: with_envelope(a, without_head), "no error of decoder_amp.central (GRADIENT-F"),
+    "errors are a list": (lambda a: with_envelope(a, lambda e: e.update(errors=[])), "'errors' is no table"),
 }
 
 
@@ -177,15 +186,33 @@ def test_a_damaged_recording_is_refused_by_name(arrays: Arrays, tmp_path: Path, 
     assert str(path) in str(caught.value)
 
 
-def test_an_envelope_too_wide_to_be_believed_fails(arrays: Arrays, bundle: Bundle) -> None:
+def failing_envelope(path: Path) -> tuple[list[str], Bench, Planned]:
+    """Judge a recording; return which of its gains are not believed."""
+    (planned,) = plan(str(path), None, "quick")
+    bench = Bench()
+    verdicts = bench.record(planned).values()
+    return [each.stage for each in verdicts if not each.passed and "envelope" in each.stage], bench, planned
+
+
+def test_an_envelope_too_wide_to_be_believed_fails_and_widens_nothing(arrays: Arrays, tmp_path: Path) -> None:
     """An envelope decides what a candidate may use: one that allows everything is a finding about the recording."""
-    content = json.loads(str(arrays["envelope"]))
-    content["gains"]["FORWARD-FORCED"]["merged"] = [1e6, 1e6]
-    wide = dataclasses.replace(
-        bundle, envelope=read_envelope(bundle.path, content, load_stages().expand(bundle.case.settings))
-    )
-    failed = [verdict.stage for verdict in envelope_verdicts(wide, load_measured()).values() if not verdict.passed]
+    path = tmp_path / "wide.npz"
+    np.savez(path, **with_envelope(arrays, lambda e: set_error(e, 1.0)))
+    failed, bench, planned = failing_envelope(path)
     assert failed == ["envelope/FORWARD-FORCED/merged"]
+    assert bench.gains(planned) == load_measured().gains
+
+
+def test_gains_are_recorded_errors_over_the_condition(bundle: Bundle) -> None:
+    measurement = Measurement(Truth(bundle.case), load_measured().limits)
+    live = widest(reference_runs(measurement, TorchSubject("cpu", "float32"))).table
+    assert bundle.envelope is not None
+    found = recorded_gains(bundle.envelope, measurement).table
+    assert found.keys() == live.keys()
+    for clause, rows in live.items():
+        assert found[clause].keys() == rows.keys()
+        for stage, gain in rows.items():
+            assert vars(found[clause][stage]) == pytest.approx(vars(gain), rel=1e-6), (clause, stage)
 
 
 def test_a_gradient_that_moved_away_shows_in_the_envelope(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,12 +228,7 @@ def test_a_gradient_that_moved_away_shows_in_the_envelope(path: Path, monkeypatc
     case = draw_case(GRAPHS["n64_g1"], seed=5, batch=1)
     target = path.with_name("wrong.npz")
     write_bundle(target, record(case, torch_recorder(), lambda line: None), overwrite=True)
-    failed = [
-        verdict.stage
-        for verdict in envelope_verdicts(read_bundle(target), load_measured()).values()
-        if not verdict.passed
-    ]
-    assert failed == ["envelope/GRADIENT-FORCED/encoder.{i}.conv2"]
+    assert failing_envelope(target)[0] == ["envelope/GRADIENT-FORCED/encoder.{i}.conv2"]
 
 
 def test_a_reference_that_cannot_be_compared_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,9 +53,7 @@ def test_contiguous_is_another_way_of_running(planned: Planned, bench: Bench) ->
 class _Undeclared(BrainFloatSubject):
     """Runs in bfloat16 and says that it runs in float32."""
 
-    @property
-    def products(self) -> str:
-        return "float32"
+    products = "float32"
 
 
 def test_bfloat16_that_is_not_declared_fails_at_the_first_convolution(bench: Bench, planned: Planned) -> None:

@@ -66,7 +66,7 @@ class CleanRun:
 
 def clean_runs(graph: str, seed: int, modes: int, device: str, dtypes: Sequence[str] = DTYPES) -> Iterator[CleanRun]:
     """Draw one case and judge it in each dtype; they share the truth."""
-    measured, code = load_measured(), numerical_digest()
+    measured, code = load_measured(), numerical_digest("clean")
     measurement = Measurement(Truth(draw_case(GRAPHS[graph], seed, batch=1, modes=modes)), measured.limits)
     for dtype in dtypes:
         found = measurement.of(TorchSubject(device, dtype))
@@ -209,7 +209,7 @@ def clean_study(
 def _read(log: Path, device: str) -> Iterator[list[CleanRun]]:
     if not log.exists():
         return
-    code = numerical_digest()
+    code = numerical_digest("clean")
     for number, line in enumerate(log.read_text(encoding="utf-8").splitlines(), 1):
         try:
             found = [

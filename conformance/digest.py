@@ -7,9 +7,10 @@ not count, so that a checkout on any system, and an installed wheel, have the sa
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -46,18 +47,62 @@ NOT_NUMERICAL: Mapping[str, tuple[str, ...]] = MappingProxyType(
 Every other module counts, and a new one counts until it is named here.
 """
 
+MEASURED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "faults": ("conformance.matrix",),
+        "clean": ("conformance.clean",),
+        "mutation": ("conformance.judge", "conformance.parity", "conformance.condition", "conformance.gains"),
+        "training": ("conformance.study",),
+    }
+)
+"""Kind of evidence → modules in which its measurement begins; any other kind stands on every numerical source."""
+
 POLICY_FILES = frozenset({"release_policy.yaml", "merge_policy.yaml", "waivers.yaml"})
 """What the specs folder says about releases and not about the network."""
 
 _CHUNK = 1 << 20
 
 
-def numerical_digest() -> str:
-    """Return the SHA-256, as 64 hexadecimal digits, of every numerical source and of the specification.
+def numerical_digest(kind: str = "") -> str:
+    """Return the SHA-256, as 64 hexadecimal digits, of numerical sources and of the specification.
 
     Two checkouts with one digest compute and judge the same.
+
+    Args:
+        kind: of evidence. Where ``MEASURED_BY`` has it, the sources are those that its measurement can reach;
+            otherwise they are all.
     """
-    return text_digest(numerical_sources() | specification())
+    sources = numerical_sources()
+    entries = MEASURED_BY.get(kind)
+    return text_digest((sources if entries is None else reached(entries, sources)) | specification())
+
+
+def reached(entries: Iterable[str], sources: Mapping[str, Path]) -> dict[str, Path]:
+    """Return the sources that some modules, themselves among them, reach by imports, wherever in a file these stand.
+
+    Args:
+        entries: modules, as ``conformance.study``.
+        sources: ``package/module.py`` → file. A module that is none of them ends the way: what computes no number has
+            none behind it that a verdict stands on.
+    """
+    found: dict[str, Path] = {}
+    waiting = [f"{entry.replace('.', '/')}.py" for entry in entries]
+    while waiting:
+        name = waiting.pop()
+        if name not in found and name in sources:
+            found[name] = sources[name]
+            waiting += _imported(sources[name])
+    return found
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """Yield, as ``package/module.py``, what may be a module that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (f"{each.name.replace('.', '/')}.py" for each in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            folder = node.module.replace(".", "/")
+            yield from (f"{folder}.py", *(f"{folder}/{each.name}.py" for each in node.names))
 
 
 def spec_digest() -> str:

@@ -65,7 +65,7 @@ class Evidence:
         versions: distribution → version; None for what is not installed.
         command: the command line that anyone can repeat.
         created_utc: ``2026-01-31T12:00:00Z``.
-        numerical_digest: of the sources that it holds for.
+        numerical_digest: of the sources that it holds for: those that its kind of measurement reaches.
         spec_digest: of the specification that it holds for.
         numbers: name → value. A unit is the end of the name: ``seconds``, ``_px``.
         goals: name → what the number has to reach; a number without a goal is only told.
@@ -112,7 +112,7 @@ class Evidence:
 
     def is_fresh(self) -> bool:
         """Whether it holds for the sources and the specification that are here."""
-        return self.numerical_digest == numerical_digest()
+        return self.numerical_digest == numerical_digest(self.kind)
 
 
 def measured_here(
@@ -135,7 +135,7 @@ def measured_here(
         versions=machine.versions(),
         command=command,
         created_utc=now_utc(),
-        numerical_digest=numerical_digest(),
+        numerical_digest=numerical_digest(kind),
         spec_digest=spec_digest(),
         numbers=dict(numbers),
         goals=dict(goals or {}),

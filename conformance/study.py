@@ -131,7 +131,7 @@ def _read(path: Path) -> Outcome:
     found = Outcome(**read_json(path, SCHEMA, largest_bytes=_LARGEST_BYTES))
     if path.name != f"{found.backend}-{found.epochs}-{found.seed}.json":
         raise DocumentError(f"{path}: holds seed {found.seed} of {found.backend}; delete it, and it is made again.")
-    if found.code != numerical_digest():
+    if found.code != numerical_digest("training"):
         raise DocumentError(f"{path}: was trained by other code than is here; begin the study anew in another folder.")
     return found
 
@@ -238,7 +238,7 @@ def _outcome(
         amplitude_error=scores.amplitude_error,
         phase_error_rad=scores.phase_error_rad,
         seconds=seconds,
-        code=numerical_digest(),
+        code=numerical_digest("training"),
     )
 
 

@@ -67,6 +67,60 @@ def test_evidence_reports_and_policy_do_not(copy: Path, file: str) -> None:
     assert digest.numerical_digest() == before
 
 
+@pytest.mark.parametrize(
+    ("kind", "counting", "beside"),
+    [
+        ("faults", "ptycho_torch/grouping.py", "conformance/study.py"),
+        ("clean", "ptycho_torch/losses.py", "ptycho_torch/train.py"),
+        ("mutation", "conformance/judge.py", "ptycho_torch/train.py"),
+        ("training", "ptycho_torch/train.py", "conformance/judge.py"),
+    ],
+)
+def test_evidence_holds_for_what_its_measurement_reaches(copy: Path, kind: str, counting: str, beside: str) -> None:
+    before = digest.numerical_digest(kind)
+    append(copy / beside, "\n# another line\n")
+    assert digest.numerical_digest(kind) == before
+    append(copy / counting, "\n# another line\n")
+    assert digest.numerical_digest(kind) != before
+    changed = digest.numerical_digest(kind)
+    append(copy / "specs" / "stages.yaml", "\n")
+    assert digest.numerical_digest(kind) != changed
+
+
+def test_evidence_of_any_other_kind_holds_for_everything() -> None:
+    assert digest.numerical_digest("parity") == digest.numerical_digest()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import pack.b",
+        "from pack.b import x",
+        "from pack import b",
+        "def f():\n    from pack.b import x",
+        "import pack.b as c",
+    ],
+)
+def test_imports_are_followed_wherever_they_stand(tmp_path: Path, line: str) -> None:
+    texts = {
+        "a": line,
+        "b": "import pack.c\nimport pack.speaks",
+        "c": "import pack.a",
+        "speaks": "import pack.d",
+        "d": "",
+    }
+    sources = {f"pack/{name}.py": tmp_path / f"{name}.py" for name in texts}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    del sources["pack/speaks.py"]
+    assert set(digest.reached(["pack.a"], sources)) == {"pack/a.py", "pack/b.py", "pack/c.py"}
+
+
+def test_every_measurement_begins_in_a_numerical_module() -> None:
+    begins = {f"{entry.replace('.', '/')}.py" for entries in digest.MEASURED_BY.values() for entry in entries}
+    assert begins <= digest.numerical_sources().keys()
+
+
 def test_the_specification_has_a_digest_of_its_own(copy: Path) -> None:
     before = digest.spec_digest()
     append(copy / "ptycho_torch" / "helper.py", "\n")

@@ -62,7 +62,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
 def test_evidence_is_fresh_until_a_source_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     found = example()
     assert found.is_fresh()
-    monkeypatch.setattr(module, "numerical_digest", lambda: "0" * 64)
+    monkeypatch.setattr(module, "numerical_digest", lambda kind: "0" * 64 if kind == found.kind else "1" * 64)
     assert not found.is_fresh()
 
 

@@ -29,7 +29,7 @@ def outcome(backend: str, seed: int, **numbers: float) -> Outcome:
         groups=400,
         phase_error_rad=0.1,
         seconds=1.0,
-        code=numerical_digest(),
+        code=numerical_digest("training"),
         **(given | numbers),
     )
 

@@ -172,12 +172,13 @@ class Measurement:
 
     Args:
         truth: of the case.
-        limits: from the spec; float64 errors below their floor need no condition.
+        limits: from the spec; float64 errors far below their floor need no condition.
     """
 
     def __init__(self, truth: Truth, limits: Limits) -> None:
         self.truth = truth
-        self._floor = limits.float64_floor
+        # An error near the floor is shown beside what its condition allows, and not as a budget nearly used up.
+        self._settled = limits.float64_floor / 4
         self.condition = Condition(truth)
 
     def of(self, subject: Subject, case: Case | None = None, *, locating: bool = False) -> dict[Key, Quantity]:
@@ -189,7 +190,7 @@ class Measurement:
             locating: whether to say where each quantity deviates most.
         """
         case = self.truth.case if case is None else case
-        ruler = _Ruler(subject.dtype, subject.products, self._floor if subject.dtype == "float64" else 0.0, locating)
+        ruler = _Ruler(subject.dtype, subject.products, self._settled if subject.dtype == "float64" else 0.0, locating)
         found = dict(_free(self.truth, subject.free(case), case, ruler, cache(self.condition.free)))
         forced = subject.forced(case, self.truth.stages, self.truth.gradients.cotangents)
         found.update(_forced(self.truth, forced, case, ruler, cache(self.condition.forced)))

@@ -397,8 +397,8 @@ def test_coarser_products_loosen_convolutions_alone_when_fed_with_the_truth(meas
         assert found[key].amplified == plain[key].amplified
 
 
-def test_float64_asks_for_no_condition_below_its_floor(measurement: Measurement) -> None:
-    for off, asked in ((1e-13, False), (1e-11, True)):
+def test_float64_asks_for_no_condition_far_below_its_floor(measurement: Measurement) -> None:
+    for off, asked in ((2.2e-13, False), (2.8e-13, True)):
         found = measured_with(measurement, "float64", "forced", "stages", "views", value=lambda a, o=off: a * (1 + o))
         assert (found[FORWARD_FORCED, "views"].amplified != NONE) == asked
 

@@ -4,7 +4,7 @@ Every mutant is one small change of the code that compares: a comparison turned 
 one off, a statement left out, a condition decided beforehand. The tests of the comparer have to fail on it. What no
 test kills is printed; those in ``EQUIVALENT`` compute the same as the original, for the reason that stands beside them.
 
-    python benchmarks/mutation.py --output mutation.json
+    python benchmarks/mutation.py --output mutation.json --evidence conformance/evidence
 
 mutmut does not fit here: it leaves out every function with a decorator, and so the properties by which a verdict passes
 and the conditions that are measured once. Each mutant runs in a fork of a process that has NumPy, torch and pytest
@@ -38,6 +38,7 @@ ROOT = Path(__file__).parents[1]
 TARGETS = ("judge", "parity", "condition", "gains")
 TESTS = tuple(f"tests/test_{name}.py" for name in ("judge", "gains", "condition", "comparer"))
 GOAL = 0.95
+STATES = ("killed", "survived", "equivalent")
 
 _SLOWER = "the same gradients, computed twice"
 EQUIVALENT: dict[str, str] = {
@@ -240,7 +241,7 @@ def _tests_pass(mutant: Mutant | None, limit_s: float) -> bool:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one mutant: ``killed``, ``survived``, or ``equivalent``."""
+    """What became of one mutant: one of ``STATES``."""
 
     module: str
     line: int
@@ -254,17 +255,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Mutation testing of the comparer.", epilog="example: make mutation")
     parser.add_argument("--output", type=Path, help="JSON file with every mutant, in which a run goes on")
     parser.add_argument("--modules", nargs="+", choices=TARGETS, default=TARGETS, help="modules of conformance")
+    parser.add_argument("--evidence", type=Path, metavar="DIR", help="folder to write the numbers to, as evidence")
     options = parser.parse_args(arguments)
+    if options.evidence is not None and set(options.modules) != set(TARGETS):
+        parser.error("--evidence is of all modules; leave out --modules")
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
+    digest = _digest()
+    results = _kept(options.output, digest)
+    if results is None:
+        print(f"error: {options.output} is of other modules or tests than are here; delete it, or give another file")
+        return 1
     started = time.perf_counter()
     if not _tests_pass(None, 600):
         print("error: the tests of the comparer fail without a mutant; run them first")
         return 1
     limit_s = max(30.0, 3 * (time.perf_counter() - started))
-    results: list[Result] = []
-    if options.output is not None and options.output.exists():
-        results = [Result(**each) for each in json.loads(options.output.read_text())]
     known = {(each.module, each.line, each.change): each for each in results}
     for module in options.modules:
         every = list(mutants(module))
@@ -279,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"{state}: conformance/{module}.py:{mutant.line}: {mutant.change}", flush=True)
             if number % 20 == 0 or number == len(every):
                 print(f"{module}: {number}/{len(every)}", file=sys.stderr, flush=True)
-                _keep(options.output, results)
+                _keep(options.output, digest, results)
     counted = Counter(each.state for each in results)
     judged = counted["killed"] + counted["survived"]
     share = counted["killed"] / judged if judged else 0.0
@@ -287,12 +293,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mine = Counter(each.state for each in results if each.module == module)
         print(f"{module:<10} {mine['killed']} killed, {mine['survived']} survived, {mine['equivalent']} equivalent")
     print(f"{counted['killed']} of {judged} mutants killed: {share:.1%} (goal ≥ {GOAL:.0%})")
+    if options.evidence is not None:
+        print(f"wrote {_write_evidence(options.evidence, results, share)}")
     return 0 if share >= GOAL else 1
 
 
-def _keep(path: Path | None, results: Sequence[Result]) -> None:
+def _write_evidence(folder: Path, results: Sequence[Result], share: float) -> Path:
+    from conformance.evidence import Goal, measured_here, write_evidence
+
+    counted = Counter(each.state for each in results)
+    numbers = {"mutants": len(results), **{f"mutants_{state}": counted[state] for state in STATES}, "killed": share}
+    kept = [each for each in results if each.state != "killed"]
+    evidence = measured_here(
+        "mutation",
+        "python benchmarks/mutation.py",
+        numbers,
+        goals={"killed": Goal(at_least=GOAL)},
+        meanings={
+            "mutants": "small changes of the code that compares",
+            "mutants_killed": "changes that make a test fail",
+            "mutants_survived": "changes that no test sees",
+            "mutants_equivalent": "changes that compute the same",
+            "killed": "killed, of those that are not equivalent",
+        },
+        notes=[f"{each.state}: `{each.module}.py:{each.line}: {each.change}` {each.reason}".strip() for each in kept],
+    )
+    return write_evidence(folder, evidence)
+
+
+def _digest() -> str:
+    """Return the digest of what the results hold for: everything that the comparer reaches, and its tests."""
+    from conformance.digest import numerical_digest, text_digest
+
+    return numerical_digest("mutation") + text_digest({name: ROOT / name for name in TESTS})
+
+
+def _kept(path: Path | None, digest: str) -> list[Result] | None:
+    """Return the results of a run to go on with; None where they are of something else."""
+    if path is None or not path.exists():
+        return []
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or content.get("digest") != digest:
+        return None
+    return [Result(**each) for each in content["mutants"]]
+
+
+def _keep(path: Path | None, digest: str, results: Sequence[Result]) -> None:
     if path is not None:
-        path.write_text(json.dumps([asdict(each) for each in results], indent=1, ensure_ascii=False), encoding="utf-8")
+        content = {"digest": digest, "mutants": [asdict(each) for each in results]}
+        path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from ptycho_torch.arguments import whole
 if TYPE_CHECKING:
     from conformance.evidence import Evidence
 
-_TAKES = {"training": ("seeds", "epochs", "backend"), "clean": ("runs", "device")}
-"""What each study takes beside ``--output`` and ``--evidence``."""
+_TAKES = {"training": ("output", "seeds", "epochs", "backend"), "updates": (), "clean": ("output", "runs", "device")}
+"""What each study takes beside ``--evidence``."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "study",
         choices=tuple(_TAKES),
         help="training: train both backends from scratch, several seeds each, and compare where they end (hours); "
+        "updates: ten updates of the optimiser beside the oracle's and Keras' (minutes); "
         "clean: judge fresh draws of a right network: false alarms, and how much of each budget is used (an hour)",
     )
     parser.add_argument(
@@ -56,10 +57,16 @@ def run(options: argparse.Namespace) -> int:
     from conformance.errors import StudyError
 
     for study, names in _TAKES.items():
-        for name in names:
-            if study != options.study and getattr(options, name) is not None:
+        for name in set(names) - set(_TAKES[options.study]):
+            if getattr(options, name) is not None:
                 raise StudyError(f"--{name} belongs to `study {study}`; leave it out of `study {options.study}`.")
-    return _training(options) if options.study == "training" else _clean(options)
+    match options.study:
+        case "training":
+            return _training(options)
+        case "updates":
+            return _updates(options)
+        case _:
+            return _clean(options)
 
 
 def _training(options: argparse.Namespace) -> int:
@@ -72,6 +79,12 @@ def _training(options: argparse.Namespace) -> int:
         return 0
     command = f"python -m conformance study training --seeds {seeds} --epochs {epochs}"
     return _told(as_evidence(outcomes, command), options.evidence)
+
+
+def _updates(options: argparse.Namespace) -> int:
+    from conformance.updates import measure_updates
+
+    return _told(measure_updates("python -m conformance study updates", _say), options.evidence)
 
 
 def _clean(options: argparse.Namespace) -> int:

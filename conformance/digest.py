@@ -53,6 +53,7 @@ MEASURED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "clean": ("conformance.clean",),
         "mutation": ("conformance.judge", "conformance.parity", "conformance.condition", "conformance.gains"),
         "training": ("conformance.study",),
+        "updates": ("conformance.updates",),
     }
 )
 """Kind of evidence → modules in which its measurement begins; any other kind stands on every numerical source."""

@@ -106,7 +106,8 @@ def _yes(flag: bool) -> str:
 NUMBERS_FILE = "docs/conformance.md"
 _BEGIN, _END = "<!-- numbers: begin -->", "<!-- numbers: end -->"
 _KINDS = {
-    "training": "Training parity",
+    "updates": "Ten updates of the optimiser",
+    "training": "Training from scratch",
     "faults": "Fault matrix",
     "clean": "Clean runs",
     "mutation": "Mutation of the comparer",

@@ -12,8 +12,7 @@ import pytest
 
 from conformance.bench import NO_TENSORFLOW
 from conformance.evidence import committed_evidence
-from conformance.judge import Errors, Verdict, float32_budget
-from conformance.measured import load_measured
+from conformance.judge import Errors, Verdict
 from conformance.oracle_training import (
     Plateau,
     epochs_before_stop,
@@ -27,8 +26,6 @@ from conformance.training import (
     TrainingRun,
     Trajectory,
     largest_errors,
-    persistent,
-    pooled_errors,
     starting_point,
     train_truth,
 )
@@ -40,15 +37,12 @@ from ptycho_tf_bridge import backend
 pytest.importorskip("lightning", reason="training needs lightning; pip install lightning")
 
 from conformance.torch_training import epochs_run, rates_of_epochs, train_torch
+from conformance.updates import FLOAT64_LIMIT, float32_verdicts
 
 if TYPE_CHECKING:
     from conformance.keras_subject import KerasSubject
 
-FLOAT64_LIMIT = 1e-10
 CURVES = {"quick": 60, "full": 1000, "study": 5000}
-MOVED_SEEDS = (101, 102, 103)
-"""Others than those that the envelope was recorded with."""
-
 PATIENCES = (1, 2, 3, 5)
 
 needs_tensorflow = pytest.mark.skipif(not backend.is_available(), reason=NO_TENSORFLOW)
@@ -114,14 +108,8 @@ def test_state_is_keras(name: str, parity_device: str, parity_tier: str, parity_
 def _judge_float32(
     train: Callable[[TrainingRun], Trajectory], name: str, budgets: dict[tuple[str, str, int], Errors]
 ) -> Verdict:
-    """Train a run and copies moved by an ulp; fail where all stray too far; return the verdict nearest to that."""
-    limits, run = load_measured().limits, training_run(name)
-    runs = [run, *(run.moved(seed) for seed in MOVED_SEEDS)]
-    mine = persistent([pooled_errors(train(each), _truth(name), starting_point(run)) for each in runs])
-    verdicts = []
-    for (kind, part, step), each in mine.items():
-        budget = float32_budget(budgets[kind, part, step], budgets[kind, part, step], limits)
-        verdicts.append(Verdict("TRAIN-ROUNDING", f"{kind} of {part} after update {step}", None, each, budget))
+    """Fail where all trainings stray too far; return the verdict nearest to that."""
+    verdicts = float32_verdicts(train, name, _truth(name), budgets)
     failed = [verdict.explain() for verdict in verdicts if not verdict.passed]
     assert not failed, "\n".join(failed[:5])
     return max(verdicts, key=lambda verdict: verdict.share)

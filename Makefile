@@ -63,7 +63,9 @@ types: $(STAMP) ## check the types
 mutation: $(STAMP) ## mutation testing of the comparer: does a test catch each small change of it? (an hour)
 	@$(BIN)/python benchmarks/mutation.py $(ARGS)
 
-benchmarks: $(STAMP) ## measure the network beside Keras, and the data path beside yardsticks (needs 13 GiB of disk)
+benchmarks: $(STAMP) ## measure the suite, the network beside Keras, the data path beside yardsticks (needs 13 GiB of disk)
+	@$(BIN)/python benchmarks/suite.py
+	@$(BIN)/python benchmarks/capture.py
 	@$(BIN)/python benchmarks/network.py
 	@$(BIN)/python benchmarks/data_path.py
 

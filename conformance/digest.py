@@ -51,6 +51,7 @@ MEASURED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "faults": ("conformance.matrix",),
         "clean": ("conformance.clean",),
+        "capture": ("conformance.draws", "conformance.torch_subject"),
         "mutation": ("conformance.judge", "conformance.parity", "conformance.condition", "conformance.gains"),
         "training": ("conformance.study",),
         "updates": ("conformance.updates",),

@@ -112,6 +112,7 @@ _KINDS = {
     "clean": "Clean runs",
     "mutation": "Mutation of the comparer",
     "replay": "Record and replay",
+    "capture": "Capturing stages",
     "parity": "Parity on a GPU",
 }
 """Kinds of evidence that are told first, with their titles."""

@@ -483,7 +483,7 @@ def test_the_former_name_of_n_groups_is_taken_and_reported(tmp_path: Path) -> No
         ("nepochs: !!int ''", r"'nepochs' cannot be read \(''"),
         ("nepochs: !!timestamp soon", r"'nepochs' cannot be read \('soon'"),
         ("nepochs: !!bool perhaps", r"'nepochs' cannot be read \('perhaps'"),
-        ("a: &a [1]\nb: &b [*a, *a]\nnepochs: *b", "is a list; expected a single value"),
+        ("batch_size: &a [1]\nnepochs: [*a, *a]", "'batch_size' is a list; expected a single value"),
     ],
 )
 def test_a_file_that_cannot_be_meant_is_refused_with_the_remedy(tmp_path: Path, content: str, message: str) -> None:

@@ -71,12 +71,15 @@ def numerical_digest(kind: str = "") -> str:
     Two checkouts with one digest compute and judge the same.
 
     Args:
-        kind: of evidence. Where ``MEASURED_BY`` has it, the sources are those that its measurement can reach;
-            otherwise they are all.
+        kind: of evidence. Where ``MEASURED_BY`` has it, the sources are those that its measurement can reach, and the
+            specification is the files that these name; otherwise both are whole.
     """
-    sources = numerical_sources()
-    entries = MEASURED_BY.get(kind)
-    return text_digest((sources if entries is None else reached(entries, sources)) | specification())
+    sources, specified = numerical_sources(), specification()
+    if kind in MEASURED_BY:
+        sources = reached(MEASURED_BY[kind], sources)
+        read = {name for path in sources.values() for name in _strings(path)}
+        specified = {name: path for name, path in specified.items() if path.name in read}
+    return text_digest(sources | specified)
 
 
 def reached(entries: Iterable[str], sources: Mapping[str, Path]) -> dict[str, Path]:
@@ -97,9 +100,17 @@ def reached(entries: Iterable[str], sources: Mapping[str, Path]) -> dict[str, Pa
     return found
 
 
+def _nodes(path: Path) -> Iterator[ast.AST]:
+    return ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def _strings(path: Path) -> Iterator[str]:
+    yield from (node.value for node in _nodes(path) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
 def _imported(path: Path) -> Iterator[str]:
     """Yield, as ``package/module.py``, what may be a module that a file imports."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in _nodes(path):
         if isinstance(node, ast.Import):
             yield from (f"{each.name.replace('.', '/')}.py" for each in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module is not None:

@@ -50,9 +50,9 @@ OVERRIDES: Mapping[str, Any] = {
     "gridsize": 1, "n_filters_scale": 1, "probe_big": False, "batch_size": 4, "gradient_clip_val": None,
     "early_stop_patience": None, "scheduler": "Default", "validation_fraction": 0.0, "tracking": False, "device": "cpu",
 }  # fmt: skip
-"""What differs from the settings of every run: a small network without border, no clipping, as the reference has it, and
-a rate that stays. The reference's plateau takes the noise of a loss of thousands for its end, and lowers the rate too
-early."""
+"""What differs from the settings of every run: a small network without border, no clipping, as the reference has it,
+and a rate that stays. The reference's plateau takes the noise of a loss of thousands for its end, and lowers the rate
+too early."""
 
 
 @dataclass(frozen=True)

@@ -151,13 +151,15 @@ def numbers(evidence: Sequence[Evidence], policy: Policy) -> str:
 def _measurement(evidence: Evidence) -> Iterator[str]:
     stale = "" if evidence.is_fresh() else " **Stale: the sources have changed since.**"
     where = f"{evidence.device_name}, {evidence.driver}" if evidence.driver else evidence.device_name
-    yield f"`{evidence.command}` on {evidence.created_utc[:10]} ({where}).{stale}"
+    case = f", {evidence.case.replace('_', ', ')}" if evidence.case else ""
+    yield f"`{evidence.command}`{case} on {evidence.created_utc[:10]} ({where}).{stale}"
     yield from ("", "| number | value | goal |", "|---|---|---|")
     for name, number in evidence.numbers.items():
         missed = " – **missed**" if name in evidence.missed else ""
         goal = f"{evidence.goals[name]}{missed}" if name in evidence.goals else ""
         yield f"| {_cell(evidence.meanings.get(name, name))} | {_shown(number)} | {goal} |"
-    yield from (f"\n{note}" for note in evidence.notes)
+    if evidence.notes:
+        yield from ("", *(f"- {note}" for note in evidence.notes))
 
 
 def _cell(text: str) -> str:

@@ -9,6 +9,7 @@ once with two; its verdicts, to the last bit, have to be the same.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -62,13 +63,15 @@ def main() -> int:
     """Measure, print, and return 1 where a goal is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--evidence", type=Path, metavar="DIR", help="folder to write the numbers to, as evidence")
+    parser.add_argument("--reports", type=Path, metavar="DIR", help="keep the reports there; full/ is one for the gate")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as stack:
+        folder = options.reports or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         replay = ("--parity-reference", "recorded")
-        seconds, one = run_suite(Path(folder, "one"), replay, threads=1)
-        again, two = run_suite(Path(folder, "two"), replay, threads=2)
+        seconds, one = run_suite(folder / "one", replay, threads=1)
+        again, two = run_suite(folder / "two", replay, threads=2)
         print(f"replay: {seconds:.0f} s with one thread, {again:.0f} s with two", flush=True)
-        full, report = run_suite(Path(folder, "full"), ("--parity-tier", "full"))
+        full, report = run_suite(folder / "full", ("--parity-tier", "full"))
         print(f"tier full: {full:.0f} s, {report['tests']['passed']} tests passed")
     first, second = verdicts(one), verdicts(two)
     evidence = measured_here(

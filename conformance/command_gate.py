@@ -37,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evidence", type=Path, metavar="DIR", help="folder of evidence (default: that of the package)"
     )
+    parser.add_argument(
+        "--keep",
+        type=Path,
+        metavar="DIR",
+        help="keep as evidence what the reports show on a GPU, for decisions where none is at hand",
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the signed-off decision as JSON")
     parser.add_argument(
         "--page", type=Path, metavar="FILE", help="write one HTML page of all reports with the decision"
@@ -49,9 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Decide, print the decision, write what was asked for, and return the exit code."""
-    from conformance.evidence import EVIDENCE, committed_evidence
+    from conformance.evidence import EVIDENCE, committed_evidence, write_evidence
     from conformance.gate import CPU_ONLY as ONLY_CPU
-    from conformance.gate import decide, read_input
+    from conformance.gate import decide, read_input, shown
     from conformance.policy import read_policy
     from conformance.report import read_report
     from conformance.sign_off import sign_off, write_sign_off
@@ -64,6 +70,9 @@ def run(options: argparse.Namespace) -> int:
     signed = sign_off(decision, inputs, policy, evidence, decided_by=options.by)
     lines = [decision.headline, *(f"  {each}" for each in (*decision.violations, *decision.pending))]
     print(*lines, sep="\n")  # noqa: T201 - what the command is for
+    if options.keep:
+        for each in shown(inputs, policy):
+            print(f"wrote {write_evidence(options.keep, each)}")  # noqa: T201
     if options.output:
         print(f"wrote {write_sign_off(options.output, signed)}")  # noqa: T201
     if options.page:

@@ -18,7 +18,7 @@ from typing import Any
 from conformance.clauses import catalogue
 from conformance.difference import share_of
 from conformance.digest import file_digest, numerical_digest
-from conformance.evidence import Evidence
+from conformance.evidence import Evidence, Goal
 from conformance.plugin import TIERS
 from conformance.policy import Policy, Requirement
 from conformance.report import read_report
@@ -292,6 +292,66 @@ def suite_functions() -> frozenset[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------- evidence
+
+
+def shown(
+    inputs: Sequence[Input],
+    policy: Policy,
+    *,
+    waivers: Sequence[Waiver] | None = None,
+    now: datetime | None = None,
+) -> Iterator[Evidence]:
+    """Yield evidence of what reports show on devices that need not be at hand for every decision.
+
+    Args:
+        inputs: reports. Only those of a device that show all that the policy asks of it are evidence.
+        policy: what has to be shown, and where evidence will do instead of a report.
+        waivers: None takes those of ``specs/waivers.yaml``.
+        now: the time, with UTC; None takes the clock.
+    """
+    now = datetime.now(UTC) if now is None else now
+    known = load_waivers() if waivers is None else waivers
+    for requirement in policy.devices:
+        device = requirement.device
+        mine = [one for one in inputs if device in one.devices]
+        against = [
+            *_of_device(requirement, mine, ()),
+            *(each for one in mine for each in _of_report(one, policy, known, now)),
+        ]
+        if requirement.or_evidence is None or not mine or against:
+            continue
+        reports = [one.report for one in mine]
+        last = max(reports, key=lambda report: str(report["created_utc"]))
+        cases = [case for report in reports for case in report["cases"] if case["device"] == device]
+        verdicts = [each for case in cases for each in case["verdicts"]]
+        outcomes = _merged(mine, device).values()
+        named = next(each for each in last["devices"] if each["device"] == device)
+        yield Evidence(
+            kind=requirement.or_evidence,
+            device=device,
+            device_name=named["name"],
+            driver=named["driver"],
+            versions=last["versions"],
+            command=f"pytest conformance --parity-device {device} --parity-tier {last['tier']} --parity-report out",
+            created_utc=last["created_utc"],
+            numerical_digest=last["numerical_digest"],
+            spec_digest=last["spec_digest"],
+            numbers={
+                "tests_passed": sum(outcome == "passed" for outcome, _ in outcomes),
+                "tests_waived": sum(outcome == "waived" for outcome, _ in outcomes),
+                "verdicts": len(verdicts),
+                "largest_share": max((share_of(each) for each in verdicts if not each["waived"]), default=0.0),
+                "run_to_run": max((float(case["run_to_run"] or 0) for case in cases), default=0.0),
+            },
+            goals={"tests_passed": Goal(at_least=1), "verdicts": Goal(at_least=1), "largest_share": Goal(at_most=1)},
+            meanings={
+                "tests_passed": "tests that passed",
+                "tests_waived": "tests that failed and are excused",
+                "verdicts": "judged quantities",
+                "largest_share": "largest share of a budget, of those that are not excused",
+                "run_to_run": "largest difference between two equal runs",
+            },
+        )
 
 
 def _of_evidence(kind: str, device: str, evidence: Sequence[Evidence]) -> Iterator[str]:

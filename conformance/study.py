@@ -42,7 +42,7 @@ NEEDED_CORRELATION = 0.9
 """Phase correlation with the known object that the reference has to reach before ends are compared."""
 
 Say = Callable[[str], None]
-EPOCHS = 20
+EPOCHS = 28
 BACKENDS = ("keras", "torch")
 MEASURES = ("loss", "phase_correlation", "amplitude_error")
 

@@ -18,7 +18,7 @@ from conformance.clauses import catalogue
 from conformance.digest import numerical_digest, spec_digest
 from conformance.errors import DocumentError
 from conformance.evidence import Evidence, Goal, measured_here, write_evidence
-from conformance.gate import CPU_ONLY, FAILED, Decision, Input, decide, suite_functions
+from conformance.gate import CPU_ONLY, FAILED, Decision, Input, decide, shown, suite_functions
 from conformance.json_files import as_text
 from conformance.policy import Policy, Requirement, read_policy
 from conformance.sign_off import read_sign_off, sign_off, write_sign_off
@@ -313,6 +313,30 @@ def test_evidence_has_to_be_there_fresh_and_good(change: dict[str, Any], violati
     assert any(violation in each for each in decision.violations), decision.violations
 
 
+def test_what_a_report_shows_on_a_gpu_is_evidence_for_later_decisions() -> None:
+    (kept,) = shown([of(CPU), of(CUDA)], RELEASE, waivers=(), now=NOW)
+    assert (kept.name, kept.device_name, kept.versions) == ("parity-cuda", "a device", {"torch": "2"})
+    assert kept.numbers["tests_passed"] == len(of(CUDA).report["results"])
+    assert kept.numbers["largest_share"] == pytest.approx(0.2)
+    assert kept.is_fresh()
+    assert decided(cuda=False, evidence=[*measured(), kept]).verdict == "release"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _fail,
+        _drop(lambda each: "SPEC" in each["clauses"]),
+        lambda found: found["tests"].update(deselected=3),
+        lambda found: found.update(numerical_digest="1" * 64),
+        _old(31),
+    ],
+    ids=["failed", "a clause is missing", "tests left out", "stale", "old"],
+)
+def test_a_report_that_does_not_show_all_is_no_evidence(change: Callable[[dict[str, Any]], None]) -> None:
+    assert list(shown([of(CPU), of(CUDA, change)], RELEASE, waivers=(), now=NOW)) == []
+
+
 def test_a_merge_asks_for_the_cpu_alone() -> None:
     merge = read_policy("merge")
     decision = decide([of(merge.devices[0])], merge, [], waivers=(), now=NOW)
@@ -404,6 +428,16 @@ def test_exit_codes_tell_release_failure_and_cpu_only_apart(files: Path, capsys:
     (files / "bad.json").write_text(json.dumps(content))
     assert run(files, "bad", "cuda") == command_gate.REFUSED == 1
     assert "first failing teacher-forced stage: merged" in capsys.readouterr().out
+
+
+def test_evidence_of_a_gpu_is_kept_and_does_for_the_next_decision(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(files, "cpu", f"--keep={files / 'evidence'}") == 3
+    assert "parity-cuda" not in capsys.readouterr().out
+    assert run(files, "cpu", "cuda", f"--keep={files / 'evidence'}") == 0
+    assert "parity-cuda.json" in capsys.readouterr().out
+    assert run(files, "cpu") == 0
 
 
 def test_the_decision_is_signed_and_shown(files: Path) -> None:

@@ -9,11 +9,12 @@ import pytest
 
 from conformance.bench import NO_TENSORFLOW
 from conformance.case import Case, FreeRun
+from conformance.clean import TURNS, CleanStudy, clean_runs
 from conformance.condition import Condition
 from conformance.draws import GRAPHS, draw_case
-from conformance.judge import UNIT_ROUNDOFF, Errors, Verdict, compare, float64_budget
+from conformance.judge import UNIT_ROUNDOFF, Errors, compare, float64_budget
 from conformance.measured import load_measured
-from conformance.parity import NETWORK_CLAUSES, Measurement, judge, worst
+from conformance.parity import NETWORK_CLAUSES, Measurement, judge
 from conformance.torch_subject import TorchSubject
 from conformance.truth import Truth
 from ptycho_tf_bridge import backend
@@ -21,8 +22,8 @@ from ptycho_tf_bridge import backend
 QUICK_GRAPHS = ("n64_g1", "n64_g2_small_object", "n64_g2_small_probe", "n64_g2_mask_blur", "n64_g3", "n128_g2")
 """Graphs compared with the oracle in the quick tier; the other tiers take all."""
 
-CLEAN_RUNS = {"quick": 4, "full": 200, "study": 1000}
-CLEAN_GRAPHS = tuple(name for name, graph in GRAPHS.items() if graph.N == 64 and graph.n_filters_scale == 1)
+CLEAN_RUNS = {"quick": 4, "full": len(TURNS), "study": 1000}
+"""Clean runs by tier: the full one takes every graph. More are kept as evidence: python -m conformance study clean."""
 
 
 def _batch(name: str) -> int:
@@ -110,22 +111,13 @@ def test_candidate_is_keras(graph: str, parity_device: str, parity_notes: list[s
 @pytest.mark.parity_dtype("float32")
 def test_clean_runs_raise_no_alarm(parity_device: str, parity_tier: str, parity_notes: list[str]) -> None:
     """Fresh draws of a right network fail no float32 clause; seeds are new in every run."""
-    measured = load_measured()
-    runs = CLEAN_RUNS[parity_tier]
-    most: list[Verdict] = []
-    for run in range(runs):
-        name, seed = CLEAN_GRAPHS[run % len(CLEAN_GRAPHS)], secrets.randbits(32)
-        truth = Truth(draw_case(GRAPHS[name], seed, batch=1, modes=1 + run % 2))
-        found = Measurement(truth, measured.limits).of(TorchSubject(parity_device, "float32"))
-        verdicts = judge(found, measured.gains.envelope, measured.limits, "float32")
-        failed = [verdict.explain() for verdict in verdicts.values() if not verdict.passed]
-        case = f"draw_case(GRAPHS[{name!r}], {seed}, batch=1, modes={1 + run % 2})"
-        assert not failed, "\n".join([case, *failed[:5]])
-        largest = worst(verdicts)
-        assert largest is not None
-        most.append(largest)
-    largest = max(most, key=lambda verdict: verdict.share)
+    study = CleanStudy()
+    for number in range(CLEAN_RUNS[parity_tier]):
+        graph, seed = TURNS[number % len(TURNS)], secrets.randbits(32)
+        study.add(list(clean_runs(graph, seed, 1 + number % 2, parity_device, ("float32",))))
+    assert not study.alarms, "\n".join(study.alarms[:5])
+    e, m = study.largest("float32")
     parity_notes.append(
-        f"clean float32 runs on {parity_device}: {runs} fresh draws, no alarm; most of a budget used "
-        f"{largest.share:.0%}, {largest.clause} {largest.stage}"
+        f"clean float32 runs on {parity_device}: {study.runs} fresh draws, no alarm; used at most {e:.0%} of an e "
+        f"budget and {m:.0%} of an m budget"
     )

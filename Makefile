@@ -49,7 +49,7 @@ conformance: $(STAMP) ## prove parity with the TensorFlow reference, layer by la
 
 test: $(STAMP) ## run the tests of the packages
 	@echo "== tests"
-	@$(BIN)/python -m pytest tests $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal tests $(ARGS)
 
 lint: $(STAMP) ## check the style
 	@echo "== ruff"

@@ -130,6 +130,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "parity_dtype(name): judges this dtype alone")
     config.addinivalue_line("markers", "parity_clause(*ids): the clauses of the specification that the test judges")
     config.stash[_NOTES] = []
+    if getattr(config.option, "numprocesses", None) and _is_asked_for(config.args):
+        raise pytest.UsageError("-n: one measurement serves many tests, so they run in one process; leave -n out.")
     report = config.getoption("--parity-report")
     if report:
         try:
@@ -171,6 +173,17 @@ def pytest_configure(config: pytest.Config) -> None:
             )
     if config.getoption("--parity-reference") or config.getoption("--parity-scan"):
         planned_cases(config)
+
+
+def _is_asked_for(arguments: Sequence[str]) -> bool:
+    """Whether arguments of pytest reach into this package: as a module, as a path, or as a folder around it."""
+    here = Path(__file__).resolve().parent
+    for argument in arguments:
+        place = argument.partition("::")[0]
+        path = Path(place).resolve()
+        if place.partition(".")[0] == here.name or path == here or here in path.parents or path in here.parents:
+            return True
+    return False
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

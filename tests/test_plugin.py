@@ -96,6 +96,12 @@ def test_two_cases_at_once_are_refused() -> None:
     assert "give one of them" in message
 
 
+@pytest.mark.parametrize("asked", ["conformance", "conformance/test_spec.py::test_a", "."])
+def test_several_processes_are_refused(asked: str) -> None:
+    pytest.importorskip("xdist", reason="without pytest-xdist there is no -n")
+    assert "leave -n out" in error_of(run(asked, "-n", "2"))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the CUDA device whose absence is tested")
 def test_absent_cuda_is_one_clear_line() -> None:
     assert "finds no CUDA device here" in error_of(run("conformance", "--parity-device", "cuda"))

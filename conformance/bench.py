@@ -33,7 +33,7 @@ from conformance.replay import (
     train_verdicts,
 )
 from conformance.scan import examined, feeds_network, scan_case
-from conformance.steps import StepBench
+from conformance.step import StepBench
 from conformance.torch_subject import TorchSubject
 from conformance.truth import Truth
 from conformance.variants import PLAIN, subject_of

@@ -22,7 +22,7 @@ import pytest
 
 from conformance.digest import specification
 from conformance.errors import DocumentError
-from conformance.plugin import clauses_of, short_id
+from conformance.suite import clauses_of, short_id
 from ptycho_torch.contract import read_yaml
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from conformance.plugin import TIERS
+from conformance.suite import TIERS
 
 CHANGED_BY = 1.25
 """A share of a budget that grew or shrank by more than this factor is told."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from conformance.faults import GRAPH, Body, Fault, argument, instead, only
 from conformance.faults_network import CONV, convolution_with, is_second, linear
+from conformance.seeding import GRAPH, Body, Fault, argument, instead, only
 from ptycho_torch import helper, model
 
 

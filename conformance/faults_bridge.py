@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance.faults import Body, Fault, after, argument, instead, only
+from conformance.seeding import Body, Fault, after, argument, instead, only
 from ptycho_tf_bridge import config_values, weights
 from ptycho_tf_bridge.layout import Layout
 from ptycho_tf_bridge.weights import WeightEntry

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from conformance.faults import Body, Fault, after, argument, instead
+from conformance.seeding import Body, Fault, after, argument, instead
 from ptycho_torch import dset_loader_pt_mmap, grouping, memory_map
 from ptycho_torch.dset_loader_pt_mmap import GroupSampler, PtychoDataset
 from ptycho_torch.preparation import FramePreparation

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conformance.faults import GRAPH, Body, Fault, after, argument, instead, only
+from conformance.seeding import GRAPH, Body, Fault, after, argument, instead, only
 from ptycho_torch import helper, losses, model
 
 

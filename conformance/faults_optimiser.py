@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from conformance.faults import Body, Fault, argument, instead
+from conformance.seeding import Body, Fault, argument, instead
 from ptycho_torch import train
 from ptycho_torch.optim import KerasAdam, KerasPlateau
 from ptycho_torch.train import PtychoPINN

@@ -19,9 +19,9 @@ from conformance.clauses import catalogue
 from conformance.difference import share_of
 from conformance.digest import file_digest, numerical_digest
 from conformance.evidence import Evidence, Goal
-from conformance.plugin import TIERS
 from conformance.policy import Policy, Requirement
 from conformance.report import read_report
+from conformance.suite import TIERS
 from conformance.waivers import FILE as WAIVERS_FILE
 from conformance.waivers import HOLDS, Waiver, for_case, load_waivers
 

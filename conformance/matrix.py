@@ -17,11 +17,13 @@ from conformance.calibrate import reference_runs
 from conformance.causes import cause_of, ranked_stages
 from conformance.draws import GRAPHS, draw_case
 from conformance.evidence import Evidence, Goal, measured_here
-from conformance.faults import Fault, all_faults
+from conformance.faults import all_faults
 from conformance.gains import Gains, widest
 from conformance.measured import load_measured
 from conformance.parity import Measurement, judge
-from conformance.steps import StepBench, all_steps
+from conformance.seeding import Fault
+from conformance.step import StepBench
+from conformance.steps import all_steps
 from conformance.torch_subject import TorchSubject
 from conformance.truth import Truth
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from conformance.suite import DTYPES, TIERS, VARIANTS, clauses_of, short_id
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
@@ -22,9 +24,6 @@ if TYPE_CHECKING:
     from conformance.report import Outcome, Result
     from conformance.targets import Target
 
-TIERS = ("quick", "full", "study")
-DTYPES = ("float64", "float32")
-VARIANTS = ("float32-contiguous", "float32-compiled", "bf16", "tf32")
 _PACKAGE = "conformance."
 _FILES_OF = {
     "parity_case": ("test_network.py", "test_config_sync.py"),
@@ -354,17 +353,6 @@ def _properties(item: pytest.Item) -> list[tuple[str, object]]:
 def _dtype_of(item: pytest.Item) -> str:
     marker = item.get_closest_marker("parity_dtype")
     return str(marker.args[0]) if marker else ""
-
-
-def clauses_of(item: pytest.Item) -> tuple[str, ...]:
-    """Return the ids of the clauses that a test judges."""
-    return tuple(dict.fromkeys(clause for mark in item.iter_markers("parity_clause") for clause in mark.args))
-
-
-def short_id(nodeid: str) -> str:
-    """Return the id of a test from its file on, wherever the suite is installed."""
-    path, _, name = nodeid.partition("::")
-    return f"{Path(path).name}::{name}"
 
 
 def _marker_of_case(config: pytest.Config) -> str | None:

@@ -14,7 +14,7 @@ from conformance.draws import GRAPHS
 from conformance.hypotheses import Arrays, Hypothesis
 from conformance.oracle import Oracle
 from conformance.oracle_operations import disk_mask
-from conformance.steps import Outcome, Step, StepBench
+from conformance.step import Outcome, Step, StepBench
 from ptycho_tf_bridge.layout import LAYOUTS
 from ptycho_tf_bridge.weights import tensorflow_shapes, to_tensorflow, to_torch, torch_shapes
 from ptycho_torch.config_params import Settings

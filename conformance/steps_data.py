@@ -18,7 +18,7 @@ from conformance.data_parity import ROUNDINGS
 from conformance.hypotheses import OFFSETS, Hypothesis, spatial_mistakes
 from conformance.judge import UNIT_ROUNDOFF
 from conformance.oracle_data import draw_groups, neighbours
-from conformance.steps import Outcome, Step, StepBench
+from conformance.step import Outcome, Step, StepBench
 from ptycho_torch.config_params import DataSettings
 
 if TYPE_CHECKING:
@@ -125,7 +125,8 @@ def _measured(scan: Scan) -> np.ndarray:
 
 
 def _patterns(bench: StepBench) -> Outcome:
-    scans, found = bench.scans.scans, bench.scans.tables()
+    mapped = bench.once(MappedScans)
+    scans, found = mapped.scans, mapped.tables()
     right = np.concatenate([_measured(scan) for scan in scans.values()])
     reverse = np.concatenate([_measured(scan) for scan in reversed(scans.values())])
     mistakes = [
@@ -144,7 +145,8 @@ def _of_images(name: str, images: np.ndarray) -> Iterator[Hypothesis]:
 
 
 def _positions(bench: StepBench) -> Outcome:
-    scans, found = bench.scans.scans, bench.scans.tables()
+    mapped = bench.once(MappedScans)
+    scans, found = mapped.scans, mapped.tables()
     x, y = _joined(scans, "xcoords"), _joined(scans, "ycoords")
     nominal = np.stack([_joined(scans, "xcoords_start"), _joined(scans, "ycoords_start")], axis=1)
     right = np.stack([x, y], axis=1)
@@ -187,7 +189,8 @@ def _counted_through(points_of: Callable[[np.ndarray], np.ndarray], scans_px: Se
 
 
 def _groups(bench: StepBench) -> Outcome:
-    scans, found, centred = bench.scans.scans, bench.scans.tables(), bench.scans.tables(CENTRED)
+    mapped = bench.once(MappedScans)
+    scans, found, centred = mapped.scans, mapped.tables(), mapped.tables(CENTRED)
     # Positions have a step of their own: groups are judged by those that the map has.
     parts = _each_scan(scans, found.positions_px)
     right, near = _counted_through(_reference_groups, parts), _counted_through(_nearest, parts)
@@ -225,7 +228,8 @@ def _groups(bench: StepBench) -> Outcome:
 
 
 def _offsets(bench: StepBench) -> Outcome:
-    found = bench.scans.tables()
+    mapped = bench.once(MappedScans)
+    found = mapped.tables()
     places = found.positions_px[found.members]  # (L, C, 2)
     layout = places.transpose(0, 2, 1)[:, None]  # (L, 1, 2, C)
     right = oracle.relative_offsets(layout)
@@ -251,7 +255,8 @@ def _offsets(bench: StepBench) -> Outcome:
 
 
 def _scale(bench: StepBench) -> Outcome:
-    scans, found = bench.scans.scans, bench.scans.tables()
+    mapped = bench.once(MappedScans)
+    scans, found = mapped.scans, mapped.tables()
     members = [found.members[found.experiment_id == number] for number in range(len(scans))]
     patterns = [found.amplitude[rows].transpose(0, 2, 3, 1).astype(np.float64) for rows in members]
 
@@ -279,8 +284,9 @@ def _scale(bench: StepBench) -> Outcome:
 
 
 def _batch(bench: StepBench) -> Outcome:
-    table, chosen = bench.scans.tables(), np.array([40, 3, 17, 54, 0])
-    batch = bench.scans.dataset()[chosen]
+    mapped = bench.once(MappedScans)
+    table, chosen = mapped.tables(), np.array([40, 3, 17, 54, 0])
+    batch = mapped.dataset()[chosen]
     rows = table.members[chosen]
     scan = table.experiment_id[chosen]
     scale = table.scale[scan].astype(np.float64)
@@ -327,7 +333,8 @@ def _batch(bench: StepBench) -> Outcome:
 
 
 def _probe(bench: StepBench) -> Outcome:
-    scans, found = bench.scans.scans, bench.scans.tables()
+    mapped = bench.once(MappedScans)
+    scans, found = mapped.scans, mapped.tables()
     right = np.stack([scan["probeGuess"][None] for scan in scans.values()])
     good = np.stack([~scan["bad_pixels"] for scan in scans.values()])
     mistakes = [
@@ -347,7 +354,8 @@ def _probe(bench: StepBench) -> Outcome:
 
 
 def _derived(bench: StepBench) -> Outcome:
-    scans, table, derived = bench.scans.scans, bench.scans.tables(), bench.scans.dataset().derived()
+    mapped = bench.once(MappedScans)
+    scans, table, derived = mapped.scans, mapped.tables(), mapped.dataset().derived()
     counts = np.square(table.amplitude.astype(np.float64)).sum(axis=(1, 2))
     steps = []
     for part in _each_scan(scans, table.positions_px):
@@ -376,9 +384,10 @@ def _derived(bench: StepBench) -> Outcome:
 
 
 def _epoch(bench: StepBench) -> Outcome:
+    mapped = bench.once(MappedScans)
     from ptycho_torch.dset_loader_pt_mmap import TensorDictDataLoader
 
-    size, dataset = 5, bench.scans.dataset()
+    size, dataset = 5, mapped.dataset()
     training, validation = dataset.validation_split()
     loader = TensorDictDataLoader(dataset, size, groups=training, shuffle=True, seed=5)
     epochs = [list(loader) for _ in range(2)]

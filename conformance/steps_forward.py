@@ -6,7 +6,7 @@ import numpy as np
 
 from conformance import oracle_operations as oracle
 from conformance.hypotheses import Hypothesis
-from conformance.steps import Outcome, Step, StepBench
+from conformance.step import Outcome, Step, StepBench
 
 FLOAT64 = 1e-12
 _EDGES = (0.0, 1.0, -1.0, 3.0, 0.5, -0.5, 1e-9, -1e-9, 0.9995, -0.9995, 2.0005, -2.0005, 7.25, -11.75, 20.0, -20.0)

@@ -19,7 +19,7 @@ from conformance.oracle_training import (
     plateau_rates,
     warmup_cosine_rates,
 )
-from conformance.steps import Outcome, Step, StepBench
+from conformance.step import Outcome, Step, StepBench
 from conformance.training import TrainingRun, starting_point, train_truth
 from conformance.training_runs import training_run
 

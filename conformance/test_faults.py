@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from conformance.evidence import write_evidence
-from conformance.plugin import DTYPES
+from conformance.suite import DTYPES
 from ptycho_tf_bridge import backend
 
 pytestmark = pytest.mark.parity_faults

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from conformance.bench import Bench
-from conformance.steps import Step, all_steps
+from conformance.step import Step
+from conformance.steps import all_steps
 
 
 def _param(step: Step) -> object:

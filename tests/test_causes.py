@@ -8,7 +8,7 @@ import pytest
 from conformance.causes import explain
 from conformance.hypotheses import OFFSETS, Hypothesis, array_mistakes, fitted, fitted_factor, permuted, rounded
 from conformance.judge import Errors
-from conformance.steps import Outcome, Step, StepBench, judge_step
+from conformance.step import Outcome, Step, StepBench, judge_step
 
 BUDGET = Errors(1e-12, 1e-11)
 RNG = np.random.default_rng(0)

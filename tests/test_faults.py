@@ -11,7 +11,7 @@ import pytest
 from conformance.bench import Bench, plan
 from conformance.bundle import RECORDINGS, read_bundle
 from conformance.causes import ranked_stages
-from conformance.faults import Fault, all_faults
+from conformance.faults import all_faults
 from conformance.faults_backward import BACKWARD
 from conformance.faults_bridge import BRIDGE, CONFIGURATION
 from conformance.faults_data import DATA
@@ -21,7 +21,9 @@ from conformance.matrix import LIVE, REPLAY, Finding, Matrix, look_for, measurem
 from conformance.measured import load_measured
 from conformance.parity import Measurement, first_failing_stage, judge
 from conformance.report import headline
-from conformance.steps import StepBench, StepReport, all_steps
+from conformance.seeding import Fault
+from conformance.step import StepBench, StepReport
+from conformance.steps import all_steps
 from conformance.torch_subject import TorchSubject
 from conformance.truth import Truth
 from ptycho_torch import model

@@ -15,9 +15,9 @@ from torch import Tensor
 pytest.importorskip("lightning", reason="training needs lightning; pip install lightning")
 
 from conformance.errors import DocumentError
-from conformance.faults import Fault
 from conformance.faults_optimiser import OPTIMISER
 from conformance.oracle_training import Plateau, epochs_before_stop, plateau_rates, warmup_cosine_rates
+from conformance.seeding import Fault
 from conformance.torch_training import epochs_run, rates_of_epochs, train_torch
 from conformance.training import TrainingRun, Trajectory, largest_errors, starting_point, train_truth
 from conformance.training_curves import draw_curves

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from conformance import plugin
+from conformance import suite
 from conformance.bench import Bench, Planned, plan
 from conformance.bundle import RECORDINGS
 from conformance.faults import all_faults
@@ -123,7 +123,7 @@ def test_bfloat16_products_look_like_bfloat16() -> None:
 
 
 def test_the_option_knows_every_row() -> None:
-    assert set(plugin.VARIANTS) == set(VARIANTS)
+    assert set(suite.VARIANTS) == set(VARIANTS)
 
 
 def test_only_what_can_be_seen_is_shown() -> None:

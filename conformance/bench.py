@@ -15,7 +15,7 @@ import numpy as np
 from conformance.bundle import RECORDINGS, Bundle, read_bundle
 from conformance.calibrate import reference_runs
 from conformance.case import NOTHING_FORCED, NOTHING_FREE, Case, ForcedRun, FreeRun
-from conformance.causes import cause_of
+from conformance.causes import cause_of, ranked_stages
 from conformance.draws import GRAPHS, draw_case
 from conformance.gains import Gains, widest
 from conformance.judge import Errors, Verdict, compare
@@ -97,12 +97,14 @@ class CaseReport:
         verdicts: by clause and quantity.
         stage_of: the stage each quantity belongs to.
         first_failing: first stage that fails when fed with the truth; None if none does.
+        first_free: where none does, the stage that the failures running free point to; None if there are none.
         run_to_run: largest scale-free difference between two equal runs of the candidate.
         seconds: time it took.
         error: what the candidate raised; empty if nothing.
         rulings: what became of the waivers for this case.
         places: where the worst quantities deviate most.
-        cause: the known mistake that explains the first failing stage, or that there is none; empty if nothing failed.
+        cause: the known mistake that explains the first failing stage, or that there is none; empty if no stage fails
+            when fed with the truth.
     """
 
     planned: Planned
@@ -118,6 +120,7 @@ class CaseReport:
     rulings: tuple[Ruling, ...] = ()
     places: Mapping[Key, Place] = dataclasses.field(default_factory=dict)
     cause: str = ""
+    first_free: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -372,7 +375,9 @@ def _judge(work: _Work, subject: TorchSubject) -> CaseReport:
         stage_of |= dict.fromkeys(stored, "recording")
     rulings = _rulings(work.planned.name, subject, verdicts, stage_of)
     waived = {key for key in verdicts for each in rulings if each.holds and each.waiver.covers(key[0], stage_of[key])}
-    first = first_failing_stage({key: verdict for key, verdict in verdicts.items() if key not in waived}, measured)
+    judged = {key: verdict for key, verdict in verdicts.items() if key not in waived}
+    first = first_failing_stage(judged, measured)
+    free = next(ranked_stages(judged, stage_of, work.truth.oracle.inputs), None) if first is None else None
     return CaseReport(
         planned=work.planned,
         device=subject.device,
@@ -387,6 +392,7 @@ def _judge(work: _Work, subject: TorchSubject) -> CaseReport:
         rulings=rulings,
         places=_places(verdicts, measured),
         cause=_cause(work.truth, remembering, verdicts, first),
+        first_free=free,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from conformance.seeding import Body, Fault, after, argument, instead, only
-from ptycho_tf_bridge import config_values, weights
+from ptycho_tf_bridge import config_values, stored_model, weights
 from ptycho_tf_bridge.layout import Layout
 from ptycho_tf_bridge.weights import WeightEntry
 from ptycho_torch import config_params, model, train
@@ -122,6 +122,15 @@ _READ = "to_torch"
 
 
 BRIDGE: tuple[Fault, ...] = (
+    Fault(
+        "probe of an archive transposed",
+        "bridge",
+        "bridge.probe",
+        stored_model,
+        "as_probe",
+        after(np.transpose),
+        "transposed",
+    ),
     _bridge(
         "kernels transposed in space",
         "weights",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from conformance.seeding import GRAPH, Body, Fault, after, argument, instead, only
-from ptycho_torch import helper, losses, model
+from ptycho_torch import helper, losses, model, reassembly
 
 
 def convolution_with(
@@ -195,6 +195,24 @@ FORWARD: tuple[Fault, ...] = (
         lambda right: (
             lambda shift_px, *given, **named: right(shift_px - 1e-3 * (shift_px.frac().abs() < 1e-3), *given, **named)
         ),
+        None,
+    ),
+    Fault(
+        "smooth weights half a pixel off",
+        "forward",
+        "forward.stitch",
+        reassembly,
+        "_weights",
+        lambda right: lambda fraction_px, *given: right(fraction_px + 0.5, *given),
+        None,
+    ),
+    Fault(
+        "patches stitched with x for y",
+        "forward",
+        "forward.stitch",
+        reassembly.ExperimentStitcher,
+        "add",
+        argument(2, lambda positions_px: positions_px.flip(1)),
         None,
     ),
     # Diffraction

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,10 @@ def headline(report: CaseReport) -> str:
         cause = f"; cause: {report.cause}" if report.cause else ""
         return f"FAILED  {what}: first failing teacher-forced stage: {report.first_failing}{cause}"
     if report.failed:
-        return f"FAILED  {what}: every stage alone holds; {report.failed[0].explain()}"
+        stage = report.first_free
+        told = [each for key, each in report.verdicts.items() if report.stage_of[key] == stage and not each.passed]
+        where = "" if stage is None else f"; running free the first is {stage}"
+        return f"FAILED  {what}: every stage alone holds{where}; {(told or report.failed)[0].explain()}"
     for ruling in report.rulings:
         if not ruling.holds:
             return f"FAILED  {what}: {ruling}"
@@ -241,20 +245,26 @@ def run_headline(bench: Bench, outcome: Outcome) -> str:
     if before:
         return f"{before[0].explain()} ({counts})"
     failing = [report for report in bench.reports.values() if not report.passed]
-    stages = [report.first_failing for report in failing if report.first_failing is not None]
-    if stages:
-        stage = max(dict.fromkeys(stages), key=stages.count)
-        # Where a cause was found, it is told with the stage.
-        chosen = max((each for each in failing if each.first_failing == stage), key=lambda each: bool(each.cause))
-        return f"{headline(chosen)} ({counts})"
+    forced = [report for report in failing if report.first_failing is not None]
+    if forced:
+        return f"{headline(_most_named(forced))} ({counts})"
     if bench.steps.failed:
         return f"{bench.steps.failed[0].explain()} ({counts})"
-    failed = [result for result in outcome.results if result.outcome == "failed"]
     if failing:
-        return f"{headline(failing[0])} ({counts})"
+        return f"{headline(_most_named(failing))} ({counts})"
+    failed = [result for result in outcome.results if result.outcome == "failed"]
     if failed:
-        return f"FAILED  {', '.join(failed[0].clauses)}: {failed[0].test} ({counts})"
+        reason = failed[0].reason.partition("\n")[0][:_LONGEST_LINE]
+        return f"FAILED  {', '.join(failed[0].clauses)}: {failed[0].test}{': ' if reason else ''}{reason} ({counts})"
     return f"FAILED  pytest ended with status {outcome.exit_status} ({counts or 'no test ran'})"
+
+
+def _most_named(failing: Sequence[CaseReport]) -> CaseReport:
+    """Return a case with the stage that most cases name first; where a cause was found, it is told with the stage."""
+    named = [report.first_failing or report.first_free for report in failing]
+    stage = Counter(named).most_common(1)[0][0]
+    chosen = [report for report, each in zip(failing, named, strict=True) if each == stage]
+    return max(chosen, key=lambda report: bool(report.cause))
 
 
 OUTCOMES = ("failed", "passed", "waived", "skipped")

@@ -15,6 +15,7 @@ from conformance.hypotheses import Arrays, Hypothesis
 from conformance.oracle import Oracle
 from conformance.oracle_operations import disk_mask
 from conformance.step import Outcome, Step, StepBench
+from ptycho_tf_bridge import stored_model
 from ptycho_tf_bridge.layout import LAYOUTS
 from ptycho_tf_bridge.weights import tensorflow_shapes, to_tensorflow, to_torch, torch_shapes
 from ptycho_torch.config_params import Settings
@@ -180,12 +181,32 @@ def _weight_shapes(_: StepBench) -> Outcome:
     return Outcome(expected, given)
 
 
+def _stored_probe(_: StepBench) -> Outcome:
+    """Read a probe in each shape that archives have."""
+    rng = np.random.default_rng(3)
+    right = (rng.standard_normal((H, H)) + 1j * rng.standard_normal((H, H))).astype(np.complex64)
+    shapes = {"of a file": right, "of a layer": right[..., None], "of a model": right[None, ..., None]}
+    changes: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "transposed": np.transpose,
+        "flipped, rows": np.flipud,
+        "flipped, columns": np.fliplr,
+        "turned by 180°": lambda probe: probe[::-1, ::-1],
+        "conjugation": np.conj,
+    }
+    return Outcome(
+        dict.fromkeys(shapes, right),
+        {name: stored_model.as_probe(array, H, name) for name, array in shapes.items()},
+        mistakes=[Hypothesis(name, dict.fromkeys(shapes, change(right))) for name, change in changes.items()],
+    )
+
+
 BRIDGE: tuple[Step, ...] = (
     Step("bridge.layouts", ("STEP-BRIDGE",), _layouts),
     Step("bridge.weights", ("STEP-BRIDGE",), _weight_map),
     Step("bridge.weights_back", ("STEP-BRIDGE",), _weights_back),
     Step("bridge.weight_order", ("STEP-BRIDGE",), _weight_order),
     Step("bridge.weight_shapes", ("STEP-BRIDGE",), _weight_shapes),
+    Step("bridge.probe", ("STEP-BRIDGE",), _stored_probe),
 )
 
 

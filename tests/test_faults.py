@@ -137,6 +137,16 @@ def test_the_headline_names_stage_and_cause(monkeypatch: pytest.MonkeyPatch) -> 
     assert "first failing teacher-forced stage: views; cause: sign of offsets" in line
 
 
+def test_the_headline_of_a_network_that_is_wrong_running_free_alone_names_the_stage() -> None:
+    (fault,) = (each for each in NETWORK if each.name == "parities of doublings in the wrong order")
+    (planned,) = plan(str(RECORDINGS / "n64_g2_base.npz"), None, "quick")
+    with fault.seeded():
+        report = Bench().report(planned, "cpu", "float64")
+    assert report.first_failing is None
+    assert report.first_free == fault.stage
+    assert f"every stage alone holds; running free the first is {fault.stage}; FORWARD-FREE" in headline(report)
+
+
 def test_a_fault_leaves_nothing_behind() -> None:
     case = measurement("n64_g2").truth.case
     before = TorchSubject("cpu", "float64").free(case).stages["object"]

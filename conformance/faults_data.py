@@ -428,6 +428,18 @@ DATA: tuple[Fault, ...] = (
         _gathered_by_workers(lambda b: {"images": b.images / b.scale.square()[:, None, None, None]}),
         "divided in place of multiplied",
     ),
+    _data(
+        "orientation of the detector lost on the way to the map",
+        "prepared_map",
+        memory_map,
+        "FramePreparation",
+        lambda original: (
+            lambda frame_px, settings, path: original(
+                frame_px, dataclasses.replace(settings, detector_transpose=False, detector_flip="none"), path
+            )
+        ),
+        "not oriented",
+    ),
     _data("batches of one scan not normalised", "loader", PtychoDataset, "gather", _of_one_scan, "not normalised"),
     _data(
         "memory of batches used again too soon",

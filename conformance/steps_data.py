@@ -18,7 +18,7 @@ from conformance import oracle_operations as oracle
 from conformance.data_parity import ROUNDINGS
 from conformance.hypotheses import OFFSETS, Hypothesis, spatial_mistakes
 from conformance.judge import UNIT_ROUNDOFF
-from conformance.oracle_data import draw_groups, neighbours
+from conformance.oracle_data import Preparation, draw_groups, neighbours, oriented
 from conformance.step import Outcome, Step, StepBench
 from conformance.steps_preparation import PREPARE
 from ptycho_torch.config_params import DataSettings, TrainingSettings
@@ -33,6 +33,20 @@ FLOAT32 = ROUNDINGS * UNIT_ROUNDOFF["float32"]
 
 SETTINGS = DataSettings(N=N, gridsize=GRID, K=K, group_sampler="reference", group_seed=SEED)
 CENTRED = DataSettings(N=N, gridsize=GRID, K=K, group_sampler="with_centre", group_seed=SEED)
+
+WANTED = Preparation(frame_px=N, N=6, bins=2, centre_px=(7, 9))
+PREPARED = dataclasses.replace(
+    SETTINGS,
+    N=WANTED.N,
+    detector_bin=WANTED.bins,
+    detector_crop=True,
+    detector_centre_row_px=7,
+    detector_centre_column_px=9,
+    detector_transpose=True,
+    detector_flip="vertical",
+    positions_swap_xy=True,
+    positions_flip_x=True,
+)
 
 Scan = Mapping[str, np.ndarray]
 
@@ -74,7 +88,7 @@ class MappedScans:
         from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 
         if settings not in self._datasets:
-            place = self._root / f"map_{settings.group_sampler}"
+            place = self._root / f"map_{len(self._datasets)}"
             PtychoDataset(self._root / "scans", data_dir=place, settings=settings)
             self._datasets[settings] = PtychoDataset(self._root / "scans", data_dir=place, settings=settings)
         return self._datasets[settings]
@@ -155,6 +169,47 @@ def _of_images(name: str, images: np.ndarray) -> Iterator[Hypothesis]:
     """Yield what can go wrong with (…, N, N) images."""
     for mistake, change in spatial_mistakes(-2, -1):
         yield Hypothesis(mistake, {name: change(images)})
+
+
+def _prepared(bench: StepBench) -> Outcome:
+    mapped = bench.once(MappedScans)
+    scans, dataset = mapped.scans.values(), mapped.dataset(PREPARED)
+    found = _Tables.of(dataset)
+
+    def turned(images: np.ndarray) -> np.ndarray:
+        return oriented(images, transpose=True, flip="vertical")
+
+    frames = np.concatenate([_measured(scan) for scan in scans])
+    x_y = np.stack([_joined(mapped.scans, "xcoords"), _joined(mapped.scans, "ycoords")], axis=1)
+    amplitude = turned(WANTED.amplitude(frames))
+    right = {
+        "amplitude": amplitude,
+        "counts": np.square(amplitude).sum(axis=(1, 2)),
+        "positions": WANTED.positions_px(x_y, swap_xy=True, flip_x=True, flip_y=False),
+        "probe": np.stack([WANTED.probe(scan["probeGuess"][None]) for scan in scans]),
+        "good pixels": np.stack([turned(WANTED.good_pixels(~scan["bad_pixels"])) for scan in scans]),
+    }
+    given = {
+        "amplitude": found.amplitude,
+        "counts": np.array(dataset.map.patterns["energy"].numpy()),
+        "positions": found.positions_px,
+        "probe": found.probe,
+        "good pixels": found.good_pixels,
+    }
+    mistakes = [
+        Hypothesis("counts of frames that are not prepared", {"counts": np.square(frames, dtype=float).sum((1, 2))}),
+        Hypothesis("positions not prepared", {"positions": x_y}),
+        Hypothesis("mask inverted", {"good pixels": ~right["good pixels"]}),
+        Hypothesis("missing mask", {"good pixels": np.ones_like(right["good pixels"])}),
+        Hypothesis(
+            "not oriented",
+            {
+                "amplitude": WANTED.amplitude(frames),
+                "good pixels": np.stack([WANTED.good_pixels(~scan["bad_pixels"]) for scan in scans]),
+            },
+        ),
+    ]
+    return Outcome(right, given, FLOAT32, mistakes)
 
 
 def _positions(bench: StepBench) -> Outcome:
@@ -494,8 +549,8 @@ def _streamed(dataset: PtychoDataset, workers: int) -> tuple[Parts, Parts, dict[
 
     size, table = 5, _Tables.of(dataset)
     # All batches of an epoch are held: none may be in memory that another was given.
-    batches = list(TensorDictDataLoader(dataset, size, shuffle=True, seed=SEED, num_workers=workers))
-    groups = _order(batches)
+    loader = TensorDictDataLoader(dataset, size, shuffle=True, seed=SEED, num_workers=workers)
+    batches, groups = list(loader), np.concatenate([each.numpy() for each in loader.sampler.batches(0)])
     scan, rows, coords = table.experiment_id[groups], table.members[groups], table.coords[groups]
     scale = table.scale[scan].astype(np.float64)
     factor, raw = scale[:, None, None, None], table.amplitude[rows].astype(np.float64)
@@ -510,7 +565,8 @@ def _streamed(dataset: PtychoDataset, workers: int) -> tuple[Parts, Parts, dict[
     # Training takes a batch apart in the same way.
     unpacked = zip(right, zip(*batches, strict=True), strict=True)
     found = {part: np.concatenate([each.numpy() for each in those]) for part, those in unpacked}
-    right |= {"patterns": rows, "good pixels": table.good_pixels[scan][:, None]}
+    right |= {"groups": groups, "patterns": rows, "good pixels": table.good_pixels[scan][:, None]}
+    found["groups"] = _order(batches)
     found["patterns"] = np.concatenate([batch.indices.numpy() for batch in batches]).astype(np.int64)
     found["good pixels"] = np.concatenate([np.asarray(batch.good_pixels) for batch in batches])
     full = len(groups) // size * size
@@ -653,6 +709,7 @@ DATA: tuple[Step, ...] = (
     _step("offsets", ("STEP-DATA", "GROUP-03"), _offsets),
     _step("scale", ("STEP-DATA", "GROUP-04"), _scale),
     _step("probe", ("STEP-DATA", "PROBE-01"), _probe),
+    _step("prepared_map", ("STEP-DATA", "PREP-01", "MAP-01"), _prepared),
     _step("batch", ("STEP-DATA", "BATCH-01", "BATCH-02", "BATCH-03", "BATCH-04", "BATCH-05"), _batch),
     _step("derived", ("STEP-DATA", "PREP-02"), _derived),
     _step("epoch", ("STEP-DATA",), _epoch),

@@ -108,9 +108,15 @@ def _centre_exchanged(wanted: Preparation) -> Preparation:
     return dataclasses.replace(wanted, centre_px=wanted.centre_px and wanted.centre_px[::-1])
 
 
+def _centre_twice(of: int) -> Callable[[Preparation], Preparation]:
+    return lambda wanted: dataclasses.replace(wanted, centre_px=wanted.centre_px and (wanted.centre_px[of],) * 2)
+
+
 WRONG_WINDOWS: tuple[tuple[str, Callable[[Preparation], Preparation]], ...] = (
     ("cropped about the middle of the frame, not the zero frequency", _of_middle),
     ("row and column of the zero frequency exchanged", _centre_exchanged),
+    ("row of the zero frequency for its column", _centre_twice(0)),
+    ("column of the zero frequency for its row", _centre_twice(1)),
     *(
         ("cropped one pixel off", _centre_moved(rows, columns))
         for rows, columns in itertools.product((-1, 0, 1), repeat=2)
@@ -231,6 +237,9 @@ def _of_probes(probe: np.ndarray) -> Iterator[Hypothesis]:
     yield _with_all("the probe keeps the pixels of the frame that is cropped", "probe", middle)
     yield _with_all("factor of the probe missing", "probe", lambda w: w.probe(probe) * (w.frame_px / w.window_px))
     yield _with_all("factor of the probe twice", "probe", lambda w: w.probe(probe) * (w.window_px / w.frame_px))
+    yield _with_all(
+        "factor of the probe the wrong way", "probe", lambda w: w.probe(probe) * (w.frame_px / w.window_px) ** 2
+    )
     yield _with_all("missing fftshift", "probe", shifted)
     yield _with_all("a corner of the probe in place of its middle", "probe", corner)
     yield _with_all("conjugation", "probe", lambda wanted: wanted.probe(probe).conj())

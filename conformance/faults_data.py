@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from conformance.seeding import Body, Fault, after, argument, instead
-from ptycho_torch import dset_loader_pt_mmap, grouping, memory_map
+from ptycho_torch import dset_loader_pt_mmap, grouping, memory_map, preparation, train
 from ptycho_torch.dset_loader_pt_mmap import GroupSampler, PtychoDataset
 from ptycho_torch.preparation import FramePreparation
 
@@ -74,6 +74,67 @@ def _gathered(change: Callable[[Any], dict[str, Any]]) -> Callable[[Body], Body]
     return after(lambda batch: dataclasses.replace(batch, **change(batch)))
 
 
+def _gathered_by_workers(change: Callable[[Any], dict[str, Any]]) -> Callable[[Body], Body]:
+    """Change the batches that workers gather, and leave those that are gathered when asked."""
+
+    def build(original: Body) -> Body:
+        def wrong(*given: Any, single_thread: bool = False, **named: Any) -> Any:
+            batch = original(*given, single_thread=single_thread, **named)
+            return dataclasses.replace(batch, **change(batch)) if single_thread else batch
+
+        return wrong
+
+    return build
+
+
+def _of_one_scan(original: Body) -> Body:
+    """Leave batches of a single scan as they were measured."""
+
+    def wrong(self: PtychoDataset, *given: Any, **named: Any) -> Any:
+        batch = original(self, *given, **named)
+        if len(self.names) > 1:
+            return batch
+        return dataclasses.replace(batch, images=batch.images / batch.scale[:, None, None, None])
+
+    return wrong
+
+
+def _one_memory_for_all(original: Body) -> Body:
+    kept: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def wrong(self: Any, groups: int) -> torch.Tensor:
+        fresh: torch.Tensor = original(self, groups)
+        return kept.setdefault(tuple(fresh.shape), fresh)
+
+    return wrong
+
+
+def _loaders_with(**changed: Any) -> Callable[[Body], Body]:
+    """Give some arguments of every loader that training makes another value, where it is given."""
+    return lambda original: (
+        lambda *given, **named: original(*given, **(named | {key: changed[key] for key in changed if key in named}))
+    )
+
+
+def _amplitudes_added(original: Body) -> Body:
+    def wrong(self: FramePreparation, amplitude: np.ndarray) -> np.ndarray:
+        if self.settings.detector_bin == 1:
+            return np.asarray(original(self, amplitude))
+        added = self._bins(self._window(amplitude)).sum(axis=(-3, -1))
+        return np.ascontiguousarray(self._oriented(added))
+
+    return wrong
+
+
+def _mirrored_first(original: Body, prepared: FramePreparation, frames: np.ndarray) -> np.ndarray:
+    settings = prepared.settings
+    flips, turn = ({"detector_transpose": False}, {"detector_flip": "none"})
+    for change in (flips, turn):
+        prepared = dataclasses.replace(prepared, settings=dataclasses.replace(settings, **change))
+        frames = original(prepared, frames)
+    return frames
+
+
 def _split_in_front(original: Body) -> Body:
     def wrong(self: PtychoDataset, *given: Any, **named: Any) -> tuple[torch.Tensor, torch.Tensor]:
         training, validation = original(self, *given, **named)
@@ -96,6 +157,51 @@ def _data(name: str, stage: str, owner: Any, attribute: str, build: Callable[[An
 
 
 DATA: tuple[Fault, ...] = (
+    _data("binning adds amplitudes", "prepare", FramePreparation, "frames", _amplitudes_added, "adds amplitudes"),
+    _data(
+        "frames mirrored about their edges",
+        "prepare",
+        preparation,
+        "flip_about_zero_frequency",
+        instead(np.flip),
+        "zero frequency one pixel off",
+    ),
+    _data(
+        "frames mirrored before they are transposed",
+        "prepare",
+        FramePreparation,
+        "_oriented",
+        lambda original: lambda self, frames: _mirrored_first(original, self, frames),
+        "mirrored before it is transposed",
+    ),
+    _data(
+        "frames cropped one pixel off",
+        "prepare",
+        FramePreparation,
+        "_window",
+        lambda original: lambda self, frames: original(self, np.roll(frames, -1, axis=-1)),
+        None,
+    ),
+    _data(
+        "positions not scaled with the window",
+        "prepare",
+        FramePreparation,
+        "positions",
+        lambda original: (
+            lambda self, xy: original(self, xy) * (self.frame_px / (self.settings.N * self.settings.detector_bin))
+        ),
+        "pixels of the frame that is cropped",
+    ),
+    _data(
+        "probe not scaled with the window",
+        "prepare",
+        FramePreparation,
+        "probe",
+        lambda original: (
+            lambda self, modes: original(self, modes) * (self.frame_px / (self.settings.N * self.settings.detector_bin))
+        ),
+        "factor of the probe missing",
+    ),
     _data(
         "positions read as (y, x)",
         "positions",
@@ -248,7 +354,7 @@ DATA: tuple[Fault, ...] = (
         after(lambda probe: probe.swapaxes(1, 2)),
         "spatial transpose",
     ),
-    _data("mask upside down", "probe", FramePreparation, "good_pixels", after(np.logical_not), "mask inverted"),
+    _data("mask upside down", "prepare", FramePreparation, "good_pixels", after(np.logical_not), "mask inverted"),
     _data(
         "batches not normalised",
         "batch",
@@ -313,5 +419,70 @@ DATA: tuple[Fault, ...] = (
         "derive",
         lambda original: lambda *, reach_px, **named: original(reach_px=reach_px / 2, **named),
         None,
+    ),
+    _data(
+        "batches of workers divided by the scale",
+        "loader",
+        PtychoDataset,
+        "gather",
+        _gathered_by_workers(lambda b: {"images": b.images / b.scale.square()[:, None, None, None]}),
+        "divided in place of multiplied",
+    ),
+    _data(
+        "orientation of the detector lost on the way to the map",
+        "prepared_map",
+        memory_map,
+        "FramePreparation",
+        lambda original: (
+            lambda frame_px, settings, path: original(
+                frame_px, dataclasses.replace(settings, detector_transpose=False, detector_flip="none"), path
+            )
+        ),
+        "not oriented",
+    ),
+    _data("batches of one scan not normalised", "loader", PtychoDataset, "gather", _of_one_scan, "not normalised"),
+    _data(
+        "memory of batches used again too soon",
+        "loader",
+        dset_loader_pt_mmap.TensorDictDataLoader,
+        "_memory",
+        _one_memory_for_all,
+        "memory of a batch used again",
+    ),
+    _data(
+        "training groups not shuffled",
+        "split",
+        train,
+        "TensorDictDataLoader",
+        _loaders_with(shuffle=False),
+        "not shuffled",
+    ),
+    _data(
+        "seed of training ignored",
+        "split",
+        train,
+        "TensorDictDataLoader",
+        _loaders_with(seed=0),
+        "the same order with every seed",
+    ),
+    _data(
+        "validation groups in training",
+        "split",
+        train,
+        "TensorDictDataLoader",
+        lambda original: (
+            lambda dataset, size, *, groups, shuffle=False, **named: original(
+                dataset, size, groups=None if shuffle else groups, shuffle=shuffle, **named
+            )
+        ),
+        "validation groups in training as well",
+    ),
+    _data(
+        "an epoch that was broken off begins again",
+        "epoch",
+        dset_loader_pt_mmap.TensorDictDataLoader,
+        "load_state_dict",
+        argument(1, lambda state: {**state, "batch": 0}),
+        "begins again",
     ),
 )

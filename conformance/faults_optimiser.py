@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from conformance.seeding import Body, Fault, argument, instead
-from ptycho_torch import train
+from ptycho_torch import losses, train
 from ptycho_torch.optim import KerasAdam, KerasPlateau
 from ptycho_torch.train import PtychoPINN
 
@@ -117,6 +117,16 @@ def _stopping_with(patience: int = 0, **changed: Any) -> Callable[[Any], Any]:
     )
 
 
+def _loss_with(**changed: Any) -> Callable[[Body], Body]:
+    return lambda original: lambda *given, **named: original(*given, **{**named, **changed})
+
+
+def _counted_once(values: Tensor, good_pixels: Tensor | None) -> Tensor:
+    if good_pixels is None:
+        return values.mean()
+    return torch.where(good_pixels, values, 0).sum() / good_pixels.sum().clamp_min(1)
+
+
 def _optimiser(
     name: str, stage: str, owner: Any, attribute: str, build: Callable[[Any], Any], cause: str | None
 ) -> Fault:
@@ -126,6 +136,38 @@ def _optimiser(
 _UPDATE = (KerasAdam, "_update")
 
 OPTIMISER: tuple[Fault, ...] = (
+    _optimiser(
+        "mask of bad pixels ignored in training",
+        "masked_loss",
+        train,
+        "total_loss",
+        _loss_with(good_pixels=None),
+        "mask of bad pixels ignored",
+    ),
+    _optimiser(
+        "good pixels counted once for all channels",
+        "masked_loss",
+        losses,
+        "_masked_mean",
+        instead(_counted_once),
+        "good pixels counted once",
+    ),
+    _optimiser(
+        "object outside its central square in the loss",
+        "masked_loss",
+        train,
+        "total_loss",
+        _loss_with(probe_big=True),
+        "probe_big ignored",
+    ),
+    _optimiser(
+        "probes of the scans ignored",
+        "masked_loss",
+        PtychoPINN,
+        "_predict",
+        argument(3, lambda probe: None),
+        "the network's probe for those of the scans",
+    ),
     _optimiser("ε as PyTorch has it", "updates", *_UPDATE, _update_with(_torch_form), "Adam ε form"),
     _optimiser("no bias correction", "updates", *_UPDATE, _update_with(_uncorrected), "missing bias correction"),
     _optimiser("ε inside the root", "updates", *_UPDATE, _update_with(_inside_the_root), "ε inside the root"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from conformance.seeding import Body, Fault, argument, instead
 from ptycho_torch import losses, train
+from ptycho_torch.checkpoint import KEY, Checkpoint
 from ptycho_torch.optim import KerasAdam, KerasPlateau
 from ptycho_torch.train import PtychoPINN
 
@@ -125,6 +126,48 @@ def _counted_once(values: Tensor, good_pixels: Tensor | None) -> Tensor:
     if good_pixels is None:
         return values.mean()
     return torch.where(good_pixels, values, 0).sum() / good_pixels.sum().clamp_min(1)
+
+
+def _sums_kept(original: Body) -> Body:
+    """Take the mean of an epoch, and go on with its sums in the next."""
+
+    def wrong(self: PtychoPINN, part: str) -> dict[str, float]:
+        sums = dict(self._sums)
+        means: dict[str, float] = original(self, part)
+        self._sums = sums
+        return means
+
+    return wrong
+
+
+def _wait_forgotten(self: KerasPlateau, state: Mapping[str, float]) -> None:
+    self.best = float(state["best"])
+
+
+def _loaded_without(name: str) -> Callable[[Body], Body]:
+    """Let a checkpoint lack one of the parts that the module has put there."""
+
+    def build(original: Body) -> Body:
+        def wrong(self: PtychoPINN, content: Mapping[str, Any]) -> None:
+            own = {key: value for key, value in content[KEY].items() if key != name}
+            original(self, {**content, KEY: own})
+
+        return wrong
+
+    return build
+
+
+def _starting_with(*theirs: str) -> Callable[[Body], Body]:
+    """Let a new run start with more of a checkpoint than its weights."""
+
+    def build(original: Body) -> Body:
+        def wrong(module: PtychoPINN, content: Checkpoint) -> None:
+            original(module, content)
+            module.network.load_state_dict({name: content.weights[name] for name in theirs}, strict=False)
+
+        return wrong
+
+    return build
 
 
 def _optimiser(
@@ -286,6 +329,71 @@ OPTIMISER: tuple[Fault, ...] = (
         "_add",
         argument(3, lambda samples: 1),
         "mean over batches",
+    ),
+    _optimiser("sums of an epoch kept", "epoch_loss", PtychoPINN, "_mean", _sums_kept, "mean over all epochs so far"),
+    _optimiser(
+        "validation that was interrupted counts",
+        "epoch_loss",
+        PtychoPINN,
+        "on_validation_epoch_start",
+        instead(lambda self: None),
+        "what an interrupted validation left",
+    ),
+    _optimiser(
+        "epochs without improvement not restored",
+        "resumed",
+        KerasPlateau,
+        "load_state_dict",
+        instead(_wait_forgotten),
+        "epochs without improvement (wait) forgotten",
+    ),
+    _optimiser(
+        "schedule not restored",
+        "resumed",
+        PtychoPINN,
+        "on_load_checkpoint",
+        _loaded_without("schedule"),
+        "state of the schedule forgotten",
+    ),
+    _optimiser(
+        "sums of half an epoch not restored",
+        "resumed",
+        PtychoPINN,
+        "on_load_checkpoint",
+        _loaded_without("sums"),
+        "batches before the interruption forgotten",
+    ),
+    _optimiser(
+        "fine-tuning keeps probe and scale of the checkpoint",
+        "start_from",
+        train,
+        "_start_from",
+        _starting_with("probe_parts", "log_scale"),
+        "probe and scale of the checkpoint kept",
+    ),
+    _optimiser(
+        "fine-tuning keeps the scale of the checkpoint",
+        "start_from",
+        train,
+        "_start_from",
+        _starting_with("log_scale"),
+        "scale of the checkpoint kept",
+    ),
+    _optimiser(
+        "nothing of a checkpoint loaded",
+        "start_from",
+        train,
+        "_load",
+        instead(lambda network, content, weights: None),
+        "nothing of the checkpoint loaded",
+    ),
+    _optimiser(
+        "fine-tuning takes no weights",
+        "start_from",
+        train,
+        "_start_from",
+        instead(lambda module, content: None),
+        "weights of the checkpoint not taken",
     ),
 )
 """Faults of all that makes weights out of gradients."""

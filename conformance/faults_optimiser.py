@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from conformance.seeding import Body, Fault, argument, instead
-from ptycho_torch import train
+from ptycho_torch import losses, train
+from ptycho_torch.checkpoint import KEY, Checkpoint
 from ptycho_torch.optim import KerasAdam, KerasPlateau
 from ptycho_torch.train import PtychoPINN
 
@@ -117,6 +118,58 @@ def _stopping_with(patience: int = 0, **changed: Any) -> Callable[[Any], Any]:
     )
 
 
+def _loss_with(**changed: Any) -> Callable[[Body], Body]:
+    return lambda original: lambda *given, **named: original(*given, **{**named, **changed})
+
+
+def _counted_once(values: Tensor, good_pixels: Tensor | None) -> Tensor:
+    if good_pixels is None:
+        return values.mean()
+    return torch.where(good_pixels, values, 0).sum() / good_pixels.sum().clamp_min(1)
+
+
+def _sums_kept(original: Body) -> Body:
+    """Take the mean of an epoch, and go on with its sums in the next."""
+
+    def wrong(self: PtychoPINN, part: str) -> dict[str, float]:
+        sums = dict(self._sums)
+        means: dict[str, float] = original(self, part)
+        self._sums = sums
+        return means
+
+    return wrong
+
+
+def _wait_forgotten(self: KerasPlateau, state: Mapping[str, float]) -> None:
+    self.best = float(state["best"])
+
+
+def _loaded_without(name: str) -> Callable[[Body], Body]:
+    """Let a checkpoint lack one of the parts that the module has put there."""
+
+    def build(original: Body) -> Body:
+        def wrong(self: PtychoPINN, content: Mapping[str, Any]) -> None:
+            own = {key: value for key, value in content[KEY].items() if key != name}
+            original(self, {**content, KEY: own})
+
+        return wrong
+
+    return build
+
+
+def _starting_with(*theirs: str) -> Callable[[Body], Body]:
+    """Let a new run start with more of a checkpoint than its weights."""
+
+    def build(original: Body) -> Body:
+        def wrong(module: PtychoPINN, content: Checkpoint) -> None:
+            original(module, content)
+            module.network.load_state_dict({name: content.weights[name] for name in theirs}, strict=False)
+
+        return wrong
+
+    return build
+
+
 def _optimiser(
     name: str, stage: str, owner: Any, attribute: str, build: Callable[[Any], Any], cause: str | None
 ) -> Fault:
@@ -126,6 +179,38 @@ def _optimiser(
 _UPDATE = (KerasAdam, "_update")
 
 OPTIMISER: tuple[Fault, ...] = (
+    _optimiser(
+        "mask of bad pixels ignored in training",
+        "masked_loss",
+        train,
+        "total_loss",
+        _loss_with(good_pixels=None),
+        "mask of bad pixels ignored",
+    ),
+    _optimiser(
+        "good pixels counted once for all channels",
+        "masked_loss",
+        losses,
+        "_masked_mean",
+        instead(_counted_once),
+        "good pixels counted once",
+    ),
+    _optimiser(
+        "object outside its central square in the loss",
+        "masked_loss",
+        train,
+        "total_loss",
+        _loss_with(probe_big=True),
+        "probe_big ignored",
+    ),
+    _optimiser(
+        "probes of the scans ignored",
+        "masked_loss",
+        PtychoPINN,
+        "_predict",
+        argument(3, lambda probe: None),
+        "the network's probe for those of the scans",
+    ),
     _optimiser("ε as PyTorch has it", "updates", *_UPDATE, _update_with(_torch_form), "Adam ε form"),
     _optimiser("no bias correction", "updates", *_UPDATE, _update_with(_uncorrected), "missing bias correction"),
     _optimiser("ε inside the root", "updates", *_UPDATE, _update_with(_inside_the_root), "ε inside the root"),
@@ -244,6 +329,71 @@ OPTIMISER: tuple[Fault, ...] = (
         "_add",
         argument(3, lambda samples: 1),
         "mean over batches",
+    ),
+    _optimiser("sums of an epoch kept", "epoch_loss", PtychoPINN, "_mean", _sums_kept, "mean over all epochs so far"),
+    _optimiser(
+        "validation that was interrupted counts",
+        "epoch_loss",
+        PtychoPINN,
+        "on_validation_epoch_start",
+        instead(lambda self: None),
+        "what an interrupted validation left",
+    ),
+    _optimiser(
+        "epochs without improvement not restored",
+        "resumed",
+        KerasPlateau,
+        "load_state_dict",
+        instead(_wait_forgotten),
+        "epochs without improvement (wait) forgotten",
+    ),
+    _optimiser(
+        "schedule not restored",
+        "resumed",
+        PtychoPINN,
+        "on_load_checkpoint",
+        _loaded_without("schedule"),
+        "state of the schedule forgotten",
+    ),
+    _optimiser(
+        "sums of half an epoch not restored",
+        "resumed",
+        PtychoPINN,
+        "on_load_checkpoint",
+        _loaded_without("sums"),
+        "batches before the interruption forgotten",
+    ),
+    _optimiser(
+        "fine-tuning keeps probe and scale of the checkpoint",
+        "start_from",
+        train,
+        "_start_from",
+        _starting_with("probe_parts", "log_scale"),
+        "probe and scale of the checkpoint kept",
+    ),
+    _optimiser(
+        "fine-tuning keeps the scale of the checkpoint",
+        "start_from",
+        train,
+        "_start_from",
+        _starting_with("log_scale"),
+        "scale of the checkpoint kept",
+    ),
+    _optimiser(
+        "nothing of a checkpoint loaded",
+        "start_from",
+        train,
+        "_load",
+        instead(lambda network, content, weights: None),
+        "nothing of the checkpoint loaded",
+    ),
+    _optimiser(
+        "fine-tuning takes no weights",
+        "start_from",
+        train,
+        "_start_from",
+        instead(lambda module, content: None),
+        "weights of the checkpoint not taken",
     ),
 )
 """Faults of all that makes weights out of gradients."""

@@ -6,9 +6,13 @@ from conformance.step import Step
 from conformance.steps_bridge import BRIDGE, CONFIGURATION
 from conformance.steps_data import DATA
 from conformance.steps_forward import FORWARD
+from conformance.steps_loading import LOADING
+from conformance.steps_masked_loss import MASKED_LOSS
+from conformance.steps_preparation import PREPARING
+from conformance.steps_resuming import RESUMING
 from conformance.steps_training import OPTIMISER
 
 
 def all_steps() -> tuple[Step, ...]:
     """List every step in the order in which a run goes through them."""
-    return (*CONFIGURATION, *BRIDGE, *DATA, *FORWARD, *OPTIMISER)
+    return (*CONFIGURATION, *BRIDGE, *PREPARING, *DATA, *LOADING, *FORWARD, *MASKED_LOSS, *OPTIMISER, *RESUMING)

@@ -230,6 +230,10 @@ def _padded_output(at: Situation) -> Outputs:
         yield "missing mask (border not masked)", padded + outer[0]
         centre = operations.central_square(expected.shape[1])[:, :, None]
         yield "mask inverted", padded + centre * outer[0]
+        for low, high in ((1, 0), (0, 1), (1, 1), (-1, 0), (0, -1), (-1, -1)):
+            line = np.zeros(expected.shape[1])
+            line[quarter - low : 3 * quarter + high] = 1
+            yield "central square of another size", padded + (1 - np.outer(line, line))[:, :, None] * outer[0]
 
 
 def _patches(at: Situation) -> Outputs:
@@ -264,6 +268,9 @@ def _merge(at: Situation) -> Outputs:
     everywhere = dataclasses.replace(node, mask_px=node.N).cover(at.constants)[..., None]
     yield "missing mask (whole patches counted)", total / everywhere
     yield "divided by the number of patches", total / at.inputs[0].shape[-1]
+    for name, change in OFFSETS:
+        elsewhere = dataclasses.replace(at.constants, offsets_px=change(at.constants.offsets_px))
+        yield f"{name}, in the cover alone", total / node.cover(elsewhere)[..., None]
     for floor in (1e-6, 1e-8, 1e-9, 1e-2, 1.0, _fitted_floor(total, count, found)):
         with np.errstate(divide="ignore", invalid="ignore"):
             yield "another epsilon under the sum", total / (count + floor)
@@ -292,6 +299,12 @@ def _fitted_floor(total: np.ndarray, count: np.ndarray, found: np.ndarray) -> fl
 
 def _views(at: Situation) -> Outputs:
     yield from _with_offsets(at)
+    B, C = len(at.inputs[0]), at.node.channels
+    if B > 1:
+        of_group = np.arange(B * C).reshape(B, C) % B
+        views = [at.value(inputs=[np.roll(at.inputs[0], -group, axis=0)]) for group in range(B)]
+        chosen = ((of_group - np.arange(B)[:, None]) % B).ravel()
+        yield "objects of other groups (batch fastest)", np.stack([views[k][row] for row, k in enumerate(chosen)])
 
 
 def _exit_wave(at: Situation) -> Outputs:

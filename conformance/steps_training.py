@@ -79,6 +79,7 @@ def _wrong_updates() -> Iterator[Hypothesis]:
         "missing bias correction of the second moment": lambda m, v, t: (
             RATE / (1 - BETA_1**t) * m / (np.sqrt(v) + EPSILON)
         ),
+        "bias correction one step late": lambda m, v, t: _rate(t + 1) * m / (np.sqrt(v) + EPSILON),
         "root missing": lambda m, v, t: _rate(t) * m / (v + EPSILON),
         "gradient descent without moments": lambda m, v, t: RATE * m,
     }  # fmt: skip
@@ -255,12 +256,14 @@ def _schedules(_: StepBench) -> Outcome:
     def cosine(warmup: int = warmup, least: float = least) -> dict[str, np.ndarray]:
         return {"WarmupCosine": np.array(warmup_cosine_rates(epochs, RATE, warmup, least))}
 
+    longer = warmup_cosine_rates(epochs + 1, RATE, warmup, least)
     late = [RATE, *exponential_rates(epochs - 1, RATE, gamma)]
     mistakes = [
         Hypothesis("warm-up one epoch shorter", cosine(warmup=warmup - 1)),
         Hypothesis("warm-up one epoch longer", cosine(warmup=warmup + 1)),
         Hypothesis("warm-up ignored", cosine(warmup=0)),
         Hypothesis("falls to zero", cosine(least=0.0)),
+        Hypothesis("cosine one epoch longer", {"WarmupCosine": np.array(longer[:epochs])}),
         Hypothesis("lowered one epoch late", {"Exponential": np.array(late)}),
         Hypothesis("lowered twice an epoch", {"Exponential": np.array(exponential_rates(epochs, RATE, gamma**2))}),
         Hypothesis(

@@ -43,7 +43,7 @@ def _translate(_: StepBench) -> Outcome:
         with_offsets("one-pixel shift in x and y", pairs + 1),
         with_offsets("one-pixel shift in x and y", pairs - 1),
         with_offsets("offsets ignored", np.zeros_like(pairs)),
-        with_offsets("bilinear weights exchanged", np.floor(pairs) + 1 - (pairs - np.floor(pairs))),
+        with_offsets("bilinear weights exchanged", 2 * np.ceil(pairs) - 1 - pairs),
     ]
     return Outcome({"translated": oracle.translate(images, pairs)}, {"translated": found}, FLOAT64, mistakes)
 

@@ -21,6 +21,9 @@ from ptycho_torch.errors import PtychoError
 
 Made = TypeVar("Made")
 
+FLOAT64 = 1e-12
+"""Limit of a step whose numbers are float64."""
+
 SINGLE, DOUBLE = 2e-7, 1e-12
 """How far a mistake made in float32, and in float64, may be from the same mistake made by the oracle."""
 

@@ -10,9 +10,21 @@ from conformance.steps_loading import LOADING
 from conformance.steps_masked_loss import MASKED_LOSS
 from conformance.steps_preparation import PREPARING
 from conformance.steps_resuming import RESUMING
+from conformance.steps_stitching import STITCHING
 from conformance.steps_training import OPTIMISER
 
 
 def all_steps() -> tuple[Step, ...]:
     """List every step in the order in which a run goes through them."""
-    return (*CONFIGURATION, *BRIDGE, *PREPARING, *DATA, *LOADING, *FORWARD, *MASKED_LOSS, *OPTIMISER, *RESUMING)
+    return (
+        *CONFIGURATION,
+        *BRIDGE,
+        *PREPARING,
+        *DATA,
+        *LOADING,
+        *FORWARD,
+        *STITCHING,
+        *MASKED_LOSS,
+        *OPTIMISER,
+        *RESUMING,
+    )

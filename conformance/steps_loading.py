@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 def _epoch(bench: StepBench) -> Outcome:
-    mapped = bench.once(MappedScans)
+    """Take whole epochs of the shuffled loader, and go on with one that was broken off."""
     from ptycho_torch.dset_loader_pt_mmap import GroupSampler, TensorDictDataLoader
 
-    size, dataset = 5, mapped.dataset()
+    size, dataset = 5, bench.once(MappedScans).dataset()
     training, validation = dataset.validation_split()
 
     def loader(seed: int = 5) -> TensorDictDataLoader:
@@ -155,6 +155,7 @@ def _streamed(dataset: PtychoDataset, workers: int) -> tuple[Parts, Parts, dict[
 
 
 def _loader(bench: StepBench) -> Outcome:
+    """Take whole epochs of batches, of two scans and of one, with and without workers."""
     mapped = bench.once(MappedScans)
     expected: Parts = {}
     given: Parts = {}
@@ -175,91 +176,97 @@ def _if_another_order(found: np.ndarray, right: np.ndarray) -> np.ndarray:
     return found if np.array_equal(np.sort(found), np.sort(right)) else right
 
 
-def _split(bench: StepBench) -> Outcome:
-    mapped = bench.once(MappedScans)
+SPLIT = TrainingSettings(batch_size=6, seed=4, num_workers=2, validation_fraction=0.2, device="cpu")
+Found = np.ndarray | bool
+
+
+def _judged_split(
+    dataset: PtychoDataset, settings: TrainingSettings
+) -> tuple[dict[str, tuple[Found, Found]], dict[str, dict[str, Found]], np.ndarray, np.ndarray]:
+    """Return right and found by name, mistakes, and the groups of validation with two seeds."""
     from ptycho_torch.train import loaders
 
-    dataset, size, workers = mapped.dataset(), 6, 2
-    count = len(dataset)
-    kept = int(np.floor(0.8 * count))
-    every = np.arange(count)
-    at_random = TrainingSettings(batch_size=size, seed=4, num_workers=workers, validation_fraction=0.2, device="cpu")
-    the_last = dataclasses.replace(at_random, validation_selection="last")
-    expected: Parts = {}
-    given: Parts = {}
-    wrong: dict[str, Parts] = {}
+    size, count = settings.batch_size, len(dataset)
+    every, kept = np.arange(count), int(np.floor(0.8 * count))
+    training, validation = loaders(dataset, settings)
+    other, other_validation = loaders(dataset, dataclasses.replace(settings, seed=5))
+    if validation is None or other_validation is None:
+        raise ValueError("no group is left for validation")
+    epochs = [list(training) for _ in range(2)]
+    first, second = map(_order, epochs)
+    kept_back, later = (_order(validation) for _ in range(2))
+    rest = np.setdiff1d(every, kept_back)
 
     def lengths(groups: int) -> np.ndarray:
         return np.array([size] * (groups // size) + [groups % size] * bool(groups % size))
 
-    for settings in (at_random, the_last):
-        training, validation = loaders(dataset, settings)
-        other, other_validation = loaders(dataset, dataclasses.replace(settings, seed=5))
-        if validation is None or other_validation is None:
-            raise ValueError("no group is left for validation")
-        epochs = [list(training) for _ in range(2)]
-        first, second = map(_order, epochs)
-        kept_back, later = (_order(validation) for _ in range(2))
-        rest = np.setdiff1d(every, kept_back)
-        judged = {
-            "training": (rest, np.sort(first)),
-            "training of the next epoch": (rest, np.sort(second)),
-            "another order than that of the split": (True, not np.array_equal(first, training.sampler.groups)),
-            "another order each epoch": (True, not np.array_equal(first, second)),
-            "another order with another seed": (True, not np.array_equal(first, _order(other))),
-            "the same order with the same seed": (first, _order(loaders(dataset, settings)[0])),
-            "lengths of batches": (lengths(kept), np.array([len(batch.groups) for batch in epochs[0]])),
-            "validation of the next epoch": (kept_back, later),
-            "lengths of validation": (lengths(count - kept), np.array([len(each.groups) for each in validation])),
-            "workers": (np.full(2, workers), np.array([training.num_workers, validation.num_workers])),
-        }
-        mistakes: dict[str, dict[str, np.ndarray | bool]] = {
-            "validation groups shuffled": {"validation of the next epoch": _if_another_order(later, kept_back)},
-            "the same order with every seed": {"another order with another seed": False},
-            "the same order each epoch": {"another order each epoch": False},
-            "training groups not shuffled": {
-                "another order than that of the split": False,
-                "another order each epoch": False,
-                "another order with another seed": settings is at_random,
-            },
-            "validation groups in training as well": {
-                "training": every, "training of the next epoch": every, "lengths of batches": lengths(count)
-            },
-            "training and validation exchanged": {
-                "lengths of batches": lengths(count - kept), "lengths of validation": lengths(kept)
-            },
-            "the default fraction for validation": {
-                "lengths of batches": lengths(int(np.floor(0.95 * count))),
-                "lengths of validation": lengths(count - int(np.floor(0.95 * count))),
-            },
-        }  # fmt: skip
-        if settings is the_last:
-            judged["validation"] = (every[kept:], kept_back)
-            judged["validation with another seed"] = (every[kept:], _order(other_validation))
-            mistakes["validation groups taken from the front"] = dict.fromkeys(
-                ("validation", "validation with another seed"), every[: count - kept]
-            )
-            mistakes["validation groups taken at random"] = {
-                f"validation{seed}": given[f"groups of validation{seed}"] for seed in ("", " with another seed")
-            }
-        else:
-            judged["validation at random"] = (True, not np.array_equal(np.sort(kept_back), every[kept:]))
-            judged["validation with another seed"] = (True, not np.array_equal(kept_back, _order(other_validation)))
-            given["groups of validation"] = kept_back
-            given["groups of validation with another seed"] = _order(other_validation)
-            mistakes["validation groups not taken at random"] = {
-                "validation at random": False, "validation with another seed": False
-            }  # fmt: skip
-            mistakes["the same validation groups with every seed"] = {"validation with another seed": False}
-        name = settings.validation_selection
+    judged: dict[str, tuple[Found, Found]] = {
+        "training": (rest, np.sort(first)),
+        "training of the next epoch": (rest, np.sort(second)),
+        "another order than that of the split": (True, not np.array_equal(first, training.sampler.groups)),
+        "another order each epoch": (True, not np.array_equal(first, second)),
+        "another order with another seed": (True, not np.array_equal(first, _order(other))),
+        "the same order with the same seed": (first, _order(loaders(dataset, settings)[0])),
+        "lengths of batches": (lengths(kept), np.array([len(batch.groups) for batch in epochs[0]])),
+        "validation of the next epoch": (kept_back, later),
+        "lengths of validation": (lengths(count - kept), np.array([len(each.groups) for each in validation])),
+        "workers": (np.full(2, settings.num_workers), np.array([training.num_workers, validation.num_workers])),
+    }
+    by_default = int(np.floor(0.95 * count))
+    mistakes: dict[str, dict[str, Found]] = {
+        "validation groups shuffled": {"validation of the next epoch": _if_another_order(later, kept_back)},
+        "the same order with every seed": {"another order with another seed": False},
+        "the same order each epoch": {"another order each epoch": False},
+        "training groups not shuffled": {
+            "another order than that of the split": False,
+            "another order each epoch": False,
+            "another order with another seed": settings.validation_selection == SPLIT.validation_selection,
+        },
+        "validation groups in training as well": {
+            "training": every, "training of the next epoch": every, "lengths of batches": lengths(count)
+        },
+        "training and validation exchanged": {
+            "lengths of batches": lengths(count - kept), "lengths of validation": lengths(kept)
+        },
+        "the default fraction for validation": {
+            "lengths of batches": lengths(by_default), "lengths of validation": lengths(count - by_default)
+        },
+    }  # fmt: skip
+    return judged, mistakes, kept_back, _order(other_validation)
+
+
+def _split(bench: StepBench) -> Outcome:
+    """Take loaders as training makes them, with validation at random, the last groups, and none."""
+    from ptycho_torch.train import loaders
+
+    dataset = bench.once(MappedScans).dataset()
+    every = np.arange(len(dataset))
+    kept = int(np.floor(0.8 * len(dataset)))
+    random, random_mistakes, *drawn = _judged_split(dataset, SPLIT)
+    last, last_mistakes, *fixed = _judged_split(dataset, dataclasses.replace(SPLIT, validation_selection="last"))
+    random["validation at random"] = (True, not np.array_equal(np.sort(drawn[0]), every[kept:]))
+    random["validation with another seed"] = (True, not np.array_equal(drawn[0], drawn[1]))
+    random_mistakes |= {
+        "validation groups not taken at random": {
+            "validation at random": False, "validation with another seed": False
+        },
+        "the same validation groups with every seed": {"validation with another seed": False},
+    }  # fmt: skip
+    names = ("validation", "validation with another seed")
+    last |= {name: (every[kept:], groups) for name, groups in zip(names, fixed, strict=True)}
+    last_mistakes |= {
+        "validation groups taken from the front": dict.fromkeys(names, every[: len(every) - kept]),
+        "validation groups taken at random": dict(zip(names, drawn, strict=True)),
+    }
+    whole, none = loaders(dataset, dataclasses.replace(SPLIT, validation_fraction=0.0))
+    expected = {"no validation": np.array(True), "all groups in training": every}
+    given = {"no validation": np.array(none is None), "all groups in training": np.sort(_order(whole))}
+    wrong: dict[str, Parts] = {}
+    for name, judged, mistakes in (("random", random, random_mistakes), ("last", last, last_mistakes)):
         expected |= {f"{part}: {name}": np.asarray(right) for part, (right, _) in judged.items()}
         given |= {f"{part}: {name}": np.asarray(found) for part, (_, found) in judged.items()}
         for mistake, gives in mistakes.items():
-            parts = {f"{part}: {name}": np.asarray(each) for part, each in gives.items()}
-            wrong.setdefault(mistake, {}).update(parts)
-    whole, none = loaders(dataset, dataclasses.replace(at_random, validation_fraction=0.0))
-    expected |= {"no validation": np.array(True), "all groups in training": every}
-    given |= {"no validation": np.array(none is None), "all groups in training": np.sort(_order(whole))}
+            wrong.setdefault(mistake, {}).update({f"{part}: {name}": np.asarray(each) for part, each in gives.items()})
     return Outcome(expected, given, 0.0, [Hypothesis(mistake, gives) for mistake, gives in wrong.items()])
 
 

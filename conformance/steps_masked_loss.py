@@ -17,13 +17,12 @@ from conformance.oracle_training import (
     loss_of_batch,
     shares_of_good_pixels,
 )
-from conformance.step import Outcome, Step, StepBench
+from conformance.step import FLOAT64, Outcome, Step, StepBench
 
 if TYPE_CHECKING:
     import torch
 
 
-FLOAT64 = 1e-12
 BATCH, CHANNELS, SIDE_PX = 3, 4, 16
 LOSS_WEIGHTS = {"nll_weight": 0.7, "mae_weight": 0.3, "realspace_weight": 0.5, "tv_weight": 0.01}
 SCALE, PROBE_SCALE = 1.7, 3.0

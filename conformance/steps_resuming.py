@@ -22,13 +22,12 @@ from conformance.oracle_training import (
     plateau_rates,
     warmup_cosine_rates,
 )
-from conformance.step import Outcome, Step, StepBench
+from conformance.step import FLOAT64, Outcome, Step, StepBench
 from conformance.steps_training import (
     BETA_1,
     BETA_2,
     CURVES,
     EPSILON,
-    FLOAT64,
     PLATEAU,
     RATE,
     SIZE,

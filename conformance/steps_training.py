@@ -20,14 +20,13 @@ from conformance.oracle_training import (
     plateau_rates,
     warmup_cosine_rates,
 )
-from conformance.step import Outcome, Step, StepBench
+from conformance.step import FLOAT64, Outcome, Step, StepBench
 from conformance.training import TrainingRun, starting_point, train_truth
 from conformance.training_runs import training_run
 
 if TYPE_CHECKING:
     from ptycho_torch.train import PtychoPINN
 
-FLOAT64 = 1e-12
 TRAINED = 1e-10
 """Limit of a few updates of a whole network: that of clause TRAIN-STATE."""
 

@@ -450,9 +450,9 @@ def _distributed() -> tuple[int, int]:
 class TensorDictDataLoader:
     """Streams the batches of a dataset; each unpacks as ``(images, coords, probe, scale)``.
 
-    Every ``iter`` starts an epoch of its own: 0, 1, 2, …, each with its permutation. The position in the epoch can be
-    saved and restored to the batch. Workers are threads: gathering from a memory map releases Python's lock, and a
-    batch needs no copy between processes.
+    Every iterator that a batch is taken from is an epoch of its own: 0, 1, 2, …, each with its permutation. The
+    position in the epoch can be saved and restored to the batch. Workers are threads: gathering from a memory map
+    releases Python's lock, and a batch needs no copy between processes.
 
     Args:
         dataset: where groups come from.
@@ -520,10 +520,12 @@ class TensorDictDataLoader:
         return len(self.sampler)
 
     def set_epoch(self, epoch: int) -> None:
-        """Make the next ``iter`` start this epoch, or go on where a restored position lies in it."""
+        """Make the next epoch that begins this one, or go on where a restored position lies in it."""
         self.sampler.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[PtychoBatch]:
+        # All of it runs when the first batch is asked for: Lightning makes iterators that it takes none from, and says
+        # which epoch it is behind that.
         epoch, start = self.sampler.epoch, 0
         if self._resumed and self._position[0] == epoch:
             start = self._position[1]
@@ -531,9 +533,6 @@ class TensorDictDataLoader:
         self._position = (epoch, start)
         # An epoch that is broken off is over as well; the next one has a permutation of its own.
         self.sampler.set_epoch(epoch + 1)
-        return self._epoch(epoch, start)
-
-    def _epoch(self, epoch: int, start: int) -> Iterator[PtychoBatch]:
         batches = self.sampler.batches(epoch, start)
         for number, batch in enumerate(self._gathered(batches), start=start + 1):
             self._position = (epoch, number)

@@ -193,6 +193,34 @@ def test_resuming_from_any_checkpoint_gives_the_weights_of_an_uninterrupted_run(
         assert resumed.history == whole.history
 
 
+def test_every_epoch_of_a_run_has_an_order_of_its_own(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the Trainer's takes an epoch away, and a run that was interrupted behind one goes on with the next."""
+    taken: list[list[int]] = []
+    step = train.PtychoPINN.training_step
+
+    def watched(module: Any, batch: Any, number: int) -> Any:
+        if number == 0:
+            taken.append([])
+        taken[-1].extend(batch.groups.tolist())
+        return step(module, batch, number)
+
+    monkeypatch.setattr(train.PtychoPINN, "training_step", watched)
+    whole = run(tmp_path / "whole", scan, overrides={"max_epochs": 3})
+    orders, taken[:] = list(taken), []
+    settings = whole.module.settings
+    sampler = train.loaders(PtychoDataset(scan, data_dir=tmp_path / "map", settings=settings.data), settings.training)[
+        0
+    ].sampler
+    assert orders == [torch.cat(list(sampler.batches(epoch))).tolist() for epoch in range(3)]
+    assert len({tuple(order) for order in orders}) == 3
+    first = run(tmp_path / "parts", scan, overrides={"max_epochs": 1})
+    resumed = run(tmp_path / "parts", scan, overrides={"max_epochs": 3}, resume=first.checkpoint)
+    assert taken == orders
+    assert same(weights(resumed.checkpoint), weights(whole.checkpoint))
+
+
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(scan: Path, tmp_path: Path) -> None:
     overrides = {"checkpoint_every_n_steps": 1, "max_epochs": 4}
     whole = run(tmp_path / "whole", scan, overrides=overrides)

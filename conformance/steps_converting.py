@@ -32,11 +32,12 @@ class Conversion:
         counts: whether they are counts.
         N: side of the frames that come out.
         bins: side of the square of pixels that are added up.
-        centre_px: row and column of the zero frequency.
+        centre_px: row and column of the zero frequency; (-1, -1) is the centre of mass of the counts.
         transpose: of the frames.
         flip: of the frames.
         mirror: of the positions: x and y swapped, x mirrored, y mirrored.
         stretch: of the positions.
+        given_m: wavelength, distance and detector pixel, in place of those of the file.
     """
 
     arguments: str
@@ -51,6 +52,7 @@ class Conversion:
     flip: str = "none"
     mirror: tuple[bool, bool, bool] = (False, False, False)
     stretch: float = 1.0
+    given_m: tuple[float, float, float] | None = None
 
 
 CONVERSIONS: Mapping[str, Conversion] = {
@@ -70,6 +72,10 @@ CONVERSIONS: Mapping[str, Conversion] = {
         "--from-intensity --crop 6 --centre 6,4 --flip horizontal --positions-flip-x",
         order="F", dtype=">i4", counts=True, N=6, centre_px=(6, 4), flip="horizontal", mirror=(False, True, False),
     ),
+    "about the centre of mass": Conversion(
+        "--from-intensity --crop 6 --centre auto --wavelength-m 2e-10 --distance-m 3 --pixel-m 6e-5",
+        dtype="<u4", counts=True, N=6, centre_px=(-1, -1), given_m=(2e-10, 3.0, 6e-5),
+    ),
 }  # fmt: skip
 
 
@@ -80,9 +86,11 @@ def _draw() -> Arrays:
     real, imaginary = rng.standard_normal((2, 2, *frame))
     bad = np.zeros(frame, np.uint8)
     bad[7, 4] = bad[5, 6] = 1
+    rows, columns = np.indices(frame)
     x, y, x_start, y_start = rng.uniform(20, 90, (4, PATTERNS))
     return {
-        "diff3d": rng.poisson(rng.gamma(2.0, 30.0, (PATTERNS, *frame))),
+        # Brighter towards one corner, so that their centre is not the middle.
+        "diff3d": rng.poisson(rng.gamma(2.0, 30.0, (PATTERNS, *frame)) * 1.1 ** (rows - 2 * columns)),
         "xcoords": x, "ycoords": y, "xcoords_start": x_start, "ycoords_start": y_start,
         "probeGuess": real + 1j * imaginary,
         "bad_pixels": bad,
@@ -104,10 +112,10 @@ def _wanted(members: Arrays, how: Conversion) -> Arrays:
     """Return the members of the new file by what the options say (PREP-01)."""
     window = how.N * how.bins
     prepared = Preparation(frame_px=window, N=how.N, bins=how.bins)
-    rows, columns = (slice(each - window // 2, each - window // 2 + window) for each in how.centre_px)
-    counts = members["diff3d"]
+    counts, bad = members["diff3d"], members["bad_pixels"].astype(bool)
+    centre = how.centre_px if min(how.centre_px) >= 0 else _centre_of_mass(np.where(bad, 0, counts))
+    rows, columns = (slice(each - window // 2, each - window // 2 + window) for each in centre)
     amplitude = np.sqrt(counts) if how.counts else np.sqrt(counts).astype(how.dtype).astype(np.float64)
-    bad = members["bad_pixels"].astype(bool)
     amplitude = np.where(bad, 0.0, amplitude)[:, rows, columns]
     good = prepared.good_pixels(~bad[rows, columns])
 
@@ -115,21 +123,29 @@ def _wanted(members: Arrays, how: Conversion) -> Arrays:
         return oriented(images, transpose=how.transpose, flip=how.flip)
 
     swap, x, y = how.mirror
+    keys = ("wavelength_m", "detector_distance_m", "detector_pixel_m")
+    wavelength, distance, pixel = how.given_m or tuple(float(members[key]) for key in keys)
     found = {
         # A binned pixel of which one is bad is bad, and so it holds nothing.
         "diff3d": turned(np.where(good, prepared.amplitude(amplitude), 0.0)),
         "bad_pixels": turned(~good).astype(np.uint8),
         "probeGuess": prepared.probe(_coarser(members["probeGuess"], window)),
         "scan_index": members["scan_index"],
-        "wavelength_m": members["wavelength_m"],
-        "detector_distance_m": members["detector_distance_m"],
-        "detector_pixel_m": members["detector_pixel_m"] * how.bins,
+        "wavelength_m": np.array(wavelength),
+        "detector_distance_m": np.array(distance),
+        "detector_pixel_m": np.array(pixel * how.bins),
     }
     for suffix in ("", "_start"):
         places = np.stack([members[f"xcoords{suffix}"] / COLUMNS_PX, members[f"ycoords{suffix}"] / ROWS_PX], axis=1)
         moved = prepared.positions_px(places * window, swap_xy=swap, flip_x=x, flip_y=y) * how.stretch
         found |= {f"xcoords{suffix}": moved[:, 0], f"ycoords{suffix}": moved[:, 1]}
     return found
+
+
+def _centre_of_mass(counts: np.ndarray) -> tuple[int, int]:
+    """Return the row and column nearest to the centre of mass of all frames."""
+    row, column = (int(np.rint((counts * each).sum() / counts.sum())) for each in np.indices(counts.shape)[1:])
+    return row, column
 
 
 def _coarser(probe: np.ndarray, window: int) -> np.ndarray:
@@ -193,7 +209,8 @@ def _mistakes(members: Arrays, right: Mapping[str, Arrays]) -> Iterator[Hypothes
     counts = {what: {"diff3d": each["diff3d"] ** 2} for what, each in right.items() if CONVERSIONS[what].counts}
     yield where("root of the counts missing", counts)
     yield where("mask inverted", {what: {"bad_pixels": 1 - each["bad_pixels"]} for what, each in right.items()})
-    pixel = {what: {"detector_pixel_m": members["detector_pixel_m"]} for what in right}
+    bins = {what: how.bins for what, how in CONVERSIONS.items()}
+    pixel = {what: {"detector_pixel_m": each["detector_pixel_m"] / bins[what]} for what, each in right.items()}
     yield where("the detector pixel is not widened by the bin", pixel)
     for key in ("diff3d", "probeGuess", "bad_pixels"):
         turns = {what: list(of_images("it", each[key])) for what, each in right.items()}

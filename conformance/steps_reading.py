@@ -37,9 +37,8 @@ def _members() -> Arrays:
         numbers = rng.integers(0, 100, shape) + 1j * rng.integers(1, 100, shape)
         values = numbers if np.dtype(dtype).kind == "c" else numbers.real
         values = values > 50 if dtype == "|b1" else values
-        found[f"{dtype[1:]} {dtype[0]} {shape} {order}"] = np.asarray(values).astype(
-            dtype, order="C" if order == "C" else "F"
-        )
+        array = np.asarray(values).astype(dtype)
+        found[f"{dtype[1:]} {dtype[0]} {shape} {order}"] = array if order == "C" else np.asarray(array, order="F")
     return found
 
 
@@ -228,11 +227,17 @@ def _scan_file(_: StepBench) -> Outcome:
                 "nominal positions are there": np.array(False),
                 "nominal positions": each["positions"],
             },
-            "mask inverted": lambda each: {"good pixels": ~each["good pixels"]},
             "conjugation": lambda each: {"probe": each["probe"].conj()},
             "modes in reverse order": lambda each: {"probe": each["probe"][::-1]},
             "detector pixels of the whole frame": lambda each: {"object pixel": each["object pixel"] * SIDE_PX},
         }
+        masked = {what: members for what, members in files.items() if "bad_pixels" in members}
+        for name, lost in (("mask inverted", 1), ("missing mask", 0)):
+            wrong = {
+                what: _of_scan({**each, "bad_pixels": (each["bad_pixels"] == 0) * lost})
+                for what, each in masked.items()
+            }
+            yield Hypothesis(name, _named(right | wrong))
         for name, change in changes.items():
             yield Hypothesis(name, _named({what: each | change(each) for what, each in right.items()}))
         for part in ("patterns", "probe", "good pixels"):

@@ -89,6 +89,7 @@ def _scenes() -> Iterator[Scene]:
     yield then("a given probe", "probe", GROUPS, probe=2 * scans["a_second"]["probeGuess"])
     yield then("another given probe", "probe", GROUPS, probe=scans["a_second"]["probeGuess"].T)
     yield then("a scan less", "scans", ALL, scans=dict(list(now.scans.items())[:-1]))
+    yield then("a scan more", "scans", ALL, scans={**now.scans, "d_other": scans["b_third"]})
     yield then(
         "side of the patterns", "side", ALL, settings=with_settings(now.settings, N=FRAME_PX // 2, detector_bin=2)
     )

@@ -41,7 +41,10 @@ SAMPLINGS: Mapping[str, tuple[int, DataSettings]] = {
     "without centre, groups of one": (POINTS, dataclasses.replace(_WITHOUT, gridsize=1)),
     "reference": (POINTS, _REFERENCE),
     "reference, some groups": (POINTS, dataclasses.replace(_REFERENCE, n_groups=9, neighbor_pool_size=9)),
-    "reference, some groups, another seed": (POINTS, dataclasses.replace(_REFERENCE, n_groups=9, group_seed=6)),
+    "reference, some groups, another seed": (
+        POINTS,
+        dataclasses.replace(_REFERENCE, n_groups=9, group_seed=6, neighbor_pool_size=2),
+    ),
     "reference, in sequence": (POINTS, dataclasses.replace(_REFERENCE, n_groups=9, sequential_sampling=True)),
     "reference, groups of one": (POINTS, dataclasses.replace(_REFERENCE, gridsize=1, n_groups=9)),
     "reference, fewer points than neighbours": (5, dataclasses.replace(_REFERENCE, K=5)),
@@ -132,7 +135,8 @@ def _mistakes(right: Groups) -> Iterator[Hypothesis]:
 
 
 def _pool_always(settings: DataSettings) -> DataSettings:
-    return dataclasses.replace(settings, K=settings.neighbor_pool_size or settings.K)
+    pool = settings.neighbor_pool_size or 0
+    return dataclasses.replace(settings, K=pool) if pool >= settings.C else settings
 
 
 def _other_reach(settings: DataSettings, step: int) -> DataSettings:

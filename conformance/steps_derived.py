@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from conformance.oracle_operations import intensity_scale
 from conformance.step import FLOAT64, Outcome, Step, StepBench
 from conformance.steps_map_tables import FRAME_PX, Scans, Tables, all_tables, draw_scans, named, with_settings
 from conformance.steps_maps import PLAIN, folder_of_scans
+from conformance.steps_scans import FLOAT32
 from ptycho_torch import preparation
 from ptycho_torch.config_params import ModelSettings
 from ptycho_torch.preparation import DerivedSettings
@@ -181,11 +182,7 @@ def _derived_of_scans(_: StepBench) -> Outcome:
         yield Hypothesis("step of the first scan", named(right | _of_dataset(scans, middle=lambda steps: steps[0])))
         yield Hypothesis("mean over patterns for mean over groups", named(right | _of_dataset(scans, of_groups=False)))
 
-    return Outcome(named(right), named(given), FLOAT32_STEP, mistakes)
-
-
-FLOAT32_STEP = 2e-7
-"""Offsets of groups, which the reach is of, are float32."""
+    return Outcome(named(right), named(given), FLOAT32, mistakes)
 
 
 def _of_network(derived: DerivedSettings) -> Tables:
@@ -201,13 +198,12 @@ def _of_network(derived: DerivedSettings) -> Tables:
 
 
 def _of_dataset(
-    scans: Scans, *, ignored: str = "", distinct: bool = True, middle: object = np.median, of_groups: bool = True
+    scans: Scans, *, ignored: str = "", distinct: bool = True, middle: Callable = np.median, of_groups: bool = True
 ) -> dict[str, Tables]:
     """Return what is derived of the scans for each of what is given."""
     tables = all_tables(scans, SETTINGS)
     lengths = [len(scan["xcoords"]) for scan in scans.values()]
     places = np.split(tables["positions_px"], np.cumsum(lengths)[:-1])
-    assert callable(middle)
     numbers = _Given(
         mean_counts=float(tables["energy"][tables["nn_indices"]].mean() if of_groups else tables["energy"].mean()),
         step_px=float(middle([_step_px(each, distinct=distinct) for each in places])),

@@ -5,11 +5,13 @@ from __future__ import annotations
 from conformance.faults_backward import BACKWARD
 from conformance.faults_bridge import BRIDGE, CONFIGURATION
 from conformance.faults_data import DATA
+from conformance.faults_maps import OF_MAPS
 from conformance.faults_network import FORWARD
 from conformance.faults_optimiser import OPTIMISER
+from conformance.faults_reading import OF_FILES
 from conformance.seeding import Fault
 
 
 def all_faults() -> tuple[Fault, ...]:
     """Return the whole catalogue."""
-    return (*FORWARD, *BACKWARD, *CONFIGURATION, *BRIDGE, *DATA, *OPTIMISER)
+    return (*FORWARD, *BACKWARD, *CONFIGURATION, *BRIDGE, *OF_FILES, *DATA, *OF_MAPS, *OPTIMISER)

@@ -90,10 +90,12 @@ def draw_groups(
     sequential: bool = False,
     oversampling: bool = False,
     pool_size: int | None = None,
+    spare: int = 2,
 ) -> np.ndarray:
     """Return (groups, C) indices: seed points, and for each some of its neighbours in random order.
 
-    The draws are those of NumPy's legacy generator in the order in which the reference asks for them.
+    The draws are those of NumPy's legacy generator in the order in which the reference asks for them; oversampling
+    draws ``spare`` times the seed points that suffice.
 
     Raises:
         RefusedError: too few points or neighbours, or more groups than points without leave.
@@ -105,7 +107,7 @@ def draw_groups(
         pool = K if pool_size is None else pool_size
         if not oversampling or pool < C:
             raise RefusedError(f"{n_groups} groups of {M} points")
-        return _oversample(np.random.RandomState(seed), positions_px, C, pool, n_groups)
+        return _oversample(np.random.RandomState(seed), positions_px, C, pool, n_groups, spare)
     if C > 1 and K < C:
         raise RefusedError(f"K = {K} for groups of {C}")
     draw = np.random.RandomState(seed)
@@ -127,9 +129,51 @@ def neighbours(positions_px: np.ndarray, point: int, K: int) -> np.ndarray:
     return order if len(positions_px) <= K else order[1 : K + 1]
 
 
-def _oversample(draw: np.random.RandomState, positions_px: np.ndarray, C: int, pool: int, n_groups: int) -> np.ndarray:
+def subsampled_groups(
+    positions_px: np.ndarray,
+    *,
+    gridsize: int,
+    K: int,
+    n_subsample: int,
+    seed: int,
+    with_centre: bool,
+    distinct: bool = True,
+) -> np.ndarray:
+    """Return (M·n_subsample, C) indices: groups of each point one behind the other, members nearest first.
+
+    Of the colexicographic list of all subsets, a point gets one number after another: the s-th is below
+    total − n_subsample + s + 1, and one that the point has already makes way for the last of these. Every point draws
+    its s-th number before any draws the next.
+
+    Args:
+        positions_px: (M, 2), no two the same.
+        gridsize: g.
+        K: neighbours to draw from.
+        n_subsample: groups of a point.
+        seed: of NumPy's legacy generator.
+        with_centre: the point first, and C − 1 of its neighbours; else C of them.
+        distinct: whether the groups of a point differ.
+    """
+    M, C = len(positions_px), gridsize**2
+    with_centre, K = with_centre or C == 1, min(K, M - 1)
+    size = C - 1 if with_centre else C
+    subsets = sorted(itertools.combinations(range(K), size), key=lambda subset: subset[::-1])
+    draw, numbers = np.random.RandomState(seed), [list[int]() for _ in range(M)]
+    for last in range(len(subsets) - n_subsample, len(subsets)):
+        for had, number in zip(numbers, draw.randint(0, last + 1, size=M, dtype=np.int64).tolist(), strict=True):
+            had.append(last if distinct and number in had else number)
+    groups = []
+    for point, had in enumerate(numbers):
+        near = neighbours(positions_px, point, K)
+        groups += [[point] * with_centre + [int(near[place]) for place in subsets[number]] for number in had]
+    return np.array(groups, np.int64)
+
+
+def _oversample(
+    draw: np.random.RandomState, positions_px: np.ndarray, C: int, pool: int, n_groups: int, spare: int
+) -> np.ndarray:
     M = len(positions_px)
-    seeds = draw.choice(M, min(2 * math.ceil(n_groups / math.comb(pool, C)), M), replace=False)
+    seeds = draw.choice(M, min(spare * math.ceil(n_groups / math.comb(pool, C)), M), replace=False)
     candidates: list[tuple[int, ...]] = []
     for point in seeds:
         candidates += itertools.combinations(neighbours(positions_px, int(point), pool).tolist(), C)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from conformance.step import Step
 from conformance.steps_bridge import BRIDGE, CONFIGURATION
+from conformance.steps_converting import CONVERTING
 from conformance.steps_data import DATA
+from conformance.steps_derived import DERIVING
 from conformance.steps_forward import FORWARD
 from conformance.steps_loading import LOADING
+from conformance.steps_maps import MAPPING
 from conformance.steps_masked_loss import MASKED_LOSS
 from conformance.steps_preparation import PREPARING
+from conformance.steps_reading import READING
+from conformance.steps_rebuilding import REBUILDING
 from conformance.steps_resuming import RESUMING
+from conformance.steps_samplers import SAMPLING
 from conformance.steps_stitching import STITCHING
 from conformance.steps_training import OPTIMISER
 
@@ -19,8 +25,14 @@ def all_steps() -> tuple[Step, ...]:
     return (
         *CONFIGURATION,
         *BRIDGE,
+        *READING,
         *PREPARING,
+        *CONVERTING,
         *DATA,
+        *SAMPLING,
+        *MAPPING,
+        *REBUILDING,
+        *DERIVING,
         *LOADING,
         *FORWARD,
         *STITCHING,

@@ -43,6 +43,8 @@ def _epoch(bench: StepBench) -> Outcome:
     alone = np.concatenate([each.numpy() for each in GroupSampler(odd, 3, shuffle=True, seed=5)])
     parts = [GroupSampler(odd, 3, shuffle=True, seed=5, rank=rank, world_size=2) for rank in (0, 1)]
     pairs = [np.concatenate(pair) for pair in zip(*([each.numpy() for each in part] for part in parts), strict=True)]
+    many = [GroupSampler(training[:3], 1, shuffle=True, seed=5, rank=rank, world_size=8) for rank in range(8)]
+    few = np.concatenate([each.numpy() for each in GroupSampler(training[:3], 3, shuffle=True, seed=5)])
     expected = {
         "validation": np.arange(kept, count),
         "every training group once an epoch": np.arange(kept),
@@ -52,6 +54,7 @@ def _epoch(bench: StepBench) -> Outcome:
         "another order with another seed": np.array(True),
         "an epoch that was broken off goes on": orders[0],
         "groups of two processes": np.append(alone, alone[0]),
+        "groups of more processes than groups": np.resize(few, 8),
     }
     given = {
         "validation": validation.numpy(),
@@ -62,12 +65,17 @@ def _epoch(bench: StepBench) -> Outcome:
         "another order with another seed": np.array(not np.array_equal(orders[0], _order(other))),
         "an epoch that was broken off goes on": np.concatenate([before, _order(resumed)]),
         "groups of two processes": np.concatenate(pairs),
+        "groups of more processes than groups": np.concatenate([each.numpy() for part in many for each in part]),
     }
     mistakes = [
         Hypothesis("validation groups taken from the front", {"validation": np.arange(count - kept)}),
         Hypothesis(
             "the last, smaller batch left out",
             {"lengths of batches": np.array([size] * full), "every training group once an epoch": np.sort(orders[0])},
+        ),
+        Hypothesis(
+            "the last batch of several processes filled up with itself",
+            {"groups of two processes": np.append(alone, alone[len(alone) // 6 * 6])},
         ),
         Hypothesis("the same order each epoch", {"another order each epoch": np.array(False)}),
         Hypothesis("the same order with every seed", {"another order with another seed": np.array(False)}),

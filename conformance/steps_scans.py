@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +50,22 @@ PREPARED = dataclasses.replace(
 Scan = Mapping[str, np.ndarray]
 
 
+def _new_folder() -> Path:
+    """Make a folder in memory, if the system has a place for it: a map is flushed to the disk file by file."""
+    memory = Path("/dev/shm")
+    return Path(tempfile.mkdtemp(prefix="conformance-", dir=memory if os.access(memory, os.W_OK) else None))
+
+
+@contextmanager
+def small_files() -> Iterator[Path]:
+    """Give a folder for small files for a while."""
+    root = _new_folder()
+    try:
+        yield root
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
 def draw_scans() -> dict[str, dict[str, np.ndarray]]:
     """Draw two scans that differ in length, counts and probe, with neither symmetry nor whole numbers in them."""
     scans: dict[str, dict[str, np.ndarray]] = {}
@@ -73,7 +91,7 @@ class MappedScans:
 
     def __init__(self) -> None:
         self.scans = draw_scans()
-        self._root = Path(tempfile.mkdtemp(prefix="conformance-scans-"))
+        self._root = _new_folder()
         weakref.finalize(self, shutil.rmtree, self._root, ignore_errors=True)
         (self._root / "scans").mkdir()
         for name, scan in self.scans.items():

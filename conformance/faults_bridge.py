@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from conformance.faults_runs import RUN_CONFIGURATION
 from conformance.seeding import Body, Fault, after, argument, instead, only
 from ptycho_tf_bridge import config_values, stored_model, weights
 from ptycho_tf_bridge.layout import Layout
@@ -297,4 +298,5 @@ CONFIGURATION: tuple[Fault, ...] = (
         ),
         None,
     ),
+    *RUN_CONFIGURATION,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conformance.faults_runs import RUNS
 from conformance.seeding import Body, Fault, argument, instead
 from ptycho_torch import losses, train
 from ptycho_torch.checkpoint import KEY, Checkpoint
@@ -106,6 +108,20 @@ def _relative(plateau: KerasPlateau) -> float:
 
 def _later(original: Body) -> Body:
     return lambda self, epoch: original(self, max(epoch - 1, 0))
+
+
+def _whole_rate(original: Body) -> Body:
+    """Let the last epoch of the warm-up have the whole rate."""
+    return lambda self, epoch: (epoch + 1) / self.warmup if epoch < self.warmup else original(self, epoch)
+
+
+def _in_float64(self: KerasPlateau, loss: float) -> None:
+    """Decide as Keras does, but for the precision of the comparison."""
+    better = loss + self.threshold < self.best
+    self.best, self.wait = (loss, 0) if better else (self.best, self.wait + 1)
+    for group in self.optimizer.param_groups:
+        if self.wait >= self.patience and group["lr"] > self.min_lr:
+            group["lr"], self.wait = max(group["lr"] * self.factor, self.min_lr), 0
 
 
 def _to_zero(self: Any, training: Any) -> None:
@@ -304,6 +320,25 @@ OPTIMISER: tuple[Fault, ...] = (
     ),
     _optimiser("warm-up one epoch late", "schedules", train._WarmupCosine, "__call__", _later, None),
     _optimiser(
+        "warm-up to the whole rate",
+        "schedules",
+        train._WarmupCosine,
+        "__call__",
+        _whole_rate,
+        "warm-up ends at the whole rate",
+    ),
+    _optimiser(
+        "plateau compared in float64", "plateau", KerasPlateau, "step", instead(_in_float64), "compared in float64"
+    ),
+    _optimiser(
+        "amplitude weighted as the likelihood",
+        "masked_loss",
+        train,
+        "total_loss",
+        argument(4, lambda weights: dataclasses.replace(weights, mae_weight=weights.nll_weight)),
+        "amplitude weighted as the likelihood",
+    ),
+    _optimiser(
         "cosine falls to zero", "schedules", train._WarmupCosine, "__init__", instead(_to_zero), "falls to zero"
     ),
     _optimiser(
@@ -395,5 +430,6 @@ OPTIMISER: tuple[Fault, ...] = (
         instead(lambda module, content: None),
         "weights of the checkpoint not taken",
     ),
+    *RUNS,
 )
 """Faults of all that makes weights out of gradients."""

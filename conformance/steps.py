@@ -5,17 +5,24 @@ from __future__ import annotations
 from conformance.step import Step
 from conformance.steps_bridge import BRIDGE, CONFIGURATION
 from conformance.steps_converting import CONVERTING
+from conformance.steps_choices import CHOICES, CHOSEN
 from conformance.steps_data import DATA
 from conformance.steps_derived import DERIVING
 from conformance.steps_forward import FORWARD
+from conformance.steps_initial_weights import INITIAL_WEIGHTS
 from conformance.steps_loading import LOADING
 from conformance.steps_maps import MAPPING
 from conformance.steps_masked_loss import MASKED_LOSS
+from conformance.steps_module import MODULE
+from conformance.steps_precision import PRECISION
 from conformance.steps_preparation import PREPARING
 from conformance.steps_reading import READING
 from conformance.steps_rebuilding import REBUILDING
 from conformance.steps_resuming import RESUMING
 from conformance.steps_samplers import SAMPLING
+from conformance.steps_resumed_runs import RESUMED_RUNS
+from conformance.steps_resuming import RESUMING
+from conformance.steps_runs import RUNS
 from conformance.steps_stitching import STITCHING
 from conformance.steps_training import OPTIMISER
 
@@ -24,6 +31,7 @@ def all_steps() -> tuple[Step, ...]:
     """List every step in the order in which a run goes through them."""
     return (
         *CONFIGURATION,
+        *CHOICES,
         *BRIDGE,
         *READING,
         *PREPARING,
@@ -39,4 +47,10 @@ def all_steps() -> tuple[Step, ...]:
         *MASKED_LOSS,
         *OPTIMISER,
         *RESUMING,
+        *CHOSEN,
+        *INITIAL_WEIGHTS,
+        *MODULE,
+        *PRECISION,
+        *RUNS,
+        *RESUMED_RUNS,
     )

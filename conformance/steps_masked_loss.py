@@ -242,6 +242,13 @@ def _mistakes_with_masks(
         ("mask of the first group for all", np.full_like(batch.scans, batch.scans[0])),
     ):
         yield Hypothesis(name, _named_loss("bright bad pixels", batch.loss(batch.masks[scans][:, None])))
+    for name, changed in (
+        ("amplitude weighted as the likelihood", {"mae_weight": LOSS_WEIGHTS["nll_weight"]}),
+        ("likelihood weighted as the amplitude", {"nll_weight": LOSS_WEIGHTS["mae_weight"]}),
+        ("object weighted as the likelihood", {"realspace_weight": LOSS_WEIGHTS["nll_weight"]}),
+        ("weights of the terms ignored", {"nll_weight": 1.0, "mae_weight": 1.0, "realspace_weight": 1.0}),
+    ):
+        yield hypothesis(name, partial(_weighted, batch, changed))
     yield hypothesis("measurement not scaled", lambda measured, good: batch.loss(good, measured=measured / SCALE))
     yield hypothesis("measurement scaled twice", lambda measured, good: batch.loss(good, measured=measured * SCALE))
     yield hypothesis(
@@ -256,6 +263,12 @@ def _mistakes_with_masks(
     ):
         yield Hypothesis(name, {f"{case}: probe": probe for case in masked})
     yield Hypothesis("input not scaled", {f"{case}: input": images for case, (images, _, _) in cases.items()})
+
+
+def _weighted(batch: _Masked, changed: Mapping[str, float], measured: np.ndarray, good: np.ndarray) -> LossOfBatch:
+    """Return the loss with other weights of its terms."""
+    shares = shares_of_good_pixels(good, batch.images.shape)
+    return loss_of_batch(batch.predicted, measured, shares, {**LOSS_WEIGHTS, **changed}, central_square(SIDE_PX))
 
 
 def _half_masked(batch: _Masked, measured: np.ndarray, good: np.ndarray, likelihood: bool) -> LossOfBatch:

@@ -79,6 +79,12 @@ def _wrong_updates() -> Iterator[Hypothesis]:
             RATE / (1 - BETA_1**t) * m / (np.sqrt(v) + EPSILON)
         ),
         "bias correction one step late": lambda m, v, t: _rate(t + 1) * m / (np.sqrt(v) + EPSILON),
+        "first moment of the whole gradient (1 − β₁ missing)": lambda m, v, t: (
+            _rate(t) * m / (1 - BETA_1) / (np.sqrt(v) + EPSILON)
+        ),
+        "second moment of the whole gradient (1 − β₂ missing)": lambda m, v, t: (
+            _rate(t) * m / (np.sqrt(v / (1 - BETA_2)) + EPSILON)
+        ),
         "root missing": lambda m, v, t: _rate(t) * m / (v + EPSILON),
         "gradient descent without moments": lambda m, v, t: RATE * m,
     }  # fmt: skip
@@ -200,6 +206,7 @@ CURVES: Mapping[str, Sequence[float]] = {
     "plateaus": (8.0, 7.0, 7.2, 7.1, 6.9, 6.95, 6.96, 6.97, 6.98, 6.91, 6.92, 6.93, *([6.8] * 7), 5.0),
     "steps above the threshold": tuple(5 - 1.5e-4 * epoch for epoch in range(10)),
     "steps below the threshold": tuple(1 - 1e-5 * epoch for epoch in range(8)),
+    "improvement that float32 does not see": (1.0, *([1 - 1e-4 - 1e-8] * 5), 0.9, *([0.9 - 1e-4 - 1e-8] * 5)),
 }
 """Losses of epochs: plateaus and ties, and small steps on both sides of a threshold that is absolute."""
 
@@ -213,6 +220,7 @@ def _plateau(_: StepBench) -> Outcome:
         return {name: np.array(plateau_rates(losses, RATE, plateau)) for name, losses in curves.items()}
 
     def mistakes() -> Iterator[Hypothesis]:
+        yield Hypothesis("compared in float64", {name: _compared_exactly(losses) for name, losses in CURVES.items()})
         for name, plateau in (
             ("patience one epoch longer", dataclasses.replace(PLATEAU, patience=3)),
             ("patience one epoch shorter", dataclasses.replace(PLATEAU, patience=1)),
@@ -236,6 +244,18 @@ def _plateau(_: StepBench) -> Outcome:
     return Outcome(rates(PLATEAU), found, FLOAT64, mistakes)
 
 
+def _compared_exactly(losses: Sequence[float]) -> np.ndarray:
+    """Return the rates of a schedule that sees every improvement beyond the threshold, however small."""
+    rates, best, wait = [RATE], math.inf, 0
+    for loss in losses[:-1]:
+        better = loss + PLATEAU.threshold < best
+        best, wait = (loss, 0) if better else (best, wait + 1)
+        lowered = wait >= PLATEAU.patience and rates[-1] > PLATEAU.least
+        rates.append(max(rates[-1] * PLATEAU.factor, PLATEAU.least) if lowered else rates[-1])
+        wait = 0 if lowered else wait
+    return np.array(rates)
+
+
 def _schedules(_: StepBench) -> Outcome:
     from conformance.torch_training import rates_of_epochs
 
@@ -256,11 +276,20 @@ def _schedules(_: StepBench) -> Outcome:
         return {"WarmupCosine": np.array(warmup_cosine_rates(epochs, RATE, warmup, least))}
 
     longer = warmup_cosine_rates(epochs + 1, RATE, warmup, least)
+    whole = [RATE * (epoch + 1) / warmup for epoch in range(warmup)]
+    from_zero = [RATE * epoch / warmup for epoch in range(warmup)]
     late = [RATE, *exponential_rates(epochs - 1, RATE, gamma)]
     mistakes = [
         Hypothesis("warm-up one epoch shorter", cosine(warmup=warmup - 1)),
         Hypothesis("warm-up one epoch longer", cosine(warmup=warmup + 1)),
         Hypothesis("warm-up ignored", cosine(warmup=0)),
+        Hypothesis(
+            "warm-up ends at the whole rate",
+            {"WarmupCosine": np.array([*whole, *expected["WarmupCosine"][warmup:]])},
+        ),
+        Hypothesis(
+            "warm-up begins at zero", {"WarmupCosine": np.array([*from_zero, *expected["WarmupCosine"][warmup:]])}
+        ),
         Hypothesis("falls to zero", cosine(least=0.0)),
         Hypothesis("cosine one epoch longer", {"WarmupCosine": np.array(longer[:epochs])}),
         Hypothesis("lowered one epoch late", {"Exponential": np.array(late)}),

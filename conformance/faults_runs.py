@@ -1,0 +1,222 @@
+"""Seeded faults of whole runs: what settings and data decide, what a run leaves, and how it goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from conformance.seeding import Body, Fault, after, argument, instead
+from ptycho_torch import config_params, model, train
+from ptycho_torch.checkpoint import KEY
+from ptycho_torch.config_params import LossWeights, TrainingSettings
+from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
+from ptycho_torch.optim import KerasAdam
+from ptycho_torch.train import PtychoPINN
+
+
+def _likelihood_beside(original: Body) -> Body:
+    def wrong(self: TrainingSettings, loss_function: Any) -> LossWeights:
+        weights: LossWeights = original(self, loss_function)
+        return dataclasses.replace(weights, nll_weight=1.0 if self.nll_weight is None else self.nll_weight)
+
+    return wrong
+
+
+def _zero_is_none(original: Body) -> Body:
+    def wrong(self: TrainingSettings, loss_function: Any) -> LossWeights:
+        weights: LossWeights = original(self, loss_function)
+        poisson = float(loss_function == "Poisson")
+        return dataclasses.replace(weights, nll_weight=self.nll_weight or poisson)
+
+    return wrong
+
+
+def _before_kept(original: Body) -> Body:
+    def wrong(self: Any, values: Mapping[str, Any]) -> None:
+        before = self._settings
+        original(self, values)
+        self._settings = dataclasses.replace(before, **values)
+
+    return wrong
+
+
+def _first_of(number: int) -> Callable[[Body], Body]:
+    """Call with so many of the positional arguments."""
+    return lambda original: lambda *given: original(*given[:number])
+
+
+def _seed_ignored(original: Body) -> Body:
+    def wrong(*given: Any, generator: torch.Generator, **named: Any) -> Any:
+        return original(*given, generator=generator.manual_seed(0), **named)
+
+    return wrong
+
+
+def _bound_of_he(original: Body) -> Body:
+    def wrong(self: model.Convolution, fan_in: int, fan_out: int, **named: Any) -> None:
+        original(self, fan_in, fan_out, **named)
+        self.weight.data.mul_(math.sqrt((fan_in + fan_out) / fan_in))
+
+    return wrong
+
+
+def _biases_drawn(original: Body) -> Body:
+    def wrong(self: model.Convolution, *given: Any, **named: Any) -> None:
+        original(self, *given, **named)
+        self.bias.data.uniform_(-0.1, 0.1, generator=torch.Generator().manual_seed(0))
+
+    return wrong
+
+
+def _one_probe(original: Body) -> Any:
+    def wrong(dataset: PtychoDataset, settings: Any = None) -> PtychoPINN:
+        module: PtychoPINN = original(dataset, settings)
+        module.statistics["one_probe"] = True
+        return module
+
+    return staticmethod(wrong)
+
+
+def _offset_not_handed_on(original: Body) -> Body:
+    def wrong(self: PtychoDataset, *, offset: int | None = None, max_position_jitter: int | None = None) -> Any:
+        return original(self, max_position_jitter=max_position_jitter)
+
+    return wrong
+
+
+def _called_without(place: int) -> Callable[[Body], Body]:
+    """Put None in the place of an argument, where it is given."""
+    return lambda original: (
+        lambda *given, **named: original(*given[:place], *[None] * (len(given) > place), *given[place + 1 :], **named)
+    )
+
+
+def _trainer_with(**changed: Any) -> Callable[[Body], Body]:
+    """Make the trainer of other settings."""
+    return lambda original: (
+        lambda training, *given, **named: original(dataclasses.replace(training, **changed), *given, **named)
+    )
+
+
+def _validating_first(trainer: Trainer) -> Trainer:
+    trainer.num_sanity_val_steps = 2
+    return trainer
+
+
+def _named(**changed: Any) -> Callable[[Body], Body]:
+    return lambda original: lambda *given, **named: original(*given, **{**named, **changed})
+
+
+def _always_finished(original: Body) -> Body:
+    def wrong(self: PtychoPINN, content: dict[str, Any]) -> None:
+        original(self, content)
+        content[KEY]["finished"] = True
+
+    return wrong
+
+
+def _from_the_beginning(original: Body) -> Body:
+    return lambda self, *given, ckpt_path=None, **named: original(self, *given, **named)
+
+
+def _fault(
+    area: str, stage: str, name: str, owner: Any, attribute: str, build: Callable[[Any], Any], cause: str | None
+) -> Fault:
+    return Fault(name, area, f"{area}.{stage}", owner, attribute, build, cause)
+
+
+RUN_CONFIGURATION: tuple[Fault, ...] = (
+    _fault(
+        "configuration", "loss", "likelihood beside the error of the amplitude", TrainingSettings, "loss_weights",
+        _likelihood_beside, "likelihood counts beside any loss",
+    ),
+    _fault(
+        "configuration", "loss", "weight 0 of the likelihood taken for none", TrainingSettings, "loss_weights",
+        _zero_is_none, None,
+    ),
+    _fault(
+        "configuration", "process", "settings of before kept", config_params._Singleton, "set_settings",
+        _before_kept, "what was set before is kept",
+    ),
+)  # fmt: skip
+"""Faults of what settings mean."""
+
+RUNS: tuple[Fault, ...] = (
+    _fault("optimiser", "choices", "adam with the ε of PyTorch", torch.optim, "Adam", _first_of(3), "ε ignored"),
+    _fault("optimiser", "choices", "decay of PyTorch", torch.optim, "AdamW", _first_of(4), "decay ignored"),
+    _fault(
+        "optimiser", "choices", "Keras' form for PyTorch's", torch.optim, "Adam", instead(KerasAdam),
+        "keras_adam whatever was chosen",
+    ),
+    _fault(
+        "optimiser", "initial_weights", "seed of the first weights ignored", train, "PtychoNet", _seed_ignored,
+        "one seed for all runs",
+    ),
+    _fault(
+        "optimiser", "initial_weights", "fan-in alone", model.Convolution, "__init__", _bound_of_he,
+        "bound of He for Glorot's",
+    ),
+    _fault("optimiser", "initial_weights", "biases drawn", model.Convolution, "__init__", _biases_drawn, None),
+    _fault(
+        "optimiser", "of_data", "every scan lit by one probe", PtychoPINN, "for_dataset", _one_probe,
+        "one probe for all scans",
+    ),
+    _fault(
+        "optimiser", "of_data", "given offset not handed on", PtychoDataset, "derived", _offset_not_handed_on,
+        "jitter of another offset",
+    ),
+    _fault(
+        "optimiser", "of_data", "offset of the reference for its jitter", train, "REFERENCE_JITTER_PX", instead(4),
+        "offset for the jitter",
+    ),
+    _fault(
+        "optimiser", "module", "probe of the batch ignored", PtychoPINN, "forward", _called_without(3),
+        "the network's probe for that of the batch",
+    ),
+    _fault(
+        "optimiser", "precision", "bfloat16 ignored", train, "make_trainer", _trainer_with(precision="32-true"),
+        "32-true whatever was chosen",
+    ),
+    _fault(
+        "optimiser", "precision", "operations that are not reproducible", train, "make_trainer",
+        _trainer_with(deterministic=False), None,
+    ),
+    _fault(
+        "optimiser", "run", "best.ckpt by the training loss", train, "ModelCheckpoint", _named(monitor="train_loss"),
+        "best.ckpt by the training loss",
+    ),
+    _fault(
+        "optimiser", "run", "loss noted twice an epoch", PtychoPINN, "on_train_batch_end",
+        argument(3, lambda number: number + 1), "loss noted behind the last batch but one",
+    ),
+    _fault(
+        "optimiser", "run", "validation before training", train, "make_trainer", after(_validating_first),
+        "validation before the first epoch counts",
+    ),
+    _fault(
+        "optimiser", "run", "early stopping by the training loss", train, "EarlyStopping",
+        argument(0, lambda monitor: "train_loss"), "ends early by the training loss",
+    ),
+    _fault(
+        "optimiser", "run", "every checkpoint is the last", PtychoPINN, "on_save_checkpoint", _always_finished,
+        "every last.ckpt says that training has ended",
+    ),
+    _fault(
+        "optimiser", "resumed_run", "resumed from the beginning", Trainer, "fit", _from_the_beginning,
+        "training begun anew",
+    ),
+    _fault(
+        "optimiser", "resumed_run", "best loss not restored", ModelCheckpoint, "load_state_dict",
+        instead(lambda self, state: None), "best.ckpt by the epochs behind the interruption",
+    ),
+    _fault(
+        "optimiser", "resumed_run", "another run resumed", train, "_same_run", instead(lambda *_: None), None,
+    ),
+)  # fmt: skip
+"""Faults of runs."""

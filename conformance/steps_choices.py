@@ -1,0 +1,264 @@
+"""What settings choose: the terms of the loss, what runs of this process take, and the optimiser."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from conformance.hypotheses import Hypothesis
+from conformance.oracle import Moments
+from conformance.oracle_optimisers import Rule, updated
+from conformance.step import FLOAT64, Outcome, Step, StepBench
+from ptycho_torch.config_params import (
+    DataConfig,
+    ModelConfig,
+    Settings,
+    TrainingConfig,
+    TrainingSettings,
+)
+from ptycho_torch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ptycho_torch.train import PtychoPINN
+
+LOSSES = ("Poisson", "MAE")
+GIVEN: tuple[float | None, ...] = (None, 0.0, 0.3)
+
+
+def _weights_of(
+    change: Callable[[str, float | None, float | None], tuple[float, float]],
+) -> dict[str, np.ndarray]:
+    """Return what each combination of a loss and two weights gives: likelihood, amplitude, object, total variation."""
+    found = {}
+    for loss, nll, mae in itertools.product(LOSSES, GIVEN, GIVEN):
+        weights = change(loss, nll, None if mae is None else 2 * mae)
+        # Without either no pattern would count.
+        found[f"{loss}, {nll}, {mae}"] = np.array([*weights, 0.7, 0.2] if any(weights) else [np.nan] * 4)
+    return found
+
+
+def _loss_weights(_: StepBench) -> Outcome:
+    """Name a loss, with weights of its terms and without: a weight that is given wins, one that is not follows."""
+
+    def right(loss: str, nll: float | None, mae: float | None) -> tuple[float, float]:
+        return float(loss == "Poisson") if nll is None else nll, float(loss == "MAE") if mae is None else mae
+
+    def found(loss: str, nll: float | None, mae: float | None) -> tuple[float, float]:
+        chosen = TrainingSettings(nll_weight=nll, mae_weight=mae, realspace_weight=0.7, tv_weight=0.2)
+        try:
+            weights = chosen.loss_weights(loss)  # type: ignore[arg-type]
+        except ConfigError:
+            return 0.0, 0.0
+        rest = (weights.realspace_weight, weights.tv_weight, weights.realspace_mae_weight)
+        return (weights.nll_weight, weights.mae_weight) if rest == (0.7, 0.2, 0.0) else (math.inf, math.inf)
+
+    other = {"Poisson": "MAE", "MAE": "Poisson"}
+    mistakes = [
+        Hypothesis("Poisson whatever the loss is called", _weights_of(lambda _, nll, mae: right("Poisson", nll, mae))),
+        Hypothesis("MAE whatever the loss is called", _weights_of(lambda _, nll, mae: right("MAE", nll, mae))),
+        Hypothesis("names of the losses exchanged", _weights_of(lambda loss, nll, mae: right(other[loss], nll, mae))),
+        Hypothesis(
+            "likelihood counts beside any loss",
+            _weights_of(lambda loss, nll, mae: (right("Poisson", nll, mae)[0], right(loss, nll, mae)[1])),
+        ),
+        Hypothesis(
+            "amplitude counts beside any loss",
+            _weights_of(lambda loss, nll, mae: (right(loss, nll, mae)[0], right("MAE", nll, mae)[1])),
+        ),
+        Hypothesis("given weights ignored", _weights_of(lambda loss, _, __: right(loss, None, None))),
+        Hypothesis(
+            "a weight of 0 counts as none given",
+            _weights_of(lambda loss, nll, mae: right(loss, nll or None, mae or None)),
+        ),
+        Hypothesis("a term that is not given counts 0", _weights_of(lambda _, nll, mae: (nll or 0.0, mae or 0.0))),
+    ]
+    return Outcome(_weights_of(right), _weights_of(found), 0.0, mistakes)
+
+
+FIRST: Mapping[str, Mapping[str, Any]] = {
+    "model": {"probe_scale": 3.0, "loss_function": "MAE"},
+    "training": {"max_epochs": 7, "learning_rate": 0.5},
+    "data": {"K": 9, "nphotons": 50.0},
+}
+SECOND: Mapping[str, Mapping[str, Any]] = {
+    "model": {"offset": 6}, "training": {"batch_size": 5}, "data": {"gridsize": 3}
+}  # fmt: skip
+ADDED: Mapping[str, tuple[str, Any]] = {
+    "model": ("n_filters_scale", 4), "training": ("seed", 8), "data": ("group_seed", 2)
+}  # fmt: skip
+
+
+def _as_text(owners: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    return {
+        f"{owner}.{name}": np.array(repr(each)) for owner, values in owners.items() for name, each in values.items()
+    }
+
+
+def _refuses(attempt: Callable[[], None]) -> bool:
+    """Return whether an attempt is refused in the words of settings."""
+    try:
+        attempt()
+    except ConfigError:
+        return True
+    except TypeError:
+        return False
+    return False
+
+
+def _of_process(_: StepBench) -> Outcome:
+    """Set the settings of the process twice, add to them, and be refused: what was set last is what runs take."""
+    singletons: dict[str, Any] = {"model": ModelConfig(), "training": TrainingConfig(), "data": DataConfig()}
+    before = Settings.current().as_dict()
+    plain = Settings().as_dict()
+    set_twice = {owner: {**plain[owner], **SECOND[owner]} for owner in plain}
+    expected = {owner: {**set_twice[owner], ADDED[owner][0]: ADDED[owner][1]} for owner in plain}
+    refused = 0
+    try:
+        for owner, each in singletons.items():
+            each.set_settings(FIRST[owner])
+            each.set_settings(SECOND[owner])
+            each.add(*ADDED[owner])
+            for wrong in ({"no_such_name": 1}, {ADDED[owner][0]: "many"}):
+                ((name, value),) = wrong.items()
+                refused += _refuses(partial(each.set_settings, wrong)) + _refuses(partial(each.add, name, value))
+        found = Settings.current().as_dict()
+        said = {owner: {name: each.get(name) for name in plain[owner]} for owner, each in singletons.items()}
+    finally:
+        for owner, each in singletons.items():
+            each.set_settings(before[owner])
+    mistakes = [
+        Hypothesis(
+            "what was set before is kept",
+            _as_text({owner: {**each, **FIRST[owner]} for owner, each in expected.items()}),
+        ),
+        Hypothesis("nothing is set", _as_text(plain)),
+        Hypothesis("nothing is added", _as_text(set_twice)),
+    ]
+    return Outcome(
+        {**_as_text(expected), "refused": np.array(12), "as each says": np.array(True)},
+        {**_as_text(found), "refused": np.array(refused), "as each says": np.array(said == found)},
+        0.0,
+        mistakes,
+    )
+
+
+RATE, BETA_1, BETA_2, EPSILON, DECAY, STEPS = 0.02, 0.7, 0.95, 3e-4, 0.2, 4
+"""None of them is a default of the settings or of PyTorch."""
+
+
+def _optimiser_module(chosen: Mapping[str, Any]) -> PtychoPINN:
+    """Return a float64 module with the small network, whose probe and scale are trained unless told otherwise."""
+    from unittest import mock
+
+    import torch
+
+    from conformance.plain_training import StandIn
+    from ptycho_torch import train
+
+    probe = np.random.default_rng(3).standard_normal((2, 64, 64)) + 1j
+    settings = Settings().override(
+        {"gridsize": 2, "precision": "64-true", "nphotons": 1e4, "intensity_scale_trainable": True,
+         "probe_trainable": True, **chosen}
+    )  # fmt: skip
+    with mock.patch.object(train, "PtychoNet", StandIn):
+        return train.PtychoPINN(settings, probe=torch.from_numpy(probe))
+
+
+def _draw_gradients(module: PtychoPINN) -> list[dict[str, np.ndarray]]:
+    """Draw gradients of every weight, many so small that ε counts."""
+    rng = np.random.default_rng(0)
+    shapes = {name: tuple(each.shape) for name, each in module.network.named_parameters()}
+    return [
+        {name: 10.0 ** rng.uniform(-7, 0, shape) * rng.standard_normal(shape) for name, shape in shapes.items()}
+        for _ in range(STEPS)
+    ]
+
+
+def _chosen_optimisers(_: StepBench) -> Outcome:
+    """Take some updates with every optimiser that settings allow, with numbers of which none is a default."""
+    import torch
+
+    from ptycho_torch.config_schema import load_schema
+
+    names = load_schema().settings["optimizer"].choices
+    expected: dict[str, np.ndarray] = {}
+    found: dict[str, np.ndarray] = {}
+    wrong: dict[str, dict[str, np.ndarray]] = {}
+    for name in names or ():
+        rule = Rule(name, RATE, BETA_1, BETA_2, EPSILON, DECAY if name == "adamw" else 0.0)
+        chosen = {
+            "optimizer": name, "learning_rate": RATE, "adam_beta1": BETA_1, "adam_beta2": BETA_2, "adam_eps": EPSILON,
+            "weight_decay": rule.decay,
+        }  # fmt: skip
+        for case, trainable in ((name, True), (f"{name}, probe and scale frozen", False)):
+            flags = {"probe_trainable": trainable, "intensity_scale_trainable": trainable}
+            module = _optimiser_module({**chosen, **flags})
+            gradients, optimiser = _draw_gradients(module), module.configure_optimizers()
+            parameters = dict(module.network.named_parameters())
+            start = {key: each.detach().numpy().copy() for key, each in parameters.items()}
+            for each in gradients:
+                for key, parameter in parameters.items():
+                    parameter.grad = torch.from_numpy(np.asarray(each[key]))
+                optimiser.step()
+            trained: Iterable[str] = parameters if trainable else ("weight",)
+
+            expected[case] = _changes(rule, start, gradients, trained)
+            found[case] = np.concatenate(
+                [(each.detach().numpy() - start[key]).ravel() for key, each in parameters.items()]
+            )
+            for mistake, other in _other_rules(rule):
+                wrong.setdefault(mistake, {})[case] = _changes(other, start, gradients, trained)
+            wrong.setdefault("decay added to the gradient", {})[case] = _changes(
+                dataclasses.replace(rule, decay=0.0), start, gradients, trained, rule.decay
+            )
+            wrong.setdefault("frozen probe and scale trained", {})[case] = _changes(rule, start, gradients, start)
+            wrong.setdefault("probe and scale never trained", {})[case] = _changes(rule, start, gradients, ("weight",))
+    return Outcome(expected, found, FLOAT64, [Hypothesis(name, gives) for name, gives in wrong.items()])
+
+
+def _changes(
+    rule: Rule,
+    start: Mapping[str, np.ndarray],
+    gradients: Sequence[Mapping[str, np.ndarray]],
+    trained: Iterable[str],
+    added: float = 0.0,
+) -> np.ndarray:
+    """Return what updates by a rule change; ``added`` times the weights is added to each gradient."""
+    weights: Mapping[str, np.ndarray] = {key: start[key] for key in trained}
+    moments: Moments = {}
+    for step, each in enumerate(gradients, 1):
+        given = {key: each[key] + added * weight for key, weight in weights.items()}
+        weights, moments = updated(rule, weights, given, moments, step)
+    return np.concatenate([(weights.get(key, start[key]) - start[key]).ravel() for key in start])
+
+
+def _other_rules(rule: Rule) -> Iterator[tuple[str, Rule]]:
+    """Yield rules that are not what was chosen."""
+    plain = Rule(rule.name)
+    yield "learning rate ignored", dataclasses.replace(rule, rate=plain.rate)
+    yield "β₁ ignored", dataclasses.replace(rule, beta_1=plain.beta_1)
+    yield "β₂ ignored", dataclasses.replace(rule, beta_2=plain.beta_2)
+    yield "β₁ and β₂ ignored", dataclasses.replace(rule, beta_1=plain.beta_1, beta_2=plain.beta_2)
+    yield "β₁ and β₂ exchanged", dataclasses.replace(rule, beta_1=rule.beta_2, beta_2=rule.beta_1)
+    yield "ε ignored (that of PyTorch in its place)", dataclasses.replace(rule, epsilon=1e-8)
+    yield "ε ignored (the default in its place)", dataclasses.replace(rule, epsilon=plain.epsilon)
+    yield "decay ignored (that of PyTorch in its place)", dataclasses.replace(rule, decay=0.01)
+    yield "decay ignored", dataclasses.replace(rule, decay=0.0)
+    yield "decay without the learning rate", dataclasses.replace(rule, decay=rule.decay / rule.rate)
+    for name in ("keras_adam", "adam", "adamw"):
+        yield f"{name} whatever was chosen", dataclasses.replace(rule, name=name)
+
+
+CHOICES: tuple[Step, ...] = (
+    Step("configuration.loss", ("STEP-CONFIGURATION",), _loss_weights),
+    Step("configuration.process", ("STEP-CONFIGURATION",), _of_process),
+)
+CHOSEN: tuple[Step, ...] = (
+    Step("optimiser.choices", ("STEP-OPTIMISER", "RUN-01"), _chosen_optimisers, ("lightning", "tensordict")),
+)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from conformance.step import Step
+from conformance.steps_archives import ARCHIVED
 from conformance.steps_bridge import BRIDGE, CONFIGURATION
+from conformance.steps_configurations import TRANSLATED
+from conformance.steps_conversion import CONVERTED
 from conformance.steps_data import DATA
+from conformance.steps_export import EXPORTED
 from conformance.steps_forward import FORWARD
 from conformance.steps_loading import LOADING
 from conformance.steps_masked_loss import MASKED_LOSS
@@ -18,7 +22,11 @@ def all_steps() -> tuple[Step, ...]:
     """List every step in the order in which a run goes through them."""
     return (
         *CONFIGURATION,
+        *TRANSLATED,
         *BRIDGE,
+        *ARCHIVED,
+        *CONVERTED,
+        *EXPORTED,
         *PREPARING,
         *DATA,
         *LOADING,

@@ -49,8 +49,8 @@ SAVED_MODEL = NetworkSettings(
     gaussian_smoothing_sigma=0.3, offset=7, max_position_jitter=5, intensity_scale=float(np.float32(19.3)),
 )  # fmt: skip
 FOLDER = NetworkSettings(
-    N=64, gridsize=1, n_filters_scale=1, probe_big=False, amp_activation="relu", offset=2, max_position_jitter=14,
-    intensity_scale=6.5,
+    N=64, gridsize=2, n_filters_scale=1, object_big=False, probe_big=False, amp_activation="relu", offset=2,
+    max_position_jitter=13, intensity_scale=6.5,
 )  # fmt: skip
 
 

@@ -89,6 +89,13 @@ UNSTATED: Mapping[str, Values] = {
 }
 """The same for each route: the legacy dictionary and the dataclass have other defaults."""
 
+OF_PYTORCH: Values = {
+    "offset": 4, "max_position_jitter": 10, "intensity_scale_trainable": True, "scheduler": "Default",
+    "plateau_min_lr": 5e-5, "plateau_threshold": 0.0, "gradient_clip_val": None, "seed": 42, "gridsize": 1, "K": 4,
+    "nphotons": 1e9,
+}  # fmt: skip
+"""What the reference's PyTorch side has where a file states nothing but that it is meant."""
+
 NOT_FOLLOWED: Values = {
     "probe_trainable": False, "loss_function": "Poisson", "optimizer": "keras_adam", "weight_decay": 0.0,
     "adam_beta1": 0.9, "adam_beta2": 0.999, "scheduler": "ReduceLROnPlateau", "plateau_factor": 0.5,
@@ -208,7 +215,8 @@ def _mistakes(expected: Arrays, meant: Callable[[str], Values]) -> Iterator[Hypo
         },
     )
     for setting, value, *_ in ROWS:
-        yield Hypothesis(f"read from {setting}", dict.fromkeys(expected, np.array(repr(value))))
+        if not isinstance(value, bool):
+            yield Hypothesis(f"read from {setting}", dict.fromkeys(expected, np.array(repr(value))))
 
 
 def _unstated(_: StepBench) -> Outcome:
@@ -218,6 +226,12 @@ def _unstated(_: StepBench) -> Outcome:
     for route, defaults in UNSTATED.items():
         expected |= shown(route, here | defaults)
         found |= shown(route, _read(route, {}))
+    # What weights the loss has there is a matter of its own.
+    of_pytorch = {
+        name: value for name, value in (here | OF_PYTORCH).items() if not name.endswith(("nll_weight", "mae_weight"))
+    }
+    expected |= shown("file for PyTorch", of_pytorch)
+    found |= shown("file for PyTorch", _read("yaml", {"training.backend": "pytorch"}))
     return Outcome(expected, found, 0.0, lambda: _mistakes(expected, lambda route: {}))
 
 
@@ -242,7 +256,15 @@ def _as_run(_: StepBench) -> Outcome:
         overruled = FLAGS_WIN if route == "yaml" else {}
         expected |= shown(route, here | defaults | meant | run | overruled)
         found |= shown(route, _read(route, given, as_run=True))
-    return Outcome(expected, found, 0.0, lambda: _mistakes(expected, lambda route: stated(route)[1]))
+    # The backend is a line outside of ``model:`` too.
+    expected |= shown("file for PyTorch", here | UNSTATED["yaml"])
+    found |= shown("file for PyTorch", _read("yaml", {"training.backend": "pytorch"}, as_run=True))
+    return Outcome(
+        expected,
+        found,
+        0.0,
+        lambda: _mistakes(expected, lambda route: stated(route)[1] if route in UNSTATED else OF_PYTORCH),
+    )
 
 
 SPELLED: tuple[tuple[str, str, Values, str, Any], ...] = (

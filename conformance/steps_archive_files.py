@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
@@ -39,7 +40,7 @@ def draw_stored(settings: NetworkSettings, seed: int) -> Stored:
     shapes = Oracle(dataclasses.asdict(settings)).weight_shapes
     names = [f"{stage}.{kind}" for stage in stages_in_order(settings) for kind in ("kernel", "bias")]
     weights = {
-        name: (rng.standard_normal(shapes[name]) / np.sqrt(max(np.prod(shapes[name][:-1]), 9))).astype(np.float32)
+        name: (rng.standard_normal(shapes[name]) / math.sqrt(max(math.prod(shapes[name][:-1]), 9))).astype(np.float32)
         for name in names
     }
     return Stored(settings, weights, draw_wave(settings.N, rng))
@@ -48,7 +49,8 @@ def draw_stored(settings: NetworkSettings, seed: int) -> Stored:
 def draw_wave(N: int, rng: np.random.Generator) -> np.ndarray:
     """Draw a probe (N, N) complex64 in which no number is like another."""
     real, imaginary = rng.standard_normal((2, N, N))
-    return (real + 1j * imaginary).astype(np.complex64)
+    wave: np.ndarray = (real + 1j * imaginary).astype(np.complex64)
+    return wave
 
 
 def zipped(members: Mapping[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -151,7 +153,7 @@ class GraphFile:
 
     def _convolve(self, stage: str, source: str) -> str:
         relu = not stage.endswith((".head", ".central"))
-        config = {"kernel_size": [3, 3], "strides": [1, 1], "padding": "same", "use_bias": True}
+        config: dict[str, Any] = {"kernel_size": [3, 3], "strides": [1, 1], "padding": "same", "use_bias": True}
         return self._add("Conv2D", self.names[stage], source, activation="relu" if relu else "linear", **config)
 
     def _both(self, ends: Ends, stage: str) -> Ends:
@@ -179,7 +181,7 @@ class GraphFile:
         features = self._add("IntensityScaler", "intensity_scaler", "input", module="ptycho.model")
         for block in range(len(s.encoder_widths)):
             features = self._convolve(f"encoder.{block}.conv2", self._convolve(f"encoder.{block}.conv1", features))
-            pool = {"pool_size": [2, 2], "strides": [2, 2], "padding": "same"}
+            pool: dict[str, Any] = {"pool_size": [2, 2], "strides": [2, 2], "padding": "same"}
             features = self._add("MaxPooling2D", f"max_pooling2d_{block + 4}", features, **pool)
         return features
 

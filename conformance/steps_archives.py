@@ -344,7 +344,8 @@ def _mistakes(kinds: Mapping[str, Kind]) -> Iterator[Hypothesis]:
 
 
 def _outcome(kinds: Mapping[str, Kind]) -> Outcome:
-    expected, found = {}, {}
+    expected: dict[str, np.ndarray] = {}
+    found: dict[str, np.ndarray] = {}
     for name, kind in kinds.items():
         expected |= kind.expected(name)
         found |= kind.found(name)

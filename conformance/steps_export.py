@@ -132,7 +132,7 @@ def _keras_model(content: bytes) -> tuple[list[dict[str, Any]], dict[tuple[str, 
     with zipfile.ZipFile(io.BytesIO(content)) as file:
         layers = json.loads(file.read("config.json"))["config"]["layers"]
         weights = io.BytesIO(file.read("model.weights.h5"))
-    arrays = {}
+    arrays: dict[tuple[str, str], np.ndarray] = {}
     with h5py.File(weights) as root:
         names = [layer["name"] for layer in layers if layer["class_name"] == "Conv2D"]
         for number, layer in enumerate(names):

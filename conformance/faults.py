@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from conformance.faults_archives import ARCHIVED, TRANSLATED
 from conformance.faults_backward import BACKWARD
 from conformance.faults_bridge import BRIDGE, CONFIGURATION
 from conformance.faults_data import DATA
@@ -14,4 +15,15 @@ from conformance.seeding import Fault
 
 def all_faults() -> tuple[Fault, ...]:
     """Return the whole catalogue."""
-    return (*FORWARD, *BACKWARD, *CONFIGURATION, *BRIDGE, *OF_FILES, *DATA, *OF_MAPS, *OPTIMISER)
+    return (
+        *FORWARD,
+        *BACKWARD,
+        *CONFIGURATION,
+        *TRANSLATED,
+        *BRIDGE,
+        *ARCHIVED,
+        *OF_FILES,
+        *DATA,
+        *OF_MAPS,
+        *OPTIMISER,
+    )

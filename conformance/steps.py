@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from conformance.step import Step
+from conformance.steps_archives import ARCHIVED
 from conformance.steps_bridge import BRIDGE, CONFIGURATION
-from conformance.steps_converting import CONVERTING
 from conformance.steps_choices import CHOICES, CHOSEN
+from conformance.steps_configurations import TRANSLATED
+from conformance.steps_conversion import CONVERTED
+from conformance.steps_converting import CONVERTING
 from conformance.steps_data import DATA
 from conformance.steps_derived import DERIVING
+from conformance.steps_export import EXPORTED
 from conformance.steps_forward import FORWARD
 from conformance.steps_initial_weights import INITIAL_WEIGHTS
 from conformance.steps_loading import LOADING
@@ -18,11 +22,10 @@ from conformance.steps_precision import PRECISION
 from conformance.steps_preparation import PREPARING
 from conformance.steps_reading import READING
 from conformance.steps_rebuilding import REBUILDING
-from conformance.steps_resuming import RESUMING
-from conformance.steps_samplers import SAMPLING
 from conformance.steps_resumed_runs import RESUMED_RUNS
 from conformance.steps_resuming import RESUMING
 from conformance.steps_runs import RUNS
+from conformance.steps_samplers import SAMPLING
 from conformance.steps_stitching import STITCHING
 from conformance.steps_training import OPTIMISER
 
@@ -32,7 +35,11 @@ def all_steps() -> tuple[Step, ...]:
     return (
         *CONFIGURATION,
         *CHOICES,
+        *TRANSLATED,
         *BRIDGE,
+        *ARCHIVED,
+        *CONVERTED,
+        *EXPORTED,
         *READING,
         *PREPARING,
         *CONVERTING,

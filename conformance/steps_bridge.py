@@ -18,7 +18,7 @@ from conformance.step import Outcome, Step, StepBench
 from ptycho_tf_bridge import stored_model
 from ptycho_tf_bridge.layout import LAYOUTS
 from ptycho_tf_bridge.weights import tensorflow_shapes, to_tensorflow, to_torch, torch_shapes
-from ptycho_torch.config_params import Settings
+from ptycho_torch.config_params import NetworkSettings, Settings
 
 GRAPH = "n64_g2"
 """Graph whose weights are carried over: every kind of convolution is in it."""
@@ -54,8 +54,18 @@ def _layouts(_: StepBench) -> Outcome:
     batch_fastest = {
         "flat to torch": tensorflow["flat"][..., 0].reshape(C, B, H, W).swapaxes(0, 1),
         "flat to TensorFlow": images.swapaxes(0, 1).reshape(B * C, H, W, 1),
+        "flat_modes to torch": np.moveaxis(tensorflow["flat_modes"].reshape(C, B, H, W, M), (1, 0, 4), (0, 1, 2)),
+        "flat_modes to TensorFlow": np.moveaxis(waves.swapaxes(0, 1).reshape(B * C, M, H, W), 1, -1),
     }
     mistakes = [
+        Hypothesis("rows and columns exchanged", {
+            name: array.swapaxes(-2, -1) if name.endswith("torch") else array.swapaxes(1, 2)
+            for name, array in expected.items() if not name.startswith("offsets")
+        }),
+        Hypothesis("modes and channels exchanged", {
+            "flat_modes to torch": waves.swapaxes(1, 2),
+            "flat_modes to TensorFlow": waves.transpose(0, 2, 3, 4, 1).reshape(B * M, H, W, C),
+        }),
         Hypothesis("swapped x/y", {name: array[..., ::-1] if name.endswith("torch") else array[:, :, ::-1]
                                    for name, array in expected.items() if name.startswith("offsets")}),
         Hypothesis("batch fastest in the folded axis", batch_fastest),
@@ -67,7 +77,7 @@ def _layouts(_: StepBench) -> Outcome:
     return Outcome(expected, given, 0.0, mistakes)
 
 
-def _by_hand(
+def as_torch(
     weights: Mapping[str, np.ndarray], change: Callable[[str, np.ndarray], np.ndarray] | None = None
 ) -> Arrays:
     """Carry weights to PyTorch: a kernel (kh, kw, in, out) becomes (out, in, kh, kw), and is called ``weight``."""
@@ -93,7 +103,7 @@ def _renamed(weights: Mapping[str, np.ndarray], one: str, other: str) -> Arrays 
 
 def _weight_mistakes(weights: Mapping[str, np.ndarray]) -> Iterator[Hypothesis]:
     def changed(change: Callable[[np.ndarray], np.ndarray]) -> Arrays:
-        return _by_hand(weights, lambda _, array: change(array) if array.ndim == 4 else array)
+        return as_torch(weights, lambda _, array: change(array) if array.ndim == 4 else array)
 
     yield Hypothesis("kernel transposed in space", changed(lambda kernel: kernel.swapaxes(0, 1)))
     yield Hypothesis("kernel flipped", changed(lambda kernel: kernel[::-1, ::-1]))
@@ -101,11 +111,11 @@ def _weight_mistakes(weights: Mapping[str, np.ndarray]) -> Iterator[Hypothesis]:
         "kernel's channels-last/first mix-up",
         changed(lambda k: k.reshape(k.shape[3], k.shape[2], 3, 3).transpose(2, 3, 1, 0)),
     )
-    yield Hypothesis("bias dropped", _by_hand(weights, lambda _, array: array if array.ndim == 4 else 0 * array))
+    yield Hypothesis("bias dropped", as_torch(weights, lambda _, array: array if array.ndim == 4 else 0 * array))
     for part in ("central", "outer.head", "outer.conv1", "outer.conv2", "0.conv1", "0.conv2", "1.conv1", "1.conv2"):
         exchanged = _renamed(weights, f"decoder_amp.{part}.", f"decoder_phase.{part}.")
         if exchanged is not None:
-            yield Hypothesis("wrong head order (amplitude and phase exchanged)", _by_hand(exchanged))
+            yield Hypothesis("wrong head order (amplitude and phase exchanged)", as_torch(exchanged))
     for one, other, what in (
         ("decoder_amp", "decoder_phase", "amplitude and phase decoder exchanged"),
         ("conv1", "conv2", "conv1 and conv2 exchanged"),
@@ -113,37 +123,43 @@ def _weight_mistakes(weights: Mapping[str, np.ndarray]) -> Iterator[Hypothesis]:
     ):
         exchanged = _renamed(weights, one, other)
         if exchanged is not None:
-            yield Hypothesis(what, _by_hand(exchanged))
+            yield Hypothesis(what, as_torch(exchanged))
     biases = _renamed(weights, "amp.central.bias", "phase.central.bias")
     if biases is not None:
-        yield Hypothesis("biases of the heads exchanged", _by_hand(biases))
+        yield Hypothesis("biases of the heads exchanged", as_torch(biases))
 
 
 def _weight_map(_: StepBench) -> Outcome:
     weights, settings = _weights(), GRAPHS[GRAPH]
-    return Outcome(_by_hand(weights), to_torch(weights, settings), 0.0, tuple(_weight_mistakes(weights)))
+    return Outcome(as_torch(weights), to_torch(weights, settings), 0.0, tuple(_weight_mistakes(weights)))
 
 
 def _weights_back(_: StepBench) -> Outcome:
     weights, settings = _weights(), GRAPHS[GRAPH]
-    return Outcome(weights, to_tensorflow(_by_hand(weights), settings))
+    return Outcome(weights, to_tensorflow(as_torch(weights), settings))
+
+
+def stages_in_order(settings: NetworkSettings) -> list[str]:
+    """List the convolutions as Keras does: by depth in the graph and, at equal depth, amplitude before phase."""
+
+    def both(role: str) -> list[str]:
+        return [f"decoder_{which}.{role}" for which in ("amp", "phase")]
+
+    stages = [f"encoder.{i}.conv{j}" for i in range(len(settings.encoder_widths)) for j in (1, 2)]
+    for i in range(len(settings.decoder_widths)):
+        stages += both(f"{i}.conv1") + both(f"{i}.conv2")
+    if settings.probe_big or not settings.pad_object:
+        stages += both("outer.conv1") + both("outer.conv2") + both("outer.head")
+    if settings.pad_object:
+        stages += both("central")
+    return stages
 
 
 def _weight_order(_: StepBench) -> Outcome:
-    """Keras orders by depth in the graph and, at equal depth, amplitude before phase."""
+    """Names come in the order in which Keras lists the convolutions."""
     expected, given, exchanged = {}, {}, {}
     for name, settings in GRAPHS.items():
-        stages = [f"encoder.{i}.conv{j}" for i in range(len(settings.encoder_widths)) for j in (1, 2)]
-
-        def both(role: str) -> list[str]:
-            return [f"decoder_{which}.{role}" for which in ("amp", "phase")]
-
-        for i in range(len(settings.decoder_widths)):
-            stages += both(f"{i}.conv1") + both(f"{i}.conv2")
-        if settings.probe_big or not settings.pad_object:
-            stages += both("outer.conv1") + both("outer.conv2") + both("outer.head")
-        if settings.pad_object:
-            stages += both("central")
+        stages = stages_in_order(settings)
         expected[name] = np.array([f"{stage}.{kind}" for stage in stages for kind in ("kernel", "bias")])
         exchanged[name] = np.array([_other_decoder(each) for each in expected[name]])
         given[name] = np.array(list(tensorflow_shapes(settings)))

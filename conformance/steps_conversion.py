@@ -1,0 +1,207 @@
+"""An archive becomes a checkpoint with the settings of its run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import numpy as np
+import yaml
+
+from conformance.hypotheses import Arrays, Hypothesis
+from conformance.oracle_operations import default_probe, normalise_probe
+from conformance.step import Outcome, Step, StepBench
+from conformance.steps_archive_files import Stored, draw_stored, draw_wave
+from conformance.steps_archives import ARCHIVES, OLD, TODAY, probe_mistakes, saved_parameters, texts, weight_mistakes
+from conformance.steps_bridge import as_torch, stages_in_order
+from conformance.steps_configurations import NOT_FOLLOWED, UNSTATED, every_setting, stated
+from ptycho_torch.config_params import NetworkSettings, Settings
+
+if TYPE_CHECKING:
+    from ptycho_tf_bridge.archive import Archive
+
+CONVERTING = ("lightning",)
+"""What writing a checkpoint needs."""
+
+COUNTS = 6e5
+"""Mean counts of a pattern, to which the intensity scale of ``TODAY`` does not belong, so that either can be told."""
+
+
+def _archive(stored: Stored, parameters: Mapping[str, Any], missing: tuple[str, ...] = ()) -> Archive:
+    """Return an archive as it is read, of a model and parameters."""
+    from ptycho_tf_bridge.archive import Archive
+
+    scale = stored.settings.intensity_scale
+    return Archive(
+        path=Path("elsewhere", "wts.h5.zip"),
+        digest="ab" * 32,
+        layout="keras",
+        era="since then",
+        parameters=parameters,
+        network=stored.settings,
+        weights=stored.weights,
+        probe=None if "probe" in missing else stored.probe,
+        probe_source="",
+        intensity_scale=None if "intensity_scale" in missing else scale,
+        intensity_scale_source="",
+        missing=missing,
+        notes=(),
+    )
+
+
+def checkpoint_of(prefix: str, path: Path) -> dict[str, np.ndarray]:
+    """Return what a checkpoint holds: biases first, which are zero in a network that was just made."""
+    import torch
+
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    state = {name.removeprefix("network."): tensor.numpy() for name, tensor in content["state_dict"].items()}
+    own = content["ptycho_torch"]
+    parts = state.pop("probe_parts")
+    log_scale = state.pop("log_scale")
+    return _held(
+        prefix,
+        state,
+        (parts[..., 0] + 1j * parts[..., 1]).astype(np.result_type(parts.dtype, np.complex64)),
+        log_scale,
+        own["network"],
+        {name: value for owner in own["settings"].values() for name, value in owner.items()},
+    ) | texts(f"{prefix}: known of the data: ", own["statistics"])
+
+
+def _held(
+    prefix: str, state: Arrays, probe: np.ndarray, log_scale: np.ndarray, network: Any, settings: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Name everything that a checkpoint holds."""
+    ordered = sorted(state, key=lambda name: (not name.endswith(".bias"), name))
+    arrays = {f"{prefix}: {name}": state[name] for name in ordered}
+    arrays[f"{prefix}: dtypes"] = np.array([f"{name} {state[name].dtype}" for name in ordered])
+    arrays |= {f"{prefix}: probe": probe, f"{prefix}: log_scale": np.asarray(log_scale)}
+    dtypes = {"probe dtype": str(probe.dtype), "log_scale dtype": str(np.asarray(log_scale).dtype)}
+    return (
+        arrays
+        | texts(f"{prefix}: ", dtypes)
+        | texts(f"{prefix}: network ", network)
+        | texts(f"{prefix}: setting ", settings)
+    )
+
+
+def held_by(
+    prefix: str, stored: Stored, probe: np.ndarray, network: NetworkSettings, settings: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Return what a checkpoint of a model has to hold."""
+    log_scale = np.array(math.log(network.intensity_scale), np.float32)
+    return _held(prefix, as_torch(stored.weights), probe[None], log_scale, dataclasses.asdict(network), settings)
+
+
+def of_network(network: NetworkSettings) -> dict[str, Any]:
+    """Return the settings that the model itself decides."""
+    known = every_setting(Settings())
+    return {name: value for name, value in dataclasses.asdict(network).items() if name in known}
+
+
+def migrated(prefix: str, archive: Archive, **more: Any) -> dict[str, np.ndarray]:
+    """Convert, and return what was written: the checkpoint, the settings beside it and the facts of the report.
+
+    Of the picture, which takes longer than all else, the probe that it would show is returned.
+    """
+    from ptycho_tf_bridge import migrate
+
+    drawn: list[np.ndarray] = []
+    with (
+        tempfile.TemporaryDirectory(prefix="conformance-conversion-") as folder,
+        mock.patch.object(migrate, "_draw", lambda probe, *_: drawn.append(probe)),
+    ):
+        written = migrate.convert(archive, Path(folder), **more)
+        found = checkpoint_of(prefix, Path(folder, "checkpoints", "last.ckpt"))
+        sections = yaml.safe_load(written.settings_file.read_text(encoding="utf-8"))
+        facts = json.loads(written.report_json.read_text(encoding="utf-8"))
+    beside = {name: value for section in sections.values() for name, value in section.items()}
+    found |= texts(f"{prefix}: file ", beside) | {f"{prefix}: drawn probe": drawn[0][None]}
+    reported = {field["field_there"]: field["value_there"] for field in facts["fields"] if field["field_there"]}
+    found |= texts(f"{prefix}: reported ", reported)
+    scale, arrays = facts["intensity_scale"]["value"], facts["archive"]["arrays"]
+    return found | texts(f"{prefix}: ", {"reported scale": scale, "arrays": arrays})
+
+
+def _converted(_: StepBench) -> Outcome:
+    """Convert an archive with everything in it, and one that lacks probe, scale and parameters."""
+    whole, bare = draw_stored(TODAY, 11), draw_stored(OLD, 12)
+    said, meant = _saved()
+    here, legacy = every_setting(Settings()), UNSTATED["legacy"]
+    run = {name: value for name, value in NOT_FOLLOWED.items() if name in meant}
+    settings = here | legacy | meant | run | of_network(TODAY)
+    given = dataclasses.replace(OLD, intensity_scale=9.5, probe_mask=False)
+    lit = draw_wave(64, np.random.default_rng(13))
+    defaults = here | legacy | of_network(given)
+    expected = held_by("whole", whole, whole.probe, TODAY, settings) | held_by("bare", bare, lit, given, defaults)
+    for name, values, network in (("whole", settings, TODAY), ("bare", defaults, given)):
+        expected |= texts(f"{name}: file ", values)
+        facts = {"reported scale": network.intensity_scale, "arrays": 2 * len(stages_in_order(network))}
+        expected |= texts(f"{name}: ", facts)
+        data = {"probe_modes": 1, "one_probe": True, "nphotons": values["nphotons"], "archive": "wts.h5.zip"}
+        expected |= texts(f"{name}: known of the data: ", data | {"archive_sha256": "ab" * 32})
+    expected |= texts("whole: reported ", said)
+    expected |= {"whole: drawn probe": whole.probe[None], "bare: drawn probe": lit[None]}
+    lacking = _archive(
+        dataclasses.replace(bare, settings=dataclasses.replace(OLD, intensity_scale=1.0)),
+        {},
+        ("probe", "intensity_scale", "probe_mask"),
+    )
+    found = migrated("whole", _archive(whole, said))
+    found |= migrated("bare", lacking, probe=lit, given={"intensity_scale": 9.5, "probe_mask": False})
+    models = {"whole": (whole, whole.probe), "bare": (bare, lit)}
+    return Outcome(expected, found, 0.0, lambda: conversion_mistakes(expected, models, here | legacy | meant))
+
+
+def _saved() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return saved parameters of which none is a default, and the settings that they state."""
+    given, meant = stated("legacy")
+    model = saved_parameters(TODAY, intensity_scale=TODAY.intensity_scale, nphotons=COUNTS)
+    model.pop("_version")
+    return {**given, **model}, {**meant, "nphotons": COUNTS}
+
+
+def conversion_mistakes(
+    expected: Arrays, models: Mapping[str, tuple[Stored, np.ndarray]], as_stated: Mapping[str, Any]
+) -> Iterator[Hypothesis]:
+    """Yield what can go wrong with checkpoints of these models, by prefix."""
+    made: dict[str, dict[str, np.ndarray]] = {}
+    for prefix, (stored, probe) in models.items():
+        for mistake, weights in weight_mistakes(stored.weights):
+            made.setdefault(mistake, {}).update({f"{prefix}: {n}": a for n, a in as_torch(weights).items()})
+        for mistake, wrong in probe_mistakes(probe):
+            made.setdefault(mistake, {})[f"{prefix}: probe"] = wrong[None]
+        disk = normalise_probe(default_probe(len(probe)).astype(complex), 4.0)
+        made.setdefault("the default probe in place of the archive's", {})[f"{prefix}: probe"] = disk[None]
+        log_scale = expected[f"{prefix}: log_scale"].astype(np.float64)
+        for mistake, wrong in (
+            ("scale in place of its logarithm", np.exp(log_scale)),
+            ("decimal logarithm of the scale", log_scale / np.log(10)),
+            ("twice the logarithm of the scale", 2 * log_scale),
+        ):
+            made.setdefault(mistake, {})[f"{prefix}: log_scale"] = wrong
+    for mistake, gives in made.items():
+        yield Hypothesis(mistake, gives)
+    biases = {name: np.zeros_like(array) for name, array in expected.items() if name.endswith(".bias")}
+    yield Hypothesis("weights of a network that was just made", biases)
+    for what, values in (
+        ("parameters as stated, not as TensorFlow ran", as_stated),
+        ("setting ignored, this project's default in its place", every_setting(Settings())),
+    ):
+        yield Hypothesis(
+            what,
+            {
+                name: np.array(repr(values[setting]))
+                for name in expected
+                if (setting := name.rpartition(" ")[2]) in values
+            },
+        )
+
+
+CONVERTED: tuple[Step, ...] = (Step("bridge.converted", ARCHIVES, _converted, CONVERTING),)

@@ -1,0 +1,283 @@
+"""A checkpoint becomes an archive, which is read by other means, and comes back as it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+import pickle
+import shutil
+import tempfile
+import weakref
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from conformance.hypotheses import Arrays, Hypothesis
+from conformance.oracle import Constants, Oracle
+from conformance.oracle_stages import ACTIVATIONS, correlate
+from conformance.step import FLOAT64, Outcome, Step, StepBench
+from conformance.steps_archive_files import Stored, draw_stored
+from conformance.steps_archives import ARCHIVES, OLD, TODAY, probe_mistakes, saved_parameters, texts, weight_mistakes
+from conformance.steps_bridge import as_torch, stages_in_order
+from conformance.steps_configurations import every_setting
+from conformance.steps_conversion import CONVERTING, COUNTS, conversion_mistakes, held_by, migrated, of_network
+from ptycho_torch.config_params import NetworkSettings, Settings
+
+if TYPE_CHECKING:
+    from ptycho_tf_bridge.export import Export
+
+TRAINED = dataclasses.replace(TODAY, intensity_scale_trainable=True)
+LOG_SCALE = np.float32(np.log(TODAY.intensity_scale) + 0.25)
+"""ln(s_I) behind training, which is not that of the settings."""
+
+SHARED = dataclasses.replace(OLD, intensity_scale=11.3, probe_trainable=True)
+"""A network whose scale stayed as it was set: 11.3, not what its logarithm in float32 gives back."""
+
+
+class Exported:
+    """Checkpoints of two networks on disk, and the archives that they became."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="conformance-export-"))
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        self.models = {"trained": draw_stored(TRAINED, 21), "shared": draw_stored(SHARED, 22)}
+        self.settings = Settings().override(
+            of_network(TODAY) | {"nphotons": COUNTS, "max_epochs": 7, "batch_size": 8, "nll_weight": 0.4,
+                                  "mae_weight": 0.75, "probe_scale": 7.0, "K": 9, "group_sampler": "reference"}
+        )  # fmt: skip
+        self.written: dict[str, Export] = {}
+
+    def archive(self, name: str) -> Path:
+        """Return the archive of a network, exported on first use."""
+        from ptycho_tf_bridge.export import export
+
+        place = self.folder / name / "wts.h5.zip"
+        if name not in self.written:
+            checkpoint, widen = self.folder / f"{name}.ckpt", name == "shared"
+            self._write(checkpoint, name)
+            self.written[name] = export(checkpoint, place, widen_amplitude_head=widen)
+        return place
+
+    def log_scale(self, name: str) -> np.float32:
+        """Return what a checkpoint has as ln(s_I)."""
+        return LOG_SCALE if name == "trained" else np.float32(np.log(SHARED.intensity_scale))
+
+    def _write(self, path: Path, name: str) -> None:
+        """Write a checkpoint as training leaves it."""
+        import torch
+
+        stored = self.models[name]
+        parts = np.stack([stored.probe.real, stored.probe.imag], axis=-1)[None]
+        state = {**as_torch(stored.weights), "probe_parts": parts, "log_scale": np.array(self.log_scale(name))}
+        own = {
+            "format": 1, "settings": self.settings.as_dict(), "network": dataclasses.asdict(stored.settings),
+            "statistics": {"probe_modes": 1, "one_probe": True}, "history": {}, "finished": True,
+        }  # fmt: skip
+        tensors = {f"network.{key}": torch.from_numpy(np.ascontiguousarray(array)) for key, array in state.items()}
+        torch.save({"epoch": 7, "global_step": 70, "state_dict": tensors, "ptycho_torch": own}, path)
+
+
+def _scale_of(name: str) -> float:
+    return math.exp(float(LOG_SCALE)) if name == "trained" else SHARED.intensity_scale
+
+
+def _widened(stored: Stored) -> dict[str, np.ndarray]:
+    """Repeat the one channel of the amplitude head for each pattern of a group."""
+    C = stored.settings.gridsize**2
+    return {
+        name: np.stack([array[..., 0]] * C, axis=-1) if name.startswith("decoder_amp.central.") else array
+        for name, array in stored.weights.items()
+    }
+
+
+def _archive_of(name: str, path: Path, network: NetworkSettings) -> dict[str, np.ndarray]:
+    """Read an archive with nothing of the bridge."""
+    import h5py
+
+    with zipfile.ZipFile(path) as file:
+        members = {member: file.read(member) for member in file.namelist()}
+    first, second = "autoencoder", "diffraction_to_obj"
+    parts = ("custom_objects.dill", "model.keras", "model.h5", "params.dill")
+    # Our own pickles, which hold no code.
+    parameters = pickle.loads(members[f"{second}/params.dill"])
+    with h5py.File(io.BytesIO(members[f"{second}/model.h5"])) as root:
+        file_scale = float(root.attrs["intensity_scale"])
+    facts = {
+        "members": tuple(sorted(members)),
+        "manifest": pickle.loads(members["manifest.dill"]),
+        "custom objects": pickle.loads(members[f"{second}/custom_objects.dill"]),
+        "models alike": all(members[f"{first}/{part}"] == members[f"{second}/{part}"] for part in parts),
+        "scale of model.h5": file_scale,
+    }
+    found = texts(f"{name}: ", facts) | {f"{name}: probe": parameters.pop("probe")}
+    found[f"{name}: probe dtype"] = np.array(str(found[f"{name}: probe"].dtype))
+    found |= texts(f"{name}: parameter ", parameters)
+    layers, arrays = _keras_model(members[f"{second}/model.keras"])
+    convolutions = [layer["name"] for layer in layers if layer["class_name"] == "Conv2D"]
+    for stage, layer in zip(stages_in_order(network), convolutions, strict=True):
+        found |= {f"{name}: {stage}.{kind}": arrays[layer, kind] for kind in ("kernel", "bias")}
+    amplitude, phase = run_layers(layers, arrays, _input(network))
+    return found | {f"{name}: amplitude of the patches": amplitude, f"{name}: phase of the patches": phase}
+
+
+def _keras_model(content: bytes) -> tuple[list[dict[str, Any]], dict[tuple[str, str], np.ndarray]]:
+    """Return the layers of a ``.keras`` file, and kernel and bias of each convolution, where Keras looks for them."""
+    import h5py
+
+    with zipfile.ZipFile(io.BytesIO(content)) as file:
+        layers = json.loads(file.read("config.json"))["config"]["layers"]
+        weights = io.BytesIO(file.read("model.weights.h5"))
+    arrays: dict[tuple[str, str], np.ndarray] = {}
+    with h5py.File(weights) as root:
+        names = [layer["name"] for layer in layers if layer["class_name"] == "Conv2D"]
+        for number, layer in enumerate(names):
+            group = root[f"layers/conv2d_{number}/vars" if number else "layers/conv2d/vars"]
+            arrays |= {(layer, "kernel"): group["0"][()], (layer, "bias"): group["1"][()]}
+    return layers, arrays
+
+
+def _input(network: NetworkSettings) -> np.ndarray:
+    """Draw the scaled amplitude of one group, channels last."""
+    return np.random.default_rng(23).gamma(2.0, 3.0, (1, network.N, network.N, network.gridsize**2))
+
+
+def run_layers(
+    layers: list[dict[str, Any]], arrays: Mapping[tuple[str, str], np.ndarray], given: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run a model of Keras' own layers by what each is said to do, and return its last two outputs' values."""
+    values: dict[str, np.ndarray] = {}
+    for layer in layers:
+        name, config = layer["name"], layer["config"]
+        call = layer["inbound_nodes"][0]["args"] if layer["inbound_nodes"] else []
+        first = call[:1] if call and isinstance(call[0], dict) else (call[0] if call else [])
+        x, *others = [values[each["config"]["keras_history"][0]] for each in first] or [given]
+        match layer["class_name"]:
+            case "InputLayer":
+                values[name] = x
+            case "Conv2D":
+                y = correlate(x, arrays[name, "kernel"].astype(np.float64)) + arrays[name, "bias"]
+                values[name] = np.maximum(y, 0) if config["activation"] == "relu" else y
+            case "MaxPooling2D":
+                values[name] = np.maximum.reduce([x[:, j::2, i::2] for j in (0, 1) for i in (0, 1)])
+            case "UpSampling2D":
+                values[name] = x.repeat(2, axis=1).repeat(2, axis=2)
+            case "GetItem":
+                part = call[1][1]["config"]
+                values[name] = x[..., slice(part["start"], part["stop"])]
+            case "Activation":
+                values[name] = _function(config["activation"], x)
+            case "Rescaling":
+                values[name] = x * config["scale"] + config["offset"]
+            case "ZeroPadding2D":
+                values[name] = np.pad(x, ((0, 0), *config["padding"], (0, 0)))
+            case "Cropping2D":
+                (top, bottom), (left, right) = config["cropping"]
+                values[name] = x[:, top : x.shape[1] - bottom, left : x.shape[2] - right]
+            case "Subtract":
+                values[name] = x - others[0]
+            case "Add":
+                values[name] = x + others[0]
+            case other:
+                raise ValueError(f"a layer of class {other}")
+    return values["amplitude"], values["phase"]
+
+
+def _function(name: str, x: np.ndarray) -> np.ndarray:
+    """Return what Keras does under a name."""
+    return np.tanh(x) if name == "tanh" else ACTIVATIONS["swish" if name == "silu" else name][0](x)
+
+
+def _patches(network: NetworkSettings, weights: Arrays, scale: float, probe: np.ndarray) -> list[np.ndarray]:
+    """Return amplitude and phase of the patches by the oracle."""
+    oracle = Oracle(dataclasses.asdict(network))
+    C = network.gridsize**2
+    constants = Constants.of(weights, np.zeros((1, 1, 2, C)), probe, scale)
+    values = {"input": _input(network)}
+    for stage in oracle.stages:
+        if stage == "patches":
+            break
+        values[stage] = oracle.evaluate(stage, [values[name] for name in oracle.inputs[stage]], constants)
+    return [values["decoder_amp.output"], values["decoder_phase.output"]]
+
+
+def _model_keys(network: NetworkSettings, scale: float) -> dict[str, Any]:
+    """Return the reference's dictionary of a run of ``Exported``."""
+    return saved_parameters(
+        network,
+        **{"probe.trainable": network.probe_trainable, "intensity_scale.trainable": network.intensity_scale_trainable},
+        intensity_scale=scale, nphotons=COUNTS, nepochs=7, batch_size=8, nll_weight=0.4, mae_weight=0.75,
+        probe_scale=7.0, neighbor_count=9,
+    )  # fmt: skip
+
+
+def _exported(bench: StepBench) -> Outcome:
+    """Export a network whose scale was trained, and one whose amplitude head is widened."""
+    runs = bench.once(Exported)
+    expected: dict[str, np.ndarray] = {}
+    found: dict[str, np.ndarray] = {}
+    widened = dataclasses.replace(SHARED, shared_amplitude_head=False)
+    for name, network in (("trained", TRAINED), ("shared", widened)):
+        stored, scale = runs.models[name], _scale_of(name)
+        weights = stored.weights if name == "trained" else _widened(stored)
+        models = ["autoencoder", "diffraction_to_obj"]
+        parts = ("custom_objects.dill", "model.keras", "model.h5", "params.dill")
+        facts = {
+            "members": tuple(sorted(["manifest.dill", *(f"{each}/{part}" for each in models for part in parts)])),
+            "manifest": {"models": models, "version": "1.0"}, "custom objects": {}, "models alike": True,
+            "scale of model.h5": scale,
+        }  # fmt: skip
+        expected |= {f"{name}: {weight}": array for weight, array in weights.items()}
+        expected |= {f"{name}: probe": stored.probe[..., None], f"{name}: probe dtype": np.array("complex64")}
+        expected |= texts(f"{name}: parameter ", _model_keys(network, scale)) | texts(f"{name}: ", facts)
+        amplitude, phase = _patches(network, weights, scale, stored.probe)
+        expected |= {f"{name}: amplitude of the patches": amplitude, f"{name}: phase of the patches": phase}
+        found |= _archive_of(name, runs.archive(name), network)
+    return Outcome(expected, found, FLOAT64, lambda: _exported_mistakes(runs))
+
+
+def _exported_mistakes(runs: Exported) -> Iterator[Hypothesis]:
+    made: dict[str, dict[str, np.ndarray]] = {}
+    for name, stored in runs.models.items():
+        for mistake, weights in weight_mistakes(stored.weights):
+            made.setdefault(mistake, {}).update({f"{name}: {weight}": array for weight, array in weights.items()})
+        for mistake, probe in probe_mistakes(stored.probe):
+            made.setdefault(mistake, {})[f"{name}: probe"] = probe[..., None]
+        lost, rounded = stored.settings.intensity_scale, math.exp(float(runs.log_scale(name)))
+        for mistake, scale in (
+            ("trained intensity scale lost", lost),
+            ("scale by way of its rounded logarithm", rounded),
+            ("logarithm of the scale in its place", float(runs.log_scale(name))),
+        ):
+            made.setdefault(mistake, {}).update(
+                texts(f"{name}: ", {"scale of model.h5": scale, "parameter intensity_scale": scale})
+            )
+    for mistake, gives in made.items():
+        yield Hypothesis(mistake, gives)
+
+
+def _round_trip(bench: StepBench) -> Outcome:
+    """Export, read, convert: weights, probe and scale are what they were, bit for bit, and what describes them too."""
+    from ptycho_tf_bridge.archive import read_archive
+
+    runs = bench.once(Exported)
+    stored, scale = runs.models["trained"], _scale_of("trained")
+    network = dataclasses.replace(TODAY, intensity_scale=scale)
+    names = {*of_network(TODAY), "nphotons", "max_epochs", "batch_size", "nll_weight", "mae_weight", "probe_scale", "K"}
+    kept = {name: value for name, value in every_setting(runs.settings).items() if name in names}
+    kept["intensity_scale"] = scale
+    expected = held_by("back", stored, stored.probe, network, kept)
+    expected["back: log_scale"] = np.array(LOG_SCALE)
+    found = migrated("back", read_archive(runs.archive("trained"), model="diffraction_to_obj"))
+    models = {"back": (stored, stored.probe)}
+    return Outcome(expected, found, 0.0, lambda: conversion_mistakes(expected, models, kept))
+
+
+EXPORTED: tuple[Step, ...] = (
+    Step("bridge.exported", ARCHIVES, _exported, ("h5py",)),
+    Step("bridge.round_trip", ARCHIVES, _round_trip, ("h5py", *CONVERTING)),
+)

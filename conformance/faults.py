@@ -6,10 +6,12 @@ from conformance.faults_backward import BACKWARD
 from conformance.faults_bridge import BRIDGE, CONFIGURATION
 from conformance.faults_data import DATA
 from conformance.faults_network import FORWARD
+from conformance.faults_objects import LIGHT, OBJECTS
 from conformance.faults_optimiser import OPTIMISER
+from conformance.faults_scores import SCORES
 from conformance.seeding import Fault
 
 
 def all_faults() -> tuple[Fault, ...]:
     """Return the whole catalogue."""
-    return (*FORWARD, *BACKWARD, *CONFIGURATION, *BRIDGE, *DATA, *OPTIMISER)
+    return (*FORWARD, *BACKWARD, *CONFIGURATION, *BRIDGE, *DATA, *LIGHT, *OBJECTS, *SCORES, *OPTIMISER)

@@ -5,18 +5,25 @@ from __future__ import annotations
 from conformance.step import Step
 from conformance.steps_bridge import BRIDGE, CONFIGURATION
 from conformance.steps_data import DATA
+from conformance.steps_evaluating import EVALUATING
 from conformance.steps_forward import FORWARD
+from conformance.steps_light import LIGHT, PROBES
 from conformance.steps_loading import LOADING
 from conformance.steps_masked_loss import MASKED_LOSS
+from conformance.steps_objects import INFERRING, MODULE, OBJECTS
 from conformance.steps_preparation import PREPARING
 from conformance.steps_resuming import RESUMING
+from conformance.steps_scores import SCORES
+from conformance.steps_simulating import SIMULATING
 from conformance.steps_stitching import STITCHING
+from conformance.steps_target import TARGET
 from conformance.steps_training import OPTIMISER
 
 
 def all_steps() -> tuple[Step, ...]:
     """List every step in the order in which a run goes through them."""
     return (
+        *PROBES,
         *CONFIGURATION,
         *BRIDGE,
         *PREPARING,
@@ -24,7 +31,15 @@ def all_steps() -> tuple[Step, ...]:
         *LOADING,
         *FORWARD,
         *STITCHING,
+        *LIGHT,
+        *TARGET,
+        *SIMULATING,
+        *OBJECTS,
+        *SCORES,
+        *EVALUATING,
         *MASKED_LOSS,
+        *MODULE,
         *OPTIMISER,
         *RESUMING,
+        *INFERRING,
     )

@@ -7,12 +7,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from conformance.seeding import Body, Fault, after, argument, instead
 from ptycho_torch import helper, inference, losses, model, probe
 from ptycho_torch.config_params import NetworkSettings
+from ptycho_torch.products import Reconstruction
 from ptycho_torch.reassembly import Stitcher
 from ptycho_torch.train import PtychoPINN
 
@@ -82,6 +84,13 @@ def _not_binned(geometries: dict[int, Any]) -> dict[int, Any]:
         number: dataclasses.replace(each, detector_pixel_m=each.detector_pixel_m / 2)
         for number, each in geometries.items()
     }
+
+
+def _moved(reconstruction: Reconstruction) -> Reconstruction:
+    """Move the positions by half of the object."""
+    height, width = reconstruction.object.shape
+    half = np.array([width, height]) / 2
+    return dataclasses.replace(reconstruction, positions_px=reconstruction.positions_px + half)
 
 
 def _light(name: str, stage: str, owner: Any, attribute: str, build: Callable[[Any], Any], cause: str | None) -> Fault:
@@ -227,6 +236,16 @@ OBJECTS: tuple[Fault, ...] = (
         _with(drop_last=True),
         "smaller batch left out",
     ),
+    _light(
+        "positions of a product from the corner",
+        "written",
+        inference,
+        "write_product",
+        lambda original: (
+            lambda path, reconstruction, *given, **named: original(path, _moved(reconstruction), *given, **named)
+        ),
+        "from the corner of the object",
+    ),
     Fault(
         "the network's probe for every batch",
         "optimiser",
@@ -244,6 +263,15 @@ OBJECTS: tuple[Fault, ...] = (
         "_geometries",
         after(_not_binned),
         "pixels of the detector before binning",
+    ),
+    Fault(
+        "weighting of the caller not handed on",
+        "optimiser",
+        "optimiser.infer",
+        inference,
+        "reconstruct",
+        _with(weighting="smooth"),
+        "the weighting that was asked for ignored",
     ),
     Fault(
         "square not handed on",

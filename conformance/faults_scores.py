@@ -8,12 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from conformance.seeding import Fault, after, argument
+from conformance.seeding import Fault, after, argument, instead
 from ptycho_torch import alignment, evaluate, simulate
 
 
 def _score(name: str, stage: str, owner: Any, attribute: str, build: Callable[[Any], Any], cause: str | None) -> Fault:
     return Fault(name, "forward", f"forward.{stage}", owner, attribute, build, cause)
+
+
+def _scale_of_the_magnitude(image: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> float:
+    ours, theirs = image[valid], truth[valid]
+    return float(np.abs(np.vdot(ours, theirs)) / np.sum(np.abs(ours) ** 2))
 
 
 SCORES: tuple[Fault, ...] = (
@@ -36,6 +41,22 @@ SCORES: tuple[Fault, ...] = (
         "simulate_patterns",
         argument(3, lambda rng: None),
         "no noise in the file",
+    ),
+    _score(
+        "scale of the magnitude",
+        "alignment",
+        alignment,
+        "fit_scale",
+        instead(_scale_of_the_magnitude),
+        "scale of the magnitude",
+    ),
+    _score(
+        "image moved to the other side",
+        "alignment",
+        alignment,
+        "shift_image",
+        argument(1, lambda shift_px: (-shift_px[0], -shift_px[1])),
+        "sign of the shift",
     ),
     _score(
         "origin as (y, x)", "aligned", evaluate, "compare", argument(1, lambda origin_px: origin_px[::-1]), "exchanged"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from conformance.step import Step
+from conformance.steps_alignment import ALIGNMENT
 from conformance.steps_bridge import BRIDGE, CONFIGURATION
 from conformance.steps_data import DATA
 from conformance.steps_evaluating import EVALUATING
+from conformance.steps_explaining import EXPLAINING
 from conformance.steps_forward import FORWARD
+from conformance.steps_inferring import INFERRING, MODULE, WRITING
 from conformance.steps_light import LIGHT, PROBES
 from conformance.steps_loading import LOADING
 from conformance.steps_masked_loss import MASKED_LOSS
-from conformance.steps_objects import INFERRING, MODULE, OBJECTS
+from conformance.steps_objects import OBJECTS
 from conformance.steps_preparation import PREPARING
 from conformance.steps_resuming import RESUMING
 from conformance.steps_scores import SCORES
@@ -35,8 +38,11 @@ def all_steps() -> tuple[Step, ...]:
         *TARGET,
         *SIMULATING,
         *OBJECTS,
+        *WRITING,
+        *ALIGNMENT,
         *SCORES,
         *EVALUATING,
+        *EXPLAINING,
         *MASKED_LOSS,
         *MODULE,
         *OPTIMISER,

@@ -1,30 +1,21 @@
-"""Errors of amplitude and phase as images, correlation in rings of Fourier space, and predicted against measured."""
+"""Errors of amplitude and phase as images, and correlation in rings of Fourier space."""
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from conformance import oracle_operations
 from conformance.hypotheses import Hypothesis
-from conformance.oracle_data import Preparation
 from conformance.step import FLOAT64, Outcome, Step, StepBench
 from conformance.steps_scores import Pair, draw_object, plain_scores
-from ptycho_torch.config_params import DataSettings
 
 WINDOW_PX, K_1, K_2 = 7, 0.01, 0.03
 """Of structural similarity: side of the window and the two constants of its authors."""
 
 PIXEL_M = 2e-9
-PREDICTED = 2e-6
-"""Patterns are predicted in float32 from an object in complex64."""
+"""Side of an object pixel."""
 
 
 def similarity(ours: np.ndarray, theirs: np.ndarray, data_range: float, valid: np.ndarray) -> float:
@@ -184,14 +175,10 @@ def _evaluate(_: StepBench) -> Outcome:
     )
     alignment, size = evaluation.alignment, evaluation.pixel_size_m
     ours, theirs, valid = alignment.aligned, alignment.truth, alignment.valid
-    turn = np.exp(-1j * np.angle(theirs[valid].sum()))
-    amplitudes = np.abs(ours), np.abs(theirs), np.abs(ours) - np.abs(theirs)
-    phases = np.angle(ours * turn), np.angle(theirs * turn), np.angle(ours * theirs.conj())
-    reach = float(np.ptp(np.abs(theirs)[valid]))
+    amplitudes, phases = _pictures(ours, theirs, valid)
     filled = [np.where(valid, each, each[valid].mean()) for each in (ours, theirs)]
-    bare = [phases[0], phases[1], phases[0] - phases[1]]
     right = {
-        "amplitude": image_errors(*amplitudes, reach, valid),
+        "amplitude": image_errors(*amplitudes, float(np.ptp(np.abs(theirs)[valid])), valid),
         "phase": image_errors(*phases, 2 * np.pi, valid),
         "rings": ring_numbers(rings(*filled), min(ours.shape)),
         "scores": plain_scores(Pair(ours, theirs, valid, alignment.shift_px)),
@@ -206,180 +193,44 @@ def _evaluate(_: StepBench) -> Outcome:
         "compared": {"known object": theirs, "pixel size": math.nan if size is None else size},
     }
 
-    def mistakes() -> Iterator[Hypothesis]:
-        everywhere, ranges = (
-            np.ones_like(valid),
-            (float(np.ptp(np.abs(ours)[valid])), float(np.abs(theirs)[valid].max())),
-        )
-        for name, parts in {
-            "pixels that are not valid counted": {
-                "amplitude": image_errors(*amplitudes, reach, everywhere),
-                "phase": image_errors(*phases, 2 * np.pi, everywhere),
-            },
-            "range of the reconstruction": {"amplitude": image_errors(*amplitudes, ranges[0], valid)},
-            "largest value for the range": {"amplitude": image_errors(*amplitudes, ranges[1], valid)},
-            "range π of the phase": {"phase": image_errors(*phases, np.pi, valid)},
-            "phase difference not wrapped": {"phase": image_errors(*bare, 2 * np.pi, valid)},
-            "phases about 0 and not about their mean": {
-                "phase": image_errors(np.angle(ours), np.angle(theirs), phases[2], 2 * np.pi, valid)
-            },
-            "holes not filled for the rings": {"rings": ring_numbers(rings(ours, theirs), min(ours.shape))},
-            "holes filled with zeros for the rings": {
-                "rings": ring_numbers(rings(np.where(valid, ours, 0), np.where(valid, theirs, 0)), min(ours.shape))
-            },
-        }.items():
-            yield Hypothesis(name, _named(parts))
-
-    return Outcome(_named(right), _named(found), FLOAT64, mistakes)
+    return Outcome(_named(right), _named(found), FLOAT64, lambda: _evaluated_wrongly(ours, theirs, valid))
 
 
-BIN, GIVEN_PX, PATCH_PX, SIGMA_PX = 2, 16, 8, 0.9
-SETTINGS = DataSettings(N=PATCH_PX, detector_bin=BIN, positions_swap_xy=True, positions_flip_y=True)
+def _pictures(
+    ours: np.ndarray, theirs: np.ndarray, valid: np.ndarray
+) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    """Return ours, theirs and their difference, of amplitude and of phase."""
+    turn = np.exp(-1j * np.angle(theirs[valid].sum()))
+    amplitudes = np.abs(ours), np.abs(theirs), np.abs(ours) - np.abs(theirs)
+    return amplitudes, (np.angle(ours * turn), np.angle(theirs * turn), np.angle(ours * theirs.conj()))
 
 
-@dataclass(frozen=True)
-class _Explained:
-    """A reconstruction and the frames of its scan.
-
-    Attributes:
-        image: object.
-        coverage: 0 in a corner.
-        origin_px: of its first pixel.
-        probe: (2, N, N).
-        frames: (n, 2N, 2N) measured amplitude.
-        places_px: (n, 2) positions in the file.
-        bad: (2N, 2N) pixels that do not count.
-    """
-
-    image: np.ndarray
-    coverage: np.ndarray
-    origin_px: np.ndarray
-    probe: np.ndarray
-    frames: np.ndarray
-    places_px: np.ndarray
-    bad: np.ndarray
-
-    @classmethod
-    def drawn(cls) -> _Explained:
-        rng = np.random.default_rng(17)
-        coverage = rng.uniform(0.5, 2.0, (30, 36))
-        coverage[:9, :12] = 0
-        bad = np.zeros((GIVEN_PX, GIVEN_PX), bool)
-        bad[3, 5] = bad[12, 9] = True
-        modes = rng.standard_normal((2, 2, PATCH_PX, PATCH_PX)) * np.array([1.0, 0.6])[:, None, None]
-        return cls(
-            image=draw_object(rng, (30, 36)).astype(np.complex64),
-            coverage=coverage,
-            origin_px=np.array([-3.2, -31.4]),
-            probe=(modes[0] + 1j * modes[1]).astype(np.complex64),
-            frames=rng.gamma(2.0, 3.0, (12, GIVEN_PX, GIVEN_PX)).astype(np.float32),
-            places_px=rng.uniform((3, 0), (30, 31), (12, 2)),
-            bad=bad,
-        )
-
-    def positions_px(self) -> np.ndarray:
-        """Return (n, 2) positions in the frame of the reconstruction."""
-        preparation = Preparation(frame_px=GIVEN_PX, N=PATCH_PX, bins=BIN)
-        return preparation.positions_px(self.places_px, swap_xy=True, flip_x=False, flip_y=True)
-
-    def inside(self, positions_px: np.ndarray) -> np.ndarray:
-        """Return (n,) whether every pixel that a patch reads is covered."""
-        found = []
-        for x, y in positions_px - self.origin_px:
-            (left, right), (top, bottom) = (
-                (math.floor(each - PATCH_PX / 2), math.ceil(each - PATCH_PX / 2) + PATCH_PX) for each in (x, y)
-            )
-            pixels = itertools.product(range(top, bottom), range(left, right))
-            rows, columns = self.image.shape
-            found.append(all(0 <= j < rows and 0 <= i < columns and self.coverage[j, i] > 0 for j, i in pixels))
-        return np.array(found)
-
-    def nmse(
-        self,
-        *,
-        sigma_px: float = SIGMA_PX,
-        masked: bool = True,
-        every: bool = False,
-        good: bool = True,
-        modes: slice = slice(None),
-        square: bool = False,
-    ) -> float:
-        """Return min over c of Σ (a − c·p)² / Σ a², a measured and p predicted."""
-        places = self.positions_px()
-        chosen = np.ones(len(places), bool) if every else self.inside(places)
-        preparation = Preparation(frame_px=GIVEN_PX, N=PATCH_PX, bins=BIN)
-        kept = np.where(self.bad, 0, self.frames)
-        a = preparation.amplitude(kept)[chosen]
-        views = oracle_operations.ground_truth_patches(self.image, (places - self.origin_px)[chosen], PATCH_PX)
-        wave = views[:, None] * self.probe[modes]
-        wave = oracle_operations.smooth(wave, sigma_px) if sigma_px else wave
-        wave = wave * oracle_operations.disk_mask(PATCH_PX) if masked else wave
-        p = np.sqrt(oracle_operations.diffracted_intensity(wave).sum(axis=1))
-        if square:
-            a, p = a**2, p**2
-        if good:
-            counts = preparation.good_pixels(~self.bad)
-            a, p = a * counts, p * counts
-        factor = np.sum(a * p) / np.sum(p**2)
-        return float(np.sum((a - factor * p) ** 2) / np.sum(a**2))
-
-
-def _diffraction_nmse(_: StepBench) -> Outcome:
-    """Predict the binned patterns of a scan from object and probe."""
-    from ptycho_torch.evaluate import diffraction_nmse
-    from ptycho_torch.products import Reconstruction
-    from ptycho_torch.scan import open_scan
-
-    drawn = _Explained.drawn()
-    said = {
-        "settings": {"data": dataclasses.asdict(SETTINGS)},
-        "network": {"gaussian_smoothing_sigma": SIGMA_PX, "probe_mask": True},
-    }
-    x, y = (float(each) for each in drawn.origin_px)
-    plain = {"settings": said["settings"]}
-    nmse = {}
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "scan.npz"
-        np.savez(
-            path,
-            diff3d=drawn.frames,
-            xcoords=drawn.places_px[:, 0],
-            ycoords=drawn.places_px[:, 1],
-            bad_pixels=drawn.bad,
-        )
-        scan = open_scan(path)
-        for name, provenance in (("blurred and masked", said), ("neither", plain)):
-            reconstruction = Reconstruction(
-                drawn.image, drawn.coverage, (x, y), np.zeros((1, 2)), drawn.probe, provenance
-            )
-            nmse[name] = np.array(diffraction_nmse(reconstruction, scan))
-    expected = {
-        "blurred and masked": np.array(drawn.nmse()),
-        "neither": np.array(drawn.nmse(sigma_px=0.0, masked=False)),
-    }
-
-    def mistakes() -> Iterator[Hypothesis]:
-        for name, (first, second) in {
-            "blur forgotten": (drawn.nmse(sigma_px=0.0), drawn.nmse(sigma_px=0.0, masked=False)),
-            "mask forgotten": (drawn.nmse(masked=False), drawn.nmse(sigma_px=0.0, masked=False)),
-            "patches beyond the covered pixels counted": (
-                drawn.nmse(every=True),
-                drawn.nmse(sigma_px=0.0, masked=False, every=True),
-            ),
-            "bad pixels counted": (drawn.nmse(good=False), drawn.nmse(sigma_px=0.0, masked=False, good=False)),
-            "the first mode alone": (
-                drawn.nmse(modes=slice(1)),
-                drawn.nmse(sigma_px=0.0, masked=False, modes=slice(1)),
-            ),
-            "intensity for amplitude": (drawn.nmse(square=True), drawn.nmse(sigma_px=0.0, masked=False, square=True)),
-        }.items():
-            yield Hypothesis(name, {"blurred and masked": np.array(first), "neither": np.array(second)})
-
-    return Outcome(expected, nmse, PREDICTED, mistakes)
+def _evaluated_wrongly(ours: np.ndarray, theirs: np.ndarray, valid: np.ndarray) -> Iterator[Hypothesis]:
+    amplitudes, phases = _pictures(ours, theirs, valid)
+    reach, everywhere = float(np.ptp(np.abs(theirs)[valid])), np.ones_like(valid)
+    own_reach, largest = float(np.ptp(np.abs(ours)[valid])), float(np.abs(theirs)[valid].max())
+    bare = (phases[0], phases[1], phases[0] - phases[1])
+    for name, parts in {
+        "pixels that are not valid counted": {
+            "amplitude": image_errors(*amplitudes, reach, everywhere),
+            "phase": image_errors(*phases, 2 * np.pi, everywhere),
+        },
+        "range of the reconstruction": {"amplitude": image_errors(*amplitudes, own_reach, valid)},
+        "largest value for the range": {"amplitude": image_errors(*amplitudes, largest, valid)},
+        "range π of the phase": {"phase": image_errors(*phases, np.pi, valid)},
+        "phase difference not wrapped": {"phase": image_errors(*bare, 2 * np.pi, valid)},
+        "phases about 0 and not about their mean": {
+            "phase": image_errors(np.angle(ours), np.angle(theirs), phases[2], 2 * np.pi, valid)
+        },
+        "holes not filled for the rings": {"rings": ring_numbers(rings(ours, theirs), min(ours.shape))},
+        "holes filled with zeros for the rings": {
+            "rings": ring_numbers(rings(np.where(valid, ours, 0), np.where(valid, theirs, 0)), min(ours.shape))
+        },
+    }.items():
+        yield Hypothesis(name, _named(parts))
 
 
 EVALUATING: tuple[Step, ...] = (
     Step("forward.rings", ("SCORE-02",), _rings),
     Step("forward.evaluate", ("SCORE-02",), _evaluate, ("skimage",)),
-    Step("forward.diffraction_nmse", ("SCORE-02", "exit_wave"), _diffraction_nmse),
 )

@@ -1,4 +1,4 @@
-"""From a module, and from its checkpoint, to the object of each scan: Trainer, centres, stitching and files.
+"""From a module to the object of each scan: Trainer, centres and stitching.
 
 What the network says of a group is given here: it is judged stage by stage elsewhere.
 """
@@ -6,15 +6,13 @@ What the network says of a group is given here: it is judged stage by stage else
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from unittest import mock
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,7 +25,6 @@ from ptycho_torch.config_params import DataSettings, NetworkSettings, Settings
 
 if TYPE_CHECKING:
     from ptycho_torch.dset_loader_pt_mmap import PtychoBatch, PtychoDataset
-    from ptycho_torch.inference import InferenceResult
     from ptycho_torch.train import PtychoPINN
 
 N, FRAME_PX, BINS, BATCH, PROBE_SCALE = 64, 128, 2, 4, 3.0
@@ -40,7 +37,7 @@ SEEDS = (12, 1157)
 CROPS_PX = {"uniform": 20, "smooth": N // 2}
 """Side of the central square where nobody gives one."""
 
-CHOSEN_CROP_PX, DISTANCE_M, SCAN_DISTANCE_M = 24, 3.0, 7.0
+SCAN_DISTANCE_M = 7.0
 WAVELENGTHS_M, PIXELS_M = (1.2e-10, 1.5e-10), (5e-5, 7.5e-5)
 SETTINGS = DataSettings(N=N, gridsize=2, K=3, detector_bin=BINS, group_seed=3)
 
@@ -137,50 +134,6 @@ def predicted(
     return {name: getattr(prediction, name).numpy() for name in ("object", "amplitude")}
 
 
-def _module(bench: StepBench) -> Outcome:
-    """Call a module with a batch, with images and offsets alone, and for objects."""
-    import torch
-
-    trained = bench.once(Trained)
-    module, batch = trained.module, trained.dataset[np.array([1, 6])]
-    images, given = batch.images.numpy(), batch.probe.numpy().astype(np.complex128)
-    scaled = images * np.float32(module.scale)
-    with torch.no_grad():
-        found = {
-            "amplitude of a batch": module(*batch).numpy(),
-            "amplitude with the network's probe": module(batch.images, batch.coords).numpy(),
-        }
-        module.predict = True
-        found["object of a batch"] = module(*batch).numpy()
-        module.predict = False
-    with_own = predicted(module, scaled, batch)
-
-    def lit(probe: np.ndarray) -> np.ndarray:
-        return predicted(module, scaled, batch, probe)["amplitude"]
-
-    right = normalised(given, PROBE_SCALE)
-    expected = {
-        "amplitude of a batch": lit(right),
-        "amplitude with the network's probe": with_own["amplitude"],
-        "object of a batch": with_own["object"],
-    }
-
-    def mistakes() -> Iterator[Hypothesis]:
-        for name, probe in (
-            ("probe of the batch not normalised", given),
-            ("every mode normalised by itself", normalised(given, PROBE_SCALE, np.abs(given))),
-            ("mean over modes for their sum", np.sqrt(2) * right),
-            ("modes of the probe exchanged", right[:, :, ::-1]),
-        ):
-            yield Hypothesis(name, {"amplitude of a batch": lit(probe)})
-        yield Hypothesis("the network's probe for that of the batch", {"amplitude of a batch": with_own["amplitude"]})
-        bare, twice = (predicted(module, each, batch, right) for each in (images, scaled * np.float32(module.scale)))
-        for name, wrong in (("input not scaled", bare), ("input scaled twice", twice)):
-            yield Hypothesis(name, {"object of a batch": wrong["object"]})
-
-    return Outcome(expected, found, FLOAT64, mistakes)
-
-
 def _own_probe(bench: StepBench) -> Outcome:
     """A module for a dataset starts with the normalised modes of its first scan."""
     trained = bench.once(Trained)
@@ -239,12 +192,8 @@ def _reconstruct(bench: StepBench) -> Outcome:
     trained = bench.once(Trained)
     centres, objects = trained.places_px.mean(axis=1), _said(trained, trained.module.scale)
 
-    def stitched(
-        scans: Sequence[Placed], crops_px: Mapping[str, int] = CROPS_PX, **windows: Any
-    ) -> dict[str, list[Parts]]:
-        return {
-            each: [stitch(scan, crops_px[each], **windows) for scan in scans] for each, stitch in WEIGHTINGS.items()
-        }
+    def stitched(scans: Sequence[Placed], crops_px: Mapping[str, int] = CROPS_PX) -> dict[str, list[Parts]]:
+        return {each: [stitch(scan, crops_px[each]) for scan in scans] for each, stitch in WEIGHTINGS.items()}
 
     found = {}
     with _plain_network(trained.module):
@@ -289,140 +238,7 @@ def _reconstruct(bench: StepBench) -> Outcome:
     return Outcome(expected, given, FLOAT64, mistakes)
 
 
-def _written(result: InferenceResult) -> dict[str, np.ndarray]:
-    """Return what the two files of a reconstruction say."""
-    import h5py
-
-    with np.load(result.npz) as npz:
-        names = ("object", "coverage", "origin_px", "xcoords", "ycoords", "probe", "pixel_size_m", "provenance")
-        found = {name: npz[name] for name in names}
-        found["squared disagreement"] = np.square(npz["disagreement"], dtype=np.float64)
-    if result.product is None:
-        raise ValueError(f"{result.name} has no product although its geometry is known")
-    with h5py.File(result.product) as product:
-        found["object of the product"] = product["object"][0]
-        found["probe of the product"] = product["probe"][:]
-        found["positions of the product"] = np.stack(
-            [product["probe_position_x_m"][:], product["probe_position_y_m"][:]], axis=1
-        )
-        sizes = [product[name].attrs[f"pixel_{side}_m"] for name in ("object", "probe") for side in ("width", "height")]
-        found["pixels of the product"] = np.array(sizes)
-        found["distance"] = np.array(product.attrs["detector_object_distance_m"])
-        found["photon energy"] = np.array(product.attrs["probe_energy_eV"])
-    return found
-
-
-def _wanted(trained: Trained, scan: Placed, number: int, pixel_m: float) -> dict[str, np.ndarray]:
-    """Return what the files should say."""
-    parts = WEIGHTINGS["smooth"](scan, CHOSEN_CROP_PX)
-    centre = parts["origin_px"] + np.array(parts["object"].shape[::-1]) / 2
-    probe = trained.dataset.probes[number].numpy()
-    return parts | {
-        "xcoords": scan.positions_px[:, 0],
-        "ycoords": scan.positions_px[:, 1],
-        "probe": probe,
-        "pixel_size_m": np.array(pixel_m),
-        "object of the product": parts["object"],
-        "probe of the product": probe,
-        "positions of the product": (scan.positions_px - centre) * pixel_m,
-        "pixels of the product": np.full(4, pixel_m),
-        "distance": np.array(DISTANCE_M),
-        # E = h·c / λ
-        "photon energy": np.array(6.62607015e-34 * 299792458 / 1.602176634e-19 / WAVELENGTHS_M[number]),
-    }
-
-
-def _infer(bench: StepBench) -> Outcome:
-    """Reconstruct two scans with a checkpoint, and read the files."""
-    import json
-
-    from ptycho_torch import checkpoint, inference
-
-    trained = bench.once(Trained)
-    module, path = trained.module, trained.root / "trained.ckpt"
-    checkpoint.write_checkpoint(
-        path, module.settings, module.network.settings, module.statistics, module.network.state_dict(), overwrite=True
-    )
-    # A picture is no number.
-    with (
-        mock.patch.object(inference, "plot_reconstruction"),
-        mock.patch.object(inference, "write_images", return_value=()),
-    ):
-        results = inference.infer(
-            path,
-            trained.root / "scans",
-            output_dir=trained.root / "objects",
-            batch_size=BATCH,
-            crop_px=CHOSEN_CROP_PX,
-            device="cpu",
-            progress=False,
-            overwrite=True,
-            detector_distance_m=DISTANCE_M,
-        )
-    scans = trained.placed(trained.objects(), trained.places_px.mean(axis=1))
-
-    def files(pixel_m: Callable[[int], float]) -> Parts:
-        return {
-            f"{name} {number}": array
-            for number, scan in enumerate(scans)
-            for name, array in _wanted(trained, scan, number, pixel_m(number)).items()
-        }
-
-    def pixel_m(number: int, bins: int = BINS, distance_m: float = DISTANCE_M) -> float:
-        return WAVELENGTHS_M[number] * distance_m / (N * bins * PIXELS_M[number])
-
-    found = {
-        f"{name} {number}": each for number, result in enumerate(results) for name, each in _written(result).items()
-    }
-    said = [json.loads(str(found.pop(f"provenance {number}"))) for number in range(len(results))]
-    expected = files(pixel_m) | {
-        "names": np.array(["scan_0", "scan_1"]),
-        "said of them": np.array(["scan_0.npz", "scan_1.npz"]),
-        "weighting": np.array(["smooth", "smooth"]),
-        "digest of the checkpoint": np.array([hashlib.sha256(path.read_bytes()).hexdigest()] * 2),
-    }
-    found |= {
-        "names": np.array([result.name for result in results]),
-        "said of them": np.array([each["scan"] for each in said]),
-        "weighting": np.array([each["weighting"] for each in said]),
-        "digest of the checkpoint": np.array([each["checkpoint_sha256"] for each in said]),
-    }
-
-    def mistakes() -> Iterator[Hypothesis]:
-        yield Hypothesis("pixels of the detector before binning", files(lambda number: pixel_m(number, bins=1)))
-        yield Hypothesis("frame before binning", files(lambda number: pixel_m(number, bins=BINS**2)))
-        first = files(lambda number: pixel_m(number, distance_m=SCAN_DISTANCE_M if number == 0 else DISTANCE_M))
-        yield Hypothesis(
-            "distance of the scan for the one that was given", first | {"distance 0": np.array(SCAN_DISTANCE_M)}
-        )
-        default = {
-            f"{name} {number}": array
-            for number, scan in enumerate(scans)
-            for name, array in WEIGHTINGS["smooth"](scan, CROPS_PX["smooth"]).items()
-        }
-        yield Hypothesis("the square that was asked for ignored", default)
-        corner = {
-            f"positions of the product {number}": (scan.positions_px - expected[f"origin_px {number}"])
-            * pixel_m(number)
-            for number, scan in enumerate(scans)
-        }
-        yield Hypothesis("positions of the product from the corner of the object", corner)
-
-    return Outcome(expected, found, FLOAT32, mistakes)
-
-
 OBJECTS: tuple[Step, ...] = (
     Step("forward.own_probe", ("OBJECT-01", "exit_wave"), _own_probe, ("lightning", "tensordict")),
     Step("forward.reconstruct", ("OBJECT-01", "STITCH-01"), _reconstruct, ("lightning", "tensordict")),
-)
-MODULE: tuple[Step, ...] = (
-    Step("optimiser.module", ("OBJECT-01", "BATCH-03", "exit_wave"), _module, ("lightning", "tensordict")),
-)
-INFERRING: tuple[Step, ...] = (
-    Step(
-        "optimiser.infer",
-        ("OBJECT-01", "REC-01", "REC-02", "PRODUCT-01"),
-        _infer,
-        ("lightning", "tensordict", "h5py"),
-    ),
 )

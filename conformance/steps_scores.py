@@ -151,28 +151,27 @@ def _aligned(_: StepBench) -> Outcome:
     expected |= {"refined shift": np.array([0.3, -0.6])}
     found |= {"refined shift": _refined()}
 
-    def mistakes() -> Iterator[Hypothesis]:
-        origins: dict[str, Callable[[Case], tuple[int, int]]] = {
-            "x and y of the origin exchanged": lambda case: case.whole_origin_px[::-1],
-            "sign of the origin": lambda case: (-case.whole_origin_px[0], -case.whole_origin_px[1]),
-            "origin cut to whole pixels": lambda case: (math.floor(case.origin_px[0]), math.floor(case.origin_px[1])),
-            "origin ignored": lambda case: (0, 0),
-        }
-        for mistake, origin in origins.items():
-            yield Hypothesis(
-                mistake, {f"known object, {name}": case.cut(truth, origin(case)) for name, case in CASES.items()}
-            )
-        uncut = {f"known object, {name}": case.cut(truth, trim_px=0) for name, case in CASES.items()}
-        yield Hypothesis("border of the search not cut off", uncut)
-        for mistake, change in (("sign of the shift", -1.0), ("half of the shift", 0.5)):
-            yield Hypothesis(
-                mistake, {f"shift, {name}": change * np.array(case.shift_px) for name, case in CASES.items()}
-            )
-        turned = {f"shift, {name}": np.array(case.shift_px[::-1], float) for name, case in CASES.items()}
-        yield Hypothesis("x and y of the shift exchanged", turned)
-        yield Hypothesis("holes not grown", {f"valid, {name}": _not_grown(case, truth) for name, case in CASES.items()})
+    return Outcome(expected, found, FITTED, lambda: _misaligned(truth))
 
-    return Outcome(expected, found, FITTED, mistakes)
+
+def _misaligned(truth: np.ndarray) -> Iterator[Hypothesis]:
+    origins: dict[str, Callable[[Case], tuple[int, int]]] = {
+        "x and y of the origin exchanged": lambda case: case.whole_origin_px[::-1],
+        "sign of the origin": lambda case: (-case.whole_origin_px[0], -case.whole_origin_px[1]),
+        "origin cut to whole pixels": lambda case: (math.floor(case.origin_px[0]), math.floor(case.origin_px[1])),
+        "origin ignored": lambda case: (0, 0),
+    }
+    for mistake, origin in origins.items():
+        yield Hypothesis(
+            mistake, {f"known object, {name}": case.cut(truth, origin(case)) for name, case in CASES.items()}
+        )
+    uncut = {f"known object, {name}": case.cut(truth, trim_px=0) for name, case in CASES.items()}
+    yield Hypothesis("border of the search not cut off", uncut)
+    for mistake, change in (("sign of the shift", -1.0), ("half of the shift", 0.5)):
+        yield Hypothesis(mistake, {f"shift, {name}": change * np.array(case.shift_px) for name, case in CASES.items()})
+    turned = {f"shift, {name}": np.array(case.shift_px[::-1], float) for name, case in CASES.items()}
+    yield Hypothesis("x and y of the shift exchanged", turned)
+    yield Hypothesis("holes not grown", {f"valid, {name}": _not_grown(case, truth) for name, case in CASES.items()})
 
 
 def _not_grown(case: Case, truth: np.ndarray) -> np.ndarray:
@@ -225,6 +224,43 @@ def plain_scores(pair: Pair) -> dict[str, float]:
     }
 
 
+def _rms(values: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(values**2)))
+
+
+WRONG_SCORES: Mapping[str, Callable[[Pair], dict[str, float]]] = {
+    "pixels that are not valid counted": lambda p: plain_scores(
+        Pair(p.aligned, p.truth, np.ones_like(p.valid), p.shift_px)
+    ),
+    "conjugate missing": lambda p: plain_scores(Pair(p.aligned.conj(), p.truth, p.valid, p.shift_px)),
+    "phase difference not wrapped": lambda p: {"phase_error_rad": float(np.mean(np.abs(np.subtract(*p.phases()))))},
+    "root mean square for mean": lambda p: {
+        "phase_error_rad": _rms(np.angle(p.aligned * p.truth.conj())[p.valid]),
+        "amplitude_error": _rms((np.abs(p.aligned) - np.abs(p.truth))[p.valid])
+        / float(np.abs(p.truth[p.valid]).mean()),
+    },
+    "amplitude error not relative": lambda p: {
+        "amplitude_error": plain_scores(p)["amplitude_error"] * float(np.abs(p.truth[p.valid]).mean())
+    },
+    "amplitude error relative to the image": lambda p: {
+        "amplitude_error": plain_scores(p)["amplitude_error"]
+        * float(np.abs(p.truth[p.valid]).mean() / np.abs(p.aligned[p.valid]).mean())
+    },
+    "root of the energies missing": lambda p: {
+        "complex_correlation": float(
+            np.abs(np.vdot(p.aligned[p.valid], p.truth[p.valid]))
+            / (np.sum(np.abs(p.aligned[p.valid]) ** 2) * np.sum(np.abs(p.truth[p.valid]) ** 2))
+        )
+    },
+    "phases about 0 and not about their mean": lambda p: {
+        "phase_correlation": float(np.corrcoef(np.angle(p.aligned[p.valid]), np.angle(p.truth[p.valid]))[0, 1])
+    },
+    "what it was moved by for its shift": lambda p: {"residual_shift_px": math.hypot(9.0, 9.0)},
+    "sum of the shift for its length": lambda p: {"residual_shift_px": sum(map(abs, p.shift_px))},
+}
+"""What each mistake gives, of the scores that it changes."""
+
+
 def _scores(_: StepBench) -> Outcome:
     """Score images that are nothing alike, and one whose phase is flat."""
     from ptycho_torch.alignment import Alignment
@@ -252,47 +288,11 @@ def _scores(_: StepBench) -> Outcome:
         return {f"{name}, {what}": np.array(each) for what, pair in pairs.items() for name, each in of(pair).items()}
 
     def mistakes() -> Iterator[Hypothesis]:
-        wrong: dict[str, Callable[[Pair], dict[str, float]]] = {
-            "pixels that are not valid counted": lambda p: plain_scores(
-                Pair(p.aligned, p.truth, np.ones_like(p.valid), p.shift_px)
-            ),
-            "conjugate missing": lambda p: plain_scores(Pair(p.aligned.conj(), p.truth, p.valid, p.shift_px)),
-            "phase difference not wrapped": lambda p: {
-                "phase_error_rad": float(np.mean(np.abs(np.subtract(*p.phases()))))
-            },
-            "root mean square for mean": lambda p: {
-                "phase_error_rad": _rms(np.angle(p.aligned * p.truth.conj())[p.valid]),
-                "amplitude_error": _rms((np.abs(p.aligned) - np.abs(p.truth))[p.valid])
-                / float(np.abs(p.truth[p.valid]).mean()),
-            },
-            "amplitude error not relative": lambda p: {
-                "amplitude_error": plain_scores(p)["amplitude_error"] * float(np.abs(p.truth[p.valid]).mean())
-            },
-            "amplitude error relative to the image": lambda p: {
-                "amplitude_error": plain_scores(p)["amplitude_error"]
-                * float(np.abs(p.truth[p.valid]).mean() / np.abs(p.aligned[p.valid]).mean())
-            },
-            "root of the energies missing": lambda p: {
-                "complex_correlation": float(
-                    np.abs(np.vdot(p.aligned[p.valid], p.truth[p.valid]))
-                    / (np.sum(np.abs(p.aligned[p.valid]) ** 2) * np.sum(np.abs(p.truth[p.valid]) ** 2))
-                )
-            },
-            "phases about 0 and not about their mean": lambda p: {
-                "phase_correlation": float(np.corrcoef(np.angle(p.aligned[p.valid]), np.angle(p.truth[p.valid]))[0, 1])
-            },
-            "what it was moved by for its shift": lambda p: {"residual_shift_px": math.hypot(9.0, 9.0)},
-            "sum of the shift for its length": lambda p: {"residual_shift_px": sum(map(abs, p.shift_px))},
-        }
-        for name, of in wrong.items():
+        for name, of in WRONG_SCORES.items():
             with np.errstate(invalid="ignore", divide="ignore"):
                 yield Hypothesis(name, every(of))
 
     return Outcome(every(plain_scores), every(as_found), FLOAT64, mistakes)
-
-
-def _rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(values**2)))
 
 
 SCORES: tuple[Step, ...] = (

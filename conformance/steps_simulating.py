@@ -82,43 +82,47 @@ def _simulated(_: StepBench) -> Outcome:
         "domain": written["measurement_domain"],
     }
 
-    def mistakes() -> Iterator[Hypothesis]:
-        for name, factor in {
-            "counts of the whole scan": 1 / PATTERNS,
-            "counts of a pixel": N**2,
-            "counts of each mode": MODES,
-        }.items():
-            both = {"probe": np.sqrt(factor) * right, "amplitude without noise": np.sqrt(factor * clean)}
-            yield Hypothesis(name, both)
-        power = np.abs(right[:, None]) ** 2
-        yield Hypothesis(
-            "every mode with the counts by itself",
-            {"probe": right * np.sqrt(power.sum() / (MODES * power.sum(axis=(1, 2, 3)))[:, None, None])},
-        )
-        views: dict[str, Callable[[], np.ndarray]] = {
-            "swapped x/y": lambda: _intensity(specimen.T, right, positions),
-            "the first mode alone": lambda: _intensity(specimen, right[:1], positions),
-            "modes added as fields": lambda: _intensity(specimen, right.sum(axis=0, keepdims=True), positions),
-            "conjugation of the probe": lambda: _intensity(specimen, right.conj(), positions),
-        }
-        for name, intensity in views.items():
-            yield Hypothesis(name, {"amplitude without noise": np.sqrt(intensity())})
-        yield Hypothesis("intensity for amplitude", {"amplitude without noise": clean})
-        for name, change in spatial_mistakes(1, 2):
-            yield Hypothesis(name, {"amplitude without noise": change(np.sqrt(clean))})
-        yield Hypothesis("no noise in the file", {"counts of the file": clean, "mean counts": np.array(NPHOTONS)})
-        yield Hypothesis(
-            "swapped x/y",
-            {
-                "xcoords": positions[:, 1],
-                "ycoords": positions[:, 0],
-                "xcoords_start": positions[:, 1],
-                "ycoords_start": positions[:, 0],
-            },
-        )
-        yield Hypothesis("sum of the counts for their mean", {"mean counts": np.array(counts.sum())})
+    return Outcome(expected, found, FLOAT32, lambda: _mistakes(specimen, right, positions, counts))
 
-    return Outcome(expected, found, FLOAT32, mistakes)
+
+def _mistakes(
+    specimen: np.ndarray, right: np.ndarray, positions: np.ndarray, counts: np.ndarray
+) -> Iterator[Hypothesis]:
+    clean = _intensity(specimen, right, positions)
+    for name, factor in {
+        "counts of the whole scan": 1 / PATTERNS,
+        "counts of a pixel": N**2,
+        "counts of each mode": MODES,
+    }.items():
+        both = {"probe": np.sqrt(factor) * right, "amplitude without noise": np.sqrt(factor * clean)}
+        yield Hypothesis(name, both)
+    power = np.abs(right[:, None]) ** 2
+    yield Hypothesis(
+        "every mode with the counts by itself",
+        {"probe": right * np.sqrt(power.sum() / (MODES * power.sum(axis=(1, 2, 3)))[:, None, None])},
+    )
+    views: dict[str, Callable[[], np.ndarray]] = {
+        "swapped x/y": lambda: _intensity(specimen, right, positions[:, ::-1]),
+        "the first mode alone": lambda: _intensity(specimen, right[:1], positions),
+        "modes added as fields": lambda: _intensity(specimen, right.sum(axis=0, keepdims=True), positions),
+        "conjugation of the probe": lambda: _intensity(specimen, right.conj(), positions),
+    }
+    for name, intensity in views.items():
+        yield Hypothesis(name, {"amplitude without noise": np.sqrt(intensity())})
+    yield Hypothesis("intensity for amplitude", {"amplitude without noise": clean})
+    for name, change in spatial_mistakes(1, 2):
+        yield Hypothesis(name, {"amplitude without noise": change(np.sqrt(clean))})
+    yield Hypothesis("no noise in the file", {"counts of the file": clean, "mean counts": np.array(NPHOTONS)})
+    yield Hypothesis(
+        "swapped x/y",
+        {
+            "xcoords": positions[:, 1],
+            "ycoords": positions[:, 0],
+            "xcoords_start": positions[:, 1],
+            "ycoords_start": positions[:, 0],
+        },
+    )
+    yield Hypothesis("sum of the counts for their mean", {"mean counts": np.array(counts.sum())})
 
 
 SIMULATING: tuple[Step, ...] = (Step("forward.simulated", ("SCAN-09", "exit_wave", "amplitude"), _simulated),)

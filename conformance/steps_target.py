@@ -53,43 +53,52 @@ def _target(_: StepBench) -> Outcome:
         expected |= _loss_of_object(predicted, right, what)
 
     def mistakes() -> Iterator[Hypothesis]:
-        shift = positions[:, 0] - means[:, 0]
-        places = {
-            "sign of offsets": (groups[:, 0], -shift),
-            "swapped x/y": (groups[:, 0], shift[:, ::-1]),
-            "patch not moved": (groups[:, 0], 0 * shift),
-            "offsets of the last patch": (groups[:, 0], positions[:, -1] - means[:, 0]),
-            "the last patch for the first": (groups[:, -1], shift),
-        }
-        for name, (patches, by) in places.items():
-            yield Hypothesis(name, {"target": oracle_operations.translate(patches, by)[:, None]})
-        cuts = {
-            "swapped x/y": positions[..., ::-1],
-            "cut at the mirrored position": 2 * means - positions,
-            "half a pixel off": positions + 0.5,
-            "one pixel off": positions + 1,
-            "positions rounded to whole pixels": np.round(positions),
-        }
-        for name, places_px in cuts.items():
-            patches = oracle_operations.ground_truth_patches(image, places_px.reshape(-1, 2), SIDE_PX)
-            yield Hypothesis(name, {"patches": patches})
-        for name, parts in {
-            "total variation twice": (2.0, 1.0),
-            "total variation missing": (0.0, 1.0),
-            "known object ignored": (1.0, 0.0),
-        }.items():
-            both = (_loss_of_object(predicted, right, what, *parts) for what in ("whole object", "central square"))
-            yield Hypothesis(name, {key: each for some in both for key, each in some.items()})
-        yield Hypothesis(
-            "object outside its central square counts", _loss_of_object(predicted, right, "central square", whole=True)
-        )
-        real = _loss_of_object(predicted, right, "whole object", real=True)
-        yield Hypothesis(
-            "total variation of the real part alone",
-            real | _loss_of_object(predicted, right, "central square", real=True),
-        )
+        yield from _misplaced(image, positions, groups)
+        yield from _misjudged(predicted, right)
 
     return Outcome(expected, found, FLOAT64, mistakes)
+
+
+def _misplaced(image: np.ndarray, positions: np.ndarray, groups: np.ndarray) -> Iterator[Hypothesis]:
+    means = positions.mean(axis=1, keepdims=True)
+    shift = positions[:, 0] - means[:, 0]
+    places = {
+        "sign of offsets": (groups[:, 0], -shift),
+        "swapped x/y": (groups[:, 0], shift[:, ::-1]),
+        "patch not moved": (groups[:, 0], 0 * shift),
+        "offsets of the last patch": (groups[:, 0], positions[:, -1] - means[:, 0]),
+        "the last patch for the first": (groups[:, -1], shift),
+    }
+    for name, (patches, by) in places.items():
+        yield Hypothesis(name, {"target": oracle_operations.translate(patches, by)[:, None]})
+    cuts = {
+        "swapped x/y": positions[..., ::-1],
+        "cut at the mirrored position": 2 * means - positions,
+        "half a pixel off": positions + 0.5,
+        "one pixel off": positions + 1,
+        "positions rounded to whole pixels": np.round(positions),
+    }
+    for name, places_px in cuts.items():
+        patches = oracle_operations.ground_truth_patches(image, places_px.reshape(-1, 2), SIDE_PX)
+        yield Hypothesis(name, {"patches": patches})
+
+
+def _misjudged(predicted: np.ndarray, right: np.ndarray) -> Iterator[Hypothesis]:
+    for name, parts in {
+        "total variation twice": (2.0, 1.0),
+        "total variation missing": (0.0, 1.0),
+        "known object ignored": (1.0, 0.0),
+    }.items():
+        both = (_loss_of_object(predicted, right, what, *parts) for what in ("whole object", "central square"))
+        yield Hypothesis(name, {key: each for some in both for key, each in some.items()})
+    yield Hypothesis(
+        "object outside its central square counts", _loss_of_object(predicted, right, "central square", whole=True)
+    )
+    real = _loss_of_object(predicted, right, "whole object", real=True)
+    yield Hypothesis(
+        "total variation of the real part alone",
+        real | _loss_of_object(predicted, right, "central square", real=True),
+    )
 
 
 def _loss_of_object(

@@ -8,8 +8,10 @@ from conformance.faults_bridge import BRIDGE, CONFIGURATION
 from conformance.faults_data import DATA
 from conformance.faults_maps import OF_MAPS
 from conformance.faults_network import FORWARD
+from conformance.faults_objects import LIGHT, OBJECTS
 from conformance.faults_optimiser import OPTIMISER
 from conformance.faults_reading import OF_FILES
+from conformance.faults_scores import SCORES
 from conformance.seeding import Fault
 
 
@@ -25,5 +27,8 @@ def all_faults() -> tuple[Fault, ...]:
         *OF_FILES,
         *DATA,
         *OF_MAPS,
+        *LIGHT,
+        *OBJECTS,
+        *SCORES,
         *OPTIMISER,
     )

@@ -284,6 +284,11 @@ def _geometry(_: StepBench) -> Outcome:
         for name, settings in GRAPHS.items()
     }
     mistakes.append(Hypothesis("half of the jitter", once))
+    one_side = {
+        f"{name} canvas_px": np.array(settings.N + (expected[f"{name} canvas_px"] - settings.N) // 2)
+        for name, settings in GRAPHS.items()
+    }
+    mistakes.append(Hypothesis("padding on one side alone", one_side))
     return Outcome(expected, given, 0.0, mistakes)
 
 

@@ -1,7 +1,8 @@
 """The fault matrix: every seeded fault against the checks of the suite.
 
 A run with a fault looks at the steps outside the network first and then at the network, as ``pytest conformance`` does.
-The first step or stage that fails is what the report would name.
+The first step or stage that fails is what the report would name. What does not call what is wrong is left out: it does
+the same as without the fault, and passes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from conformance.faults import all_faults
 from conformance.gains import Gains, widest
 from conformance.measured import load_measured
 from conformance.parity import Measurement, judge
+from conformance.reach import may_change
 from conformance.seeding import Fault
 from conformance.step import StepBench
 from conformance.steps import all_steps
@@ -109,7 +111,7 @@ def _gains(graph: str, envelope: str) -> Gains:
 
 
 def look_for(fault: Fault, dtypes: Sequence[str], envelopes: Sequence[str]) -> Iterator[Finding]:
-    """Seed a fault and judge everything; yield a finding for each dtype and envelope.
+    """Seed a fault and judge everything that it can change; yield a finding for each dtype and envelope.
 
     Args:
         fault: what is seeded.
@@ -123,11 +125,12 @@ def look_for(fault: Fault, dtypes: Sequence[str], envelopes: Sequence[str]) -> I
         here.condition.free(dtype)
         here.condition.forced(dtype)
     gains = {envelope: _gains(fault.graph, envelope) for envelope in envelopes}
+    reached = [step for step in all_steps() if may_change(step, fault)]
     with warnings.catch_warnings(), fault.seeded():
         # What a broken network warns of is no finding: its numbers are.
         warnings.simplefilter("ignore")
         steps = StepBench()
-        for step in all_steps():
+        for step in reached:
             steps.report(step)
         before = [report for report in steps.failed if not report.step.behind_network]
         behind = [report for report in steps.failed if report.step.behind_network]

@@ -46,16 +46,16 @@ class Fault:
         original = getattr(self.owner, self.attribute)
         # A static method, unlike what ``getattr`` makes of it, is put back as one.
         written = vars(self.owner).get(self.attribute, original)
-        _forget()
+        forget()
         setattr(self.owner, self.attribute, self.build(original))
         try:
             yield
         finally:
             setattr(self.owner, self.attribute, written)
-            _forget()
+            forget()
 
 
-def _forget() -> None:
+def forget() -> None:
     """Empty what the packages keep: a table that was made with a fault must not outlive it."""
     from ptycho_tf_bridge.weights import weight_table
 

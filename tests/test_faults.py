@@ -17,6 +17,7 @@ from conformance.faults_network import FORWARD
 from conformance.matrix import LIVE, REPLAY, Finding, Matrix, look_for, measurement
 from conformance.measured import load_measured
 from conformance.parity import Measurement, first_failing_stage, judge
+from conformance.reach import may_change
 from conformance.report import headline
 from conformance.seeding import Fault
 from conformance.step import StepBench, StepReport
@@ -35,8 +36,9 @@ def recorded() -> Measurement:
 
 
 def first_failure(fault: Fault) -> StepReport | None:
+    reached = [step for step in all_steps() if may_change(step, fault)]
     with fault.seeded():
-        reports = map(StepBench().report, all_steps())
+        reports = map(StepBench().report, reached)
         return next((report for report in reports if not report.passed), None)
 
 

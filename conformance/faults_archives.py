@@ -237,6 +237,14 @@ TRANSLATED: tuple[Fault, ...] = (
         "as TensorFlow runs, not as stated",
     ),
     _setting(
+        "defaults of fields that the PyTorch side does not read",
+        "stated",
+        config,
+        "is_unread",
+        lambda right: lambda setting, backend: backend == "tensorflow" and right(setting, backend),
+        None,
+    ),
+    _setting(
         "a run taken as its configuration says",
         "as_run",
         config,

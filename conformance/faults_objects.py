@@ -45,7 +45,8 @@ def _with_edges_repeated(images: Tensor, sigma_px: float) -> Tensor:
 
 def _without_shift(exit_wave: Tensor) -> Tensor:
     N = exit_wave.shape[-1]
-    return torch.fft.fft2(exit_wave).abs().square().sum(dim=2).div(N**2).sqrt()
+    intensity: Tensor = torch.fft.fft2(exit_wave).abs().square().sum(dim=2) / N**2
+    return intensity.sqrt()
 
 
 def _real_part_alone(images: Tensor) -> Tensor:

@@ -168,8 +168,8 @@ RUNS: tuple[Fault, ...] = (
         "one probe for all scans",
     ),
     _fault(
-        "optimiser", "of_data", "given offset not handed on", PtychoDataset, "derived", _offset_not_handed_on,
-        "jitter of another offset",
+        "data", "derived_of_scans", "given offset not handed on", PtychoDataset, "derived", _offset_not_handed_on,
+        "given offset ignored",
     ),
     _fault(
         "optimiser", "of_data", "offset of the reference for its jitter", train, "REFERENCE_JITTER_PX", instead(4),

@@ -22,7 +22,7 @@ from conformance.faults import all_faults
 from conformance.gains import Gains, widest
 from conformance.measured import load_measured
 from conformance.parity import Measurement, judge
-from conformance.reach import may_change
+from conformance.reach import Codes, called_by, code_of, may_change
 from conformance.seeding import Fault
 from conformance.step import StepBench
 from conformance.steps import all_steps
@@ -110,6 +110,12 @@ def _gains(graph: str, envelope: str) -> Gains:
     return widest(runs).widened_when_forced(spec)
 
 
+@cache
+def _calls_of_network(graph: str, dtype: str) -> Codes:
+    """Return what the measurements of a network call that nothing is wrong with."""
+    return called_by(lambda: measurement(graph).of(Remembering(TorchSubject("cpu", dtype))))
+
+
 def look_for(fault: Fault, dtypes: Sequence[str], envelopes: Sequence[str]) -> Iterator[Finding]:
     """Seed a fault and judge everything that it can change; yield a finding for each dtype and envelope.
 
@@ -126,6 +132,8 @@ def look_for(fault: Fault, dtypes: Sequence[str], envelopes: Sequence[str]) -> I
         here.condition.forced(dtype)
     gains = {envelope: _gains(fault.graph, envelope) for envelope in envelopes}
     reached = [step for step in all_steps() if may_change(step, fault)]
+    code = code_of(fault)
+    network = {dtype: code is None or code in _calls_of_network(fault.graph, dtype) for dtype in dtypes}
     with warnings.catch_warnings(), fault.seeded():
         # What a broken network warns of is no finding: its numbers are.
         warnings.simplefilter("ignore")
@@ -136,7 +144,7 @@ def look_for(fault: Fault, dtypes: Sequence[str], envelopes: Sequence[str]) -> I
         behind = [report for report in steps.failed if report.step.behind_network]
         for dtype in dtypes:
             subject = Remembering(TorchSubject("cpu", dtype))
-            measured = here.of(subject)
+            measured = here.of(subject) if network[dtype] else {}
             stage_of = {key: quantity.stage for key, quantity in measured.items()}
             for envelope in envelopes if dtype == "float32" else envelopes[:1]:
                 verdicts = judge(measured, gains[envelope].envelope, limits, dtype)

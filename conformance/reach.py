@@ -33,7 +33,7 @@ def called_by(work: Callable[[], object]) -> Codes:
         work()
     finally:
         sys.setprofile(before)
-        threading.setprofile(None)  # type: ignore[arg-type]
+        threading.setprofile(None)
     return frozenset(found)
 
 

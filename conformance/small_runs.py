@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ def normalised_modes(modes: np.ndarray, probe_scale: float) -> np.ndarray:
 
 def draw_small_scans() -> dict[str, dict[str, np.ndarray]]:
     """Draw two small scans that differ in length, counts, probe and bad pixels."""
-    scans = {}
+    scans: dict[str, dict[str, np.ndarray]] = {}
     for number, patterns in enumerate(PATTERNS):
         rng = np.random.default_rng(21 + number)
         bad = rng.random((SIDE_PX, SIDE_PX)) < 0.02 * (1 + number)
@@ -195,7 +196,10 @@ def run_main(scans: SmallScans, case: RunCase, output: Path, **named: Any) -> Re
         tempfile.TemporaryDirectory(dir=scans.root) as elsewhere,
         _checkpoints_kept(Path(elsewhere)) as versions,
         _batches_noted() as fed,
+        warnings.catch_warnings(),
     ):
+        # What a broken run warns of is no finding: what it leaves is.
+        warnings.simplefilter("ignore")
         result = train.main(output_dir=output, reconstruct=False, progress=False, **given | named)
         kept = Path(shutil.move(elsewhere, output / f"kept_{len(list(output.iterdir()))}"))
         Path(elsewhere).mkdir()

@@ -73,7 +73,7 @@ def _aligned_by(
     level = np.where(covered, level, level[covered].mean() if fill else 0)
     reach = int(np.ceil(max(map(abs, shift_px)))) + 2
     around = np.pad(covered, reach, constant_values=True)
-    valid = np.lib.stride_tricks.sliding_window_view(around, (2 * reach + 1,) * 2).all(axis=(-2, -1))
+    valid = np.asarray(np.lib.stride_tricks.sliding_window_view(around, (2 * reach + 1,) * 2).all(axis=(-2, -1)))
     inner = (slice(TRIM_PX, -TRIM_PX),) * 2
     there, known, valid = moved(level, *shift_px)[inner], truth[inner], valid[inner]
     there = there * waves_of(plane(there, known, valid), there.shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,10 @@ def similarity(ours: np.ndarray, theirs: np.ndarray, data_range: float, valid: n
     found = (2 * x * y + c_1) * (2 * both + c_2) / ((x**2 + y**2 + c_1) * (by_x + by_y + c_2))
     edge = WINDOW_PX // 2
     return float(found[valid[edge:-edge, edge:-edge]].mean())
+
+
+Pictures = tuple[np.ndarray, np.ndarray, np.ndarray]
+Parts = Mapping[str, Mapping[str, np.ndarray | float]]
 
 
 def image_errors(
@@ -106,7 +111,7 @@ def ring_numbers(curve: np.ndarray, n: int) -> dict[str, np.ndarray]:
     }
 
 
-def _named(parts: Mapping[str, Mapping[str, np.ndarray | float]]) -> dict[str, np.ndarray]:
+def _named(parts: Parts) -> dict[str, np.ndarray]:
     return {f"{name}, {what}": np.asarray(each) for what, some in parts.items() for name, each in some.items()}
 
 
@@ -133,15 +138,15 @@ def _rings(_: StepBench) -> Outcome:
     found = {what: vars(ring_correlation(a, b, taper=taper)) for what, (a, b, taper) in pairs.items()}
 
     def mistakes() -> Iterator[Hypothesis]:
-        for name, wrong in {
+        changes: dict[str, dict[str, Any]] = {
             "conjugate missing": {"conjugate": np.asarray},
             "rings cut to whole numbers": {"ring_of": math.floor},
             "mean not taken out": {"level": lambda square: 0.0},
             "square from the corner of the image": {"cut": lambda side, n: 0},
-        }.items():
-            yield Hypothesis(
-                name, _named({what: ring_numbers(rings(*pair, **wrong), n) for what, pair in pairs.items()})
-            )  # type: ignore[arg-type]
+        }
+        for name, wrong in changes.items():
+            curves = {what: ring_numbers(rings(*pair, **wrong), n) for what, pair in pairs.items()}
+            yield Hypothesis(name, _named(curves))
         for name, taper in (("edges not tapered", 0.0), ("another taper", 0.5), ("Hann window for the taper", 1.0)):
             curves = {what: ring_numbers(rings(a, b, taper), n) for what, (a, b, _) in pairs.items()}
             yield Hypothesis(name, _named(curves))
@@ -176,16 +181,16 @@ def _evaluate(_: StepBench) -> Outcome:
     alignment, size = evaluation.alignment, evaluation.pixel_size_m
     ours, theirs, valid = alignment.aligned, alignment.truth, alignment.valid
     amplitudes, phases = _pictures(ours, theirs, valid)
-    filled = [np.where(valid, each, each[valid].mean()) for each in (ours, theirs)]
-    right = {
+    filled, filled_truth = (np.where(valid, each, each[valid].mean()) for each in (ours, theirs))
+    right: Parts = {
         "amplitude": image_errors(*amplitudes, float(np.ptp(np.abs(theirs)[valid])), valid),
         "phase": image_errors(*phases, 2 * np.pi, valid),
-        "rings": ring_numbers(rings(*filled), min(ours.shape)),
+        "rings": ring_numbers(rings(filled, filled_truth), min(ours.shape)),
         "scores": plain_scores(Pair(ours, theirs, valid, alignment.shift_px)),
         # 14 pixels of border at each side of 60 × 66, and the last row and column.
         "compared": {"known object": truth[4 + 14 : 4 + 45, 11 + 14 : 11 + 51], "pixel size": PIXEL_M},
     }
-    found = {
+    found: Parts = {
         "amplitude": vars(evaluation.amplitude),
         "phase": vars(evaluation.phase),
         "rings": vars(evaluation.rings),
@@ -196,9 +201,7 @@ def _evaluate(_: StepBench) -> Outcome:
     return Outcome(_named(right), _named(found), FLOAT64, lambda: _evaluated_wrongly(ours, theirs, valid))
 
 
-def _pictures(
-    ours: np.ndarray, theirs: np.ndarray, valid: np.ndarray
-) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+def _pictures(ours: np.ndarray, theirs: np.ndarray, valid: np.ndarray) -> tuple[Pictures, Pictures]:
     """Return ours, theirs and their difference, of amplitude and of phase."""
     turn = np.exp(-1j * np.angle(theirs[valid].sum()))
     amplitudes = np.abs(ours), np.abs(theirs), np.abs(ours) - np.abs(theirs)
@@ -210,7 +213,7 @@ def _evaluated_wrongly(ours: np.ndarray, theirs: np.ndarray, valid: np.ndarray) 
     reach, everywhere = float(np.ptp(np.abs(theirs)[valid])), np.ones_like(valid)
     own_reach, largest = float(np.ptp(np.abs(ours)[valid])), float(np.abs(theirs)[valid].max())
     bare = (phases[0], phases[1], phases[0] - phases[1])
-    for name, parts in {
+    wrong: dict[str, Parts] = {
         "pixels that are not valid counted": {
             "amplitude": image_errors(*amplitudes, reach, everywhere),
             "phase": image_errors(*phases, 2 * np.pi, everywhere),
@@ -226,7 +229,8 @@ def _evaluated_wrongly(ours: np.ndarray, theirs: np.ndarray, valid: np.ndarray) 
         "holes filled with zeros for the rings": {
             "rings": ring_numbers(rings(np.where(valid, ours, 0), np.where(valid, theirs, 0)), min(ours.shape))
         },
-    }.items():
+    }
+    for name, parts in wrong.items():
         yield Hypothesis(name, _named(parts))
 
 

@@ -152,9 +152,9 @@ def _illuminate(_: StepBench) -> Outcome:
             "2 missing under σ²": lambda probe, sigma, mask: right(probe, sigma / np.sqrt(2), mask),
             "blur forgotten": lambda probe, sigma, mask: right(probe, 0.0, mask),
             "mask forgotten": lambda probe, sigma, mask: right(probe, sigma, mask=False),
-            "edge pixel repeated at the border": lambda *case: right(*case, border="edge"),
-            "zeros beyond the border": lambda *case: right(*case, border="constant"),
-            "border wrapped": lambda *case: right(*case, border="wrap"),
+            "edge pixel repeated at the border": lambda probe, sigma, mask: right(probe, sigma, mask, "edge"),
+            "zeros beyond the border": lambda probe, sigma, mask: right(probe, sigma, mask, "constant"),
+            "border wrapped": lambda probe, sigma, mask: right(probe, sigma, mask, "wrap"),
             "masked before the blur": lambda probe, sigma, mask: (
                 _blurred(views[:, :, None] * probe * (disk if mask else 1), sigma, "reflect")
                 if sigma

@@ -106,7 +106,7 @@ class Case:
         reach = max(map(abs, self.shift_px)) + 2
         around = np.pad(covered, reach, constant_values=True)
         windows = np.lib.stride_tricks.sliding_window_view(around, (2 * reach + 1,) * 2)
-        return np.asarray(windows.all(axis=(-2, -1))[TRIM_PX:-TRIM_PX, TRIM_PX:-TRIM_PX])
+        return np.asarray(np.asarray(windows.all(axis=(-2, -1)))[TRIM_PX:-TRIM_PX, TRIM_PX:-TRIM_PX])
 
 
 CASES: Mapping[str, Case] = {

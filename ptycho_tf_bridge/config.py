@@ -330,6 +330,8 @@ def _former_name(stated: dict[str, _Stated], source: str) -> tuple[dict[str, _St
 
 def _absent(setting: Setting, source: str, backend: str, sections: set[str]) -> tuple[Value, str]:
     """Return what the reference has where nothing is stated, in our terms, and the name it has it under."""
+    if backend != "tensorflow" and is_unread(setting, backend):
+        return effect_of(setting, backend), ""
     there, defaults = setting.there, setting.defaults_there
     chain: list[tuple[str, str]] = []
     if source == "legacy":

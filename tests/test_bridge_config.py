@@ -424,6 +424,17 @@ def test_the_pytorch_side_of_the_reference_chooses_its_loss_by_name() -> None:
     assert (weights.nll_weight, weights.mae_weight) == (1.0, 0.0), "TensorFlow reads the weights"
 
 
+@pytest.mark.parametrize("weights", ["", "nll_weight: 1.0\nmae_weight: 0.0\n"], ids=["unstated", "stated"])
+def test_a_file_for_the_pytorch_side_leaves_the_loss_to_its_name(tmp_path: Path, weights: str) -> None:
+    """That side does not read the weights, so that TensorFlow's defaults of them are nothing that it does."""
+    path = tmp_path / "run.yaml"
+    path.write_text(f"backend: pytorch\ntorch_loss_mode: mae\n{weights}")
+    settings = from_yaml(path).settings
+    assert (settings.training.nll_weight, settings.training.mae_weight) == (None, None)
+    found = settings.training.loss_weights(settings.model.loss_function)
+    assert (found.nll_weight, found.mae_weight) == (0.0, 1.0)
+
+
 @pytest.mark.parametrize("name", ["n_subsample", "n_images"])
 def test_names_that_mean_something_else_change_nothing(name: str) -> None:
     base, translation = from_legacy({"N": 64}), from_legacy({"N": 64, name: 4})

@@ -22,8 +22,8 @@ from ptycho_tf_bridge import backend
 QUICK_GRAPHS = ("n64_g1", "n64_g2_small_object", "n64_g2_small_probe", "n64_g2_mask_blur", "n64_g3", "n128_g2")
 """Graphs compared with the oracle in the quick tier; the other tiers take all."""
 
-CLEAN_RUNS = {"quick": 4, "full": len(TURNS), "study": 1000}
-"""Clean runs by tier: the full one takes every graph. More are kept as evidence: python -m conformance study clean."""
+CLEAN_RUNS = {"quick": 4, "full": len(GRAPHS), "study": 1000}
+"""Clean runs by tier: the full one takes every graph once. More are evidence: python -m conformance study clean."""
 
 
 def _batch(name: str) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance.seeding import Body, Fault, after, argument, instead, only
+from conformance.seeding import Body, Fault, after, argument, instead, of_area, only
 from ptycho_tf_bridge import archive, config, config_export, export, keras_graph, migrate, stored_model
 from ptycho_tf_bridge.keras_file import _Network
 from ptycho_tf_bridge.layout import Layout
@@ -83,12 +83,7 @@ def _implied_by_the_other(original: Body) -> Body:
     return wrong
 
 
-def _bridge(name: str, step: str, owner: Any, attribute: str, build: Callable[[Any], Any], cause: str | None) -> Fault:
-    return Fault(name, "bridge", f"bridge.{step}", owner, attribute, build, cause)
-
-
-def _setting(name: str, step: str, owner: Any, attribute: str, build: Callable[[Any], Any], cause: str | None) -> Fault:
-    return Fault(name, "configuration", f"configuration.{step}", owner, attribute, build, cause)
+_bridge, _setting = of_area("bridge"), of_area("configuration")
 
 
 ARCHIVED: tuple[Fault, ...] = (

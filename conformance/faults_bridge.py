@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from conformance.faults_runs import RUN_CONFIGURATION
-from conformance.seeding import Body, Fault, after, argument, instead, only
+from conformance.seeding import Body, Fault, after, argument, instead, of_area, only
 from ptycho_tf_bridge import config_values, stored_model, weights
 from ptycho_tf_bridge.layout import Layout
 from ptycho_tf_bridge.weights import WeightEntry
@@ -106,14 +106,7 @@ def _scaled_network(factor: Callable[[int], float]) -> Callable[[Body], Body]:
     return build
 
 
-def _bridge(name: str, stage: str, owner: Any, attribute: str, build: Callable[[Any], Any], cause: str | None) -> Fault:
-    return Fault(name, "bridge", f"bridge.{stage}", owner, attribute, build, cause)
-
-
-def _configuration(
-    name: str, stage: str, owner: Any, attribute: str, build: Callable[[Any], Any], cause: str | None
-) -> Fault:
-    return Fault(name, "configuration", f"configuration.{stage}", owner, attribute, build, cause)
+_bridge, _configuration = of_area("bridge"), of_area("configuration")
 
 
 _MODEL, _TRAINING = ModelSettings.__init__, TrainingSettings.__init__

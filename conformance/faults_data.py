@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from conformance.seeding import Body, Fault, after, argument, instead
+from conformance.seeding import Body, Fault, after, argument, instead, of_area
 from ptycho_torch import dset_loader_pt_mmap, grouping, memory_map, preparation, train
 from ptycho_torch.dset_loader_pt_mmap import GroupSampler, PtychoDataset
 from ptycho_torch.preparation import FramePreparation
@@ -152,8 +152,7 @@ def _with_itself(original: Body) -> Body:
     return wrong
 
 
-def _data(name: str, stage: str, owner: Any, attribute: str, build: Callable[[Any], Any], cause: str | None) -> Fault:
-    return Fault(name, "data", f"data.{stage}", owner, attribute, build, cause)
+_data = of_area("data")
 
 
 DATA: tuple[Fault, ...] = (

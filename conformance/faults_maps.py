@@ -10,16 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from conformance.seeding import Body, Fault, after, argument, instead
+from conformance.seeding import Body, Fault, after, argument, instead, of_area
 from ptycho_torch import dset_loader_pt_mmap, grouping, memory_map, preparation
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 
-
-def data_fault(
-    name: str, step: str, owner: Any, attribute: str, build: Callable[[Any], Any], cause: str | None
-) -> Fault:
-    """Return a fault of a step of the data path."""
-    return Fault(name, "data", f"data.{step}", owner, attribute, build, cause)
+_data = of_area("data")
 
 
 def _with_settings(position: int, when: Callable[[Any], bool] = bool, **changed: Any) -> Callable[[Body], Body]:
@@ -73,7 +68,7 @@ def _any_scan(settings: Any) -> bool:
 
 
 SAMPLERS: tuple[Fault, ...] = (
-    data_fault(
+    _data(
         "seed ignored by the samplers around points",
         "samplers",
         grouping,
@@ -81,7 +76,7 @@ SAMPLERS: tuple[Fault, ...] = (
         _with_settings(1, _any_scan, group_seed=0),
         "every seed",
     ),
-    data_fault(
+    _data(
         "groups of a point drawn with repetition",
         "samplers",
         grouping,
@@ -89,10 +84,8 @@ SAMPLERS: tuple[Fault, ...] = (
         _with_repetition,
         "a group twice",
     ),
-    data_fault(
-        "half as many seed points", "samplers", grouping, "math", instead(_HalfMath()), "half as many seed points"
-    ),
-    data_fault(
+    _data("half as many seed points", "samplers", grouping, "math", instead(_HalfMath()), "half as many seed points"),
+    _data(
         "neighbours farthest first",
         "samplers",
         grouping,
@@ -100,7 +93,7 @@ SAMPLERS: tuple[Fault, ...] = (
         after(lambda subsets: subsets[..., ::-1]),
         "farthest first",
     ),
-    data_fault(
+    _data(
         "pool of neighbours ignored",
         "samplers",
         grouping,
@@ -108,8 +101,8 @@ SAMPLERS: tuple[Fault, ...] = (
         _with_settings(1, neighbor_pool_size=None),
         "pool of neighbours ignored",
     ),
-    data_fault("the first neighbour dropped", "same_place", grouping, "_neighbours", _first_dropped, None),
-    data_fault("offsets of the first part again", "large_map", memory_map, "_coordinates", _first_part_again, None),
+    _data("the first neighbour dropped", "same_place", grouping, "_neighbours", _first_dropped, None),
+    _data("offsets of the first part again", "large_map", memory_map, "_coordinates", _first_part_again, None),
 )
 
 
@@ -156,7 +149,7 @@ def _without_its_probe(*arguments: Any) -> PtychoDataset:
 
 
 MAPS: tuple[Fault, ...] = (
-    data_fault(
+    _data(
         "the first probe file for all",
         "probe_folder",
         memory_map,
@@ -164,13 +157,9 @@ MAPS: tuple[Fault, ...] = (
         argument(1, lambda number: 0),
         "probe of the first scan for all",
     ),
-    data_fault(
-        "probe files counted", "probe_folder", dset_loader_pt_mmap, "probe_paths", _in_order, "order of their files"
-    ),
-    data_fault(
-        "the last mode again", "probe_folder", memory_map, "_write_array", _last_mode_again, "the last mode again"
-    ),
-    data_fault(
+    _data("probe files counted", "probe_folder", dset_loader_pt_mmap, "probe_paths", _in_order, "order of their files"),
+    _data("the last mode again", "probe_folder", memory_map, "_write_array", _last_mode_again, "the last mode again"),
+    _data(
         "probes of the folder though they are not wanted",
         "probe_folder",
         PtychoDataset,
@@ -178,7 +167,7 @@ MAPS: tuple[Fault, ...] = (
         _always_of_the_folder,
         "in place of those of the scans",
     ),
-    data_fault(
+    _data(
         "a given probe lost in a pickle",
         "probe_folder",
         dset_loader_pt_mmap,
@@ -186,7 +175,7 @@ MAPS: tuple[Fault, ...] = (
         instead(_without_its_probe),
         "lost on the way",
     ),
-    data_fault(
+    _data(
         "corrected positions always",
         "maps",
         memory_map,
@@ -194,7 +183,7 @@ MAPS: tuple[Fault, ...] = (
         _with_settings(1, position_source="corrected"),
         "corrected for nominal",
     ),
-    data_fault(
+    _data(
         "a scale where there is none",
         "maps",
         memory_map,
@@ -241,7 +230,7 @@ def _remake_unheard(original: Body) -> Body:
 
 
 REBUILDING: tuple[Fault, ...] = (
-    data_fault(
+    _data(
         "fingerprint of lengths alone",
         "fingerprint",
         memory_map,
@@ -249,7 +238,7 @@ REBUILDING: tuple[Fault, ...] = (
         after(lambda members: {key: numbers[1:] for key, numbers in members.items()}),
         "a change of values alone",
     ),
-    data_fault(
+    _data(
         "orientation of the detector not in the fingerprint",
         "fingerprint",
         memory_map,
@@ -257,8 +246,8 @@ REBUILDING: tuple[Fault, ...] = (
         _fingerprint(_without_orientation),
         "how the detector lies",
     ),
-    data_fault("photons in the fingerprint", "fingerprint", memory_map, "fingerprint", _with_photons, "on the photons"),
-    data_fault(
+    _data("photons in the fingerprint", "fingerprint", memory_map, "fingerprint", _with_photons, "on the photons"),
+    _data(
         "seed not in the fingerprint",
         "fingerprint",
         memory_map,
@@ -266,7 +255,7 @@ REBUILDING: tuple[Fault, ...] = (
         _fingerprint(lambda found: found["groups"]["settings"].pop("group_seed")),
         "do not depend on group_seed",
     ),
-    data_fault(
+    _data(
         "a mask that changes leaves the patterns",
         "rebuilt_map",
         memory_map,
@@ -274,7 +263,7 @@ REBUILDING: tuple[Fault, ...] = (
         instead(("diff3d", "diffraction")),
         "change of the mask",
     ),
-    data_fault(
+    _data(
         "patterns built with the groups",
         "rebuilt_map",
         memory_map,
@@ -282,7 +271,7 @@ REBUILDING: tuple[Fault, ...] = (
         argument(3, lambda kept: {}),
         "patterns built anew with the groups",
     ),
-    data_fault("remake_map not heard", "rebuilt_map", memory_map, "_why_stale", _remake_unheard, "asked for anew"),
+    _data("remake_map not heard", "rebuilt_map", memory_map, "_why_stale", _remake_unheard, "asked for anew"),
 )
 
 
@@ -304,10 +293,10 @@ def _without_distinct(original: Body) -> Body:
 
 
 DERIVING: tuple[Fault, ...] = (
-    data_fault(
+    _data(
         "given photons not heard", "derived_given", preparation, "derive", _unheard("nphotons"), "given photons ignored"
     ),
-    data_fault(
+    _data(
         "given jitter not heard",
         "derived_given",
         preparation,
@@ -315,7 +304,7 @@ DERIVING: tuple[Fault, ...] = (
         _unheard("max_position_jitter"),
         "given jitter ignored",
     ),
-    data_fault(
+    _data(
         "photons of the settings not heard",
         "derived_of_scans",
         dset_loader_pt_mmap,
@@ -323,7 +312,7 @@ DERIVING: tuple[Fault, ...] = (
         _unheard("nphotons"),
         "given photons ignored",
     ),
-    data_fault(
+    _data(
         "repeated positions as neighbours",
         "derived_of_scans",
         dset_loader_pt_mmap,

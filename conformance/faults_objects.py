@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conformance.seeding import Body, Fault, after, argument, instead
+from conformance.seeding import Body, Fault, after, argument, instead, of_area
 from ptycho_torch import helper, inference, losses, model, probe
 from ptycho_torch.config_params import NetworkSettings
 from ptycho_torch.products import Reconstruction
@@ -94,8 +94,7 @@ def _moved(reconstruction: Reconstruction) -> Reconstruction:
     return dataclasses.replace(reconstruction, positions_px=reconstruction.positions_px + half)
 
 
-def _light(name: str, stage: str, owner: Any, attribute: str, build: Callable[[Any], Any], cause: str | None) -> Fault:
-    return Fault(name, "forward", f"forward.{stage}", owner, attribute, build, cause)
+_light, _optimiser = of_area("forward"), of_area("optimiser")
 
 
 LIGHT: tuple[Fault, ...] = (
@@ -247,37 +246,33 @@ OBJECTS: tuple[Fault, ...] = (
         ),
         "from the corner of the object",
     ),
-    Fault(
+    _optimiser(
         "the network's probe for every batch",
-        "optimiser",
-        "optimiser.predictions",
+        "predictions",
         PtychoPINN,
         "forward",
         _own_probe,
         "the network's probe for that of the batch",
     ),
-    Fault(
+    _optimiser(
         "pixels of a detector that is not binned",
-        "optimiser",
-        "optimiser.infer",
+        "infer",
         inference,
         "_geometries",
         after(_not_binned),
         "pixels of the detector before binning",
     ),
-    Fault(
-        "weighting of the caller not handed on",
-        "optimiser",
-        "optimiser.infer",
+    _light(
+        "weighting of the caller ignored",
+        "reconstruct",
         inference,
         "reconstruct",
         _with(weighting="smooth"),
-        "the weighting that was asked for ignored",
+        "weighting ignored",
     ),
-    Fault(
+    _optimiser(
         "square not handed on",
-        "optimiser",
-        "optimiser.infer",
+        "infer",
         inference,
         "reconstruct",
         _with(crop_px=None),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from conformance.faults_runs import RUNS
-from conformance.seeding import Body, Fault, argument, instead
+from conformance.seeding import Body, Fault, argument, instead, of_area
 from ptycho_torch import losses, train
 from ptycho_torch.checkpoint import KEY, Checkpoint
 from ptycho_torch.optim import KerasAdam, KerasPlateau
@@ -186,10 +186,7 @@ def _starting_with(*theirs: str) -> Callable[[Body], Body]:
     return build
 
 
-def _optimiser(
-    name: str, stage: str, owner: Any, attribute: str, build: Callable[[Any], Any], cause: str | None
-) -> Fault:
-    return Fault(name, "optimiser", f"optimiser.{stage}", owner, attribute, build, cause)
+_optimiser = of_area("optimiser")
 
 
 _UPDATE = (KerasAdam, "_update")

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance.faults_maps import data_fault
-from conformance.seeding import Body, Fault, after
+from conformance.seeding import Body, Fault, after, of_area
 from ptycho_torch import convert, raw_scan, scan
 from ptycho_torch.npz import NpzFile
 
@@ -36,10 +35,12 @@ def _nominal_exchanged(original: Body) -> Body:
     return wrong
 
 
+_data = of_area("data")
+
 READING: tuple[Fault, ...] = (
-    data_fault("Fortran order of small members", "members", NpzFile, "read", _read_in_c_order, "Fortran order"),
-    data_fault("Fortran order of streams", "members", NpzFile, "_fortran_rows", _streamed_in_c_order, "Fortran order"),
-    data_fault(
+    _data("Fortran order of small members", "members", NpzFile, "read", _read_in_c_order, "Fortran order"),
+    _data("Fortran order of streams", "members", NpzFile, "_fortran_rows", _streamed_in_c_order, "Fortran order"),
+    _data(
         "CRC-32 of members left out",
         "members",
         NpzFile,
@@ -47,7 +48,7 @@ READING: tuple[Fault, ...] = (
         after(lambda found: tuple(dataclasses.replace(each, crc32=0) for each in found)),
         None,
     ),
-    data_fault(
+    _data(
         "nominal positions as (y, x)",
         "scan_file",
         scan._Examiner,
@@ -55,7 +56,7 @@ READING: tuple[Fault, ...] = (
         _nominal_exchanged,
         "nominal positions",
     ),
-    data_fault(
+    _data(
         "bad pixels for good ones",
         "scan_file",
         scan._Examiner,
@@ -63,8 +64,8 @@ READING: tuple[Fault, ...] = (
         after(lambda good: None if good is None else ~good),
         "mask inverted",
     ),
-    data_fault("stored probe conjugated", "scan_file", scan, "probe_modes", after(np.conj), "conjugation"),
-    data_fault(
+    _data("stored probe conjugated", "scan_file", scan, "probe_modes", after(np.conj), "conjugation"),
+    _data(
         "object pixel of the detector pixel alone",
         "scan_file",
         scan,
@@ -86,7 +87,7 @@ def _columns_for_rows(original: Body) -> Body:
 
 
 CONVERTING: tuple[Fault, ...] = (
-    data_fault(
+    _data(
         "columns for rows of patterns in Fortran order",
         "convert",
         raw_scan.Stack,
@@ -94,7 +95,7 @@ CONVERTING: tuple[Fault, ...] = (
         _columns_for_rows,
         "Fortran order of the patterns",
     ),
-    data_fault(
+    _data(
         "converted positions of the whole frame",
         "convert",
         convert.Frames,
@@ -102,7 +103,7 @@ CONVERTING: tuple[Fault, ...] = (
         lambda original: lambda self, positions_px, scale: self.oriented(positions_px, scale),
         "pixels of the whole frame",
     ),
-    data_fault(
+    _data(
         "converted probe conjugated",
         "convert",
         convert.Frames,
@@ -110,7 +111,7 @@ CONVERTING: tuple[Fault, ...] = (
         after(np.conj),
         None,
     ),
-    data_fault(
+    _data(
         "detector pixel not widened",
         "convert",
         convert,

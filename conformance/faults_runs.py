@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from conformance.seeding import Body, Fault, after, argument, instead
+from conformance.seeding import Body, Fault, after, argument, instead, of_area
 from ptycho_torch import config_params, model, train
 from ptycho_torch.checkpoint import KEY
 from ptycho_torch.config_params import LossWeights, TrainingSettings
@@ -90,13 +90,6 @@ def _offset_not_handed_on(original: Body) -> Body:
     return wrong
 
 
-def _called_without(place: int) -> Callable[[Body], Body]:
-    """Put None in the place of an argument, where it is given."""
-    return lambda original: (
-        lambda *given, **named: original(*given[:place], *[None] * (len(given) > place), *given[place + 1 :], **named)
-    )
-
-
 def _trainer_with(**changed: Any) -> Callable[[Body], Body]:
     """Make the trainer of other settings."""
     return lambda original: (
@@ -125,98 +118,91 @@ def _from_the_beginning(original: Body) -> Body:
     return lambda self, *given, ckpt_path=None, **named: original(self, *given, **named)
 
 
-def _fault(
-    area: str, stage: str, name: str, owner: Any, attribute: str, build: Callable[[Any], Any], cause: str | None
-) -> Fault:
-    return Fault(name, area, f"{area}.{stage}", owner, attribute, build, cause)
+_configuration, _data, _optimiser = of_area("configuration"), of_area("data"), of_area("optimiser")
 
 
 RUN_CONFIGURATION: tuple[Fault, ...] = (
-    _fault(
-        "configuration", "loss", "likelihood beside the error of the amplitude", TrainingSettings, "loss_weights",
+    _configuration(
+        "likelihood beside the error of the amplitude", "loss", TrainingSettings, "loss_weights",
         _likelihood_beside, "likelihood counts beside any loss",
     ),
-    _fault(
-        "configuration", "loss", "weight 0 of the likelihood taken for none", TrainingSettings, "loss_weights",
+    _configuration(
+        "weight 0 of the likelihood taken for none", "loss", TrainingSettings, "loss_weights",
         _zero_is_none, None,
     ),
-    _fault(
-        "configuration", "process", "settings of before kept", config_params._Singleton, "set_settings",
+    _configuration(
+        "settings of before kept", "process", config_params._Singleton, "set_settings",
         _before_kept, "what was set before is kept",
     ),
 )  # fmt: skip
 """Faults of what settings mean."""
 
 RUNS: tuple[Fault, ...] = (
-    _fault("optimiser", "choices", "adam with the ε of PyTorch", torch.optim, "Adam", _first_of(3), "ε ignored"),
-    _fault("optimiser", "choices", "decay of PyTorch", torch.optim, "AdamW", _first_of(4), "decay ignored"),
-    _fault(
-        "optimiser", "choices", "Keras' form for PyTorch's", torch.optim, "Adam", instead(KerasAdam),
+    _optimiser("adam with the ε of PyTorch", "choices", torch.optim, "Adam", _first_of(3), "ε ignored"),
+    _optimiser("decay of PyTorch", "choices", torch.optim, "AdamW", _first_of(4), "decay ignored"),
+    _optimiser(
+        "Keras' form for PyTorch's", "choices", torch.optim, "Adam", instead(KerasAdam),
         "keras_adam whatever was chosen",
     ),
-    _fault(
-        "optimiser", "initial_weights", "seed of the first weights ignored", train, "PtychoNet", _seed_ignored,
+    _optimiser(
+        "seed of the first weights ignored", "initial_weights", train, "PtychoNet", _seed_ignored,
         "one seed for all runs",
     ),
-    _fault(
-        "optimiser", "initial_weights", "fan-in alone", model.Convolution, "__init__", _bound_of_he,
+    _optimiser(
+        "fan-in alone", "initial_weights", model.Convolution, "__init__", _bound_of_he,
         "bound of He for Glorot's",
     ),
-    _fault("optimiser", "initial_weights", "biases drawn", model.Convolution, "__init__", _biases_drawn, None),
-    _fault(
-        "optimiser", "of_data", "every scan lit by one probe", PtychoPINN, "for_dataset", _one_probe,
+    _optimiser("biases drawn", "initial_weights", model.Convolution, "__init__", _biases_drawn, None),
+    _optimiser(
+        "every scan lit by one probe", "of_data", PtychoPINN, "for_dataset", _one_probe,
         "one probe for all scans",
     ),
-    _fault(
-        "data", "derived_of_scans", "given offset not handed on", PtychoDataset, "derived", _offset_not_handed_on,
+    _data(
+        "given offset not handed on", "derived_of_scans", PtychoDataset, "derived", _offset_not_handed_on,
         "given offset ignored",
     ),
-    _fault(
-        "optimiser", "of_data", "offset of the reference for its jitter", train, "REFERENCE_JITTER_PX", instead(4),
+    _optimiser(
+        "offset of the reference for its jitter", "of_data", train, "REFERENCE_JITTER_PX", instead(4),
         "offset for the jitter",
     ),
-    _fault(
-        "optimiser", "module", "probe of the batch ignored", PtychoPINN, "forward", _called_without(3),
-        "the network's probe for that of the batch",
-    ),
-    _fault(
-        "optimiser", "precision", "bfloat16 ignored", train, "make_trainer", _trainer_with(precision="32-true"),
+    _optimiser(
+        "bfloat16 ignored", "precision", train, "make_trainer", _trainer_with(precision="32-true"),
         "32-true whatever was chosen",
     ),
-    _fault(
-        "optimiser", "precision", "operations that are not reproducible", train, "make_trainer",
+    _optimiser(
+        "operations that are not reproducible", "precision", train, "make_trainer",
         _trainer_with(deterministic=False), None,
     ),
-    _fault(
-        "optimiser", "run", "best.ckpt by the training loss", train, "ModelCheckpoint", _named(monitor="train_loss"),
+    _optimiser(
+        "best.ckpt by the training loss", "run", train, "ModelCheckpoint", _named(monitor="train_loss"),
         "best.ckpt by the training loss",
     ),
-    _fault(
-        "optimiser", "run", "loss noted twice an epoch", PtychoPINN, "on_train_batch_end",
+    _optimiser(
+        "loss noted twice an epoch", "run", PtychoPINN, "on_train_batch_end",
         argument(3, lambda number: number + 1), "loss noted behind the last batch but one",
     ),
-    _fault(
-        "optimiser", "run", "validation before training", train, "make_trainer", after(_validating_first),
+    _optimiser(
+        "validation before training", "run", train, "make_trainer", after(_validating_first),
         "validation before the first epoch counts",
     ),
-    _fault(
-        "optimiser", "run", "early stopping by the training loss", train, "EarlyStopping",
+    _optimiser(
+        "early stopping by the training loss", "run", train, "EarlyStopping",
         argument(0, lambda monitor: "train_loss"), "ends early by the training loss",
     ),
-    _fault(
-        "optimiser", "run", "every checkpoint is the last", PtychoPINN, "on_save_checkpoint", _always_finished,
+    _optimiser(
+        "every checkpoint is the last", "run", PtychoPINN, "on_save_checkpoint", _always_finished,
         "every last.ckpt says that training has ended",
     ),
-    _fault(
-        "optimiser", "resumed_run", "resumed from the beginning", Trainer, "fit", _from_the_beginning,
+    _optimiser(
+        "resumed from the beginning", "resumed_run", Trainer, "fit", _from_the_beginning,
         "training begun anew",
     ),
-    _fault(
-        "optimiser", "resumed_run", "best loss not restored", ModelCheckpoint, "load_state_dict",
+    _optimiser(
+        "best loss not restored", "resumed_run", ModelCheckpoint, "load_state_dict",
         instead(lambda self, state: None), "best.ckpt by the epochs behind the interruption",
     ),
-    _fault(
-        "optimiser", "resumed_run", "another run resumed", train, "_same_run", instead(lambda *_: None), None,
+    _optimiser(
+        "another run resumed", "resumed_run", train, "_same_run", instead(lambda *_: None), None,
     ),
 )  # fmt: skip
 """Faults of runs."""

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
-from conformance.seeding import Fault, after, argument, instead
+from conformance.seeding import Fault, after, argument, instead, of_area
 from ptycho_torch import alignment, evaluate, simulate
 
-
-def _score(name: str, stage: str, owner: Any, attribute: str, build: Callable[[Any], Any], cause: str | None) -> Fault:
-    return Fault(name, "forward", f"forward.{stage}", owner, attribute, build, cause)
+_score = of_area("forward")
 
 
 def _scale_of_the_magnitude(image: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> float:
@@ -71,7 +67,7 @@ SCORES: tuple[Fault, ...] = (
     ),
     _score(
         "shift to the other side",
-        "aligned",
+        "alignment",
         alignment,
         "find_shift",
         after(lambda shift_px: (-shift_px[0], -shift_px[1])),

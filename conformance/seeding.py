@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 Body = Callable[..., Any]
 
@@ -60,6 +60,24 @@ def forget() -> None:
     from ptycho_tf_bridge.weights import weight_table
 
     weight_table.cache_clear()
+
+
+class Made(Protocol):
+    """Makes faults of one area."""
+
+    def __call__(
+        self, name: str, step: str, owner: Any, attribute: str, build: Callable[[Any], Any], cause: str | None
+    ) -> Fault:
+        """Return a fault of a step of the area; the id of the step is that of the area, a dot and ``step``."""
+
+
+def of_area(area: str) -> Made:
+    """Return what makes the faults of an area that sit in steps outside the network."""
+
+    def made(name: str, step: str, owner: Any, attribute: str, build: Callable[[Any], Any], cause: str | None) -> Fault:
+        return Fault(name, area, f"{area}.{step}", owner, attribute, build, cause)
+
+    return made
 
 
 def after(change: Callable[[Any], Any]) -> Callable[[Body], Body]:

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 SIDE_PX, GRID, PROBE_SCALE = 64, 2, 3.0
 PATTERNS = (10, 7)
-WHOLE = 1e-5
-"""Limit of what is computed from a map: patterns, offsets and counts are kept in float32."""
+WHOLE = 1e-6
+"""Limit of a whole run: each update starts from weights that are a rounding of what a map keeps in float32 apart."""
 
 COMMON: Mapping[str, Any] = {
     "gridsize": GRID, "n_filters_scale": 1, "probe_scale": PROBE_SCALE, "precision": "64-true", "device": "cpu",

@@ -11,8 +11,8 @@ from conformance.step import Outcome, Step, StepBench
 from conformance.steps_scores import FITTED, TRIM_PX, draw_object
 
 SHIFT_PX, SLOPES = (0.3, -0.6), (-0.31, 0.4)
-STEP_PX = 1 / 20
-"""Parts of a pixel that the correlation tells apart."""
+TENTHS = np.array([3.0, -6.0])
+"""The same to a tenth: the correlation tells twentieths apart."""
 
 
 def plane(image: np.ndarray, truth: np.ndarray, valid: np.ndarray, slopes: tuple[float, float] = (0, 0)) -> np.ndarray:
@@ -97,12 +97,11 @@ def _alignment(_: StepBench) -> Outcome:
     image = np.where(covered, moved(truth, -SHIFT_PX[0], -SHIFT_PX[1]) * np.exp(0.6j) / 1.3, 0)
     found = alignment.align(image, truth, covered, trim_px=TRIM_PX)
     right, kept = _aligned_by(found.shift_px, image, truth, covered)
-    near = np.abs(np.array(found.shift_px) - SHIFT_PX) < 1.1 * STEP_PX
     expected = {
         "plane": plane(other, truth, valid, SLOPES),
         "moved": moved(other, 3.4, -1.7),
         "scale": np.array(real_scale(turned[valid], truth[valid])),
-        "shift to a twentieth": np.array([True, True]),
+        "shift, in tenths": TENTHS,
         "valid": kept,
         "aligned": right,
     }
@@ -110,7 +109,7 @@ def _alignment(_: StepBench) -> Outcome:
         "plane": np.array([fitted.phase_rad, *fitted.ramp_rad_per_px]),
         "moved": alignment.shift_image(other, (3.4, -1.7)),
         "scale": np.array(alignment.fit_scale(turned, truth, valid)),
-        "shift to a twentieth": near,
+        "shift, in tenths": np.round(np.array(found.shift_px) * 10),
         "valid": found.valid,
         "aligned": np.where(kept, found.aligned, 0),
     }
@@ -124,7 +123,9 @@ def _alignment(_: StepBench) -> Outcome:
             "plane about the corner", {"plane": expected["plane"] - [expected["plane"][1:] @ [29.5, 25.5], 0, 0]}
         )
         yield Hypothesis("sign of the shift", {"moved": moved(other, -3.4, 1.7)})
+        yield Hypothesis("sign of the shift", {"shift, in tenths": -TENTHS})
         yield Hypothesis("x and y of the shift exchanged", {"moved": moved(other, -1.7, 3.4)})
+        yield Hypothesis("x and y of the shift exchanged", {"shift, in tenths": TENTHS[::-1]})
         yield Hypothesis("shift of whole pixels", {"moved": moved(other, 3.0, -2.0)})
         size = np.abs(np.vdot(turned[valid], truth[valid])) / np.sum(np.abs(turned[valid]) ** 2)
         yield Hypothesis("scale of the magnitude", {"scale": np.array(size)})

@@ -237,34 +237,25 @@ def _unstated(_: StepBench) -> Outcome:
     return Outcome(expected, found, 0.0, lambda: _mistakes(expected, lambda route: {}))
 
 
-def _stated(_: StepBench) -> Outcome:
-    """Translate configurations that state everything, none of it a default."""
+def _translated(as_run: bool) -> Outcome:
+    """Translate configurations that state everything, none of it a default, and a file that is meant for PyTorch.
+
+    As TensorFlow ran, it follows some of what is stated, and flags win over lines of a file outside ``model:``, one of
+    which is the backend.
+    """
     here = every_setting(Settings())
     expected: dict[str, np.ndarray] = {}
     found: dict[str, np.ndarray] = {}
     for route, defaults in UNSTATED.items():
         given, meant = stated(route)
-        expected |= shown(route, here | defaults | meant)
-        found |= shown(route, _read(route, given))
-    expected |= shown("file for PyTorch", here | OF_PYTORCH)
-    found |= shown("file for PyTorch", _read("yaml", {"training.backend": "pytorch"}))
-    return Outcome(expected, found, 0.0, lambda: _mistakes(expected, _meant))
-
-
-def _as_run(_: StepBench) -> Outcome:
-    """Translate the same as TensorFlow ran: it follows some of it, and flags win over lines of a file."""
-    here = every_setting(Settings())
-    expected: dict[str, np.ndarray] = {}
-    found: dict[str, np.ndarray] = {}
-    for route, defaults in UNSTATED.items():
-        given, meant = stated(route)
-        run = {name: value for name, value in NOT_FOLLOWED.items() if name in meant}
-        overruled = FLAGS_WIN if route == "yaml" else {}
-        expected |= shown(route, here | defaults | meant | run | overruled)
-        found |= shown(route, _read(route, given, as_run=True))
-    # The backend is a line outside of ``model:`` too.
-    expected |= shown("file for PyTorch", here | UNSTATED["yaml"])
-    found |= shown("file for PyTorch", _read("yaml", {"training.backend": "pytorch"}, as_run=True))
+        right = here | defaults | meant
+        if as_run:
+            right |= {name: value for name, value in NOT_FOLLOWED.items() if name in meant}
+            right |= FLAGS_WIN if route == "yaml" else {}
+        expected |= shown(route, right)
+        found |= shown(route, _read(route, given, as_run=as_run))
+    expected |= shown("file for PyTorch", here | (UNSTATED["yaml"] if as_run else OF_PYTORCH))
+    found |= shown("file for PyTorch", _read("yaml", {"training.backend": "pytorch"}, as_run=as_run))
     return Outcome(expected, found, 0.0, lambda: _mistakes(expected, _meant))
 
 
@@ -373,8 +364,8 @@ def _written(_: StepBench) -> Outcome:
 
 TRANSLATED: tuple[Step, ...] = (
     Step("configuration.unstated", CLAUSES, _unstated),
-    Step("configuration.stated", CLAUSES, _stated),
-    Step("configuration.as_run", CLAUSES, _as_run),
+    Step("configuration.stated", CLAUSES, lambda _: _translated(as_run=False)),
+    Step("configuration.as_run", CLAUSES, lambda _: _translated(as_run=True)),
     Step("configuration.spelled", CLAUSES, _spelled),
     Step("configuration.written", CLAUSES, _written),
 )

@@ -16,11 +16,9 @@ from conformance import oracle_operations
 from conformance.hypotheses import Hypothesis
 from conformance.oracle_data import Preparation
 from conformance.step import Outcome, Step, StepBench
+from conformance.steps_scans import FLOAT32
 from conformance.steps_scores import draw_object
 from ptycho_torch.config_params import DataSettings
-
-PREDICTED = 2e-6
-"""Patterns are predicted in float32 from an object in complex64."""
 
 BIN, GIVEN_PX, PATCH_PX, SIGMA_PX = 2, 16, 8, 0.9
 SETTINGS = DataSettings(N=PATCH_PX, detector_bin=BIN, positions_swap_xy=True, positions_flip_y=True)
@@ -164,7 +162,7 @@ def _diffraction_nmse(_: StepBench) -> Outcome:
         }.items():
             yield Hypothesis(name, {"blurred and masked": np.array(first), "neither": np.array(second)})
 
-    return Outcome(expected, nmse, PREDICTED, mistakes)
+    return Outcome(expected, nmse, FLOAT32, mistakes)
 
 
 EXPLAINING: tuple[Step, ...] = (Step("forward.diffraction_nmse", ("SCORE-02", "exit_wave"), _diffraction_nmse),)

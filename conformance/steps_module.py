@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conformance.hypotheses import Hypothesis
-from conformance.small_runs import COMMON, GRID, PATTERNS, PROBE_SCALE, SIDE_PX, WHOLE, SmallScans, normalised_modes
+from conformance.small_runs import COMMON, GRID, PATTERNS, PROBE_SCALE, SIDE_PX, SmallScans, normalised_modes
 from conformance.step import Outcome, Step, StepBench
-from conformance.steps_scans import Tables
+from conformance.steps_scans import FLOAT32, Tables
 from ptycho_torch.config_params import Settings
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _of_data(bench: StepBench) -> Outcome:
         refused = True
     expected["one trained probe for several refused"] = np.array(True)
     found["one trained probe for several refused"] = np.array(refused)
-    return Outcome(expected, found, WHOLE, [*(Hypothesis(name, gives) for name, gives in wrong.items()), *mistakes])
+    return Outcome(expected, found, FLOAT32, [*(Hypothesis(name, gives) for name, gives in wrong.items()), *mistakes])
 
 
 def _without_data() -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[Hypothesis]]:
@@ -210,7 +210,7 @@ def _module_called(bench: StepBench) -> Outcome:
         Hypothesis("probe of another scan", given("other")),
         Hypothesis("probe not normalised", given("raw")),
     ]
-    return Outcome(given("own"), {name: each.numpy() for name, each in found.items()}, WHOLE, mistakes)
+    return Outcome(given("own"), {name: each.numpy() for name, each in found.items()}, FLOAT32, mistakes)
 
 
 MODULE: tuple[Step, ...] = (

@@ -20,7 +20,7 @@ from conformance.hypotheses import Hypothesis
 from conformance.step import FLOAT64, Outcome, Step, StepBench
 from conformance.steps_light import normalised
 from conformance.steps_scans import FLOAT32
-from conformance.steps_stitching import CHANGES, WEIGHTINGS, Parts, Placed, named, parts_of, smooth, uniform
+from conformance.steps_stitching import CHANGES, WEIGHTINGS, Parts, Placed, named, parts_of
 from ptycho_torch.config_params import DataSettings, NetworkSettings, Settings
 
 if TYPE_CHECKING:
@@ -231,9 +231,10 @@ def _reconstruct(bench: StepBench) -> Outcome:
         ):
             both = named(stitched(right, crops_px))
             yield Hypothesis(name, both)
-        for weighting, other in (("smooth", uniform), ("uniform", smooth)):
-            parts = [other(scan, CROPS_PX[weighting]) for scan in right]
-            yield Hypothesis("weighting ignored", named({weighting: parts}))
+        for weighting, other in (("smooth", "uniform"), ("uniform", "smooth")):
+            for crop_px in (CROPS_PX[weighting], CROPS_PX[other]):
+                parts = [WEIGHTINGS[other](scan, crop_px) for scan in right]
+                yield Hypothesis("weighting ignored", named({weighting: parts}))
 
     return Outcome(expected, given, FLOAT64, mistakes)
 

@@ -14,8 +14,8 @@ from conformance.step import FLOAT64, Outcome, Step, StepBench
 TRIM_PX = 8
 """Pixels at each side of what is compared that serve the search for the shift alone."""
 
-FITTED = 1e-8
-"""A phase plane is fitted until a step of it is below 1e-10 over the image."""
+FITTED = 1e-10
+"""A phase plane is fitted until a step of it is below this, in radians over the image."""
 
 SCALE, PHASE_RAD, RAMP_RAD_PER_PX = 1.7, 0.7, (0.02, -0.05)
 

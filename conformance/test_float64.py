@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 
 import numpy as np
 import pytest
 
-from conformance.bench import NO_TENSORFLOW
+from conformance.bench import NO_TENSORFLOW, Bench, Planned
 from conformance.case import Case, FreeRun
 from conformance.clean import TURNS, CleanStudy, clean_runs
 from conformance.condition import Condition
 from conformance.draws import GRAPHS, draw_case
 from conformance.judge import UNIT_ROUNDOFF, Errors, compare, float64_budget
 from conformance.measured import load_measured
-from conformance.parity import NETWORK_CLAUSES, Measurement, judge
+from conformance.parity import NETWORK_CLAUSES
+from conformance.report import headline
 from conformance.torch_subject import TorchSubject
 from conformance.truth import Truth
 from ptycho_tf_bridge import backend
@@ -39,16 +41,14 @@ def _draws(name: str) -> int:
 @pytest.mark.parity_clause("FLOAT64")
 @pytest.mark.parity_dtype("float64")
 @pytest.mark.parametrize("graph", GRAPHS)
-def test_candidate_is_the_oracle(graph: str, parity_device: str, parity_tier: str) -> None:
+def test_candidate_is_the_oracle(graph: str, parity_bench: Bench, parity_device: str, parity_tier: str) -> None:
     """Every quantity, free-running and teacher-forced, within max(1e-12, κε) of the oracle (clause FLOAT64)."""
     if parity_tier == "quick" and graph not in QUICK_GRAPHS:
         pytest.skip(f"graph {graph} is compared with the oracle in tier full: --parity-tier full")
-    truth = Truth(draw_case(GRAPHS[graph], seed=7, batch=_batch(graph), modes=2))
-    measured = load_measured()
-    found = Measurement(truth, measured.limits).of(TorchSubject(parity_device, "float64"))
-    verdicts = judge(found, measured.gains.envelope, measured.limits, "float64")
-    failed = [verdict.explain() for verdict in verdicts.values() if not verdict.passed]
-    assert not failed, "\n".join(failed[:5])
+    name = f"drawn_{graph}"
+    case = dataclasses.replace(draw_case(GRAPHS[graph], seed=7, batch=_batch(graph), modes=2), name=name)
+    report = parity_bench.report(Planned(name, "drawn", None, GRAPHS[graph], case=case), parity_device, "float64")
+    assert report.passed, headline(report)
 
 
 def _compare_runs(candidate: FreeRun, reference: FreeRun) -> dict[str, Errors]:

@@ -405,7 +405,7 @@ DATA: tuple[Fault, ...] = (
     ),
     _data(
         "counts of a whole group",
-        "derived",
+        "derived_of_scans",
         dset_loader_pt_mmap,
         "derive",
         lambda original: lambda *, mean_counts, **named: original(mean_counts=4 * mean_counts, **named),
@@ -413,11 +413,11 @@ DATA: tuple[Fault, ...] = (
     ),
     _data(
         "canvas that clips",
-        "derived",
+        "derived_of_scans",
         dset_loader_pt_mmap,
         "derive",
         lambda original: lambda *, reach_px, **named: original(reach_px=reach_px / 2, **named),
-        None,
+        "half the reach",
     ),
     _data(
         "batches of workers divided by the scale",

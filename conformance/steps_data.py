@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,9 +28,6 @@ from conformance.steps_scans import (
     measured,
     of_images,
 )
-
-if TYPE_CHECKING:
-    pass
 
 
 def _patterns(bench: StepBench) -> Outcome:
@@ -298,36 +294,6 @@ def _probe(bench: StepBench) -> Outcome:
     )
 
 
-def _derived(bench: StepBench) -> Outcome:
-    mapped = bench.once(MappedScans)
-    scans, table, derived = mapped.scans, mapped.tables(), mapped.dataset().derived()
-    counts = np.square(table.amplitude.astype(np.float64)).sum(axis=(1, 2))
-    steps = []
-    for part in _each_scan(scans, table.positions_px):
-        distance = np.linalg.norm(part[:, None] - part[None], axis=-1)
-        np.fill_diagonal(distance, np.inf)
-        steps.append(np.median(distance.min(axis=1)))
-    reach = float(np.abs(table.coords).max())
-    offset = round(float(np.median(steps)))
-    jitter = max(2 * int(np.ceil(reach)) - (GRID - 1) * offset, 0)
-    jitter += ((GRID - 1) * offset + jitter) % 2
-    right = {
-        "nphotons": np.array(counts[table.members].mean()),
-        "step_px": np.array(np.median(steps)),
-        "offset": np.array(offset),
-        "max_position_jitter": np.array(jitter),
-    }
-    given = {name: np.array(getattr(derived, name)) for name in right}
-    mistakes = [
-        Hypothesis("mean over patterns for mean over groups", {"nphotons": np.array(counts.mean())}),
-        Hypothesis("amplitude for intensity", {"nphotons": np.array(table.amplitude.sum(axis=(1, 2)).mean())}),
-        Hypothesis("sum over the channels of a group", {"nphotons": C * right["nphotons"]}),
-        Hypothesis("the reference's fixed jitter", {"max_position_jitter": np.array(10)}),
-        Hypothesis("the canvas too small by half", {"max_position_jitter": np.array(jitter // 2)}),
-    ]
-    return Outcome(right, given, FLOAT32, mistakes)
-
-
 def _step(name: str, clauses: tuple[str, ...], run: Callable[[StepBench], Outcome]) -> Step:
     return Step(f"data.{name}", clauses, run, ("tensordict",))
 
@@ -341,6 +307,5 @@ DATA: tuple[Step, ...] = (
     _step("probe", ("STEP-DATA", "PROBE-01"), _probe),
     _step("prepared_map", ("STEP-DATA", "PREP-01", "MAP-01"), _prepared),
     _step("batch", ("STEP-DATA", "BATCH-01", "BATCH-02", "BATCH-03", "BATCH-04", "BATCH-05"), _batch),
-    _step("derived", ("STEP-DATA", "PREP-02"), _derived),
 )
 """In the order of the data path. Each step takes what the one before has made, right or wrong."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -26,8 +27,16 @@ NPHOTONS, OFFSET_PX, JITTER_PX = 3.5e4, 6, 8
 
 
 @dataclasses.dataclass(frozen=True)
-class _Given:
-    """What a user gives, and the numbers of a scan."""
+class Given:
+    """What a user gives, and the numbers of a scan.
+
+    Attributes:
+        mean_counts: mean of Σ amplitude² over the patterns of all groups.
+        step_px: median over scans of that of each.
+        reach_px: largest |offset| of each group.
+        gridsize: of the groups.
+        nphotons, offset, max_position_jitter: as given; None is derived.
+    """
 
     mean_counts: float
     step_px: float
@@ -37,7 +46,7 @@ class _Given:
     offset: int | None = None
     max_position_jitter: int | None = None
 
-    def without(self, name: str) -> _Given:
+    def without(self, name: str) -> Given:
         """Return the same with one setting not given."""
         return dataclasses.replace(self, **{name: None})  # type: ignore[arg-type]
 
@@ -83,13 +92,13 @@ def _found(derived: DerivedSettings) -> Tables:
     return _numbers(**dataclasses.asdict(derived))
 
 
-def _combinations() -> Iterator[tuple[str, _Given]]:
+def _combinations() -> Iterator[tuple[str, Given]]:
     choices = ((1, 2, 3), (None, NPHOTONS), (None, OFFSET_PX), (None, JITTER_PX), (2.75, 6.25), (3, len(REACHES_PX)))
     for gridsize, nphotons, offset, jitter, step, groups in itertools.product(*choices):
         name = f"gridsize {gridsize}, step {step} px, {groups} groups"
         for what, value in (("photons", nphotons), ("offset", offset), ("jitter", jitter)):
             name += f", {what} given" if value is not None else ""
-        yield name, _Given(1.25e4, step, REACHES_PX[:groups], gridsize, nphotons, offset, jitter)
+        yield name, Given(1.25e4, step, REACHES_PX[:groups], gridsize, nphotons, offset, jitter)
 
 
 def _derived_given(_: StepBench) -> Outcome:
@@ -116,8 +125,13 @@ def _derived_given(_: StepBench) -> Outcome:
 # -------------------------------------------------------------------------------------------- of a dataset
 
 
-def _step_px(positions_px: np.ndarray, *, distinct: bool = True) -> float:
-    """Return the median distance from a place to the nearest other one, by looking at all."""
+def step_px(positions_px: np.ndarray, *, distinct: bool = True) -> float:
+    """Return the median distance from a place of (M, 2) positions to the nearest other one, by looking at all.
+
+    Args:
+        positions_px: of one scan.
+        distinct: whether positions at the same place are one place.
+    """
     places = np.array(sorted(set(map(tuple, positions_px.tolist())))) if distinct else positions_px
     if len(places) < 2:
         return 0.0
@@ -167,20 +181,36 @@ def _derived_of_scans(_: StepBench) -> Outcome:
         name: np.array(preparation.median_step(each))
         for name, each in {**positions, "one place": np.ones((4, 2))}.items()
     }
-    right = _of_dataset(scans)
-    right["steps"] = {name: np.array(_step_px(each)) for name, each in positions.items()} | {"one place": np.array(0.0)}
+    tables = all_tables(scans, SETTINGS)
+    steps = {name: step_px(each) for name, each in positions.items()}
+    numbers = Given(
+        mean_counts=float(tables["energy"][tables["nn_indices"]].mean()),
+        step_px=float(np.median([*steps.values()])),
+        reach_px=np.abs(tables["coords_relative"]).max(axis=(1, 2)),
+        gridsize=SETTINGS.gridsize,
+    )
+    right = _of_dataset(numbers) | {"steps": _numbers(**steps, **{"one place": 0.0})}
 
     def mistakes() -> Iterator[Hypothesis]:
-        yield Hypothesis("given photons ignored", named(right | _of_dataset(scans, ignored="nphotons")))
-        yield Hypothesis("given offset ignored", named(right | _of_dataset(scans, ignored="offset")))
-        yield Hypothesis("given jitter ignored", named(right | _of_dataset(scans, ignored="max_position_jitter")))
-        twice = {name: np.array(_step_px(each, distinct=False)) for name, each in positions.items()}
-        same = {"steps": {**right["steps"], **twice}}
-        yield Hypothesis("repeated positions are neighbours", named(right | _of_dataset(scans, distinct=False) | same))
+        def instead(name: str, **wrong: Any) -> Hypothesis:
+            return Hypothesis(name, named(right | _of_dataset(dataclasses.replace(numbers, **wrong))))
+
+        yield Hypothesis("given photons ignored", named(right | _of_dataset(numbers, ignored="nphotons")))
+        yield Hypothesis("given offset ignored", named(right | _of_dataset(numbers, ignored="offset")))
+        yield Hypothesis("given jitter ignored", named(right | _of_dataset(numbers, ignored="max_position_jitter")))
+        twice = {name: step_px(each, distinct=False) for name, each in positions.items()}
+        wrong = dataclasses.replace(numbers, step_px=float(np.median([*twice.values()])))
+        same = {"steps": right["steps"] | _numbers(**twice)}
+        yield Hypothesis("repeated positions are neighbours", named(right | _of_dataset(wrong) | same))
         yield Hypothesis("repeated positions are neighbours", named(right | same))
-        yield Hypothesis("mean over scans for their median", named(right | _of_dataset(scans, middle=np.mean)))
-        yield Hypothesis("step of the first scan", named(right | _of_dataset(scans, middle=lambda steps: steps[0])))
-        yield Hypothesis("mean over patterns for mean over groups", named(right | _of_dataset(scans, of_groups=False)))
+        yield instead("mean over scans for their median", step_px=float(np.mean([*steps.values()])))
+        yield instead("step of the first scan", step_px=next(iter(steps.values())))
+        yield instead("mean over patterns for mean over groups", mean_counts=float(tables["energy"].mean()))
+        amplitude = tables["amplitude"].sum(axis=(1, 2))[tables["nn_indices"]]
+        yield instead("amplitude for intensity", mean_counts=float(amplitude.mean()))
+        yield instead("sum over the channels of a group", mean_counts=SETTINGS.C * numbers.mean_counts)
+        yield instead("the reference's fixed jitter", max_position_jitter=REFERENCE_JITTER_PX)
+        yield instead("half the reach of the groups", reach_px=numbers.reach_px / 2)
 
     return Outcome(named(right), named(given), FLOAT32, mistakes)
 
@@ -197,19 +227,8 @@ def _of_network(derived: DerivedSettings) -> Tables:
     )
 
 
-def _of_dataset(
-    scans: Scans, *, ignored: str = "", distinct: bool = True, middle: Callable = np.median, of_groups: bool = True
-) -> dict[str, Tables]:
-    """Return what is derived of the scans for each of what is given."""
-    tables = all_tables(scans, SETTINGS)
-    lengths = [len(scan["xcoords"]) for scan in scans.values()]
-    places = np.split(tables["positions_px"], np.cumsum(lengths)[:-1])
-    numbers = _Given(
-        mean_counts=float(tables["energy"][tables["nn_indices"]].mean() if of_groups else tables["energy"].mean()),
-        step_px=float(middle([_step_px(each, distinct=distinct) for each in places])),
-        reach_px=np.abs(tables["coords_relative"]).max(axis=(1, 2)),
-        gridsize=SETTINGS.gridsize,
-    )
+def _of_dataset(numbers: Given, *, ignored: str = "") -> dict[str, Tables]:
+    """Return what is derived of the numbers of the scans for each of what is given, but for a setting ignored."""
     found = {}
     for name, given in DATASETS.items():
         case = dataclasses.replace(numbers, **{key: value for key, value in given.items() if key != ignored})  # type: ignore[arg-type]

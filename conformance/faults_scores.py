@@ -115,6 +115,14 @@ SCORES: tuple[Fault, ...] = (
         "pixels that are not valid counted",
     ),
     _score(
+        "coverage not handed on",
+        "evaluate",
+        evaluate,
+        "evaluate",
+        argument(0, lambda each: dataclasses.replace(each, coverage=np.ones_like(each.coverage))),
+        "coverage ignored",
+    ),
+    _score(
         "patches beyond the object",
         "diffraction_nmse",
         evaluate,

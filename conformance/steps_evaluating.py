@@ -10,17 +10,21 @@ import numpy as np
 
 from conformance.hypotheses import Hypothesis
 from conformance.step import FLOAT64, Outcome, Step, StepBench
-from conformance.steps_scores import Pair, draw_object, plain_scores
+from conformance.steps_scores import Case, Pair, draw_object, plain_scores
 
 WINDOW_PX, K_1, K_2 = 7, 0.01, 0.03
-"""Of structural similarity: side of the window and the two constants of its authors."""
+"""Of structural similarity: side of the window and the two constants of its authors (Wang et al. 2004)."""
 
 PIXEL_M = 2e-9
 """Side of an object pixel."""
 
 
 def similarity(ours: np.ndarray, theirs: np.ndarray, data_range: float, valid: np.ndarray) -> float:
-    """Return the mean structural similarity over valid pixels whose 7 × 7 window lies inside the images."""
+    """Return the mean structural similarity over valid pixels whose 7 × 7 window lies inside the images.
+
+    (2 x̄ȳ + c₁)(2 σ_xy + c₂) / ((x̄² + ȳ² + c₁)(σ_x² + σ_y² + c₂)), c = (K · data_range)², Wang et al. 2004, over windows
+    of equal weights; variances and covariance over n − 1 of the n pixels, as scikit-image has them.
+    """
 
     def mean(image: np.ndarray) -> np.ndarray:
         windows = np.lib.stride_tricks.sliding_window_view(image, (WINDOW_PX, WINDOW_PX))
@@ -70,7 +74,19 @@ def rings(
     level: Callable[[np.ndarray], complex] = np.mean,
     cut: Callable[[int, int], int] = lambda side, n: (side - n) // 2,
 ) -> np.ndarray:
-    """Return the correlation of two images in rings of Fourier space."""
+    """Return (R,) |Σ F₁ F₂*| / √(Σ|F₁|² Σ|F₂|²) over each ring of Fourier space, 0 where nothing is in it.
+
+    F is the Fourier transform of the central square of an image, its mean taken out, under ``tukey`` in both axes.
+
+    Args:
+        first: (H, W).
+        second: (H, W).
+        taper: share of the width of the square over which the window rises and falls.
+        conjugate: *, which a mistake may change, as the three below.
+        ring_of: number of the ring by the distance from frequency 0.
+        level: what is taken out.
+        cut: where the square begins, by the length of a side and its own.
+    """
     n = min(first.shape)
     top, left = (cut(side, n) for side in first.shape)
     window = tukey(n, taper)[:, None] * tukey(n, taper)
@@ -171,12 +187,15 @@ def _evaluate(_: StepBench) -> Outcome:
     rng = np.random.default_rng(16)
     truth = draw_object(rng, (76, 90)) * np.exp(2.9j)
     noise = rng.standard_normal((2, 60, 66))
-    image = (truth[4:64, 11:77] + 0.05 * (noise[0] + 1j * noise[1])) / 1.3
-    coverage = rng.uniform(0.1, 3.0, image.shape)
-    coverage[30:33, 20:26] = 0
-    image[coverage == 0] = 7.0
+    case = Case((11.2, 3.8), (60, 66), (0, 0, 0, 0), (0, 0), hole_px=(slice(30, 33), slice(20, 26)))
+    image = case.image(truth) + 0.05 * (noise[0] + 1j * noise[1])
+    # Phases so far off that their difference wraps; and what stands in the hole is no object.
+    image[24:27, 40:43] *= np.exp(3j)
+    image[~case.covered] = 7.0
+    coverage = np.where(case.covered, rng.uniform(0.1, 3.0, case.shape), 0)
     evaluation = evaluate(
-        Reconstruction(image, coverage, (11.2, 3.8), np.zeros((1, 2)), np.ones((8, 8)), {}, pixel_size_m=PIXEL_M), truth
+        Reconstruction(image, coverage, case.origin_px, np.zeros((1, 2)), np.ones((8, 8)), {}, pixel_size_m=PIXEL_M),
+        truth,
     )
     alignment, size = evaluation.alignment, evaluation.pixel_size_m
     ours, theirs, valid = alignment.aligned, alignment.truth, alignment.valid
@@ -187,15 +206,14 @@ def _evaluate(_: StepBench) -> Outcome:
         "phase": image_errors(*phases, 2 * np.pi, valid),
         "rings": ring_numbers(rings(filled, filled_truth), min(ours.shape)),
         "scores": plain_scores(Pair(ours, theirs, valid, alignment.shift_px)),
-        # 14 pixels of border at each side of 60 × 66, and the last row and column.
-        "compared": {"known object": truth[4 + 14 : 4 + 45, 11 + 14 : 11 + 51], "pixel size": PIXEL_M},
+        "compared": {"known object": case.cut(truth), "valid": case.valid(truth), "pixel size": PIXEL_M},
     }
     found: Parts = {
         "amplitude": vars(evaluation.amplitude),
         "phase": vars(evaluation.phase),
         "rings": vars(evaluation.rings),
         "scores": vars(evaluation.scores),
-        "compared": {"known object": theirs, "pixel size": math.nan if size is None else size},
+        "compared": {"known object": theirs, "valid": valid, "pixel size": math.nan if size is None else size},
     }
 
     return Outcome(_named(right), _named(found), FLOAT64, lambda: _evaluated_wrongly(ours, theirs, valid))
@@ -226,6 +244,7 @@ def _evaluated_wrongly(ours: np.ndarray, theirs: np.ndarray, valid: np.ndarray) 
             "phase": image_errors(np.angle(ours), np.angle(theirs), phases[2], 2 * np.pi, valid)
         },
         "holes not filled for the rings": {"rings": ring_numbers(rings(ours, theirs), min(ours.shape))},
+        "coverage ignored": {"compared": {"valid": everywhere}},
         "holes filled with zeros for the rings": {
             "rings": ring_numbers(rings(np.where(valid, ours, 0), np.where(valid, theirs, 0)), min(ours.shape))
         },

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -140,29 +141,20 @@ def _diffraction_nmse(_: StepBench) -> Outcome:
                 drawn.image, drawn.coverage, (x, y), np.zeros((1, 2)), drawn.probe, provenance
             )
             nmse[name] = np.array(diffraction_nmse(reconstruction, scan))
-    expected = {
-        "blurred and masked": np.array(drawn.nmse()),
-        "neither": np.array(drawn.nmse(sigma_px=0.0, masked=False)),
-    }
+
+    def both(**wrong: Any) -> dict[str, np.ndarray]:
+        bare = {"sigma_px": 0.0, "masked": False} | wrong
+        return {"blurred and masked": np.array(drawn.nmse(**wrong)), "neither": np.array(drawn.nmse(**bare))}
 
     def mistakes() -> Iterator[Hypothesis]:
-        for name, (first, second) in {
-            "blur forgotten": (drawn.nmse(sigma_px=0.0), drawn.nmse(sigma_px=0.0, masked=False)),
-            "mask forgotten": (drawn.nmse(masked=False), drawn.nmse(sigma_px=0.0, masked=False)),
-            "patches beyond the covered pixels counted": (
-                drawn.nmse(every=True),
-                drawn.nmse(sigma_px=0.0, masked=False, every=True),
-            ),
-            "bad pixels counted": (drawn.nmse(good=False), drawn.nmse(sigma_px=0.0, masked=False, good=False)),
-            "the first mode alone": (
-                drawn.nmse(modes=slice(1)),
-                drawn.nmse(sigma_px=0.0, masked=False, modes=slice(1)),
-            ),
-            "intensity for amplitude": (drawn.nmse(square=True), drawn.nmse(sigma_px=0.0, masked=False, square=True)),
-        }.items():
-            yield Hypothesis(name, {"blurred and masked": np.array(first), "neither": np.array(second)})
+        yield Hypothesis("blur forgotten", both(sigma_px=0.0))
+        yield Hypothesis("mask forgotten", both(masked=False))
+        yield Hypothesis("patches beyond the covered pixels counted", both(every=True))
+        yield Hypothesis("bad pixels counted", both(good=False))
+        yield Hypothesis("the first mode alone", both(modes=slice(1)))
+        yield Hypothesis("intensity for amplitude", both(square=True))
 
-    return Outcome(expected, nmse, FLOAT32, mistakes)
+    return Outcome(both(), nmse, FLOAT32, mistakes)
 
 
 EXPLAINING: tuple[Step, ...] = (Step("forward.diffraction_nmse", ("SCORE-02", "exit_wave"), _diffraction_nmse),)

@@ -26,6 +26,13 @@ def draw_object(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
     return np.asarray((0.8 + 0.06 * amplitude) * np.exp(0.25j * phase))
 
 
+def untouched(covered: np.ndarray, reach_px: int) -> np.ndarray:
+    """Return (H, W) True where no pixel within a square of 2·reach + 1 is a hole; beyond the edge there is none."""
+    around = np.pad(covered, reach_px, constant_values=True)
+    windows = np.lib.stride_tricks.sliding_window_view(around, (2 * reach_px + 1,) * 2)
+    return np.asarray(windows.all(axis=(-2, -1)))
+
+
 @dataclass(frozen=True)
 class Case:
     """A reconstruction that differs from the known object by what alignment takes out.
@@ -102,11 +109,8 @@ class Case:
     def valid(self, truth: np.ndarray) -> np.ndarray:
         """Return which of the pixels that are compared the image's move leaves alone."""
         (top, bottom), (left, right) = self.compared(truth.shape)
-        covered = self.covered[top:bottom, left:right]
-        reach = max(map(abs, self.shift_px)) + 2
-        around = np.pad(covered, reach, constant_values=True)
-        windows = np.lib.stride_tricks.sliding_window_view(around, (2 * reach + 1,) * 2)
-        return np.asarray(np.asarray(windows.all(axis=(-2, -1)))[TRIM_PX:-TRIM_PX, TRIM_PX:-TRIM_PX])
+        kept = untouched(self.covered[top:bottom, left:right], max(map(abs, self.shift_px)) + 2)
+        return kept[TRIM_PX:-TRIM_PX, TRIM_PX:-TRIM_PX]
 
 
 CASES: Mapping[str, Case] = {
@@ -194,7 +198,14 @@ def _refined() -> np.ndarray:
 
 @dataclass(frozen=True)
 class Pair:
-    """An aligned image and the known one, and where they may be compared."""
+    """An aligned image and the known one.
+
+    Attributes:
+        aligned: (H, W) complex.
+        truth: (H, W) complex, the known one.
+        valid: (H, W) bool, where the two may be compared.
+        shift_px: (x, y) that was found between them.
+    """
 
     aligned: np.ndarray
     truth: np.ndarray

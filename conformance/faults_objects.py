@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conformance.seeding import Body, Fault, after, argument, instead, of_area
+from conformance.seeding import Body, Fault, after, argument, instead, of_area, with_named
 from ptycho_torch import helper, inference, losses, model, probe
 from ptycho_torch.config_params import NetworkSettings
 from ptycho_torch.products import Reconstruction
@@ -73,11 +73,6 @@ def _predicting(change: Callable[[Any, Any], dict[str, Tensor]]) -> Callable[[Bo
         return wrong
 
     return build
-
-
-def _with(**changed: Any) -> Callable[[Body], Body]:
-    """Give some arguments another value."""
-    return lambda original: lambda *given, **named: original(*given, **{**named, **changed})
 
 
 def _not_binned(geometries: dict[int, Any]) -> dict[int, Any]:
@@ -233,7 +228,7 @@ OBJECTS: tuple[Fault, ...] = (
         "reconstruct",
         inference,
         "TensorDictDataLoader",
-        _with(drop_last=True),
+        with_named(drop_last=True),
         "smaller batch left out",
     ),
     _light(
@@ -267,7 +262,7 @@ OBJECTS: tuple[Fault, ...] = (
         "reconstruct",
         inference,
         "reconstruct",
-        _with(weighting="smooth"),
+        with_named(weighting="smooth"),
         "weighting ignored",
     ),
     _optimiser(
@@ -275,8 +270,16 @@ OBJECTS: tuple[Fault, ...] = (
         "infer",
         inference,
         "reconstruct",
-        _with(crop_px=None),
-        "asked for ignored",
+        with_named(crop_px=None),
+        "the square that was asked for ignored",
+    ),
+    _optimiser(
+        "weighting not handed on to the files",
+        "infer",
+        inference,
+        "infer",
+        with_named(weighting="smooth"),
+        "the weighting that was asked for ignored",
     ),
 )
 """Faults between a module and whole objects."""

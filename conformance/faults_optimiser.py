@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from conformance.faults_runs import RUNS
-from conformance.seeding import Body, Fault, argument, instead, of_area
+from conformance.seeding import Body, Fault, argument, instead, of_area, with_named
 from ptycho_torch import losses, train
 from ptycho_torch.checkpoint import KEY, Checkpoint
 from ptycho_torch.optim import KerasAdam, KerasPlateau
@@ -134,10 +134,6 @@ def _stopping_with(patience: int = 0, **changed: Any) -> Callable[[Any], Any]:
     )
 
 
-def _loss_with(**changed: Any) -> Callable[[Body], Body]:
-    return lambda original: lambda *given, **named: original(*given, **{**named, **changed})
-
-
 def _counted_once(values: Tensor, good_pixels: Tensor | None) -> Tensor:
     if good_pixels is None:
         return values.mean()
@@ -197,7 +193,7 @@ OPTIMISER: tuple[Fault, ...] = (
         "masked_loss",
         train,
         "total_loss",
-        _loss_with(good_pixels=None),
+        with_named(good_pixels=None),
         "mask of bad pixels ignored",
     ),
     _optimiser(
@@ -213,7 +209,7 @@ OPTIMISER: tuple[Fault, ...] = (
         "masked_loss",
         train,
         "total_loss",
-        _loss_with(probe_big=True),
+        with_named(probe_big=True),
         "probe_big ignored",
     ),
     _optimiser(

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from conformance.seeding import Body, Fault, after, argument, instead, of_area
+from conformance.seeding import Body, Fault, after, argument, instead, of_area, with_named
 from ptycho_torch import config_params, model, train
 from ptycho_torch.checkpoint import KEY
 from ptycho_torch.config_params import LossWeights, TrainingSettings
@@ -102,10 +102,6 @@ def _validating_first(trainer: Trainer) -> Trainer:
     return trainer
 
 
-def _named(**changed: Any) -> Callable[[Body], Body]:
-    return lambda original: lambda *given, **named: original(*given, **{**named, **changed})
-
-
 def _always_finished(original: Body) -> Body:
     def wrong(self: PtychoPINN, content: dict[str, Any]) -> None:
         original(self, content)
@@ -174,7 +170,7 @@ RUNS: tuple[Fault, ...] = (
         _trainer_with(deterministic=False), None,
     ),
     _optimiser(
-        "best.ckpt by the training loss", "run", train, "ModelCheckpoint", _named(monitor="train_loss"),
+        "best.ckpt by the training loss", "run", train, "ModelCheckpoint", with_named(monitor="train_loss"),
         "best.ckpt by the training loss",
     ),
     _optimiser(

@@ -7,7 +7,7 @@ on every weight, and on the settings that training decides by.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from conformance.oracle import Moments
-from conformance.oracle_operations import central_square
+from conformance.oracle_operations import central_square, intensity_scale
 from conformance.oracle_optimisers import Rule, updated
 from conformance.oracle_training import (
     LossOfBatch,
@@ -28,7 +28,7 @@ from conformance.oracle_training import (
     plateau_rates,
     shares_of_good_pixels,
 )
-from conformance.small_runs import normalised_modes
+from conformance.steps_light import normalised
 from ptycho_torch.config_params import NetworkSettings
 from ptycho_torch.model import Prediction
 
@@ -119,7 +119,7 @@ class Plan:
         accumulate: batches whose gradients are averaged before an update.
         patience: epochs without improvement of the loss that is watched; None never ends early.
         watched: ``val_loss`` or ``train_loss``, by early stopping.
-        probe_scale: see ``normalised_modes``.
+        probe_scale: see ``steps_light.normalised``.
         probe_big: whether the object counts beyond its central square.
         probe_of_scan: whether each scan is lit by its own probe; else the network's own, that of the first scan, is.
         trainable: of ``log_scale`` and ``probe_parts``, those that are trained.
@@ -181,9 +181,9 @@ class _Loop:
     def __init__(self, data: TrainingData, plan: Plan) -> None:
         self.data, self.plan = data, plan
         N, C = data.images.shape[-1], data.images.shape[1]
-        self.scale = float(np.sqrt(data.nphotons) / (N / 2))
+        self.scale = intensity_scale(data.nphotons, N=N)
         settings = NetworkSettings(N=N, gridsize=round(C**0.5), intensity_scale=self.scale)
-        self.probes = [normalised_modes(modes, plan.probe_scale) for modes in data.probes]
+        self.probes = [normalised(modes.astype(np.complex128), plan.probe_scale) for modes in data.probes]
         self.network = StandIn(
             dataclasses.replace(
                 settings,
@@ -299,18 +299,14 @@ def train_plainly(data: TrainingData, plan: Plan) -> PlainRun:
 
 
 def history_of(
-    plan: Plan,
-    terms: Mapping[str, np.ndarray],
-    sizes: Mapping[str, np.ndarray],
-    rates: Sequence[float],
-    mean: Callable[[np.ndarray, np.ndarray], np.ndarray] = mean_of,
+    plan: Plan, terms: Mapping[str, np.ndarray], sizes: Mapping[str, np.ndarray], rates: Sequence[float]
 ) -> dict[str, np.ndarray]:
     """Return the history of a run: losses, the terms of a loss of several, and the rate of each epoch."""
     found = {"learning_rate": np.array(rates)}
     named = {"poisson": "nll_weight", "mae": "mae_weight", "realspace": "realspace_weight"}
     used = [(place, name) for place, (name, key) in enumerate(named.items(), 1) if plan.weights_of_loss[key]]
     for part, each in terms.items():
-        means = np.array([mean(epoch, sizes[part]) for epoch in each])
+        means = np.array([mean_of(epoch, sizes[part]) for epoch in each])
         found[f"{part}_loss"] = means[:, 0]
         if len(used) > 1:
             found |= {f"{name}_{part}_loss": means[:, place] for place, name in used}

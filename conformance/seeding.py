@@ -97,6 +97,11 @@ def argument(position: int, change: Callable[[Any], Any]) -> Callable[[Body], Bo
     return build
 
 
+def with_named(**changed: Any) -> Callable[[Body], Body]:
+    """Give some named arguments another value."""
+    return lambda original: lambda *given, **named: original(*given, **{**named, **changed})
+
+
 def instead(other: Any) -> Callable[[Any], Any]:
     """Put something else in its place."""
     return lambda _: other

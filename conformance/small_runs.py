@@ -6,7 +6,6 @@ import contextlib
 import shutil
 import tempfile
 import warnings
-import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +15,8 @@ from unittest import mock
 
 import numpy as np
 
-from conformance.oracle_operations import disk_mask
-from conformance.steps_scans import Tables
+from conformance.steps_map_tables import write_scans
+from conformance.steps_scans import Tables, folder_of
 from ptycho_torch.config_params import Settings
 
 if TYPE_CHECKING:
@@ -36,12 +35,6 @@ COMMON: Mapping[str, Any] = {
 }  # fmt: skip
 
 
-def normalised_modes(modes: np.ndarray, probe_scale: float) -> np.ndarray:
-    """Return (M, N, N) modes over (probe_scale · mean of √Σ|P|² inside the disk, taken over all N² pixels)."""
-    magnitude = np.sqrt(np.square(np.abs(modes.astype(np.complex128))).sum(axis=0))
-    return np.asarray(modes / (probe_scale * (magnitude * disk_mask(modes.shape[-1])).mean()))
-
-
 def draw_small_scans() -> dict[str, dict[str, np.ndarray]]:
     """Draw two small scans that differ in length, counts, probe and bad pixels."""
     scans: dict[str, dict[str, np.ndarray]] = {}
@@ -49,7 +42,7 @@ def draw_small_scans() -> dict[str, dict[str, np.ndarray]]:
         rng = np.random.default_rng(21 + number)
         bad = rng.random((SIDE_PX, SIDE_PX)) < 0.02 * (1 + number)
         probe = rng.standard_normal((SIDE_PX, SIDE_PX)) + 1j * rng.standard_normal((SIDE_PX, SIDE_PX))
-        scans[f"scan_{number}.npz"] = {
+        scans[f"scan_{number}"] = {
             "diff3d": rng.gamma(2.0, 0.5 * (1 + number), (patterns, SIDE_PX, SIDE_PX)).astype(np.float32),
             "xcoords": rng.uniform(40, 60, patterns),
             "ycoords": rng.uniform(80, 110, patterns),
@@ -64,11 +57,8 @@ class SmallScans:
 
     def __init__(self) -> None:
         self.scans = draw_small_scans()
-        self.root = Path(tempfile.mkdtemp(prefix="conformance-runs-"))
-        weakref.finalize(self, shutil.rmtree, self.root, ignore_errors=True)
-        (self.root / "scans").mkdir()
-        for name, scan in self.scans.items():
-            np.savez(self.root / "scans" / name, **scan)  # type: ignore[arg-type]
+        self.root = folder_of(self)
+        write_scans(self.root / "scans", self.scans)
 
     @cached_property
     def modes(self) -> np.ndarray:

@@ -38,7 +38,7 @@ CHOSEN_CROP_PX, DISTANCE_M = 24, 3.0
 
 
 def _module(bench: StepBench) -> Outcome:
-    """Call a module with a batch, with images and offsets alone, and for objects."""
+    """Call a module with a batch of both scans, with images and offsets alone, and for objects either way."""
     import torch
 
     trained = bench.once(Trained)
@@ -52,6 +52,7 @@ def _module(bench: StepBench) -> Outcome:
         }
         module.predict = True
         found["object of a batch"] = module(*batch).numpy()
+        found["object without a probe"] = module(batch.images, batch.coords).numpy()
         module.predict = False
     with_own = predicted(module, scaled, batch)
 
@@ -63,6 +64,7 @@ def _module(bench: StepBench) -> Outcome:
         "amplitude of a batch": lit(right),
         "amplitude with the network's probe": with_own["amplitude"],
         "object of a batch": with_own["object"],
+        "object without a probe": with_own["object"],
     }
 
     def mistakes() -> Iterator[Hypothesis]:
@@ -70,13 +72,13 @@ def _module(bench: StepBench) -> Outcome:
             ("probe of the batch not normalised", given),
             ("every mode normalised by itself", normalised(given, PROBE_SCALE, np.abs(given))),
             ("mean over modes for their sum", np.sqrt(2) * right),
-            ("modes of the probe exchanged", right[:, :, ::-1]),
+            ("probe of another scan", right[::-1]),
         ):
             yield Hypothesis(name, {"amplitude of a batch": lit(probe)})
         yield Hypothesis("the network's probe for that of the batch", {"amplitude of a batch": with_own["amplitude"]})
         bare, twice = (predicted(module, each, batch, right) for each in (images, scaled * np.float32(module.scale)))
         for name, wrong in (("input not scaled", bare), ("input scaled twice", twice)):
-            yield Hypothesis(name, {"object of a batch": wrong["object"]})
+            yield Hypothesis(name, dict.fromkeys(("object of a batch", "object without a probe"), wrong["object"]))
 
     return Outcome(expected, found, FLOAT64, mistakes)
 
@@ -218,16 +220,14 @@ def _write(bench: StepBench) -> Outcome:
             yield Hypothesis(name, {"positions of the product 1": (positions - centre) * sizes_m[1]})
         exchanged = {f"origin_px {number}": each["origin_px"][::-1] for number, each in enumerate(drawn)}
         yield Hypothesis("x and y of the origin exchanged", exchanged)
-        for number in (0, 1):
-            probe = trained.dataset.probes[1 - number].numpy()
-            yield Hypothesis(
-                "probe of another scan", {f"{name} {number}": probe for name in PROBES_OF if name in found}
-            )
+        probes = {
+            f"{name} {number}": trained.dataset.probes[1 - number].numpy()
+            for name in ("probe", "probe of the product")
+            for number in (0, 1)
+        }
+        yield Hypothesis("probe of another scan", {name: each for name, each in probes.items() if name in expected})
 
     return Outcome(expected, found, FLOAT32, mistakes)
-
-
-PROBES_OF = ("probe", "probe of the product")
 
 
 def _infer(bench: StepBench) -> Outcome:
@@ -254,9 +254,12 @@ def _infer(bench: StepBench) -> Outcome:
         )
     scans = trained.placed(trained.objects(), trained.places_px.mean(axis=1))
 
-    def files(pixel_m: Callable[[int], float] = _pixel_m, stitch: Callable[..., Parts] = uniform, **more: int) -> Parts:
+    def files(
+        pixel_m: Callable[[int], float] = _pixel_m,
+        stitch: Callable[..., Parts] = uniform,
+        crop_px: int = CHOSEN_CROP_PX,
+    ) -> Parts:
         """Return what the files should say; the checkpoint knows of no epochs."""
-        crop_px = more.get("crop_px", CHOSEN_CROP_PX)
         parts = [
             _wanted(trained, number, stitch(scan, crop_px), pixel_m(number)) | {"losses": np.zeros(0)}
             for number, scan in enumerate(scans)
@@ -266,7 +269,11 @@ def _infer(bench: StepBench) -> Outcome:
     found = _numbered([_written(result) for result in results])
     told = [json.loads(str(found.pop(f"provenance {number}"))) for number in (0, 1)]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    expected = files() | {"told of": np.array([f"scan_{number}.npz uniform {digest}" for number in (0, 1)])}
+
+    def telling(weighting: str) -> Parts:
+        return {"told of": np.array([f"scan_{number}.npz {weighting} {digest}" for number in (0, 1)])}
+
+    expected = files() | telling("uniform")
     found["told of"] = np.array([f"{each['scan']} {each['weighting']} {each['checkpoint_sha256']}" for each in told])
 
     def mistakes() -> Iterator[Hypothesis]:
@@ -277,13 +284,15 @@ def _infer(bench: StepBench) -> Outcome:
             "distance of the scan for the one that was given", first | {"distance 0": np.array(SCAN_DISTANCE_M)}
         )
         yield Hypothesis("the square that was asked for ignored", files(crop_px=CROPS_PX["uniform"]))
-        yield Hypothesis("the weighting that was asked for ignored", files(stitch=smooth))
+        yield Hypothesis("the weighting that was asked for ignored", files(stitch=smooth) | telling("smooth"))
 
     return Outcome(expected, found, FLOAT32, mistakes)
 
 
 PREDICTING: tuple[Step, ...] = (
-    Step("optimiser.predictions", ("OBJECT-01", "BATCH-03", "exit_wave"), _module, ("lightning", "tensordict")),
+    Step(
+        "optimiser.predictions", ("OBJECT-01", "RUN-01", "BATCH-03", "exit_wave"), _module, ("lightning", "tensordict")
+    ),
 )
 _NEEDS = ("lightning", "tensordict", "h5py")
 WRITING: tuple[Step, ...] = (Step("forward.written", ("OBJECT-01", "REC-01", "REC-02", "PRODUCT-01"), _write, _NEEDS),)

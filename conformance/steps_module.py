@@ -1,16 +1,18 @@
-"""The module that is trained, before its first update: what data decide of it, and what it says about a batch."""
+"""The module that is trained, before its first update: what data decide of it."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from conformance import oracle_operations as oracle
 from conformance.hypotheses import Hypothesis
-from conformance.small_runs import COMMON, GRID, PATTERNS, PROBE_SCALE, SIDE_PX, SmallScans, normalised_modes
+from conformance.small_runs import COMMON, GRID, PATTERNS, PROBE_SCALE, SIDE_PX, SmallScans
 from conformance.step import Outcome, Step, StepBench
+from conformance.steps_derived import Given, step_px
+from conformance.steps_light import normalised
 from conformance.steps_scans import FLOAT32, Tables
 from ptycho_torch.config_params import Settings
 
@@ -19,59 +21,30 @@ if TYPE_CHECKING:
     from ptycho_torch.train import PtychoPINN
 
 
-@dataclasses.dataclass(frozen=True)
-class _Known:
-    """What NumPy knows of the small scans.
+def _numbers_of(scans: SmallScans, dataset: PtychoDataset) -> Given:
+    """Compute the numbers of the scans, from the groups and offsets of their map."""
+    table = Tables.of(dataset)
+    counts = np.square(table.amplitude.astype(np.float64)).sum(axis=(1, 2))
+    steps = [step_px(np.stack([scan["xcoords"], scan["ycoords"]], axis=1)) for scan in scans.scans.values()]
+    return Given(
+        mean_counts=float(counts[table.members].mean()),
+        step_px=float(np.median(steps)),
+        reach_px=np.abs(table.coords).max(axis=(1, 2, 3)),
+        gridsize=GRID,
+    )
 
-    Attributes:
-        nphotons: mean counts of a pattern of a group.
-        step_px: median distance to the nearest position.
-        reach_px: (L,) largest component of an offset of each group.
-        positions_sum_px: of all x and y.
-    """
 
-    nphotons: float
-    step_px: float
-    reach_px: np.ndarray
-    positions_sum_px: float
+DERIVED = ("offset", "max_position_jitter", "nphotons", "step_px", "reach_px", "groups", "clipped_groups")
+"""What a module has of the numbers of its scans."""
 
-    @classmethod
-    def of(cls, scans: SmallScans, dataset: PtychoDataset) -> _Known:
-        """Compute it from the scans, and from the groups and offsets of their map."""
-        table = Tables.of(dataset)
-        counts = np.square(table.amplitude.astype(np.float64)).sum(axis=(1, 2))
-        steps = []
-        for scan in scans.scans.values():
-            positions = np.stack([scan["xcoords"], scan["ycoords"]], axis=1)
-            distance = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
-            np.fill_diagonal(distance, np.inf)
-            steps.append(np.median(distance.min(axis=1)))
-        total = sum(float(scan[axis].sum()) for scan in scans.scans.values() for axis in ("xcoords", "ycoords"))
-        reach = np.abs(table.coords).max(axis=(1, 2, 3))
-        return cls(float(counts[table.members].mean()), float(np.median(steps)), reach, total)
 
-    def module(
-        self,
-        *,
-        offset: int | None = None,
-        jitter: int | None = None,
-        derived_by: int | None = None,
-        intensity_scale: float | None = None,
-    ) -> dict[str, Any]:
-        """Return what a module of these data has; ``derived_by`` is the offset that decides a jitter not given."""
-        offset = round(self.step_px) if offset is None else offset
-        spread = (GRID - 1) * (offset if derived_by is None else derived_by)
-        if jitter is None:
-            jitter = max(2 * math.ceil(self.reach_px.max()) - spread, 0)
-            jitter += (spread + jitter) % 2
-        padding = ((GRID - 1) * offset + jitter) // 2
-        scale = math.sqrt(self.nphotons) / (SIDE_PX / 2) if intensity_scale is None else intensity_scale
-        return {
-            "N": SIDE_PX, "gridsize": GRID, "offset": offset, "max_position_jitter": jitter, "intensity_scale": scale,
-            "clipped_groups": int((self.reach_px > padding).sum()), "nphotons": self.nphotons,
-            "step_px": self.step_px, "reach_px": float(self.reach_px.max()), "groups": len(self.reach_px),
-            "positions_sum_px": self.positions_sum_px,
-        }  # fmt: skip
+def _wanted(numbers: Given, *, intensity_scale: float | None = None, **given: int | None) -> dict[str, Any]:
+    """Return what a module of these data has, with offset and jitter as they are given."""
+    derived = dataclasses.replace(numbers, **given).derived()  # type: ignore[arg-type]
+    if intensity_scale is None:
+        intensity_scale = oracle.intensity_scale(float(derived["nphotons"]), N=SIDE_PX)
+    decided = {name: derived[name] for name in DERIVED}
+    return {"N": SIDE_PX, "gridsize": GRID, "intensity_scale": intensity_scale} | decided
 
 
 FIELDS = ("N", "gridsize", "offset", "max_position_jitter", "intensity_scale")
@@ -92,38 +65,42 @@ def _of_data(bench: StepBench) -> Outcome:
     expected: dict[str, np.ndarray] = {}
     found: dict[str, np.ndarray] = {}
     wrong: dict[str, dict[str, np.ndarray]] = {}
-    known = _Known.of(scans, scans.dataset(Settings().override(COMMON), one_probe=False))
-    little = 2 - round(known.step_px) % 2
+    numbers = _numbers_of(scans, scans.dataset(Settings().override(COMMON), one_probe=False))
+    offset, jitter = (int(numbers.derived()[name]) for name in ("offset", "max_position_jitter"))
+    # Its sum with the offset is even, and too small for the groups.
+    little = 2 - offset % 2
+    total = sum(float(scan[axis].sum()) for scan in scans.scans.values() for axis in ("xcoords", "ycoords"))
     cases: dict[str, tuple[bool, dict[str, Any]]] = {
         "own probes": (False, {}),
-        "own probes, offset given": (False, {"offset": round(known.step_px) + 2}),
-        "own probes, jitter given": (False, {"jitter": little}),
-        "one probe, all given": (True, {"offset": 3, "jitter": 5, "intensity_scale": 2.5}),
+        "own probes, offset given": (False, {"offset": offset + 2}),
+        "own probes, jitter given": (False, {"max_position_jitter": little}),
+        "one probe, all given": (True, {"offset": 3, "max_position_jitter": 5, "intensity_scale": 2.5}),
     }
     for case, (one_probe, given) in cases.items():
-        chosen = {"max_position_jitter" if name == "jitter" else name: value for name, value in given.items()}
-        settings = Settings().override({**COMMON, **chosen})
+        settings = Settings().override({**COMMON, **given})
         module = PtychoPINN.for_dataset(scans.dataset(settings, one_probe=one_probe), settings)
-        probes = {"probe_modes": 1 + one_probe, "one_probe": one_probe, "patterns": sum(PATTERNS)}
-        right = known.module(**given) | probes | {"scans": list(scans.scans)}
+        right = _wanted(numbers, **given) | {
+            "probe_modes": 1 + one_probe, "one_probe": one_probe, "patterns": sum(PATTERNS),
+            "positions_sum_px": total, "scans": [f"{name}.npz" for name in scans.scans],
+        }  # fmt: skip
         said = _of_module(module)
         expected |= {f"{case}: {name}": np.array(each) for name, each in right.items()}
         found |= {f"{case}: {name}": np.array(said[name]) for name in right}
         modes = scans.modes if one_probe else next(iter(scans.scans.values()))["probeGuess"][None]
-        expected[f"{case}: probe"] = normalised_modes(modes, PROBE_SCALE)
+        expected[f"{case}: probe"] = normalised(modes.astype(np.complex128), PROBE_SCALE)
         found[f"{case}: probe"] = module.network.probe.detach().numpy()
         for mistake, other in (
-            ("jitter of another offset", known.module(**given, derived_by=round(known.step_px))),
-            ("given offset ignored", known.module(**given | {"offset": None})),
-            ("given jitter ignored", known.module(**given | {"jitter": None})),
+            ("jitter of another offset", _wanted(numbers, **{"max_position_jitter": jitter} | given)),
+            ("given offset ignored", _wanted(numbers, **given | {"offset": None})),
+            ("given jitter ignored", _wanted(numbers, **given | {"max_position_jitter": None})),
             ("one probe for all scans", {"one_probe": True}),
             ("a probe for each scan, whatever was given", {"one_probe": False}),
         ):
             gives = {f"{case}: {name}": np.array(each) for name, each in (right | other).items()}
             wrong.setdefault(mistake, {}).update(gives)
-    alone, mistakes = _without_data()
-    expected |= {name: each[0] for name, each in alone.items()}
-    found |= {name: each[1] for name, each in alone.items()}
+    judged, mistakes = _without_data()
+    expected |= {name: each[0] for name, each in judged.items()}
+    found |= {name: each[1] for name, each in judged.items()}
     try:
         trained = Settings().override({**COMMON, "probe_trainable": True})
         PtychoPINN.for_dataset(scans.dataset(trained, one_probe=False), trained)
@@ -155,7 +132,7 @@ def _without_data() -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[Hypo
             "gridsize": GRID,
             "offset": 4,
             "max_position_jitter": 10,
-            "intensity_scale": math.sqrt(5e3) / (SIDE_PX / 2),
+            "intensity_scale": oracle.intensity_scale(5e3, N=SIDE_PX),
             **{name: value for name, value in chosen.items() if name != "nphotons"},
         }
         said = _of_module(module)
@@ -167,53 +144,4 @@ def _without_data() -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], list[Hypo
     return judged, mistakes
 
 
-def _module_called(bench: StepBench) -> Outcome:
-    """Call a module with a batch of both scans: each pattern is lit by the probe of its scan."""
-    import torch
-
-    from ptycho_torch.train import PtychoPINN
-
-    scans = bench.once(SmallScans)
-    settings = Settings().override(COMMON)
-    dataset = scans.dataset(settings, one_probe=False)
-    module = PtychoPINN.for_dataset(dataset, settings)
-    batch = dataset[[len(dataset) - 1, 1]]
-    probes = [normalised_modes(scan["probeGuess"][None], PROBE_SCALE) for scan in scans.scans.values()]
-    scaled = torch.from_numpy(batch.images.double().numpy() * module.network.settings.intensity_scale)
-    lit = {
-        "own": np.stack([probes[1], probes[0]]),
-        "first": np.stack([probes[0], probes[0]]),
-        "other": np.stack([probes[0], probes[1]]),
-        "raw": np.stack([list(scans.scans.values())[number]["probeGuess"][None] for number in (1, 0)]),
-    }
-    with torch.no_grad():
-        predictions = {
-            name: module.network(scaled, batch.coords.double(), torch.from_numpy(np.repeat(each[:, None], GRID**2, 1)))
-            for name, each in lit.items()
-        }
-        found = {"with the batch's probe": module(*batch), "without a probe": module(batch.images, batch.coords)}
-        module.predict = True
-        found["objects"] = module(*batch)
-        found["objects without a probe"] = module(batch.images, batch.coords)
-
-    def given(with_probe: str, without: str = "first") -> dict[str, np.ndarray]:
-        own = predictions["own"].object.numpy()
-        return {
-            "with the batch's probe": predictions[with_probe].amplitude.numpy(),
-            "without a probe": predictions[without].amplitude.numpy(),
-            "objects": own,
-            "objects without a probe": own,
-        }
-
-    mistakes = [
-        Hypothesis("the network's probe for that of the batch", given("first")),
-        Hypothesis("probe of another scan", given("other")),
-        Hypothesis("probe not normalised", given("raw")),
-    ]
-    return Outcome(given("own"), {name: each.numpy() for name, each in found.items()}, FLOAT32, mistakes)
-
-
-MODULE: tuple[Step, ...] = (
-    Step("optimiser.of_data", ("RUN-01", "PREP-02"), _of_data, ("lightning", "tensordict")),
-    Step("optimiser.module", ("RUN-01",), _module_called, ("lightning", "tensordict")),
-)
+MODULE: tuple[Step, ...] = (Step("optimiser.of_data", ("RUN-01", "PREP-02"), _of_data, ("lightning", "tensordict")),)

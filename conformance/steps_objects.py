@@ -6,12 +6,8 @@ What the network says of a group is given here: it is judged stage by stage else
 from __future__ import annotations
 
 import contextlib
-import shutil
-import tempfile
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +15,8 @@ import numpy as np
 from conformance.hypotheses import Hypothesis
 from conformance.step import FLOAT64, Outcome, Step, StepBench
 from conformance.steps_light import normalised
-from conformance.steps_scans import FLOAT32
+from conformance.steps_map_tables import write_scans
+from conformance.steps_scans import FLOAT32, folder_of
 from conformance.steps_stitching import CHANGES, WEIGHTINGS, Parts, Placed, named, parts_of
 from ptycho_torch.config_params import DataSettings, NetworkSettings, Settings
 
@@ -42,28 +39,32 @@ WAVELENGTHS_M, PIXELS_M = (1.2e-10, 1.5e-10), (5e-5, 7.5e-5)
 SETTINGS = DataSettings(N=N, gridsize=2, K=3, detector_bin=BINS, group_seed=3)
 
 
+def draw_measured_scans() -> dict[str, dict[str, np.ndarray]]:
+    """Draw two scans that say of what they were measured with what the caller does not."""
+    scans: dict[str, dict[str, np.ndarray]] = {}
+    for number, patterns in enumerate(COUNTS):
+        rng = np.random.default_rng(SEEDS[number])
+        x, y = rng.uniform(40, 64, (patterns, 2)).T
+        modes = rng.standard_normal((2, 2, FRAME_PX, FRAME_PX)) * np.array([1.0, 0.6])[:, None, None]
+        scans[f"scan_{number}"] = {
+            "diff3d": rng.gamma(2.0, 3.0 * (1 + number), (patterns, FRAME_PX, FRAME_PX)).astype(np.float32),
+            "xcoords": x,
+            "ycoords": y,
+            "probeGuess": (modes[0] + 1j * modes[1]).astype(np.complex64),
+            "wavelength_m": np.array(WAVELENGTHS_M[number]),
+            "detector_pixel_m": np.array(PIXELS_M[number]),
+        }
+    # One scan says it wrong, the other does not say it, and the caller knows.
+    scans["scan_0"]["detector_distance_m"] = np.array(SCAN_DISTANCE_M)
+    return scans
+
+
 class Trained:
     """Two scans on disk, their dataset, and a module that stands for a trained one."""
 
     def __init__(self) -> None:
-        self.root = Path(tempfile.mkdtemp(prefix="conformance-objects-"))
-        weakref.finalize(self, shutil.rmtree, self.root, ignore_errors=True)
-        (self.root / "scans").mkdir()
-        for number, patterns in enumerate(COUNTS):
-            rng = np.random.default_rng(SEEDS[number])
-            x, y = rng.uniform(40, 64, (patterns, 2)).T
-            modes = rng.standard_normal((2, 2, FRAME_PX, FRAME_PX)) * np.array([1.0, 0.6])[:, None, None]
-            np.savez(
-                self.root / "scans" / f"scan_{number}.npz",
-                diff3d=rng.gamma(2.0, 3.0 * (1 + number), (patterns, FRAME_PX, FRAME_PX)).astype(np.float32),
-                xcoords=x,
-                ycoords=y,
-                probeGuess=(modes[0] + 1j * modes[1]).astype(np.complex64),
-                wavelength_m=WAVELENGTHS_M[number],
-                detector_pixel_m=PIXELS_M[number],
-                # One scan says it wrong, the other does not say it, and the caller knows.
-                **({"detector_distance_m": SCAN_DISTANCE_M} if number == 0 else {}),  # type: ignore[arg-type]
-            )
+        self.root = folder_of(self)
+        write_scans(self.root / "scans", draw_measured_scans())
 
     @cached_property
     def dataset(self) -> PtychoDataset:

@@ -12,6 +12,7 @@ import numpy as np
 from conformance.hypotheses import Hypothesis
 from conformance.small_runs import run_main
 from conformance.step import Outcome, Step, StepBench
+from conformance.steps_map_tables import write_scans
 from conformance.steps_runs import EACH_TIME, EPOCHS, UPDATES, Judged, Runs, left
 
 KEPT = (
@@ -151,9 +152,8 @@ def _refused(runs: Runs) -> dict[str, tuple[str, str]]:
 
 def _written(folder: Path, scans: Iterable[tuple[str, Mapping[str, np.ndarray]]]) -> dict[str, Any]:
     """Write scans, and return what a run of them is given."""
-    (folder / "scans").mkdir(parents=True)
-    for name, scan in scans:
-        np.savez(folder / "scans" / name, **scan)  # type: ignore[arg-type]
+    folder.mkdir(parents=True)
+    write_scans(folder / "scans", dict(scans))
     return {"ptycho_dir": folder / "scans", "data_dir": folder / "map"}
 
 

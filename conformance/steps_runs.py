@@ -106,6 +106,8 @@ class Judged:
         """Return the run beside a plain loop that is fed with other data, or trains in another way."""
         from conformance.plain_training import train_plainly
 
+        if data is None and plan == self.plan:
+            return self
         data, plan = data or self.data, plan or self.plan
         return dataclasses.replace(self, data=data, plan=plan, plain=train_plainly(data, plan))
 

@@ -56,6 +56,13 @@ def _new_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="conformance-", dir=memory if os.access(memory, os.W_OK) else None))
 
 
+def folder_of(owner: object) -> Path:
+    """Make a folder that is there as long as its owner."""
+    root = _new_folder()
+    weakref.finalize(owner, shutil.rmtree, root, ignore_errors=True)
+    return root
+
+
 @contextmanager
 def small_files() -> Iterator[Path]:
     """Give a folder for small files for a while."""
@@ -91,8 +98,7 @@ class MappedScans:
 
     def __init__(self) -> None:
         self.scans = draw_scans()
-        self._root = _new_folder()
-        weakref.finalize(self, shutil.rmtree, self._root, ignore_errors=True)
+        self._root = folder_of(self)
         (self._root / "scans").mkdir()
         for name, scan in self.scans.items():
             np.savez(self._root / "scans" / name, **scan)  # type: ignore[arg-type]

@@ -302,7 +302,7 @@ def history_of(
     plan: Plan, terms: Mapping[str, np.ndarray], sizes: Mapping[str, np.ndarray], rates: Sequence[float]
 ) -> dict[str, np.ndarray]:
     """Return the history of a run: losses, the terms of a loss of several, and the rate of each epoch."""
-    found = {"learning_rate": np.array(rates)}
+    found: dict[str, np.ndarray] = {}
     named = {"poisson": "nll_weight", "mae": "mae_weight", "realspace": "realspace_weight"}
     used = [(place, name) for place, (name, key) in enumerate(named.items(), 1) if plan.weights_of_loss[key]]
     for part, each in terms.items():
@@ -310,4 +310,4 @@ def history_of(
         found[f"{part}_loss"] = means[:, 0]
         if len(used) > 1:
             found |= {f"{name}_{part}_loss": means[:, place] for place, name in used}
-    return found
+    return found | {"learning_rate": np.array(rates)}

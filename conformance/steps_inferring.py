@@ -54,18 +54,16 @@ def _module(bench: StepBench) -> Outcome:
         found["object of a batch"] = module(*batch).numpy()
         found["object without a probe"] = module(batch.images, batch.coords).numpy()
         module.predict = False
-    with_own = predicted(module, scaled, batch)
-
-    def lit(probe: np.ndarray) -> np.ndarray:
-        return predicted(module, scaled, batch, probe)["amplitude"]
-
     right = normalised(given, PROBE_SCALE)
-    expected = {
-        "amplitude of a batch": lit(right),
-        "amplitude with the network's probe": with_own["amplitude"],
-        "object of a batch": with_own["object"],
-        "object without a probe": with_own["object"],
-    }
+
+    def said(amplitude: np.ndarray = scaled, probe: np.ndarray | None = right) -> dict[str, np.ndarray]:
+        lit, own = predicted(module, amplitude, batch, probe), predicted(module, amplitude, batch)
+        return {
+            "amplitude of a batch": lit["amplitude"],
+            "amplitude with the network's probe": own["amplitude"],
+            "object of a batch": own["object"],
+            "object without a probe": own["object"],
+        }
 
     def mistakes() -> Iterator[Hypothesis]:
         for name, probe in (
@@ -73,14 +71,13 @@ def _module(bench: StepBench) -> Outcome:
             ("every mode normalised by itself", normalised(given, PROBE_SCALE, np.abs(given))),
             ("mean over modes for their sum", np.sqrt(2) * right),
             ("probe of another scan", right[::-1]),
+            ("the network's probe for that of the batch", None),
         ):
-            yield Hypothesis(name, {"amplitude of a batch": lit(probe)})
-        yield Hypothesis("the network's probe for that of the batch", {"amplitude of a batch": with_own["amplitude"]})
-        bare, twice = (predicted(module, each, batch, right) for each in (images, scaled * np.float32(module.scale)))
-        for name, wrong in (("input not scaled", bare), ("input scaled twice", twice)):
-            yield Hypothesis(name, dict.fromkeys(("object of a batch", "object without a probe"), wrong["object"]))
+            yield Hypothesis(name, said(probe=probe))
+        yield Hypothesis("input not scaled", said(images))
+        yield Hypothesis("input scaled twice", said(scaled * np.float32(module.scale)))
 
-    return Outcome(expected, found, FLOAT64, mistakes)
+    return Outcome(said(), found, FLOAT64, mistakes)
 
 
 def _written(result: InferenceResult) -> Parts:

@@ -89,8 +89,8 @@ def _draw() -> Arrays:
     rows, columns = np.indices(frame)
     x, y, x_start, y_start = rng.uniform(20, 90, (4, PATTERNS))
     return {
-        # Brighter towards one corner, so that their centre is not the middle.
-        "diff3d": rng.poisson(rng.gamma(2.0, 30.0, (PATTERNS, *frame)) * 1.1 ** (rows - 2 * columns)),
+        # Brighter towards one corner: their centre is not the middle, and a window around it lies in the frame.
+        "diff3d": rng.poisson(rng.gamma(2.0, 30.0, (PATTERNS, *frame)) * 1.07 ** (rows - 2 * columns)),
         "xcoords": x, "ycoords": y, "xcoords_start": x_start, "ycoords_start": y_start,
         "probeGuess": real + 1j * imaginary,
         "bad_pixels": bad,
@@ -206,8 +206,9 @@ def _mistakes(members: Arrays, right: Mapping[str, Arrays]) -> Iterator[Hypothes
             for what, each in right.items()
         },
     )
-    counts = {what: {"diff3d": each["diff3d"] ** 2} for what, each in right.items() if CONVERSIONS[what].counts}
-    yield where("root of the counts missing", counts)
+    squared = {**members, "diff3d": members["diff3d"] ** 2}
+    rootless = {what: _wanted(squared, how) for what, how in CONVERSIONS.items() if how.counts}
+    yield where("root of the counts missing", rootless)
     yield where("mask inverted", {what: {"bad_pixels": 1 - each["bad_pixels"]} for what, each in right.items()})
     bins = {what: how.bins for what, how in CONVERSIONS.items()}
     pixel = {what: {"detector_pixel_m": each["detector_pixel_m"] / bins[what]} for what, each in right.items()}

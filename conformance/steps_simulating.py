@@ -96,11 +96,14 @@ def _mistakes(
     }.items():
         both = {"probe": np.sqrt(factor) * right, "amplitude without noise": np.sqrt(factor * clean)}
         yield Hypothesis(name, both)
-    power = np.abs(right[:, None]) ** 2
+    alone = np.concatenate([_scaled(specimen, mode[None], positions) for mode in right])
     yield Hypothesis(
         "every mode with the counts by itself",
-        {"probe": right * np.sqrt(power.sum() / (MODES * power.sum(axis=(1, 2, 3)))[:, None, None])},
+        {"probe": alone, "amplitude without noise": np.sqrt(_intensity(specimen, alone, positions))},
     )
+    exchanged = _scaled(specimen, right, positions[:, ::-1])
+    swapped = np.sqrt(_intensity(specimen, exchanged, positions[:, ::-1]))
+    yield Hypothesis("swapped x/y", {"probe": exchanged, "amplitude without noise": swapped})
     views: dict[str, Callable[[], np.ndarray]] = {
         "swapped x/y": lambda: _intensity(specimen, right, positions[:, ::-1]),
         "the first mode alone": lambda: _intensity(specimen, right[:1], positions),

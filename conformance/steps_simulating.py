@@ -11,8 +11,8 @@ import numpy as np
 from conformance.hypotheses import Hypothesis, spatial_mistakes
 from conformance.oracle_operations import diffracted_intensity, ground_truth_patches
 from conformance.step import Outcome, Step, StepBench
-from conformance.steps_light import Arrays, draw_wave
-from conformance.steps_scans import FLOAT32
+from conformance.steps_light import draw_wave
+from conformance.steps_scans import FLOAT32, Arrays
 
 N, MODES, PATTERNS, NPHOTONS = 128, 4, 17, 5e4
 """More waves than are computed at once."""

@@ -97,17 +97,22 @@ def differences(path: Path, settings: DataSettings) -> Iterator[str]:
 
 def reference_groups(scan: ReadScan, settings: DataSettings) -> GroupedScan:
     """Group a scan by the oracle with our names of the reference's arguments."""
-    indices = oracle_data.draw_groups(
-        scan.positions_px,
+    return oracle_data.group(scan, reference_indices(scan.positions_px, settings))
+
+
+def reference_indices(positions_px: np.ndarray, settings: DataSettings, *, spare: int = 2) -> np.ndarray:
+    """Draw the (L, C) groups of (M, 2) positions as the reference does; ``spare`` as ``oracle_data.draw_groups``."""
+    return oracle_data.draw_groups(
+        positions_px,
         gridsize=settings.gridsize,
         K=settings.K,
-        n_groups=settings.n_groups or len(scan.positions_px),
+        n_groups=settings.n_groups or len(positions_px),
         seed=settings.group_seed,
         sequential=settings.sequential_sampling,
         oversampling=settings.enable_oversampling,
         pool_size=settings.neighbor_pool_size,
+        spare=spare,
     )
-    return oracle_data.group(scan, indices)
 
 
 def draw_scan(rng: np.random.Generator, *, M: int, N: int) -> dict[str, np.ndarray]:

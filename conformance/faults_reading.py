@@ -109,7 +109,7 @@ CONVERTING: tuple[Fault, ...] = (
         convert.Frames,
         "probe",
         after(np.conj),
-        None,
+        "conjugation",
     ),
     _data(
         "detector pixel not widened",

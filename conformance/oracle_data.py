@@ -141,9 +141,11 @@ def subsampled_groups(
 ) -> np.ndarray:
     """Return (M·n_subsample, C) indices: groups of each point one behind the other, members nearest first.
 
-    Of the colexicographic list of all subsets, a point gets one number after another: the s-th is below
-    total − n_subsample + s + 1, and one that the point has already makes way for the last of these. Every point draws
-    its s-th number before any draws the next.
+    GROUP-02 says no more than that the groups of a point differ; which they are is the rule of
+    ``ptycho_torch.grouping``, Floyd's draw of places in the colexicographic list of all subsets: a point gets one
+    number after another, the s-th below total − n_subsample + s + 1, and one that the point has already makes way for
+    the last of these. Every point draws its s-th number before any draws the next; the package draws so up to
+    ``grouping._POINTS_AT_ONCE`` = 2¹⁷ points, and part by part beyond.
 
     Args:
         positions_px: (M, 2), no two the same.
@@ -153,6 +155,9 @@ def subsampled_groups(
         seed: of NumPy's legacy generator.
         with_centre: the point first, and C − 1 of its neighbours; else C of them.
         distinct: whether the groups of a point differ.
+
+    Raises:
+        ValueError: fewer subsets than n_subsample.
     """
     M, C = len(positions_px), gridsize**2
     with_centre, K = with_centre or C == 1, min(K, M - 1)
@@ -261,16 +266,17 @@ class Preparation:
         return np.asarray(self.windows(good_pixels).all(axis=-1))
 
     def probe(self, probe: np.ndarray) -> np.ndarray:
-        """Return (…, N, N) of a (…, frame, frame) probe: what the kept frequencies say of it, and of that the middle.
+        """Return (…, N, N) of a (…, H, W) probe: what the kept frequencies say of it, and of that the middle.
 
         The sum over |amplitude|² of a detector pixel that is kept does not change.
         """
-        frame, window = self.frame_px, self.window_px
+        H, W = probe.shape[-2:]
+        window = self.window_px
         k = np.arange(window) - window // 2
-        there = np.exp(-2j * np.pi * np.outer(k, np.arange(frame)) / frame)
+        rows, columns = (np.exp(-2j * np.pi * np.outer(k, np.arange(side)) / side) for side in (H, W))
         back = np.exp(2j * np.pi * np.outer(np.arange(window), k) / window) / window
-        seen = there @ probe.astype(np.complex128) @ there.T  # (…, window, window), frequencies in order
-        coarse = back @ seen @ back.T * (window / frame)
+        seen = rows @ probe.astype(np.complex128) @ columns.T  # (…, window, window), frequencies in order
+        coarse = back @ seen @ back.T * (window / np.sqrt(H * W))
         middle = slice(window // 2 - self.N // 2, window // 2 - self.N // 2 + self.N)
         return np.asarray(coarse[..., middle, middle])
 

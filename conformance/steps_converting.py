@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from conformance.hypotheses import Hypothesis
+from conformance.hypotheses import Hypothesis, spatial_mistakes
 from conformance.oracle_data import Preparation, oriented
 from conformance.step import Outcome, Step, StepBench
-from conformance.steps_scans import FLOAT32, of_images, small_files
+from conformance.steps_scans import FLOAT32, Arrays, named, small_files
 
 ROWS_PX, COLUMNS_PX, PATTERNS = 14, 10, 9
-Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -89,8 +88,8 @@ def _draw() -> Arrays:
     rows, columns = np.indices(frame)
     x, y, x_start, y_start = rng.uniform(20, 90, (4, PATTERNS))
     return {
-        # Brighter towards one corner, so that their centre is not the middle.
-        "diff3d": rng.poisson(rng.gamma(2.0, 30.0, (PATTERNS, *frame)) * 1.1 ** (rows - 2 * columns)),
+        # Brighter towards one corner: their centre is not the middle, and a window around it lies in the frame.
+        "diff3d": rng.poisson(rng.gamma(2.0, 30.0, (PATTERNS, *frame)) * 1.07 ** (rows - 2 * columns)),
         "xcoords": x, "ycoords": y, "xcoords_start": x_start, "ycoords_start": y_start,
         "probeGuess": real + 1j * imaginary,
         "bad_pixels": bad,
@@ -129,7 +128,7 @@ def _wanted(members: Arrays, how: Conversion) -> Arrays:
         # A binned pixel of which one is bad is bad, and so it holds nothing.
         "diff3d": turned(np.where(good, prepared.amplitude(amplitude), 0.0)),
         "bad_pixels": turned(~good).astype(np.uint8),
-        "probeGuess": prepared.probe(_coarser(members["probeGuess"], window)),
+        "probeGuess": prepared.probe(members["probeGuess"]),
         "scan_index": members["scan_index"],
         "wavelength_m": np.array(wavelength),
         "detector_distance_m": np.array(distance),
@@ -148,15 +147,6 @@ def _centre_of_mass(counts: np.ndarray) -> tuple[int, int]:
     return row, column
 
 
-def _coarser(probe: np.ndarray, window: int) -> np.ndarray:
-    """Return what the frequencies of a window about the zero say of a probe whose frames are not square."""
-    H, W = probe.shape[-2:]
-    k = np.arange(window) - window // 2
-    rows, columns = (np.exp(-2j * np.pi * np.outer(k, np.arange(side)) / side) for side in (H, W))
-    back = np.exp(2j * np.pi * np.outer(np.arange(window), k) / window) / window
-    return np.asarray(back @ (rows @ probe @ columns.T) @ back.T * (window / np.sqrt(H * W)))
-
-
 def _convert(_: StepBench) -> Outcome:
     """Convert a scan in every way."""
     members, given = _draw(), {}
@@ -164,7 +154,7 @@ def _convert(_: StepBench) -> Outcome:
         for number, (name, how) in enumerate(CONVERSIONS.items()):
             given[name] = _converted(root / f"{number}.npz", _stored(members, how), how.arguments.split())
     right = {name: _wanted(members, how) for name, how in CONVERSIONS.items()}
-    return Outcome(_named(right), _named(given), FLOAT32, lambda: _mistakes(members, right))
+    return Outcome(named(right), named(given), FLOAT32, lambda: _mistakes(members, right))
 
 
 def _converted(path: Path, members: Arrays, arguments: list[str]) -> Arrays:
@@ -181,13 +171,9 @@ def _converted(path: Path, members: Arrays, arguments: list[str]) -> Arrays:
         return {key: file[key] for key in file.files if file[key].dtype.kind != "U"}
 
 
-def _named(scans: Mapping[str, Arrays]) -> Arrays:
-    return {f"{key}: {name}": array for name, scan in scans.items() for key, array in scan.items()}
-
-
 def _mistakes(members: Arrays, right: Mapping[str, Arrays]) -> Iterator[Hypothesis]:
     def where(name: str, wrong: Mapping[str, Arrays]) -> Hypothesis:
-        return Hypothesis(name, _named({what: each | wrong.get(what, {}) for what, each in right.items()}))
+        return Hypothesis(name, named({what: each | wrong.get(what, {}) for what, each in right.items()}))
 
     def fortran(what: str) -> bool:
         return CONVERSIONS[what].order == "F"
@@ -206,16 +192,16 @@ def _mistakes(members: Arrays, right: Mapping[str, Arrays]) -> Iterator[Hypothes
             for what, each in right.items()
         },
     )
-    counts = {what: {"diff3d": each["diff3d"] ** 2} for what, each in right.items() if CONVERSIONS[what].counts}
-    yield where("root of the counts missing", counts)
+    squared = {**members, "diff3d": members["diff3d"] ** 2}
+    rootless = {what: _wanted(squared, how) for what, how in CONVERSIONS.items() if how.counts}
+    yield where("root of the counts missing", rootless)
     yield where("mask inverted", {what: {"bad_pixels": 1 - each["bad_pixels"]} for what, each in right.items()})
     bins = {what: how.bins for what, how in CONVERSIONS.items()}
     pixel = {what: {"detector_pixel_m": each["detector_pixel_m"] / bins[what]} for what, each in right.items()}
     yield where("the detector pixel is not widened by the bin", pixel)
     for key in ("diff3d", "probeGuess", "bad_pixels"):
-        turns = {what: list(of_images("it", each[key])) for what, each in right.items()}
-        for number, turn in enumerate(next(iter(turns.values()))):
-            yield where(turn.name, {what: {key: each[number].gives["it"]} for what, each in turns.items()})
+        for name, change in spatial_mistakes(-2, -1):
+            yield where(name, {what: {key: change(each[key])} for what, each in right.items()})
 
 
 def _sides(how: Conversion) -> Iterator[tuple[str, int]]:

@@ -13,9 +13,9 @@ import numpy as np
 from conformance.hypotheses import Hypothesis
 from conformance.oracle_operations import intensity_scale
 from conformance.step import FLOAT64, Outcome, Step, StepBench
-from conformance.steps_map_tables import FRAME_PX, Scans, Tables, all_tables, draw_scans, named, with_settings
+from conformance.steps_map_tables import FRAME_PX, Scans, all_tables, draw_unlike_scans, with_settings
 from conformance.steps_maps import PLAIN, folder_of_scans
-from conformance.steps_scans import FLOAT32
+from conformance.steps_scans import FLOAT32, Arrays, named
 from ptycho_torch import preparation
 from ptycho_torch.config_params import ModelSettings
 from ptycho_torch.preparation import DerivedSettings
@@ -32,7 +32,7 @@ class Given:
 
     Attributes:
         mean_counts: mean of Σ amplitude² over the patterns of all groups.
-        step_px: median over scans of that of each.
+        step_px: median over scans of the ``step_px`` of each.
         reach_px: largest |offset| of each group.
         gridsize: of the groups.
         nphotons, offset, max_position_jitter: as given; None is derived.
@@ -50,7 +50,7 @@ class Given:
         """Return the same with one setting not given."""
         return dataclasses.replace(self, **{name: None})  # type: ignore[arg-type]
 
-    def derived(self, whole: float | None = None) -> Tables:
+    def derived(self, whole: float | None = None) -> Arrays:
         """Return the settings and numbers by their definition (PREP-02)."""
         offset = math.floor(self.step_px + 0.5) if self.offset is None else self.offset
         widest = float(self.reach_px.max())
@@ -77,18 +77,18 @@ class Given:
             reference_padding_px=fixed,
         )
 
-    def by_us(self) -> Tables:
+    def by_us(self) -> Arrays:
         """Return what the package derives."""
         return _found(
             preparation.derive(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)})
         )
 
 
-def _numbers(**numbers: float) -> Tables:
+def _numbers(**numbers: float) -> Arrays:
     return {name: np.array(float(number)) for name, number in numbers.items()}
 
 
-def _found(derived: DerivedSettings) -> Tables:
+def _found(derived: DerivedSettings) -> Arrays:
     return _numbers(**dataclasses.asdict(derived))
 
 
@@ -142,7 +142,7 @@ def step_px(positions_px: np.ndarray, *, distinct: bool = True) -> float:
 
 def _repeated_scans() -> Scans:
     """Return scans of different density, one of which stood at some places twice and saw the same there."""
-    scans = draw_scans()
+    scans = draw_unlike_scans()
     for number, scan in enumerate(scans.values()):
         for key in ("xcoords", "ycoords"):
             scan[key] = scan[key] * (1 + 0.5 * number)
@@ -215,7 +215,7 @@ def _derived_of_scans(_: StepBench) -> Outcome:
     return Outcome(named(right), named(given), FLOAT32, mistakes)
 
 
-def _of_network(derived: DerivedSettings) -> Tables:
+def _of_network(derived: DerivedSettings) -> Arrays:
     """Return the intensity scale that a network gets for these photons."""
     network = ModelSettings().network(
         N=64, gridsize=2, nphotons=derived.nphotons, offset=OFFSET_PX, max_position_jitter=JITTER_PX
@@ -227,7 +227,7 @@ def _of_network(derived: DerivedSettings) -> Tables:
     )
 
 
-def _of_dataset(numbers: Given, *, ignored: str = "") -> dict[str, Tables]:
+def _of_dataset(numbers: Given, *, ignored: str = "") -> dict[str, Arrays]:
     """Return what is derived of the numbers of the scans for each of what is given, but for a setting ignored."""
     found = {}
     for name, given in DATASETS.items():

@@ -14,7 +14,6 @@ from conformance.step import FLOAT64, Outcome, Step, StepBench
 from conformance.steps_scans import FLOAT32
 
 SIDE_PX, SCALE = 8, 3.0
-Arrays = dict[str, np.ndarray]
 
 
 def draw_wave(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -92,11 +91,13 @@ def _probe(_: StepBench) -> Outcome:
     return Outcome(expected, found, FLOAT64, mistakes)
 
 
-def _blurred(images: np.ndarray, sigma_px: float, mode: str) -> np.ndarray:
-    """Convolve with the 3 × 3 Gaussian, the border filled by a mode of ``np.pad``."""
+def _blurred(images: np.ndarray, sigma_px: float, border: str = "reflect") -> np.ndarray:
+    """Convolve with the 3 × 3 Gaussian, the border filled by a mode of ``np.pad``; σ = 0 does not blur."""
+    if not sigma_px:
+        return images
     weights = np.exp(-(np.array([-1.0, 0.0, 1.0]) ** 2) / (2 * sigma_px**2))
     weights /= weights.sum()
-    wide = np.pad(images, [(0, 0)] * (images.ndim - 2) + [(1, 1)] * 2, mode=mode)  # type: ignore[call-overload]
+    wide = np.pad(images, [(0, 0)] * (images.ndim - 2) + [(1, 1)] * 2, mode=border)  # type: ignore[call-overload]
     rows, columns = images.shape[-2:]
     found = np.zeros(images.shape, wide.dtype)
     for j, i in np.ndindex(3, 3):
@@ -105,6 +106,16 @@ def _blurred(images: np.ndarray, sigma_px: float, mode: str) -> np.ndarray:
 
 
 SIGMAS_PX = (0.4, 1.7)
+_OF_THE_BLUR: Mapping[str, tuple[Callable[[float], float], str]] = {
+    "σ squared for σ": (lambda sigma: sigma**2, "reflect"),
+    "root of σ for σ": (lambda sigma: sigma**0.5, "reflect"),
+    "2 missing under σ²": (lambda sigma: sigma / 2**0.5, "reflect"),
+    "blur forgotten": (lambda sigma: 0.0, "reflect"),
+    "edge pixel repeated at the border": (float, "edge"),
+    "zeros beyond the border": (float, "constant"),
+    "border wrapped": (float, "wrap"),
+}
+"""Mistake → what it makes of σ, and how it fills the border."""
 
 
 def _illuminate(_: StepBench) -> Outcome:
@@ -127,8 +138,7 @@ def _illuminate(_: StepBench) -> Outcome:
     }
 
     def right(probe: np.ndarray, sigma: float, mask: bool, border: str = "reflect") -> np.ndarray:
-        wave = views[:, :, None] * probe
-        wave = _blurred(wave, sigma, border) if sigma else wave
+        wave = _blurred(views[:, :, None] * probe, sigma, border)
         return wave * disk if mask else wave
 
     found = {
@@ -142,44 +152,26 @@ def _illuminate(_: StepBench) -> Outcome:
     }
     flat = rng.standard_normal((3, 5, 7))
     expected = {name: right(*case) for name, case in cases.items()}
-    expected["real image that is not square"] = _blurred(flat, SIGMAS_PX[0], "reflect")
+    expected["real image that is not square"] = _blurred(flat, SIGMAS_PX[0])
     found["real image that is not square"] = helper.smooth(torch.from_numpy(flat), SIGMAS_PX[0]).numpy()
 
     def mistakes() -> Iterator[Hypothesis]:
+        for name, (change, border) in _OF_THE_BLUR.items():
+            gives = {key: right(probe, change(sigma), mask, border) for key, (probe, sigma, mask) in cases.items()}
+            gives["real image that is not square"] = _blurred(flat, change(SIGMAS_PX[0]), border)
+            yield Hypothesis(name, gives)
         wrong: dict[str, Callable[[np.ndarray, float, bool], np.ndarray]] = {
-            "σ squared for σ": lambda probe, sigma, mask: right(probe, sigma**2, mask),
-            "root of σ for σ": lambda probe, sigma, mask: right(probe, sigma**0.5, mask),
-            "2 missing under σ²": lambda probe, sigma, mask: right(probe, sigma / np.sqrt(2), mask),
-            "blur forgotten": lambda probe, sigma, mask: right(probe, 0.0, mask),
             "mask forgotten": lambda probe, sigma, mask: right(probe, sigma, mask=False),
-            "edge pixel repeated at the border": lambda probe, sigma, mask: right(probe, sigma, mask, "edge"),
-            "zeros beyond the border": lambda probe, sigma, mask: right(probe, sigma, mask, "constant"),
-            "border wrapped": lambda probe, sigma, mask: right(probe, sigma, mask, "wrap"),
-            "masked before the blur": lambda probe, sigma, mask: (
-                _blurred(views[:, :, None] * probe * (disk if mask else 1), sigma, "reflect")
-                if sigma
-                else right(probe, sigma, mask)
+            "masked before the blur": lambda probe, sigma, mask: _blurred(
+                views[:, :, None] * probe * (disk if mask else 1), sigma
             ),
             "conjugation of the probe": lambda probe, sigma, mask: right(probe.conj(), sigma, mask),
             "the first mode for all": lambda probe, sigma, mask: np.repeat(right(probe, sigma, mask)[:, :, :1], 2, 2),
         }
-        for name, change in wrong.items():
-            yield Hypothesis(name, {key: change(*case) for key, case in cases.items()} | _real(name, flat))
+        for name, lit in wrong.items():
+            yield Hypothesis(name, {key: lit(*case) for key, case in cases.items()})
 
     return Outcome(expected, found, FLOAT64, mistakes)
-
-
-def _real(mistake: str, flat: np.ndarray) -> Arrays:
-    """Return what a mistake of the blur gives of a real image."""
-    sigma = SIGMAS_PX[0]
-    modes = {
-        "edge pixel repeated at the border": "edge",
-        "zeros beyond the border": "constant",
-        "border wrapped": "wrap",
-    }
-    factors = {"2 missing under σ²": 1 / np.sqrt(2)}
-    blurred = _blurred(flat, sigma * factors.get(mistake, 1.0), modes.get(mistake, "reflect"))
-    return {"real image that is not square": blurred}
 
 
 def _diffract(_: StepBench) -> Outcome:
@@ -192,11 +184,9 @@ def _diffract(_: StepBench) -> Outcome:
     waves = draw_wave(rng, 2, 3, 2, SIDE_PX, SIDE_PX)
     waves[1, 2] = 0
 
-    def right(
-        waves: np.ndarray, power: float = 2.0, shift: Callable[..., np.ndarray] = np.fft.fftshift, axis: int = 2
-    ) -> np.ndarray:
+    def right(waves: np.ndarray, power: float = 2.0, shift: Callable[..., np.ndarray] = np.fft.fftshift) -> np.ndarray:
         intensity = np.abs(np.fft.fft2(waves)) ** 2 / SIDE_PX**power
-        return np.asarray(np.sqrt(shift(intensity.sum(axis=axis), axes=(-2, -1))))
+        return np.asarray(np.sqrt(shift(intensity.sum(axis=2), axes=(-2, -1))))
 
     found = helper.diffract(torch.from_numpy(waves)).numpy()
 

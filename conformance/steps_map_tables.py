@@ -9,21 +9,27 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from conformance import oracle_operations as oracle
 from conformance.oracle_data import Preparation, oriented
 from conformance.steps_samplers import wanted_groups
+from conformance.steps_scans import Scan
 from ptycho_torch.config_params import DataSettings
 
 if TYPE_CHECKING:
     from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 
 FRAME_PX = 8
-Scan = dict[str, np.ndarray]
-Scans = dict[str, Scan]
-Tables = dict[str, np.ndarray]
+Scans = dict[str, dict[str, np.ndarray]]
+MapTables = dict[str, np.ndarray]
+"""Tables of a map of E scans with M patterns and L groups of C.
+
+    amplitude (M, N, N), energy (M,), positions_px (M, 2), scan_index (M,);
+    nn_indices (L, C), rows of the patterns; coords_relative (L, C, 2), mean of the group minus position;
+    centres_px (L, 2), experiment_id (L,);
+    probe (E, modes, N, N), good_pixels (E, N, N), scale (E,), first_row (E,).
+"""
 
 
-def draw_scans() -> Scans:
+def draw_unlike_scans() -> Scans:
     """Draw scans of different lengths, counts, masks and modes, one of them without nominal positions and index."""
     scans: Scans = {}
     for number, (name, patterns, modes) in enumerate((("c_first", 13, 2), ("a_second", 9, 1), ("b_third", 11, 3))):
@@ -60,8 +66,8 @@ def _preparation(settings: DataSettings) -> Preparation:
     return Preparation(frame_px=FRAME_PX, N=settings.N, bins=settings.detector_bin)
 
 
-def pattern_tables(scans: Scans, settings: DataSettings) -> Tables:
-    """Return the patterns of all scans, prepared, and the energy of each."""
+def pattern_tables(scans: Scans, settings: DataSettings) -> MapTables:
+    """Return ``amplitude`` and ``energy``: the patterns of all scans, prepared."""
     how = _preparation(settings)
     frames = [np.where(_bad(scan), np.float32(0), scan["diff3d"]) for scan in scans.values()]
     amplitude = _turned(how.amplitude(np.concatenate(frames)), settings)
@@ -88,6 +94,11 @@ def positions_of(scan: Scan, settings: DataSettings) -> np.ndarray:
     )
 
 
+def scale_of(energy: np.ndarray, N: int) -> float:
+    """Return what normalises the amplitude of a scan (GROUP-04): (N/2) / √(mean energy)."""
+    return float(N / 2 / np.sqrt(energy.mean()))
+
+
 def stacked_probes(probes: list[np.ndarray]) -> np.ndarray:
     """Return (E, modes, N, N): modes of zeros behind those of a scan that has fewer than another."""
     modes = [probe.reshape(-1, *probe.shape[-2:]) for probe in probes]
@@ -103,8 +114,8 @@ def group_tables(
     energy: np.ndarray,
     probes: list[np.ndarray] | None = None,
     groups_of: Callable[[np.ndarray, DataSettings], np.ndarray] = wanted_groups,
-) -> Tables:
-    """Return positions, groups and what belongs to each scan.
+) -> MapTables:
+    """Return the tables that are not of patterns: positions, groups and what belongs to each scan.
 
     Args:
         scans: by name.
@@ -120,11 +131,7 @@ def group_tables(
     inside = [each[members] for each, members in zip(places, rows, strict=True)]  # (l, C, 2)
     centres = [each.mean(axis=1, keepdims=True) for each in inside]
     given = [scan["probeGuess"] for scan in scans.values()] if probes is None else probes
-    scale = []
-    for number, members in enumerate(rows):
-        # A pattern of one pixel with this energy is all that the factor depends on.
-        bright = np.sqrt(energy[firsts[number] : firsts[number + 1]])[members][:, None, None]
-        scale.append((oracle.normalise_amplitude(bright, settings.N) / bright)[bright > 0][0])
+    scale = [scale_of(energy[members + first], settings.N) for members, first in zip(rows, firsts, strict=False)]
     return {
         "positions_px": np.concatenate(places),
         "scan_index": np.concatenate(
@@ -141,13 +148,13 @@ def group_tables(
     }
 
 
-def all_tables(scans: Scans, settings: DataSettings, probes: list[np.ndarray] | None = None) -> Tables:
+def all_tables(scans: Scans, settings: DataSettings, probes: list[np.ndarray] | None = None) -> MapTables:
     """Return every table of a map of these scans."""
     patterns = pattern_tables(scans, settings)
     return patterns | group_tables(scans, settings, patterns["energy"], probes)
 
 
-def found_tables(dataset: PtychoDataset) -> Tables:
+def found_tables(dataset: PtychoDataset) -> MapTables:
     """Return every table of a dataset, by its properties where it has them."""
     tables, scan, groups = dataset.map.patterns, dataset.map.scan, dataset.map.groups
     found = {
@@ -166,11 +173,6 @@ def found_tables(dataset: PtychoDataset) -> Tables:
     }
     arrays = {name: np.array(tensor.numpy()) for name, tensor in found.items()}
     return arrays | {name: arrays[name].astype(np.int64) for name in ("nn_indices", "experiment_id", "first_row")}
-
-
-def named(tables: Mapping[str, Tables]) -> Tables:
-    """Name tables by what they are tables of."""
-    return {f"{name}, {what}": array for what, each in tables.items() for name, array in each.items()}
 
 
 def with_settings(settings: DataSettings, **changed: object) -> DataSettings:

@@ -11,24 +11,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from conformance.hypotheses import Hypothesis
+from conformance.hypotheses import Hypothesis, spatial_mistakes
 from conformance.step import Outcome, Step, StepBench
+from conformance.steps_light import draw_wave
 from conformance.steps_map_tables import (
     FRAME_PX,
+    MapTables,
     Scans,
-    Tables,
     all_tables,
-    draw_scans,
+    draw_unlike_scans,
     found_tables,
     group_tables,
-    named,
     pattern_tables,
+    scale_of,
     stacked_probes,
     with_settings,
     write_scans,
 )
 from conformance.steps_samplers import wanted_groups
-from conformance.steps_scans import FLOAT32, of_images, small_files
+from conformance.steps_scans import FLOAT32, Arrays, named, small_files
 from ptycho_torch.config_params import DataSettings
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def _maps(_: StepBench) -> Outcome:
     """Make maps of three scans with each of the settings."""
     from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 
-    scans, given = draw_scans(), {}
+    scans, given = draw_unlike_scans(), {}
     with folder_of_scans(scans) as root:
         # Neither of these is a scan.
         for other in (".hidden.npz", "notes.txt"):
@@ -71,23 +72,23 @@ def _maps(_: StepBench) -> Outcome:
     return Outcome(named(right), named(given), FLOAT32, lambda: _mistakes(scans, right))
 
 
-def _each_map(tables_of: Callable[[DataSettings], Tables]) -> dict[str, Tables]:
+def _each_map(tables_of: Callable[[DataSettings], MapTables]) -> dict[str, MapTables]:
     return {name: _with_images(tables_of(settings)) for name, settings in MAPS.items()}
 
 
-def _with_images(tables: Tables) -> Tables:
+def _with_images(tables: MapTables) -> MapTables:
     scale = tables["scale"][tables["experiment_id"]][:, None, None, None]
     return tables | {"images": tables["amplitude"][tables["nn_indices"]] * scale}
 
 
-def _mistakes(scans: Scans, right: Mapping[str, Tables]) -> Iterator[Hypothesis]:
+def _mistakes(scans: Scans, right: Mapping[str, MapTables]) -> Iterator[Hypothesis]:
     def with_changes(name: str, **changed: object) -> Hypothesis:
         return Hypothesis(
             name, named(_each_map(lambda settings: all_tables(scans, with_settings(settings, **changed))))
         )
 
     def with_groups(name: str, groups_of: Callable[[np.ndarray, DataSettings], np.ndarray]) -> Hypothesis:
-        def tables(settings: DataSettings) -> Tables:
+        def tables(settings: DataSettings) -> MapTables:
             patterns = pattern_tables(scans, settings)
             return patterns | group_tables(scans, settings, patterns["energy"], groups_of=groups_of)
 
@@ -96,7 +97,7 @@ def _mistakes(scans: Scans, right: Mapping[str, Tables]) -> Iterator[Hypothesis]
     def with_scans(name: str, changed: Scans) -> Hypothesis:
         return Hypothesis(name, named(_each_map(lambda settings: all_tables(changed, settings))))
 
-    def changed(name: str, change: Callable[[Tables], Tables]) -> Hypothesis:
+    def changed(name: str, change: Callable[[MapTables], MapTables]) -> Hypothesis:
         return Hypothesis(name, named({what: _with_images(each | change(each)) for what, each in right.items()}))
 
     yield with_changes("corrected for nominal positions", position_source="corrected")
@@ -128,21 +129,21 @@ def _nominal_exchanged(scans: Scans) -> Scans:
     return found
 
 
-def _scale_of_patterns(scans: Scans, tables: Tables) -> Tables:
+def _scale_of_patterns(scans: Scans, tables: MapTables) -> MapTables:
     lengths = [len(scan["xcoords"]) for scan in scans.values()]
     if (tables["scale"] == 1).all():
         return {}
-    means = [each.mean() for each in np.split(tables["energy"], np.cumsum(lengths)[:-1])]
-    return {"scale": tables["amplitude"].shape[-1] / 2 / np.sqrt(means)}
+    parts = np.split(tables["energy"], np.cumsum(lengths)[:-1])
+    return {"scale": np.array([scale_of(each, tables["amplitude"].shape[-1]) for each in parts])}
 
 
-def _medians(tables: Tables) -> Tables:
+def _medians(tables: MapTables) -> MapTables:
     places = tables["positions_px"][tables["nn_indices"]]
     middle = np.median(places, axis=1)
     return {"centres_px": middle, "coords_relative": middle[:, None] - places}
 
 
-def _firsts(tables: Tables) -> Tables:
+def _firsts(tables: MapTables) -> MapTables:
     places = tables["positions_px"][tables["nn_indices"]]
     return {"centres_px": places[:, 0], "coords_relative": places[:, :1] - places}
 
@@ -151,8 +152,7 @@ def _firsts(tables: Tables) -> Tables:
 
 
 def _draw_probe(seed: int, *shape: int) -> np.ndarray:
-    real, imaginary = np.random.default_rng(seed).standard_normal((2, *shape, FRAME_PX, FRAME_PX))
-    return np.asarray(real + 1j * imaginary)
+    return draw_wave(np.random.default_rng(seed), *shape, FRAME_PX, FRAME_PX)
 
 
 PROBE_FILES: Mapping[str, dict[str, np.ndarray]] = {
@@ -174,7 +174,7 @@ def _of_file(name: str) -> np.ndarray:
 
 def _probe_folder(_: StepBench) -> Outcome:
     """Make maps with probes of a folder, of one file, of the scans, and as they are given."""
-    scans = draw_scans()
+    scans = draw_unlike_scans()
     own = [scan["probeGuess"] for scan in scans.values()]
     right = {
         "a file for each scan": [_of_file(name) for name in scans],
@@ -216,14 +216,13 @@ def _probe_folder(_: StepBench) -> Outcome:
         yield Hypothesis(
             "modes in reverse order", _named_probes({what: each[:, ::-1] for what, each in stacks.items()})
         )
-        turns = {what: list(of_images("it", each)) for what, each in stacks.items()}
-        for number, turn in enumerate(next(iter(turns.values()))):
-            yield Hypothesis(turn.name, _named_probes({what: each[number].gives["it"] for what, each in turns.items()}))
+        for name, change in spatial_mistakes(-2, -1):
+            yield Hypothesis(name, _named_probes({what: change(each) for what, each in stacks.items()}))
 
     return Outcome(expected, given, FLOAT32, mistakes)
 
 
-def _found_probes(root: Path) -> Tables:
+def _found_probes(root: Path) -> Arrays:
     """Return the probes of every way to give them, and those of the dataset that comes out of a pickle."""
     import torch
 
@@ -247,7 +246,7 @@ def _found_probes(root: Path) -> Tables:
         "one mode given": dataset(5, probe=torch.from_numpy(GIVEN["one mode"])),
         "three modes given": dataset(6, probe=GIVEN["three modes"]),
     }
-    given: Tables = {}
+    given: Arrays = {}
     for what, each in datasets.items():
         there = pickle.loads(pickle.dumps(each))
         # The last group of each scan: batches have the probe of every pattern.
@@ -261,7 +260,7 @@ def _found_probes(root: Path) -> Tables:
     return given
 
 
-def _named_probes(probes: Mapping[str, np.ndarray]) -> Tables:
+def _named_probes(probes: Mapping[str, np.ndarray]) -> Arrays:
     return {
         f"{which}, {what}": each
         for what, each in probes.items()

@@ -11,11 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from conformance.hypotheses import Hypothesis
-from conformance.step import Outcome, Step, StepBench
-from conformance.steps_scans import FLOAT32, of_images, small_files
-
-Arrays = dict[str, np.ndarray]
+from conformance.hypotheses import Hypothesis, spatial_mistakes
+from conformance.step import FLOAT64, Outcome, Step, StepBench
+from conformance.steps_scans import Arrays, named, small_files
 
 
 def _write(path: Path, members: Mapping[str, Any], *, packed: bool = False) -> Path:
@@ -223,6 +221,9 @@ def _scan_file(_: StepBench) -> Outcome:
             },
             "corrected for nominal positions": lambda each: {"nominal positions": each["positions"]},
             "nominal for corrected positions": lambda each: {"positions": each["nominal positions"]},
+            "positions of float32": lambda each: {
+                key: each[key].astype(np.float32).astype(np.float64) for key in ("positions", "nominal positions")
+            },
             "no nominal positions": lambda each: {
                 "nominal positions are there": np.array(False),
                 "nominal positions": each["positions"],
@@ -237,24 +238,18 @@ def _scan_file(_: StepBench) -> Outcome:
                 what: _of_scan({**each, "bad_pixels": (each["bad_pixels"] == 0) * lost})
                 for what, each in masked.items()
             }
-            yield Hypothesis(name, _named(right | wrong))
+            yield Hypothesis(name, named(right | wrong))
         for name, change in changes.items():
-            yield Hypothesis(name, _named({what: each | change(each) for what, each in right.items()}))
+            yield Hypothesis(name, named({what: each | change(each) for what, each in right.items()}))
         for part in ("patterns", "probe", "good pixels"):
-            turns = {what: list(of_images("it", each[part])) for what, each in right.items()}
-            for number, turn in enumerate(next(iter(turns.values()))):
-                turned = {what: right[what] | {part: each[number].gives["it"]} for what, each in turns.items()}
-                yield Hypothesis(turn.name, _named(turned))
+            for name, change in spatial_mistakes(-2, -1):
+                yield Hypothesis(name, named({what: each | {part: change(each[part])} for what, each in right.items()}))
 
-    return Outcome(_named(right), _named(given), FLOAT32, mistakes)
+    return Outcome(named(right), named(given), FLOAT64, mistakes)
 
 
 def _exchanged(scan: Arrays) -> np.ndarray:
     return scan["nominal positions"][:, ::-1] if scan["nominal positions are there"] else scan["nominal positions"]
-
-
-def _named(scans: Mapping[str, Arrays]) -> Arrays:
-    return {f"{part}: {name}": array for name, scan in scans.items() for part, array in scan.items()}
 
 
 READING: tuple[Step, ...] = (

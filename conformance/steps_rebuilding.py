@@ -14,18 +14,17 @@ from conformance.hypotheses import Hypothesis
 from conformance.step import Outcome, Step, StepBench
 from conformance.steps_map_tables import (
     FRAME_PX,
+    MapTables,
     Scans,
-    Tables,
-    draw_scans,
+    draw_unlike_scans,
     found_tables,
     group_tables,
-    named,
     pattern_tables,
     with_settings,
     write_scans,
 )
 from conformance.steps_maps import PLAIN, folder_of_scans
-from conformance.steps_scans import FLOAT32
+from conformance.steps_scans import FLOAT32, named
 from ptycho_torch.config_params import DataSettings
 
 NOTHING, GROUPS, ALL = (False, False), (False, True), (True, True)
@@ -61,7 +60,7 @@ class Scene:
 
 def _scenes() -> Iterator[Scene]:
     """Yield openings of one map, each a change of the one before."""
-    scans, settings = draw_scans(), with_settings(PLAIN, gridsize=1)
+    scans, settings = draw_unlike_scans(), with_settings(PLAIN, gridsize=1)
     now = Scene("new", "new", ALL, scans, settings)
 
     def then(what: str, kind: str, new: Parts, **changed: object) -> Scene:
@@ -98,10 +97,10 @@ def _scenes() -> Iterator[Scene]:
     yield then("groups cut short", "damage", GROUPS, damage="groups-*/experiments/scale.memmap")
 
 
-def _simulated(scenes: list[Scene], builds: Callable[[Scene], Parts]) -> Tables:
+def _simulated(scenes: list[Scene], builds: Callable[[Scene], Parts]) -> MapTables:
     """Return what the map holds after each opening, given what each builds."""
-    patterns: Tables = {}
-    groups: Tables = {}
+    patterns: MapTables = {}
+    groups: MapTables = {}
     found = {}
     for scene in scenes:
         new_patterns, new_groups = ALL if scene is scenes[0] else builds(scene)
@@ -123,7 +122,7 @@ def _rebuilt(_: StepBench) -> Outcome:
     return Outcome(_simulated(scenes, lambda scene: scene.new), found, FLOAT32, lambda: _mistakes(scenes))
 
 
-def _opened(root: Path, scene: Scene) -> Tables:
+def _opened(root: Path, scene: Scene) -> MapTables:
     from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 
     write_scans(root / "scans", scene.scans)
@@ -151,25 +150,19 @@ def _mistakes(scenes: list[Scene]) -> Iterator[Hypothesis]:
     def wrong(name: str, builds: Callable[[Scene], Parts]) -> Hypothesis:
         return Hypothesis(name, _simulated(scenes, builds))
 
-    def unless(*kinds: str, part: int | None = None) -> Callable[[Scene], Parts]:
-        """Build what is due, but nothing, or not this part, where the change is of these kinds."""
+    def unless(*kinds: str, built: Parts = NOTHING) -> Callable[[Scene], Parts]:
+        """Build what is due, but where the change is of these kinds."""
+        return lambda scene: built if scene.kind in kinds else scene.new
 
-        def builds(scene: Scene) -> Parts:
-            if scene.kind not in kinds:
-                return scene.new
-            return NOTHING if part is None else (scene.new[0] and part != 0, scene.new[1] and part != 1)
-
-        return builds
-
-    yield wrong("a change of the mask leaves the patterns", unless("mask", part=0))
+    yield wrong("a change of the mask leaves the patterns", unless("mask", built=GROUPS))
     yield wrong("a change of values alone is not noticed", unless("values", "mask"))
-    yield wrong("a change of the detector's orientation leaves the patterns", unless("orientation", part=0))
-    yield wrong("a change of the detector leaves the patterns", unless("orientation", "side", part=0))
+    yield wrong("a change of the detector's orientation leaves the patterns", unless("orientation", built=GROUPS))
+    yield wrong("a change of the detector leaves the patterns", unless("orientation", "side", built=GROUPS))
     yield wrong("another given probe is not noticed", unless("probe"))
     yield wrong("a change of settings is not noticed", unless("settings", "orientation"))
     yield wrong("a map that is asked for anew is not made", unless("remake"))
-    yield wrong("photons build the groups anew", lambda scene: GROUPS if scene.kind == "photons" else scene.new)
-    yield wrong("photons build the map anew", lambda scene: ALL if scene.kind == "photons" else scene.new)
+    yield wrong("photons build the groups anew", unless("photons", built=GROUPS))
+    yield wrong("photons build the map anew", unless("photons", built=ALL))
     yield wrong("patterns built anew with the groups", lambda scene: (scene.new[1],) * 2)
     yield wrong("built anew each time", lambda scene: ALL)
 
@@ -210,9 +203,9 @@ def _depends(_: StepBench) -> Outcome:
     from ptycho_torch.memory_map import Inputs, fingerprint
 
     fields = [field.name for field in dataclasses.fields(DataSettings)]
-    expected: Tables = {name: np.array(CHANGES[name][2]) for name in fields}
-    given: Tables = {}
-    with folder_of_scans(draw_scans()) as root:
+    expected: MapTables = {name: np.array(CHANGES[name][2]) for name in fields}
+    given: MapTables = {}
+    with folder_of_scans(draw_unlike_scans()) as root:
         inputs = Inputs(tuple(sorted((root / "scans").iterdir())))
 
         def differs(one: tuple[Inputs, DataSettings], other: tuple[Inputs, DataSettings]) -> np.ndarray:
@@ -237,7 +230,7 @@ def _depends(_: StepBench) -> Outcome:
     return Outcome(expected, given, 0.0, lambda: _independent(expected))
 
 
-def _independent(right: Tables) -> Iterator[Hypothesis]:
+def _independent(right: MapTables) -> Iterator[Hypothesis]:
     for name in right:
         yield Hypothesis(f"groups do not depend on {name}", right | {name: np.array([right[name][0], False])})
         yield Hypothesis(f"patterns do not depend on {name}", right | {name: np.array([False, right[name][1]])})

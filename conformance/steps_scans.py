@@ -48,6 +48,7 @@ PREPARED = dataclasses.replace(
 )
 
 Scan = Mapping[str, np.ndarray]
+Arrays = dict[str, np.ndarray]
 
 
 def _new_folder() -> Path:
@@ -179,3 +180,8 @@ def of_images(name: str, images: np.ndarray) -> Iterator[Hypothesis]:
     """Yield what can go wrong with (…, N, N) images."""
     for mistake, change in spatial_mistakes(-2, -1):
         yield Hypothesis(mistake, {name: change(images)})
+
+
+def named(parts: Mapping[str, Mapping[str, np.ndarray]]) -> Arrays:
+    """Name the parts of each case: ``part: case``."""
+    return {f"{name}: {case}": array for case, each in parts.items() for name, array in each.items()}

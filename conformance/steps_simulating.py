@@ -11,8 +11,8 @@ import numpy as np
 from conformance.hypotheses import Hypothesis, spatial_mistakes
 from conformance.oracle_operations import diffracted_intensity, ground_truth_patches
 from conformance.step import Outcome, Step, StepBench
-from conformance.steps_light import Arrays, draw_wave
-from conformance.steps_scans import FLOAT32
+from conformance.steps_light import draw_wave
+from conformance.steps_scans import FLOAT32, Arrays
 
 N, MODES, PATTERNS, NPHOTONS = 128, 4, 17, 5e4
 """More waves than are computed at once."""
@@ -96,11 +96,14 @@ def _mistakes(
     }.items():
         both = {"probe": np.sqrt(factor) * right, "amplitude without noise": np.sqrt(factor * clean)}
         yield Hypothesis(name, both)
-    power = np.abs(right[:, None]) ** 2
+    alone = np.concatenate([_scaled(specimen, mode[None], positions) for mode in right])
     yield Hypothesis(
         "every mode with the counts by itself",
-        {"probe": right * np.sqrt(power.sum() / (MODES * power.sum(axis=(1, 2, 3)))[:, None, None])},
+        {"probe": alone, "amplitude without noise": np.sqrt(_intensity(specimen, alone, positions))},
     )
+    exchanged = _scaled(specimen, right, positions[:, ::-1])
+    swapped = np.sqrt(_intensity(specimen, exchanged, positions[:, ::-1]))
+    yield Hypothesis("swapped x/y", {"probe": exchanged, "amplitude without noise": swapped})
     views: dict[str, Callable[[], np.ndarray]] = {
         "swapped x/y": lambda: _intensity(specimen, right, positions[:, ::-1]),
         "the first mode alone": lambda: _intensity(specimen, right[:1], positions),

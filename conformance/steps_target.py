@@ -9,7 +9,8 @@ import numpy as np
 from conformance import oracle_losses, oracle_operations
 from conformance.hypotheses import Hypothesis
 from conformance.step import FLOAT64, Outcome, Step, StepBench
-from conformance.steps_light import SIDE_PX, Arrays, draw_wave
+from conformance.steps_light import SIDE_PX, draw_wave
+from conformance.steps_scans import Arrays
 
 TV_WEIGHT, OBJECT_WEIGHT, REALSPACE_WEIGHT = 0.02, 0.3, 0.5
 

@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
     from ptycho_tf_bridge.errors import ArchiveError
     from ptycho_tf_bridge.migrate import convert
     from ptycho_torch.command_infer import checkpoint_of
-    from ptycho_torch.train import accelerator
+    from ptycho_torch.lightning_module import accelerator
 
     accelerator(options.device)
     archive = read_archive(options.archive)

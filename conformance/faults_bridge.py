@@ -13,7 +13,7 @@ from conformance.seeding import Body, Fault, after, argument, instead, of_area, 
 from ptycho_tf_bridge import config_values, stored_model, weights
 from ptycho_tf_bridge.layout import Layout
 from ptycho_tf_bridge.weights import WeightEntry
-from ptycho_torch import config_params, model, train
+from ptycho_torch import config_params, lightning_module, model, train
 from ptycho_torch.config_params import ModelSettings, NetworkSettings, TrainingSettings
 
 Rows = tuple[tuple[Any, ...], ...]
@@ -263,9 +263,11 @@ CONFIGURATION: tuple[Fault, ...] = (
         _scaled_network(lambda N: 0.5),
         "N for N/2",
     ),
-    _configuration("ε ignored", "used", train, "KerasAdam", _without("eps"), "setting ignored"),
-    _configuration("decay of moments ignored", "used", train, "KerasAdam", _without("betas"), "setting ignored"),
-    _configuration("learning rate ignored", "used", train, "KerasAdam", _without("lr"), "setting ignored"),
+    _configuration("ε ignored", "used", lightning_module, "KerasAdam", _without("eps"), "setting ignored"),
+    _configuration(
+        "decay of moments ignored", "used", lightning_module, "KerasAdam", _without("betas"), "setting ignored"
+    ),
+    _configuration("learning rate ignored", "used", lightning_module, "KerasAdam", _without("lr"), "setting ignored"),
     _configuration(
         "clipping ignored", "used", train, "make_trainer", _training_with(gradient_clip_val=1.0), "setting ignored"
     ),

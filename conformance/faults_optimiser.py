@@ -12,7 +12,7 @@ from torch import Tensor
 
 from conformance.faults_runs import RUNS
 from conformance.seeding import Body, Fault, argument, instead, of_area, with_named
-from ptycho_torch import losses, train
+from ptycho_torch import lightning_module, losses, train
 from ptycho_torch.checkpoint import KEY, Checkpoint
 from ptycho_torch.optim import KerasAdam, KerasPlateau
 from ptycho_torch.train import PtychoPINN
@@ -191,7 +191,7 @@ OPTIMISER: tuple[Fault, ...] = (
     _optimiser(
         "mask of bad pixels ignored in training",
         "masked_loss",
-        train,
+        lightning_module,
         "total_loss",
         with_named(good_pixels=None),
         "mask of bad pixels ignored",
@@ -207,7 +207,7 @@ OPTIMISER: tuple[Fault, ...] = (
     _optimiser(
         "object outside its central square in the loss",
         "masked_loss",
-        train,
+        lightning_module,
         "total_loss",
         with_named(probe_big=True),
         "probe_big ignored",
@@ -253,12 +253,16 @@ OPTIMISER: tuple[Fault, ...] = (
         "factor 2",
     ),
     _optimiser("AMSGrad", "updates", *_UPDATE, _update_with(_largest_velocity), None),
-    _optimiser("clipping as PyTorch does it", "clipping", train, "clip_gradients", instead(_clip_as_torch), "1e-6"),
-    _optimiser("every tensor clipped alone", "clipping", train, "clip_gradients", _clip_alone, "every tensor"),
+    _optimiser(
+        "clipping as PyTorch does it", "clipping", lightning_module, "clip_gradients", instead(_clip_as_torch), "1e-6"
+    ),
+    _optimiser(
+        "every tensor clipped alone", "clipping", lightning_module, "clip_gradients", _clip_alone, "every tensor"
+    ),
     _optimiser(
         "clipping by value for norm",
         "clipping",
-        train,
+        lightning_module,
         "clip_gradients",
         lambda original: lambda parameters, limit, algorithm="norm": original(parameters, limit, "value"),
         "other algorithm",
@@ -311,11 +315,11 @@ OPTIMISER: tuple[Fault, ...] = (
         instead(lambda self: None),
         "rate never lowered",
     ),
-    _optimiser("warm-up one epoch late", "schedules", train._WarmupCosine, "__call__", _later, None),
+    _optimiser("warm-up one epoch late", "schedules", lightning_module._WarmupCosine, "__call__", _later, None),
     _optimiser(
         "warm-up to the whole rate",
         "schedules",
-        train._WarmupCosine,
+        lightning_module._WarmupCosine,
         "__call__",
         _whole_rate,
         "warm-up ends at the whole rate",
@@ -326,13 +330,18 @@ OPTIMISER: tuple[Fault, ...] = (
     _optimiser(
         "amplitude weighted as the likelihood",
         "masked_loss",
-        train,
+        lightning_module,
         "total_loss",
         argument(4, lambda weights: dataclasses.replace(weights, mae_weight=weights.nll_weight)),
         "amplitude weighted as the likelihood",
     ),
     _optimiser(
-        "cosine falls to zero", "schedules", train._WarmupCosine, "__init__", instead(_to_zero), "falls to zero"
+        "cosine falls to zero",
+        "schedules",
+        lightning_module._WarmupCosine,
+        "__init__",
+        instead(_to_zero),
+        "falls to zero",
     ),
     _optimiser(
         "stopped one epoch late",
@@ -411,7 +420,7 @@ OPTIMISER: tuple[Fault, ...] = (
         "nothing of a checkpoint loaded",
         "start_from",
         train,
-        "_load",
+        "load_weights",
         instead(lambda network, content, weights: None),
         "nothing of the checkpoint loaded",
     ),

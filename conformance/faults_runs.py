@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from conformance.seeding import Body, Fault, after, argument, instead, of_area, with_named
-from ptycho_torch import config_params, model, train
+from conformance.seeding import Body, Fault, after, argument, instead, of_area
+from ptycho_torch import config_params, lightning_module, model, train
 from ptycho_torch.checkpoint import KEY
 from ptycho_torch.config_params import LossWeights, TrainingSettings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
@@ -141,7 +141,7 @@ RUNS: tuple[Fault, ...] = (
         "keras_adam whatever was chosen",
     ),
     _optimiser(
-        "seed of the first weights ignored", "initial_weights", train, "PtychoNet", _seed_ignored,
+        "seed of the first weights ignored", "initial_weights", lightning_module, "PtychoNet", _seed_ignored,
         "one seed for all runs",
     ),
     _optimiser(
@@ -158,7 +158,7 @@ RUNS: tuple[Fault, ...] = (
         "given offset ignored",
     ),
     _optimiser(
-        "offset of the reference for its jitter", "of_data", train, "REFERENCE_JITTER_PX", instead(4),
+        "offset of the reference for its jitter", "of_data", lightning_module, "REFERENCE_JITTER_PX", instead(4),
         "offset for the jitter",
     ),
     _optimiser(
@@ -170,7 +170,7 @@ RUNS: tuple[Fault, ...] = (
         _trainer_with(deterministic=False), None,
     ),
     _optimiser(
-        "best.ckpt by the training loss", "run", train, "ModelCheckpoint", with_named(monitor="train_loss"),
+        "best.ckpt by the training loss", "run", train, "_BestCheckpoint", argument(1, lambda monitor: "train_loss"),
         "best.ckpt by the training loss",
     ),
     _optimiser(

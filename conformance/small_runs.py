@@ -172,7 +172,7 @@ def run_main(scans: SmallScans, case: RunCase, output: Path, **named: Any) -> Re
     import torch
 
     from conformance.plain_training import StandIn
-    from ptycho_torch import pictures, train
+    from ptycho_torch import lightning_module, train
 
     given: dict[str, Any] = {
         "ptycho_dir": scans.root / "scans",
@@ -181,8 +181,8 @@ def run_main(scans: SmallScans, case: RunCase, output: Path, **named: Any) -> Re
         "probe": torch.from_numpy(scans.modes) if case.one_probe else None,
     }
     with (
-        mock.patch.object(train, "PtychoNet", StandIn),
-        mock.patch.object(pictures, "plot_history"),
+        mock.patch.object(lightning_module, "PtychoNet", StandIn),
+        mock.patch.object(train, "plot_history"),
         tempfile.TemporaryDirectory(dir=scans.root) as elsewhere,
         _checkpoints_kept(Path(elsewhere)) as versions,
         _batches_noted() as fed,

@@ -308,7 +308,8 @@ def _used(_: StepBench) -> Outcome:
     """What was set is what the network, the optimiser and the trainer have."""
     import torch
 
-    from ptycho_torch.train import PtychoPINN, make_trainer, quiet_lightning
+    from ptycho_torch.lightning_module import PtychoPINN, quiet_lightning
+    from ptycho_torch.train import make_trainer
 
     settings = Settings().override(UNUSUAL)
     probe = torch.ones(64, 64, dtype=torch.complex64)

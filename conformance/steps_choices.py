@@ -159,15 +159,15 @@ def _optimiser_module(chosen: Mapping[str, Any]) -> PtychoPINN:
     import torch
 
     from conformance.plain_training import StandIn
-    from ptycho_torch import train
+    from ptycho_torch import lightning_module
 
     probe = np.random.default_rng(3).standard_normal((2, 64, 64)) + 1j
     settings = Settings().override(
         {"gridsize": 2, "precision": "64-true", "nphotons": 1e4, "intensity_scale_trainable": True,
          "probe_trainable": True, **chosen}
     )  # fmt: skip
-    with mock.patch.object(train, "PtychoNet", StandIn):
-        return train.PtychoPINN(settings, probe=torch.from_numpy(probe))
+    with mock.patch.object(lightning_module, "PtychoNet", StandIn):
+        return lightning_module.PtychoPINN(settings, probe=torch.from_numpy(probe))
 
 
 def _draw_gradients(module: PtychoPINN) -> list[dict[str, np.ndarray]]:

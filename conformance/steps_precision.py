@@ -27,7 +27,7 @@ def _precision(bench: StepBench) -> Outcome:
 
     import torch
 
-    from ptycho_torch import train
+    from ptycho_torch import lightning_module, train
     from ptycho_torch.dset_loader_pt_mmap import TensorDictDataLoader
 
     scans = bench.once(SmallScans)
@@ -49,7 +49,7 @@ def _precision(bench: StepBench) -> Outcome:
             for stage in ("encoder.0.conv1", "decoder_amp.1.conv2", "merged", "predicted_amplitude")
         ]
         try:
-            with train.quiet_lightning(), tempfile.TemporaryDirectory() as folder:
+            with lightning_module.quiet_lightning(), tempfile.TemporaryDirectory() as folder:
                 trainer = train.make_trainer(settings.training, Path(folder), validate=False, progress=False)
                 trainer.fit(module, TensorDictDataLoader(dataset, 1, groups=torch.tensor([0])))
             enabled = torch.are_deterministic_algorithms_enabled()

@@ -158,7 +158,7 @@ def _resumed_epochs(losses: Sequence[float], patience: int) -> list[int]:
     from lightning.pytorch.trainer.states import TrainerFn
 
     from conformance.torch_training import small_module
-    from ptycho_torch import train
+    from ptycho_torch import lightning_module, train
     from ptycho_torch.config_params import Settings
 
     chosen = {"early_stop_patience": patience, "device": "cpu", "validation_fraction": 0.0}
@@ -167,7 +167,7 @@ def _resumed_epochs(losses: Sequence[float], patience: int) -> list[int]:
     def run_from(start: int, state: dict[str, Any] | None) -> tuple[int, list[dict[str, Any]]]:
         """Return the last epoch that runs, and the state behind each that does not stop."""
         states: list[dict[str, Any]] = []
-        with train.quiet_lightning():
+        with lightning_module.quiet_lightning():
             trainer = train.make_trainer(settings.training, Path(), validate=False, progress=False)
         trainer.state.fn = TrainerFn.FITTING
         callback = trainer.early_stopping_callback

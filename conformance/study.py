@@ -1,4 +1,4 @@
-"""End to end: both backends trained on one simulated scan, from the same weights for each seed, and their ends compared.
+"""End to end: both backends trained on one simulated scan, each seed from the same weights, and their ends compared.
 
 It takes hours, so that every run leaves a file of its own, and a study that was broken off goes on where it was.
 """

@@ -21,7 +21,7 @@ from conformance.torch_subject import float32_means_float32, named
 from conformance.training import LOG_SCALE, PROBE_PARTS, State, TrainingRun, Trajectory
 from ptycho_tf_bridge.layout import LAYOUTS
 from ptycho_tf_bridge.weights import to_torch
-from ptycho_torch import train
+from ptycho_torch import lightning_module, train
 from ptycho_torch.config_params import Settings
 from ptycho_torch.dset_loader_pt_mmap import PtychoBatch
 
@@ -60,7 +60,7 @@ def train_torch(run: TrainingRun, device: str = "cpu", dtype: str = "float32") -
     module = _module(case, settings, getattr(torch, dtype))
     batches = [_batch(each, getattr(torch, dtype)) for each in run.batches]
     before = _frozen(module)
-    with float32_means_float32(), train.quiet_lightning(), tempfile.TemporaryDirectory() as folder:
+    with float32_means_float32(), lightning_module.quiet_lightning(), tempfile.TemporaryDirectory() as folder:
         trainer = train.make_trainer(
             settings.training, Path(folder), validate=False, callbacks=(recorder,), progress=False
         )
@@ -191,7 +191,7 @@ _kept_module = cache(small_module)
 def epochs_run(losses: Sequence[float], patience: int) -> int:
     """Return how many epochs the callback of the real Trainer lets run where the training losses are these."""
     settings = Settings().override({"early_stop_patience": patience, "device": "cpu", "validation_fraction": 0.0})
-    with train.quiet_lightning():
+    with lightning_module.quiet_lightning():
         trainer = train.make_trainer(settings.training, Path(), validate=False, progress=False)
     trainer.state.fn = TrainerFn.FITTING
     callback = trainer.early_stopping_callback

@@ -148,7 +148,7 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
             probes = probe_paths(scans, Path(probe_dir))
         elif probe_dir is not None:
             log.warning("probe_dir_get is False: probes come from the scans, not from %s", probe_dir)
-        given = None if probe is None else np.asarray(torch.as_tensor(probe).numpy(force=True), np.complex64)
+        given = None if probe is None else _complex64(probe)
         self._map = open_map(Path(data_dir), Inputs(scans, probes, given), self.settings, remake=remake_map)
         self._amplitude = _plain(self._map.patterns["amplitude"])
         self._positions = _plain(self._map.scan["positions_px"])
@@ -345,6 +345,11 @@ def _reopen(
 ) -> PtychoDataset:
     """Open the map of a dataset that was pickled."""
     return PtychoDataset(ptycho_dir, probe_dir, data_dir, settings=settings, probe=probe)
+
+
+def _complex64(probe: np.ndarray | Tensor) -> np.ndarray:
+    array = probe.numpy(force=True) if isinstance(probe, Tensor) else probe
+    return np.ascontiguousarray(array, np.complex64)
 
 
 def _plain(tensor: Tensor) -> Tensor:

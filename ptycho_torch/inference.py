@@ -23,11 +23,11 @@ from lightning.pytorch.callbacks import Callback
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset, TensorDictDataLoader
 from ptycho_torch.errors import ConfigError
+from ptycho_torch.lightning_module import ObjectPatches, PtychoPINN, accelerator, quiet_lightning
 from ptycho_torch.pictures import plot_reconstruction, write_images
 from ptycho_torch.products import Geometry, Reconstruction, write_product, write_reconstruction
 from ptycho_torch.reassembly import ExperimentStitcher, Stitched, Weighting
 from ptycho_torch.scan import open_scan, scan_paths
-from ptycho_torch.train import ObjectPatches, PtychoPINN, accelerator, quiet_lightning
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from conformance.config_reads import (
     torch_reads,
 )
 from ptycho_tf_bridge import backend, keras_reference
-from ptycho_torch import train
+from ptycho_torch import lightning_module
 from ptycho_torch.config_params import DataSettings, NetworkSettings, Settings, TrainingSettings
 from ptycho_torch.config_schema import CONFIGURATION_FILE, load_schema, parse_schema
 from ptycho_torch.contract import SpecError, read_yaml
@@ -68,7 +68,7 @@ def test_a_read_in_a_property_counts_for_whoever_asks_for_it() -> None:
 def test_recording_ends_with_the_context() -> None:
     with pytest.raises(RuntimeError), recorded() as reads:
         raise RuntimeError
-    train._schedule(None, TrainingSettings(scheduler="Default"))  # type: ignore[arg-type]
+    lightning_module._schedule(None, TrainingSettings(scheduler="Default"))  # type: ignore[arg-type]
     assert reads.readers == {}
     assert "__getattribute__" not in vars(TrainingSettings)
 
@@ -98,7 +98,7 @@ def test_a_setting_that_is_read_against_the_table_is_found(read_here: Reads, con
 
 def test_a_read_that_is_removed_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The code of today, but for the schedule of the learning rate, which nobody makes."""
-    monkeypatch.setattr(train, "_schedule", lambda optimiser, training: None)
+    monkeypatch.setattr(lightning_module, "_schedule", lambda optimiser, training: None)
     found = set(findings(SCHEMA, "torch", torch_reads(tmp_path)))
     assert found == {
         "scheduler", "lr_gamma", "lr_warmup_epochs", "lr_min_ratio", "plateau_factor", "plateau_patience",

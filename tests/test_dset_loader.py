@@ -370,6 +370,9 @@ def test_a_given_probe_serves_every_scan(two_scans: Path) -> None:
     np.testing.assert_array_equal(probes_of(two_scans, probe=given_probe), expected)
     as_tensor = torch.from_numpy(given_probe).requires_grad_()
     np.testing.assert_array_equal(probes_of(two_scans, probe=as_tensor), expected)
+    for turned in (given_probe[::-1], given_probe.T, torch.from_numpy(given_probe).mT):
+        mirrored = np.asarray(turned, np.complex64)
+        np.testing.assert_array_equal(probes_of(two_scans, probe=turned), np.broadcast_to(mirrored, (2, N, N)))
 
 
 def test_probe_dir_get_false_takes_the_probe_of_each_scan_and_says_so(

@@ -15,7 +15,7 @@ from conformance.parity import FLOAT64, REFERENCE, Measurement
 from conformance.replay import TrainingTruth, reference_verdicts, stored_truth_verdicts, train_verdicts
 from conformance.torch_subject import TorchSubject
 from conformance.truth import Truth
-from ptycho_torch import train
+from ptycho_torch import lightning_module
 from ptycho_torch.optim import KerasAdam
 
 
@@ -102,7 +102,7 @@ def test_another_optimiser_is_seen(
     bundle: Bundle, training: TrainingTruth, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """In float64 every part of the network shows it, in float32 at least one judged quantity."""
-    monkeypatch.setattr(train, "KerasAdam", WRONG_OPTIMISERS[name])
+    monkeypatch.setattr(lightning_module, "KerasAdam", WRONG_OPTIMISERS[name])
     for dtype in ("float64", "float32"):
         verdicts = train_verdicts(bundle, training, TorchSubject("cpu", dtype), load_measured())
         failed = {part for (_, part), verdict in verdicts.items() if not verdict.passed}

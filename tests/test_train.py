@@ -297,6 +297,30 @@ def test_a_finished_run_is_not_trained_any_further(scan: Path, tmp_path: Path) -
     assert len(longer.history["train_loss"]) == 4
 
 
+@pytest.mark.parametrize("moved", [False, True], ids=["into another folder", "where the folder has another name"])
+def test_the_best_epochs_before_an_interruption_stay_the_best(scan: Path, tmp_path: Path, moved: bool) -> None:
+    first = run(tmp_path / "first", scan, overrides={"max_epochs": 2})
+    best = first.best_checkpoint.read_bytes()
+    content = torch.load(first.checkpoint, weights_only=True)
+    for state in content["callbacks"].values():
+        if "best_model_score" in state:
+            state["best_model_score"] = torch.tensor(-1e9)
+    torch.save(content, first.checkpoint)
+    if moved:
+        (tmp_path / "first").rename(tmp_path / "renamed")
+    source = tmp_path / ("renamed" if moved else "first") / "checkpoints" / "last.ckpt"
+    resumed = run(tmp_path / ("renamed" if moved else "second"), scan, overrides={"max_epochs": 3}, resume=source)
+    assert resumed.best_checkpoint.read_bytes() == best
+    assert len(resumed.history["val_loss"]) == 3
+
+
+def test_a_checkpoint_alone_leaves_the_best_to_the_epochs_behind_it(scan: Path, tmp_path: Path) -> None:
+    first = run(tmp_path / "first", scan, overrides={"max_epochs": 1})
+    first.best_checkpoint.unlink()
+    resumed = run(tmp_path / "second", scan, overrides={"max_epochs": 2}, resume=first.checkpoint)
+    assert len(read_checkpoint(resumed.best_checkpoint).history["val_loss"]) == 2
+
+
 def test_a_run_is_resumed_with_its_own_settings_and_scans(scan: Path, tmp_path: Path) -> None:
     first = run(tmp_path, scan, overrides={"max_epochs": 1})
     with pytest.raises(CheckpointError, match=r"learning_rate = 0\.001, now 0\.1"):

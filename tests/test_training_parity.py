@@ -23,7 +23,7 @@ from conformance.training import TrainingRun, Trajectory, largest_errors, starti
 from conformance.training_curves import draw_curves
 from conformance.training_envelope import load_envelope
 from conformance.training_runs import SETTINGS, TRAINABLE, training_run
-from ptycho_torch import optim, train
+from ptycho_torch import lightning_module, optim, train
 from ptycho_torch.config_params import LossWeights, TrainingSettings
 
 LIMIT = 1e-10
@@ -92,7 +92,7 @@ OPTIMISERS: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_another_optimiser_is_seen(truths: dict[str, Trajectory], monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(train, "KerasAdam", OPTIMISERS[name])
+    monkeypatch.setattr(lightning_module, "KerasAdam", OPTIMISERS[name])
     assert "weights" in failing(short("same_batch"), truths["same_batch"])
 
 
@@ -111,7 +111,9 @@ def test_other_clipping_is_seen(truths: dict[str, Trajectory], fault: Fault) -> 
 def test_clipping_by_norm_for_one_by_value_is_seen(
     truths: dict[str, Trajectory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "clip_gradients", lambda parameters, limit, _: optim.clip_gradients(parameters, limit))
+    monkeypatch.setattr(
+        lightning_module, "clip_gradients", lambda parameters, limit, _: optim.clip_gradients(parameters, limit)
+    )
     assert "momentum" in failing(short("clip_value"), truths["clip_value"])
 
 

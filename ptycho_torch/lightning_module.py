@@ -1,0 +1,461 @@
+"""The Lightning module ``PtychoPINN``: the network with its loss, optimiser, schedule and what its checkpoints hold.
+
+``ptycho_torch.train`` trains it and ``ptycho_torch.inference`` reconstructs with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from ptycho_torch import checkpoint as checkpoints
+from ptycho_torch.config_params import NetworkSettings, Settings, TrainingSettings
+from ptycho_torch.dset_loader_pt_mmap import PtychoBatch, PtychoDataset
+from ptycho_torch.errors import CheckpointError, ConfigError, TrainingError
+from ptycho_torch.losses import LossTerms, total_loss
+from ptycho_torch.model import Prediction, PtychoNet
+from ptycho_torch.optim import KerasAdam, KerasPlateau, clip_gradients
+from ptycho_torch.preparation import REFERENCE_JITTER_PX, REFERENCE_OFFSET_PX
+from ptycho_torch.probe import normalise_probe
+
+
+class ObjectPatches(NamedTuple):
+    """What ``predict_step`` says about a batch of groups.
+
+    Attributes:
+        objects: (B, 1, N, N) complex object of each group.
+        centres_px: (B, 2) mean position (x, y) of each group, float64.
+        experiment_ids: (B,) number of the scan of each group.
+    """
+
+    objects: Tensor
+    centres_px: Tensor
+    experiment_ids: Tensor
+
+
+class PtychoPINN(pl.LightningModule):
+    """The network with its loss, optimiser and schedule.
+
+    Args:
+        settings: of the run, frozen or as plain values; None takes what the three singletons say now.
+        network: of the network, completed from the data; None completes ``settings.model`` with the reference's offset
+            of 4 and jitter of 10 pixels where it gives none, and needs ``nphotons`` or ``intensity_scale``.
+        probe: (N, N) or (modes, N, N), normalised here with ``probe_scale``; None for the default probe.
+        statistics: what is known of the data, see ``PtychoPINN.for_dataset``.
+
+    Attributes:
+        predict: True makes ``forward`` return complex objects in place of diffraction.
+
+    Raises:
+        ConfigError: settings that do not fit together.
+
+    Example:
+        module = PtychoPINN.for_dataset(dataset, settings)
+        trainer.fit(module, loader)
+        module.predict = True
+        objects = module(*next(iter(loader)))  # (B, 1, N, N) complex
+    """
+
+    def __init__(
+        self,
+        settings: Settings | Mapping[str, Any] | None = None,
+        network: NetworkSettings | Mapping[str, Any] | None = None,
+        probe: Tensor | None = None,
+        statistics: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if settings is None:
+            settings = Settings.current()
+        elif not isinstance(settings, Settings):
+            settings = Settings.from_dict(settings)
+        if network is None:
+            network = _stand_alone(settings)
+        elif not isinstance(network, NetworkSettings):
+            network = NetworkSettings(**network)
+        self.settings = settings
+        self.statistics: dict[str, Any] = dict(statistics or {"probe_modes": 1, "one_probe": True})
+        self.history: dict[str, list[float]] = {}
+        self.predict = False
+        self._weights = settings.training.loss_weights(settings.model.loss_function)
+        self._dtype = torch.float64 if settings.training.precision == "64-true" else torch.float32
+        if probe is not None:
+            probe = normalise_probe(torch.as_tensor(probe).to(torch.complex128), settings.model.probe_scale)
+        elif self.statistics["probe_modes"] > 1:
+            # A checkpoint's probe follows with its weights; here is its place.
+            probe = torch.zeros(self.statistics["probe_modes"], network.N, network.N, dtype=torch.complex64)
+        if network.probe_trainable and not self.statistics["one_probe"]:
+            raise ConfigError("probe_trainable needs one probe for all scans; train each scan alone, or give one.")
+        generator = torch.Generator().manual_seed(settings.training.seed)
+        self.network = PtychoNet(network, probe, generator=generator, dtype=self._dtype)
+        self.save_hyperparameters(
+            {
+                "settings": settings.as_dict(),
+                "network": dataclasses.asdict(network),
+                "statistics": self.statistics,
+            },
+            logger=False,
+        )
+        self._sums: dict[str, Tensor] = {}
+        self._schedule: Any = None
+        self._schedule_state: dict[str, Any] | None = None
+
+    @classmethod
+    def for_dataset(cls, dataset: PtychoDataset, settings: Settings | None = None) -> PtychoPINN:
+        """Make a module whose canvas, scale and probe follow from a dataset [clause PREP-02].
+
+        Raises:
+            ConfigError: settings that do not fit together or to the dataset.
+            DataContractError: PREP-02.
+        """
+        settings = Settings.current() if settings is None else settings
+        settings = dataclasses.replace(settings, data=dataset.settings)
+        model = settings.model
+        derived = dataset.derived(offset=model.offset, max_position_jitter=model.max_position_jitter)
+        network = model.network(
+            N=dataset.settings.N,
+            gridsize=dataset.settings.gridsize,
+            nphotons=derived.nphotons,
+            offset=derived.offset,
+            max_position_jitter=derived.max_position_jitter,
+        )
+        probes = dataset.probes
+        statistics = {
+            "nphotons": derived.nphotons,
+            "step_px": derived.step_px,
+            "reach_px": derived.reach_px,
+            "clipped_groups": derived.clipped_groups,
+            "groups": len(dataset),
+            "patterns": len(dataset.positions_px),
+            "scans": list(dataset.names),
+            "positions_sum_px": float(dataset.positions_px.sum()),
+            "probe_modes": probes.shape[1],
+            "one_probe": bool((probes == probes[:1]).all()),
+        }
+        return cls(settings, network, probes[0], statistics)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path) -> PtychoPINN:
+        """Load a checkpoint for prediction or evaluation.
+
+        Raises:
+            CheckpointError: it cannot be read, or its weights are not those of its network.
+        """
+        content = checkpoints.read_checkpoint(path)
+        module = cls(content.settings, content.network, statistics=content.statistics)
+        load_weights(module.network, content, dict(content.weights))
+        module.history = {name: list(values) for name, values in content.history.items()}
+        return module.eval()
+
+    @property
+    def scale(self) -> float:
+        """s_I, the factor between normalised amplitude and √counts; what is trained beside it is ``log_scale``."""
+        return self.network.settings.intensity_scale
+
+    def forward(
+        self, images: Tensor, coords: Tensor, probe: Tensor | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        """Return predicted amplitude in √counts, or, after ``predict = True``, the complex objects.
+
+        Args:
+            images: (B, C, N, N) normalised amplitude.
+            coords: (B, C, 1, 2) offsets in pixels.
+            probe: (B, C, N, N) or (B, C, modes, N, N) as the loader gives it; None takes the network's own.
+            scale: what the loader multiplied the amplitude by; a batch may be given as ``module(*batch)``.
+        """
+        if self.predict:
+            return self.forward_predict(images, coords, probe, scale)
+        return self._predict(images, coords, None if probe is None else self._normalised(probe)).amplitude
+
+    def forward_predict(
+        self, images: Tensor, coords: Tensor, probe: Tensor | None = None, scale: Tensor | None = None
+    ) -> Tensor:
+        """Return the (B, 1, N, N) complex object of each group, without simulating diffraction; arguments as above."""
+        return self.network.reconstruct((images * self.scale).to(self._dtype), coords.to(self._dtype))
+
+    def _predict(self, images: Tensor, coords: Tensor, probe: Tensor | None) -> Prediction:
+        prediction: Prediction = self.network((images * self.scale).to(self._dtype), coords.to(self._dtype), probe)
+        return prediction
+
+    def _normalised(self, probe: Tensor) -> Tensor:
+        """Return (B, C, modes, N, N) of a probe as the loader gives it."""
+        if probe.ndim == 4:
+            probe = probe[:, :, None]
+        complex_dtype = torch.complex128 if self._dtype == torch.float64 else torch.complex64
+        return normalise_probe(probe.to(complex_dtype), self.settings.model.probe_scale)
+
+    def _loss(self, batch: PtychoBatch) -> LossTerms:
+        images, coords, probe, _ = batch
+        # With one probe for all scans the network's own is it, trained or not.
+        given = None if self.statistics["one_probe"] else self._normalised(probe)
+        prediction = self._predict(images, coords, given)
+        return total_loss(
+            prediction.object,
+            prediction.amplitude,
+            prediction.intensity,
+            (images * self.scale).to(self._dtype),
+            self._weights,
+            probe_big=self.network.settings.probe_big,
+            good_pixels=batch.good_pixels,
+        )
+
+    def training_step(self, batch: PtychoBatch, batch_idx: int = 0) -> Tensor:
+        """Return the loss of a batch."""
+        terms = self._loss(batch)
+        self._add("train", terms, len(batch.groups))
+        return terms.total
+
+    def validation_step(self, batch: PtychoBatch, batch_idx: int = 0) -> Tensor:
+        """Return the loss of a batch of validation groups."""
+        terms = self._loss(batch)
+        self._add("val", terms, len(batch.groups))
+        return terms.total
+
+    def predict_step(self, batch: PtychoBatch, batch_idx: int = 0) -> ObjectPatches:
+        """Return the objects of a batch with where they belong."""
+        images, coords, _, _ = batch
+        return ObjectPatches(self.forward_predict(images, coords), batch.centres[:, 0, 0], batch.experiment_ids)
+
+    # The mean of an epoch is one over samples, and half an epoch's sum belongs into a checkpoint.
+
+    def _add(self, part: str, terms: LossTerms, samples: int) -> None:
+        dtype = torch.float32 if terms.total.device.type == "mps" else torch.float64
+        values = torch.stack([terms.total, terms.nll, terms.mae, terms.realspace, torch.ones_like(terms.total)])
+        total = self._sums.get(part)
+        self._sums[part] = values.detach().to(dtype) * samples + (0 if total is None else total.to(values.device))
+
+    def _over_processes(self, sums: Tensor) -> Tensor:
+        if self._trainer is None or self._trainer.world_size == 1:
+            return sums
+        # Lightning reduces in place.
+        return self._trainer.strategy.reduce(sums.clone(), reduce_op="sum")
+
+    def _mean(self, part: str) -> dict[str, float]:
+        """Return and forget the means of an epoch, over all processes."""
+        sums = self._sums.pop(part, None)
+        if sums is None:
+            return {}
+        sums = self._over_processes(sums)
+        total, nll, mae, realspace = (sums[:4] / sums[4]).tolist()
+        means = {f"{part}_loss": total}
+        terms = {
+            f"poisson_{part}_loss": (self._weights.nll_weight, nll),
+            f"mae_{part}_loss": (self._weights.mae_weight, mae),
+            f"realspace_{part}_loss": (self._weights.realspace_weight, realspace),
+        }
+        used = {name: value for name, (weight, value) in terms.items() if weight}
+        # A term that is alone is the loss.
+        if len(used) > 1:
+            means |= used
+        return means
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget what an interrupted validation left."""
+        self._sums.pop("val", None)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation loss."""
+        means = self._mean("val")
+        self.log_dict(means, prog_bar=False)
+        self._note(means)
+
+    def on_train_batch_end(self, outputs: Any, batch: PtychoBatch, batch_idx: int) -> None:
+        """Log the training loss behind the last batch: callbacks that record an epoch look before its end does.
+
+        Raises:
+            TrainingError: the loss is no finite number.
+        """
+        if batch_idx + 1 < self.trainer.num_training_batches:
+            return
+        means = self._mean("train")
+        rate = float(self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"])  # type: ignore[union-attr]
+        means["learning_rate"] = rate
+        self.log_dict(means, on_step=False, on_epoch=True, batch_size=1)
+        self._note(means)
+        loss = means["train_loss"]
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"The training loss of epoch {len(self.history['train_loss'])} is {loss}. Lower learning_rate (now "
+                f"{rate:g}), clip gradients (gradient_clip_val), or check the scans (ptycho-torch check-data)."
+            )
+
+    def on_train_epoch_end(self) -> None:
+        """Set the next epoch's learning rate.
+
+        Lightning would step the schedules behind its end-of-epoch checkpoints, so that a resumed run would miss a step.
+        """
+        watched = self.history.get("val_loss", self.history["train_loss"])[-1]
+        if isinstance(self._schedule, KerasPlateau):
+            self._schedule.step(watched)
+        elif self._schedule is not None:
+            self._schedule.step()
+
+    def _note(self, means: Mapping[str, float]) -> None:
+        for name, value in means.items():
+            self.history.setdefault(name, []).append(value)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Make the optimiser; its schedule is stepped here, at the end of each epoch."""
+        training = self.settings.training
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        betas = (training.adam_beta1, training.adam_beta2)
+        optimiser: torch.optim.Optimizer
+        match training.optimizer:
+            case "keras_adam":
+                optimiser = KerasAdam(parameters, training.learning_rate, betas, training.adam_eps)
+            case "adam":
+                optimiser = torch.optim.Adam(parameters, training.learning_rate, betas, training.adam_eps)
+            case "adamw":
+                optimiser = torch.optim.AdamW(
+                    parameters, training.learning_rate, betas, training.adam_eps, training.weight_decay
+                )
+        self._schedule = _schedule(optimiser, training)
+        if self._schedule is not None and self._schedule_state is not None:
+            self._schedule.load_state_dict(self._schedule_state)
+        return optimiser
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as Keras does, over all parameters of the optimiser together."""
+        if gradient_clip_val:
+            parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+            clip_gradients(parameters, gradient_clip_val, gradient_clip_algorithm or "norm")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add settings, statistics, history, and the state of schedule and running means."""
+        own = checkpoints.ours(self.settings, self.network.settings, self.statistics, self.history)
+        own["sums"] = {part: self._over_processes(values).cpu() for part, values in self._sums.items()}
+        own["schedule"] = None if self._schedule is None else self._schedule.state_dict()
+        trainer = self._trainer
+        done = len(self.history.get("train_loss", ()))
+        own["finished"] = trainer is not None and (trainer.should_stop or done == trainer.max_epochs)
+        checkpoint[checkpoints.KEY] = own
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up history, schedule and running means."""
+        own = checkpoint.get(checkpoints.KEY, {})
+        self.history = {name: list(values) for name, values in own.get("history", {}).items()}
+        # They are those of all processes together.
+        first = self._trainer is None or self._trainer.is_global_zero
+        self._sums = {
+            part: values if first else torch.zeros_like(values) for part, values in own.get("sums", {}).items()
+        }
+        self._schedule_state = own.get("schedule")
+        if self._schedule is not None and self._schedule_state is not None:
+            self._schedule.load_state_dict(self._schedule_state)
+
+
+def _stand_alone(settings: Settings) -> NetworkSettings:
+    model, data = settings.model, settings.data
+    if model.intensity_scale is None and data.nphotons is None:
+        raise ConfigError(
+            "Neither nphotons nor intensity_scale is set, and no dataset is there to derive them from; set one, or use "
+            "PtychoPINN.for_dataset(dataset)."
+        )
+    return model.network(
+        N=data.N,
+        gridsize=data.gridsize,
+        nphotons=data.nphotons or 1.0,
+        offset=REFERENCE_OFFSET_PX,
+        max_position_jitter=REFERENCE_JITTER_PX,
+    )
+
+
+def _schedule(optimiser: torch.optim.Optimizer, training: TrainingSettings) -> Any:
+    """Return the schedule of the learning rate, one step an epoch; None where it is constant."""
+    schedules = torch.optim.lr_scheduler
+    match training.scheduler:
+        case "Exponential":
+            return schedules.ExponentialLR(optimiser, training.lr_gamma)
+        case "WarmupCosine":
+            return schedules.LambdaLR(optimiser, _WarmupCosine(training))
+        case "ReduceLROnPlateau":
+            return KerasPlateau(
+                optimiser,
+                factor=training.plateau_factor,
+                patience=training.plateau_patience,
+                threshold=training.plateau_threshold,
+                min_lr=training.plateau_min_lr,
+            )
+        case _:
+            return None
+
+
+class _WarmupCosine:
+    """Factor of the learning rate: linear up over the warm-up, then half a cosine down to ``lr_min_ratio``."""
+
+    def __init__(self, training: TrainingSettings) -> None:
+        self.warmup, self.last = training.lr_warmup_epochs, training.max_epochs
+        self.least = training.lr_min_ratio
+
+    def __call__(self, epoch: int) -> float:
+        if epoch < self.warmup:
+            return (epoch + 1) / (self.warmup + 1)
+        done = min((epoch - self.warmup) / max(self.last - 1 - self.warmup, 1), 1.0)
+        return self.least + (1 - self.least) * (1 + math.cos(math.pi * done)) / 2
+
+
+def load_weights(network: PtychoNet, content: checkpoints.Checkpoint, weights: dict[str, Tensor]) -> None:
+    """Give a network weights, under the names of its state; ``content`` is where they come from.
+
+    Raises:
+        CheckpointError: they are not those of this network.
+    """
+    try:
+        network.load_state_dict(weights, strict=True)
+    except RuntimeError as err:
+        reason = "; ".join(line.strip() for line in str(err).splitlines()[1:4])
+        raise CheckpointError(
+            f"{content.path}: its weights are not those of this network (N = {network.settings.N}, gridsize = "
+            f"{network.settings.gridsize}, n_filters_scale = {network.settings.n_filters_scale}): {reason}"
+        ) from err
+
+
+def accelerator(device: str) -> str:
+    """Return Lightning's name of a device that is there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device = 'cuda', but PyTorch sees no CUDA device here; take 'auto' or 'cpu'.")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device = 'mps', but PyTorch sees no Metal device here; take 'auto' or 'cpu'.")
+    return device
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Silence Lightning's banners, and its advice about loaders that are not its own."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*exists and is not empty.*")
+        warnings.filterwarnings("ignore", message=".*Trying to infer the `batch_size`.*")
+        warnings.filterwarnings("ignore", message=".*fewer than the logging interval.*")
+        warnings.filterwarnings("ignore", message=".*resuming from a checkpoint that ended before the epoch ended.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+        # The module takes its means over all processes before it logs them.
+        warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
+        warnings.filterwarnings("ignore", message=".*have no `val_dataloader`.*")
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

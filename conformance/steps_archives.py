@@ -254,7 +254,8 @@ def _saved_model() -> Kind:
     })  # fmt: skip
     members = {"manifest.dill": pickled({"models": ["autoencoder", "diffraction_to_obj"], "version": "1.0"})}
     for name, probe in (("autoencoder", stored.probe), ("diffraction_to_obj", None)):
-        files = {"saved_model.pb": b"", "params.dill": pickle, **checkpoint_members(variables_of(stored, probe))}
+        variables = variables_of(SAVED_MODEL, stored.weights, probe)
+        files = {"saved_model.pb": b"", "params.dill": pickle, **checkpoint_members(variables)}
         members |= {f"{name}/{file}": content for file, content in files.items()}
     facts = {
         "layout": "savedmodel", "probe_source": "autoencoder/variables",
@@ -268,7 +269,8 @@ def _folder() -> Kind:
     """The folder of a SavedModel without a probe of its own."""
     stored = draw_stored(FOLDER, 6)
     parameters = saved_parameters(FOLDER, intensity_scale=6.5, probe=stored.probe[..., None])
-    files = {"saved_model.pb": b"", "params.dill": pickled(parameters), **checkpoint_members(variables_of(stored))}
+    variables = variables_of(FOLDER, stored.weights)
+    files = {"saved_model.pb": b"", "params.dill": pickled(parameters), **checkpoint_members(variables)}
     facts = {
         "layout": "savedmodel_folder", "probe_source": "params.dill", "intensity_scale_source": "params.dill",
         "missing": (),

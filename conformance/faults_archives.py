@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from conformance.seeding import Body, Fault, after, argument, instead, of_area, only
+from conformance.steps_bridge import other_decoder
 from ptycho_tf_bridge import archive, config, config_export, export, keras_graph, migrate, stored_model
 from ptycho_tf_bridge.keras_file import _Network
 from ptycho_tf_bridge.layout import Layout
@@ -26,17 +28,9 @@ def _as_written(original: Body) -> Body:
     return wrong
 
 
-def _other_decoder(roles: keras_graph.Roles) -> keras_graph.Roles:
+def _decoders_exchanged(roles: keras_graph.Roles) -> keras_graph.Roles:
     names = roles.convolutions
-    other = {"amp": "phase", "phase": "amp"}
-
-    def partner(stage: str) -> str:
-        part, _, rest = stage.partition(".")
-        return stage if part == "encoder" else f"decoder_{other[part.removeprefix('decoder_')]}.{rest}"
-
-    return keras_graph.Roles(
-        {stage: names[partner(stage)] for stage in names}, roles.amp_activation, roles.masks_border, roles.canvas_px
-    )
+    return dataclasses.replace(roles, convolutions={stage: names[other_decoder(stage)] for stage in names})
 
 
 def _saved_probe_first(original: Body) -> Body:
@@ -111,7 +105,7 @@ ARCHIVED: tuple[Fault, ...] = (
         "graphs",
         keras_graph,
         "find_roles",
-        after(_other_decoder),
+        after(_decoders_exchanged),
         "amplitude and phase decoder exchanged",
     ),
     _bridge("canvas of a graph not read", "graphs", keras_graph, "_canvas", instead(lambda graph: None), None),
@@ -169,7 +163,7 @@ ARCHIVED: tuple[Fault, ...] = (
         migrate,
         "build_network",
         argument(2, np.transpose),
-        "probe transposed",
+        "spatial transpose",
     ),
     _bridge(
         "trained scale not exported",
@@ -185,7 +179,7 @@ ARCHIVED: tuple[Fault, ...] = (
         export,
         "_probe",
         after(lambda probe: probe.transpose(1, 0, 2)),
-        "probe transposed",
+        "spatial transpose",
     ),
     _bridge("phase exported without π", "exported", _Network, "_activate", argument(4, lambda factor: 1.0), None),
     _bridge(

@@ -10,7 +10,8 @@ import numpy as np
 
 from conformance.faults_runs import RUN_CONFIGURATION
 from conformance.seeding import Body, Fault, after, argument, instead, of_area, only
-from ptycho_tf_bridge import config_values, stored_model, weights
+from conformance.steps_bridge import other_decoder
+from ptycho_tf_bridge import config, stored_model, weights
 from ptycho_tf_bridge.layout import Layout
 from ptycho_tf_bridge.weights import WeightEntry
 from ptycho_torch import config_params, lightning_module, model, train
@@ -23,14 +24,9 @@ def _named(name: str) -> Callable[[Any], bool]:
     return lambda each: bool(each.name == name)
 
 
-def _other_decoder(name: str) -> str:
-    part, _, rest = name.partition(".")
-    return f"{ {'decoder_amp': 'decoder_phase', 'decoder_phase': 'decoder_amp'}.get(part, part) }.{rest}"
-
-
 def _exchanged(rows: Rows) -> Rows:
     """Give the PyTorch names of the other decoder."""
-    return tuple((name, shape, kind, _other_decoder(theirs), other) for name, shape, kind, theirs, other in rows)
+    return tuple((name, shape, kind, other_decoder(theirs), other) for name, shape, kind, theirs, other in rows)
 
 
 def _is_central(entry: WeightEntry) -> bool:
@@ -123,7 +119,7 @@ BRIDGE: tuple[Fault, ...] = (
         stored_model,
         "as_probe",
         after(np.transpose),
-        "transposed",
+        "spatial transpose",
     ),
     _bridge(
         "kernels transposed in space",
@@ -131,7 +127,7 @@ BRIDGE: tuple[Fault, ...] = (
         Layout,
         _READ,
         only(_named("kernel"), after(lambda k: k.swapaxes(2, 3))),
-        "kernel transposed in space",
+        "kernels transposed in space",
     ),
     _bridge(
         "kernels flipped",
@@ -139,7 +135,7 @@ BRIDGE: tuple[Fault, ...] = (
         Layout,
         _READ,
         only(_named("kernel"), after(lambda k: k[..., ::-1, ::-1].copy())),
-        "kernel flipped",
+        "kernels flipped",
     ),
     _bridge(
         "kernels of channels-first memory",
@@ -155,7 +151,7 @@ BRIDGE: tuple[Fault, ...] = (
         Layout,
         _READ,
         only(_named("vector"), after(np.zeros_like)),
-        "bias dropped",
+        "biases dropped",
     ),
     _bridge(
         "heads of the decoders exchanged",
@@ -284,14 +280,14 @@ CONFIGURATION: tuple[Fault, ...] = (
         None,
     ),
     _configuration(
-        "values of the legacy dictionary not read",
-        "legacy",
-        config_values,
+        "offset of the legacy dictionary not read",
+        "stated",
+        config,
         "spelled_here",
         lambda original: (
-            lambda setting, value: original(setting, setting.default if setting.name == "probe_mask" else value)
+            lambda setting, value: original(setting, setting.default if setting.name == "offset" else value)
         ),
-        None,
+        "this project's default in place of the reference's",
     ),
     *RUN_CONFIGURATION,
 )

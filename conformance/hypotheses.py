@@ -6,8 +6,9 @@ of one kind of stage are in ``conformance.hypotheses_forward`` and ``conformance
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,15 @@ class Hypothesis:
     name: str
     gives: Arrays
     where: np.ndarray | None = None
+
+
+def merged(mistakes: Iterable[tuple[str, Arrays]]) -> list[Hypothesis]:
+    """Join what a mistake gives in several places; given for a place that it has already, it is another form of it."""
+    made: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+    for name, arrays in mistakes:
+        forms = (made.setdefault((name, number), {}) for number in itertools.count())
+        next(form for form in forms if not form.keys() & arrays.keys()).update(arrays)
+    return [Hypothesis(name, gives) for (name, _), gives in made.items()]
 
 
 FACTORS: Mapping[str, float] = {

@@ -22,7 +22,7 @@ from conformance.faults import all_faults
 from conformance.gains import Gains, widest
 from conformance.measured import load_measured
 from conformance.parity import Measurement, judge
-from conformance.reach import Codes, called_by, code_of, may_change
+from conformance.reach import Codes, called_by, may_change, reaches
 from conformance.seeding import Fault
 from conformance.step import StepBench
 from conformance.steps import all_steps
@@ -132,8 +132,7 @@ def look_for(fault: Fault, dtypes: Sequence[str], envelopes: Sequence[str]) -> I
         here.condition.forced(dtype)
     gains = {envelope: _gains(fault.graph, envelope) for envelope in envelopes}
     reached = [step for step in all_steps() if may_change(step, fault)]
-    code = code_of(fault)
-    network = {dtype: code is None or code in _calls_of_network(fault.graph, dtype) for dtype in dtypes}
+    network = {dtype: reaches(fault, _calls_of_network(fault.graph, dtype)) for dtype in dtypes}
     with warnings.catch_warnings(), fault.seeded():
         # What a broken network warns of is no finding: its numbers are.
         warnings.simplefilter("ignore")

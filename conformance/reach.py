@@ -37,7 +37,7 @@ def called_by(work: Callable[[], object]) -> Codes:
     return frozenset(found)
 
 
-def code_of(fault: Fault) -> CodeType | None:
+def _code_of(fault: Fault) -> CodeType | None:
     """Return the code that a fault replaces; None if it is no function, or one that is not called by Python."""
     found = vars(fault.owner).get(fault.attribute, getattr(fault.owner, fault.attribute))
     if isinstance(fault.owner, type) and issubclass(fault.owner, Function):
@@ -58,11 +58,16 @@ def _calls(step: Step) -> Codes | None:
     return codes if reports[0].passed else None
 
 
-def may_change(step: Step, fault: Fault) -> bool:
-    """Whether a step can come out otherwise with a fault than without it.
+def reaches(fault: Fault, calls: Codes | None) -> bool:
+    """Whether a fault can change what work comes to that calls these functions; None for calls that are not known.
 
-    The step does the same with the fault as without it until the function is called that the fault replaces. Where the
-    step never calls it, nothing is different.
+    Work does the same with the fault as without it until the function is called that the fault replaces. Where that is
+    never called, nothing is different.
     """
-    code, calls = code_of(fault), _calls(step)
+    code = _code_of(fault)
     return code is None or calls is None or code in calls
+
+
+def may_change(step: Step, fault: Fault) -> bool:
+    """Whether a step can come out otherwise with a fault than without it."""
+    return reaches(fault, _calls(step))

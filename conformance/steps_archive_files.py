@@ -16,6 +16,7 @@ import numpy as np
 
 from conformance.oracle import Oracle
 from conformance.steps_bridge import stages_in_order
+from conformance.steps_light import draw_wave
 from ptycho_torch.config_params import NetworkSettings
 
 FIRST_NUMBER = 7
@@ -43,14 +44,7 @@ def draw_stored(settings: NetworkSettings, seed: int) -> Stored:
         name: (rng.standard_normal(shapes[name]) / math.sqrt(max(math.prod(shapes[name][:-1]), 9))).astype(np.float32)
         for name in names
     }
-    return Stored(settings, weights, draw_wave(settings.N, rng))
-
-
-def draw_wave(N: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw a probe (N, N) complex64 in which no number is like another."""
-    real, imaginary = rng.standard_normal((2, N, N))
-    wave: np.ndarray = (real + 1j * imaginary).astype(np.complex64)
-    return wave
+    return Stored(settings, weights, draw_wave(rng, settings.N, settings.N).astype(np.complex64))
 
 
 def zipped(members: Mapping[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:

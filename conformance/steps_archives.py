@@ -13,21 +13,23 @@ from typing import Any
 
 import numpy as np
 
-from conformance.hypotheses import Arrays, Hypothesis
+from conformance.hypotheses import Arrays, Hypothesis, merged
 from conformance.step import Outcome, Step, StepBench
 from conformance.steps_archive_files import (
     GraphFile,
     Members,
     Stored,
     draw_stored,
-    draw_wave,
     keras_file,
     layer_names,
     pickled,
     scale_file,
     zipped,
 )
+from conformance.steps_bridge import other_decoder, probe_mistakes, weight_mistakes
 from conformance.steps_checkpoint_files import checkpoint_members, variables_of
+from conformance.steps_configurations import texts
+from conformance.steps_light import draw_wave
 from ptycho_torch.config_params import NetworkSettings
 
 ARCHIVES = ("ARCHIVE-01",)
@@ -52,11 +54,6 @@ FOLDER = NetworkSettings(
     N=64, gridsize=2, n_filters_scale=1, object_big=False, probe_big=False, amp_activation="relu", offset=2,
     max_position_jitter=13, intensity_scale=6.5,
 )  # fmt: skip
-
-
-def texts(prefix: str, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return values as they are written, type and all, under names with a prefix."""
-    return {f"{prefix}{name}": np.array(repr(value)) for name, value in values.items()}
 
 
 def saved_parameters(settings: NetworkSettings, **more: Any) -> dict[str, Any]:
@@ -106,7 +103,7 @@ def _graphs(_: StepBench) -> Outcome:
                 expected[name], spelled[name] = np.array(activation), np.array(spelling)
                 found[name] = np.array(roles.amp_activation)
     other = {
-        f"{kind}: convolutions": _listed({_other_decoder(stage): name for stage, name in layer_names(s).items()})
+        f"{kind}: convolutions": _listed({other_decoder(stage): name for stage, name in layer_names(s).items()})
         for kind, s in GRAPH_KINDS.items()
     }
     mistakes = [
@@ -118,11 +115,6 @@ def _graphs(_: StepBench) -> Outcome:
 
 def _listed(names: Mapping[str, str]) -> np.ndarray:
     return np.array([f"{stage} = {names[stage]}" for stage in sorted(names)])
-
-
-def _other_decoder(stage: str) -> str:
-    part, _, rest = stage.partition(".")
-    return f"{ {'decoder_amp': 'decoder_phase', 'decoder_phase': 'decoder_amp'}.get(part, part) }.{rest}"
 
 
 # ---------------------------------------------------------------------------------------------------------- archives
@@ -181,6 +173,7 @@ def _read_as(
     if probe is not None:
         arrays |= {f"{name}: probe": probe, f"{name}: probe dtype": np.array(str(probe.dtype))}
     arrays |= texts(f"{name}: ", dataclasses.asdict(network)) | texts(f"{name}: ", facts)
+    arrays[f"{name}: parameters"] = np.array(sorted(parameters))
     plain = {key: value for key, value in parameters.items() if not isinstance(value, np.ndarray)}
     held = {key: value for key, value in parameters.items() if isinstance(value, np.ndarray)}
     arrays |= texts(f"{name}: parameter ", plain)
@@ -251,7 +244,7 @@ def _alone() -> Kind:
 def _saved_model() -> Kind:
     """A zip from before Keras 3: one of its two models has the probe, which was trained since it was saved."""
     stored = draw_stored(SAVED_MODEL, 4)
-    before = draw_wave(64, np.random.default_rng(5))
+    before = draw_wave(np.random.default_rng(5), 64, 64).astype(np.complex64)
     parameters = saved_parameters(
         SAVED_MODEL, amp_activation="silu", intensity_scale=SAVED_MODEL.intensity_scale,
         output_prefix="out/run", probe=before[..., None],
@@ -261,7 +254,8 @@ def _saved_model() -> Kind:
     })  # fmt: skip
     members = {"manifest.dill": pickled({"models": ["autoencoder", "diffraction_to_obj"], "version": "1.0"})}
     for name, probe in (("autoencoder", stored.probe), ("diffraction_to_obj", None)):
-        files = {"saved_model.pb": b"", "params.dill": pickle, **checkpoint_members(variables_of(stored, probe))}
+        variables = variables_of(SAVED_MODEL, stored.weights, probe)
+        files = {"saved_model.pb": b"", "params.dill": pickle, **checkpoint_members(variables)}
         members |= {f"{name}/{file}": content for file, content in files.items()}
     facts = {
         "layout": "savedmodel", "probe_source": "autoencoder/variables",
@@ -275,7 +269,8 @@ def _folder() -> Kind:
     """The folder of a SavedModel without a probe of its own."""
     stored = draw_stored(FOLDER, 6)
     parameters = saved_parameters(FOLDER, intensity_scale=6.5, probe=stored.probe[..., None])
-    files = {"saved_model.pb": b"", "params.dill": pickled(parameters), **checkpoint_members(variables_of(stored))}
+    variables = variables_of(FOLDER, stored.weights)
+    files = {"saved_model.pb": b"", "params.dill": pickled(parameters), **checkpoint_members(variables)}
     facts = {
         "layout": "savedmodel_folder", "probe_source": "params.dill", "intensity_scale_source": "params.dill",
         "missing": (),
@@ -296,51 +291,13 @@ def saved_model_kinds() -> Mapping[str, Kind]:
     return {"SavedModel": _saved_model(), "folder": _folder()}
 
 
-def weight_mistakes(weights: Mapping[str, np.ndarray]) -> Iterator[tuple[str, Arrays]]:
-    """Yield what can go wrong with weights by TensorFlow name."""
-
-    def changed(change: Any) -> Arrays:
-        return {name: change(array) if array.ndim == 4 else array for name, array in weights.items()}
-
-    yield "kernels transposed in space", changed(lambda kernel: kernel.swapaxes(0, 1))
-    yield "kernels flipped", changed(lambda kernel: kernel[::-1, ::-1])
-    yield "input and output of kernels exchanged", changed(lambda kernel: kernel.swapaxes(2, 3))
-    for one, other, what in (
-        ("decoder_amp", "decoder_phase", "amplitude and phase decoder exchanged"),
-        ("conv1", "conv2", "conv1 and conv2 exchanged"),
-        ("central", "outer.head", "heads exchanged"),
-    ):
-        partner = {name: name.replace(one, "\0").replace(other, one).replace("\0", other) for name in weights}
-        # What has no partner of its shape stays.
-        fits = {
-            name: weights.get(partner[name], array[..., :0]).shape == array.shape for name, array in weights.items()
-        }
-        yield what, {name: weights[partner[name]] if fits[name] else array for name, array in weights.items()}
-
-
-def probe_mistakes(probe: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield what can go wrong with a (N, N) probe."""
-    yield "probe transposed", probe.T
-    yield "probe flipped, rows", probe[::-1]
-    yield "probe flipped, columns", probe[:, ::-1]
-    yield "probe turned by 180°", probe[::-1, ::-1]
-    yield "conjugation", probe.conj()
-
-
-def _mistakes(kinds: Mapping[str, Kind]) -> Iterator[Hypothesis]:
+def _mistakes(kinds: Mapping[str, Kind]) -> Iterator[tuple[str, Arrays]]:
     """Yield mistakes made in every archive, and those of one."""
-    made: dict[str, dict[str, np.ndarray]] = {}
     for kind, archive in kinds.items():
-        for mistake, gives in archive.mistakes.items():
-            made.setdefault(mistake, {}).update({f"{kind}: {name}": array for name, array in gives.items()})
-        for mistake, weights in weight_mistakes(archive.stored.weights):
-            made.setdefault(mistake, {}).update({f"{kind}: {name}": array for name, array in weights.items()})
+        for mistake, gives in (*archive.mistakes.items(), *weight_mistakes(archive.stored.weights)):
+            yield mistake, {f"{kind}: {name}": array for name, array in gives.items()}
         for mistake, probe in probe_mistakes(archive.stored.probe):
-            made.setdefault(mistake, {})[f"{kind}: probe"] = probe
-        spelled = {"amp_activation": archive.parameters["amp_activation"]}
-        made.setdefault("the saved name of the activation not understood", {}).update(texts(f"{kind}: ", spelled))
-    for mistake, gives in made.items():
-        yield Hypothesis(mistake, gives)
+            yield mistake, {f"{kind}: probe": probe}
 
 
 def _outcome(kinds: Mapping[str, Kind]) -> Outcome:
@@ -349,7 +306,7 @@ def _outcome(kinds: Mapping[str, Kind]) -> Outcome:
     for name, kind in kinds.items():
         expected |= kind.expected(name)
         found |= kind.found(name)
-    return Outcome(expected, found, 0.0, lambda: _mistakes(kinds))
+    return Outcome(expected, found, 0.0, lambda: merged(_mistakes(kinds)))
 
 
 def _keras_archives(_: StepBench) -> Outcome:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from conformance.draws import GRAPHS
-from conformance.hypotheses import Arrays, Hypothesis
+from conformance.hypotheses import Arrays, Hypothesis, spatial_mistakes
 from conformance.oracle import Oracle
 from conformance.oracle_operations import disk_mask
 from conformance.step import Outcome, Step, StepBench
@@ -77,61 +77,63 @@ def _layouts(_: StepBench) -> Outcome:
     return Outcome(expected, given, 0.0, mistakes)
 
 
-def as_torch(
-    weights: Mapping[str, np.ndarray], change: Callable[[str, np.ndarray], np.ndarray] | None = None
-) -> Arrays:
+def as_torch(weights: Arrays) -> dict[str, np.ndarray]:
     """Carry weights to PyTorch: a kernel (kh, kw, in, out) becomes (out, in, kh, kw), and is called ``weight``."""
-    state = {}
-    for name, array in weights.items():
-        stage, _, kind = name.rpartition(".")
-        if change is not None:
-            array = change(name, array)
-        state[f"{stage}.weight" if kind == "kernel" else name] = (
+    return {
+        f"{name.removesuffix('kernel')}weight" if name.endswith(".kernel") else name: (
             array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
         )
-    return state
+        for name, array in weights.items()
+    }
 
 
-def _renamed(weights: Mapping[str, np.ndarray], one: str, other: str) -> Arrays | None:
-    """Exchange all weights whose names differ in these parts alone; None if their shapes do not allow it."""
+def _kernels_changed(weights: Arrays, change: Callable[[np.ndarray], np.ndarray]) -> Arrays:
+    return {name: change(array) if array.ndim == 4 else array for name, array in weights.items()}
+
+
+def _exchanged(weights: Arrays, one: str, other: str) -> Arrays:
+    """Exchange the weights whose names differ in these parts alone; what has no partner of its shape stays."""
     marker = "\0"
-    names = {name: name.replace(one, marker).replace(other, one).replace(marker, other) for name in weights}
-    if any(weights[name].shape != weights.get(other_name, np.empty(0)).shape for name, other_name in names.items()):
-        return None
-    return {name: weights[other_name] for name, other_name in names.items()}
+    partner = {name: name.replace(one, marker).replace(other, one).replace(marker, other) for name in weights}
+    shapes = {name: array.shape for name, array in weights.items()}
+    return {
+        name: weights[partner[name] if shapes.get(partner[name]) == array.shape else name]
+        for name, array in weights.items()
+    }
 
 
-def _weight_mistakes(weights: Mapping[str, np.ndarray]) -> Iterator[Hypothesis]:
-    def changed(change: Callable[[np.ndarray], np.ndarray]) -> Arrays:
-        return as_torch(weights, lambda _, array: change(array) if array.ndim == 4 else array)
-
-    yield Hypothesis("kernel transposed in space", changed(lambda kernel: kernel.swapaxes(0, 1)))
-    yield Hypothesis("kernel flipped", changed(lambda kernel: kernel[::-1, ::-1]))
-    yield Hypothesis(
-        "kernel's channels-last/first mix-up",
-        changed(lambda k: k.reshape(k.shape[3], k.shape[2], 3, 3).transpose(2, 3, 1, 0)),
-    )
-    yield Hypothesis("bias dropped", as_torch(weights, lambda _, array: array if array.ndim == 4 else 0 * array))
-    for part in ("central", "outer.head", "outer.conv1", "outer.conv2", "0.conv1", "0.conv2", "1.conv1", "1.conv2"):
-        exchanged = _renamed(weights, f"decoder_amp.{part}.", f"decoder_phase.{part}.")
-        if exchanged is not None:
-            yield Hypothesis("wrong head order (amplitude and phase exchanged)", as_torch(exchanged))
+def weight_mistakes(weights: Arrays) -> Iterator[tuple[str, Arrays]]:
+    """Yield what can go wrong with weights by TensorFlow name."""
+    yield "kernels transposed in space", _kernels_changed(weights, lambda kernel: kernel.swapaxes(0, 1))
+    yield "kernels flipped", _kernels_changed(weights, lambda kernel: kernel[::-1, ::-1])
+    yield "input and output of kernels exchanged", _kernels_changed(weights, lambda kernel: kernel.swapaxes(2, 3))
     for one, other, what in (
         ("decoder_amp", "decoder_phase", "amplitude and phase decoder exchanged"),
         ("conv1", "conv2", "conv1 and conv2 exchanged"),
         ("central", "outer.head", "heads exchanged"),
     ):
-        exchanged = _renamed(weights, one, other)
-        if exchanged is not None:
-            yield Hypothesis(what, as_torch(exchanged))
-    biases = _renamed(weights, "amp.central.bias", "phase.central.bias")
-    if biases is not None:
-        yield Hypothesis("biases of the heads exchanged", as_torch(biases))
+        yield what, _exchanged(weights, one, other)
+
+
+def _map_mistakes(weights: Arrays) -> Iterator[tuple[str, Arrays]]:
+    """Yield what can go wrong with the table of weights, by TensorFlow name."""
+    yield (
+        "channels-last/first mix-up of kernels",
+        _kernels_changed(weights, lambda k: k.reshape(k.shape[3], k.shape[2], 3, 3).transpose(2, 3, 1, 0)),
+    )
+    yield "biases dropped", {name: array if array.ndim == 4 else 0 * array for name, array in weights.items()}
+    # What is narrower comes first: the exchange of all of a head, or of all of a decoder, explains it too.
+    yield "biases of the heads exchanged", _exchanged(weights, "amp.central.bias", "phase.central.bias")
+    for part in ("central", "outer.head", "outer.conv1", "outer.conv2", "0.conv1", "0.conv2", "1.conv1", "1.conv2"):
+        exchanged = _exchanged(weights, f"decoder_amp.{part}.", f"decoder_phase.{part}.")
+        yield "wrong head order (amplitude and phase exchanged)", exchanged
+    yield from weight_mistakes(weights)
 
 
 def _weight_map(_: StepBench) -> Outcome:
     weights, settings = _weights(), GRAPHS[GRAPH]
-    return Outcome(as_torch(weights), to_torch(weights, settings), 0.0, tuple(_weight_mistakes(weights)))
+    mistakes = [Hypothesis(what, as_torch(wrong)) for what, wrong in _map_mistakes(weights)]
+    return Outcome(as_torch(weights), to_torch(weights, settings), 0.0, mistakes)
 
 
 def _weights_back(_: StepBench) -> Outcome:
@@ -161,18 +163,19 @@ def _weight_order(_: StepBench) -> Outcome:
     for name, settings in GRAPHS.items():
         stages = stages_in_order(settings)
         expected[name] = np.array([f"{stage}.{kind}" for stage in stages for kind in ("kernel", "bias")])
-        exchanged[name] = np.array([_other_decoder(each) for each in expected[name]])
+        exchanged[name] = np.array([other_decoder(each) for each in expected[name]])
         given[name] = np.array(list(tensorflow_shapes(settings)))
     heads = (".central", ".outer.head")
     blocks = {
-        name: np.array([each if any(head in each for head in heads) else _other_decoder(each) for each in names])
+        name: np.array([each if any(head in each for head in heads) else other_decoder(each) for each in names])
         for name, names in expected.items()
     }
     mistakes = [Hypothesis("phase before amplitude", exchanged), Hypothesis("phase before amplitude", blocks)]
     return Outcome(expected, given, 0.0, mistakes)
 
 
-def _other_decoder(name: str) -> str:
+def other_decoder(name: str) -> str:
+    """Return a name, or a stage, of the amplitude's decoder for one of the phase's, and the other way round."""
     other = {"decoder_amp": "decoder_phase", "decoder_phase": "decoder_amp"}
     part, _, rest = name.partition(".")
     return f"{other.get(part, part)}.{rest}"
@@ -197,22 +200,21 @@ def _weight_shapes(_: StepBench) -> Outcome:
     return Outcome(expected, given)
 
 
+def probe_mistakes(probe: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield what can go wrong with a (N, N) probe."""
+    for what, change in spatial_mistakes(-2, -1):
+        yield what, change(probe)
+
+
 def _stored_probe(_: StepBench) -> Outcome:
     """Read a probe in each shape that archives have."""
     rng = np.random.default_rng(3)
     right = (rng.standard_normal((H, H)) + 1j * rng.standard_normal((H, H))).astype(np.complex64)
     shapes = {"of a file": right, "of a layer": right[..., None], "of a model": right[None, ..., None]}
-    changes: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-        "transposed": np.transpose,
-        "flipped, rows": np.flipud,
-        "flipped, columns": np.fliplr,
-        "turned by 180°": lambda probe: probe[::-1, ::-1],
-        "conjugation": np.conj,
-    }
     return Outcome(
         dict.fromkeys(shapes, right),
         {name: stored_model.as_probe(array, H, name) for name, array in shapes.items()},
-        mistakes=[Hypothesis(name, dict.fromkeys(shapes, change(right))) for name, change in changes.items()],
+        mistakes=[Hypothesis(what, dict.fromkeys(shapes, wrong)) for what, wrong in probe_mistakes(right)],
     )
 
 
@@ -379,50 +381,9 @@ def _derived_scale(_: StepBench) -> Outcome:
     return Outcome(expected, given, 1e-14, mistakes)
 
 
-LEGACY: Mapping[str, tuple[Any, Any]] = {
-    "model.n_filters_scale": ("n_filters_scale", 3),
-    "model.object_big": ("object.big", False),
-    "model.probe_big": ("probe.big", False),
-    "model.probe_mask": ("probe.mask", True),
-    "model.probe_scale": ("probe_scale", 7.0),
-    "model.amp_activation": ("amp_activation", "swish"),
-    "model.gaussian_smoothing_sigma": ("gaussian_smoothing_sigma", 0.5),
-    "model.offset": ("offset", 6),
-    "model.max_position_jitter": ("max_position_jitter", 8),
-    "training.max_epochs": ("nepochs", 7),
-    "training.batch_size": ("batch_size", 8),
-    "training.nll_weight": ("nll_weight", 0.5),
-    "training.mae_weight": ("mae_weight", 0.25),
-    "data.N": ("N", 256),
-    "data.gridsize": ("gridsize", 3),
-    "data.nphotons": ("nphotons", 1e6),
-}
-"""Setting → its key in the legacy dictionary, and a value that is not our default, nor theirs if it is a number."""
-
-
-def _legacy(_: StepBench) -> Outcome:
-    """Keys of the legacy dictionary become the settings that mean the same, and come back."""
-    from ptycho_tf_bridge.config import from_legacy, to_legacy
-
-    settings = from_legacy(dict(LEGACY.values())).settings
-    owners, plain = settings.as_dict(), Settings().as_dict()
-    expected = {name: _rounded(value) for name, (_, value) in LEGACY.items()}
-    given = {name: _rounded(owners[name.partition(".")[0]][name.partition(".")[2]]) for name in LEGACY}
-    legacy, _report = to_legacy(settings)
-    expected |= {f"legacy {key}": _rounded(value) for key, value in LEGACY.values()}
-    given |= {f"legacy {key}": _rounded(legacy[key]) for key, _ in LEGACY.values() if key in legacy}
-    defaults = {f"{owner}.{name}": _rounded(value) for owner, each in plain.items() for name, value in each.items()}
-    mistakes = [Hypothesis("key ignored (our default in its place)", defaults)]
-    mistakes += [
-        Hypothesis(f"read from {key}", {name: _rounded(value) for name in LEGACY}) for key, value in LEGACY.values()
-    ]
-    return Outcome(expected, given, 0.0, mistakes)
-
-
 CONFIGURATION: tuple[Step, ...] = (
     Step("configuration.defaults", ("STEP-CONFIGURATION",), _defaults),
     Step("configuration.geometry", ("STEP-CONFIGURATION",), _geometry),
     Step("configuration.intensity_scale", ("STEP-CONFIGURATION",), _derived_scale),
-    Step("configuration.legacy", ("STEP-CONFIGURATION",), _legacy),
     Step("configuration.used", ("STEP-CONFIGURATION",), _used, ("lightning",)),
 )

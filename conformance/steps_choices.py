@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conformance.hypotheses import Hypothesis
+from conformance.hypotheses import Arrays, Hypothesis, merged
 from conformance.oracle import Moments
 from conformance.oracle_optimisers import Rule, updated
 from conformance.step import FLOAT64, Outcome, Step, StepBench
+from conformance.steps_configurations import texts
 from ptycho_torch.config_params import (
     DataConfig,
     ModelConfig,
@@ -29,56 +30,66 @@ if TYPE_CHECKING:
 
 LOSSES = ("Poisson", "MAE")
 GIVEN: tuple[float | None, ...] = (None, 0.0, 0.3)
+REFUSED = (math.nan,) * 5
+"""In place of the weights of likelihood, amplitude, object, total variation and the object's amplitude."""
+
+Weighing = Callable[[str, float | None, float | None], tuple[float, ...]]
+"""From a loss and the weights of likelihood and amplitude that are given to those that count."""
 
 
-def _weights_of(
-    change: Callable[[str, float | None, float | None], tuple[float, float]],
-) -> dict[str, np.ndarray]:
-    """Return what each combination of a loss and two weights gives: likelihood, amplitude, object, total variation."""
-    found = {}
-    for loss, nll, mae in itertools.product(LOSSES, GIVEN, GIVEN):
-        weights = change(loss, nll, None if mae is None else 2 * mae)
-        # Without either no pattern would count.
-        found[f"{loss}, {nll}, {mae}"] = np.array([*weights, 0.7, 0.2] if any(weights) else [np.nan] * 4)
-    return found
+def _of_each(weighing: Weighing) -> dict[str, np.ndarray]:
+    """Return the weights of each combination of a loss and two weights."""
+    return {
+        f"{loss}, {nll}, {mae}": np.array(weighing(loss, nll, None if mae is None else 2 * mae))
+        for loss, nll, mae in itertools.product(LOSSES, GIVEN, GIVEN)
+    }
 
 
 def _loss_weights(_: StepBench) -> Outcome:
     """Name a loss, with weights of its terms and without: a weight that is given wins, one that is not follows."""
 
-    def right(loss: str, nll: float | None, mae: float | None) -> tuple[float, float]:
+    def right(loss: str, nll: float | None, mae: float | None) -> tuple[float, ...]:
         return float(loss == "Poisson") if nll is None else nll, float(loss == "MAE") if mae is None else mae
 
-    def found(loss: str, nll: float | None, mae: float | None) -> tuple[float, float]:
+    def all_terms(of_patterns: Weighing) -> dict[str, np.ndarray]:
+        def weighing(*given: Any) -> tuple[float, ...]:
+            weights = of_patterns(*given)
+            # Without either no pattern would count.
+            return (*weights, 0.7, 0.2, 0.0) if any(weights) else REFUSED
+
+        return _of_each(weighing)
+
+    def found(loss: str, nll: float | None, mae: float | None) -> tuple[float, ...]:
         chosen = TrainingSettings(nll_weight=nll, mae_weight=mae, realspace_weight=0.7, tv_weight=0.2)
         try:
             weights = chosen.loss_weights(loss)  # type: ignore[arg-type]
         except ConfigError:
-            return 0.0, 0.0
-        rest = (weights.realspace_weight, weights.tv_weight, weights.realspace_mae_weight)
-        return (weights.nll_weight, weights.mae_weight) if rest == (0.7, 0.2, 0.0) else (math.inf, math.inf)
+            return REFUSED
+        of_object = (weights.realspace_weight, weights.tv_weight, weights.realspace_mae_weight)
+        return (weights.nll_weight, weights.mae_weight, *of_object)
 
     other = {"Poisson": "MAE", "MAE": "Poisson"}
     mistakes = [
-        Hypothesis("Poisson whatever the loss is called", _weights_of(lambda _, nll, mae: right("Poisson", nll, mae))),
-        Hypothesis("MAE whatever the loss is called", _weights_of(lambda _, nll, mae: right("MAE", nll, mae))),
-        Hypothesis("names of the losses exchanged", _weights_of(lambda loss, nll, mae: right(other[loss], nll, mae))),
+        Hypothesis("Poisson whatever the loss is called", all_terms(lambda _, nll, mae: right("Poisson", nll, mae))),
+        Hypothesis("MAE whatever the loss is called", all_terms(lambda _, nll, mae: right("MAE", nll, mae))),
+        Hypothesis("names of the losses exchanged", all_terms(lambda loss, nll, mae: right(other[loss], nll, mae))),
         Hypothesis(
             "likelihood counts beside any loss",
-            _weights_of(lambda loss, nll, mae: (right("Poisson", nll, mae)[0], right(loss, nll, mae)[1])),
+            all_terms(lambda loss, nll, mae: (right("Poisson", nll, mae)[0], right(loss, nll, mae)[1])),
         ),
         Hypothesis(
             "amplitude counts beside any loss",
-            _weights_of(lambda loss, nll, mae: (right(loss, nll, mae)[0], right("MAE", nll, mae)[1])),
+            all_terms(lambda loss, nll, mae: (right(loss, nll, mae)[0], right("MAE", nll, mae)[1])),
         ),
-        Hypothesis("given weights ignored", _weights_of(lambda loss, _, __: right(loss, None, None))),
+        Hypothesis("given weights ignored", all_terms(lambda loss, _, __: right(loss, None, None))),
         Hypothesis(
             "a weight of 0 counts as none given",
-            _weights_of(lambda loss, nll, mae: right(loss, nll or None, mae or None)),
+            all_terms(lambda loss, nll, mae: right(loss, nll or None, mae or None)),
         ),
-        Hypothesis("a term that is not given counts 0", _weights_of(lambda _, nll, mae: (nll or 0.0, mae or 0.0))),
+        Hypothesis("weights that leave nothing not refused", _of_each(lambda *given: (*right(*given), 0.7, 0.2, 0.0))),
+        Hypothesis("a term that is not given counts 0", all_terms(lambda _, nll, mae: (nll or 0.0, mae or 0.0))),
     ]
-    return Outcome(_weights_of(right), _weights_of(found), 0.0, mistakes)
+    return Outcome(all_terms(right), _of_each(found), 0.0, mistakes)
 
 
 FIRST: Mapping[str, Mapping[str, Any]] = {
@@ -95,9 +106,7 @@ ADDED: Mapping[str, tuple[str, Any]] = {
 
 
 def _as_text(owners: Mapping[str, Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    return {
-        f"{owner}.{name}": np.array(repr(each)) for owner, values in owners.items() for name, each in values.items()
-    }
+    return texts("", {f"{owner}.{name}": each for owner, values in owners.items() for name, each in values.items()})
 
 
 def _refuses(attempt: Callable[[], None]) -> bool:
@@ -124,9 +133,9 @@ def _of_process(_: StepBench) -> Outcome:
             each.set_settings(FIRST[owner])
             each.set_settings(SECOND[owner])
             each.add(*ADDED[owner])
-            for wrong in ({"no_such_name": 1}, {ADDED[owner][0]: "many"}):
-                ((name, value),) = wrong.items()
-                refused += _refuses(partial(each.set_settings, wrong)) + _refuses(partial(each.add, name, value))
+            for name, value in (("no_such_name", 1), (ADDED[owner][0], "many")):
+                refused += _refuses(partial(each.set_settings, {name: value}))
+                refused += _refuses(partial(each.add, name, value))
         found = Settings.current().as_dict()
         said = {owner: {name: each.get(name) for name in plain[owner]} for owner, each in singletons.items()}
     finally:
@@ -153,7 +162,7 @@ RATE, BETA_1, BETA_2, EPSILON, DECAY, STEPS = 0.02, 0.7, 0.95, 3e-4, 0.2, 4
 
 
 def _optimiser_module(chosen: Mapping[str, Any]) -> PtychoPINN:
-    """Return a float64 module with the small network, whose probe and scale are trained unless told otherwise."""
+    """Return a float64 module with the small network and some chosen settings."""
     from unittest import mock
 
     import torch
@@ -162,10 +171,7 @@ def _optimiser_module(chosen: Mapping[str, Any]) -> PtychoPINN:
     from ptycho_torch import lightning_module
 
     probe = np.random.default_rng(3).standard_normal((2, 64, 64)) + 1j
-    settings = Settings().override(
-        {"gridsize": 2, "precision": "64-true", "nphotons": 1e4, "intensity_scale_trainable": True,
-         "probe_trainable": True, **chosen}
-    )  # fmt: skip
+    settings = Settings().override({"gridsize": 2, "precision": "64-true", "nphotons": 1e4, **chosen})
     with mock.patch.object(lightning_module, "PtychoNet", StandIn):
         return lightning_module.PtychoPINN(settings, probe=torch.from_numpy(probe))
 
@@ -189,7 +195,7 @@ def _chosen_optimisers(_: StepBench) -> Outcome:
     names = load_schema().settings["optimizer"].choices
     expected: dict[str, np.ndarray] = {}
     found: dict[str, np.ndarray] = {}
-    wrong: dict[str, dict[str, np.ndarray]] = {}
+    wrong: list[tuple[str, Arrays]] = []
     for name in names or ():
         rule = Rule(name, RATE, BETA_1, BETA_2, EPSILON, DECAY if name == "adamw" else 0.0)
         chosen = {
@@ -212,14 +218,14 @@ def _chosen_optimisers(_: StepBench) -> Outcome:
             found[case] = np.concatenate(
                 [(each.detach().numpy() - start[key]).ravel() for key, each in parameters.items()]
             )
-            for mistake, other in _other_rules(rule):
-                wrong.setdefault(mistake, {})[case] = _changes(other, start, gradients, trained)
-            wrong.setdefault("decay added to the gradient", {})[case] = _changes(
-                dataclasses.replace(rule, decay=0.0), start, gradients, trained, rule.decay
-            )
-            wrong.setdefault("frozen probe and scale trained", {})[case] = _changes(rule, start, gradients, start)
-            wrong.setdefault("probe and scale never trained", {})[case] = _changes(rule, start, gradients, ("weight",))
-    return Outcome(expected, found, FLOAT64, [Hypothesis(name, gives) for name, gives in wrong.items()])
+            undecayed = dataclasses.replace(rule, decay=0.0)
+            wrong += [(what, {case: _changes(other, start, gradients, trained)}) for what, other in _other_rules(rule)]
+            wrong += [
+                ("decay added to the gradient", {case: _changes(undecayed, start, gradients, trained, rule.decay)}),
+                ("frozen probe and scale trained", {case: _changes(rule, start, gradients, start)}),
+                ("probe and scale never trained", {case: _changes(rule, start, gradients, ("weight",))}),
+            ]
+    return Outcome(expected, found, FLOAT64, merged(wrong))
 
 
 def _changes(

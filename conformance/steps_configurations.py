@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from conformance.hypotheses import Arrays, Hypothesis
+from conformance.hypotheses import Arrays, Hypothesis, merged
 from conformance.step import Outcome, Step, StepBench
 from ptycho_torch.config_params import Settings
 
@@ -117,9 +117,14 @@ def every_setting(settings: Settings) -> dict[str, Any]:
     return {name: value for owner in settings.as_dict().values() for name, value in owner.items()}
 
 
-def shown(prefix: str, values: Values) -> dict[str, np.ndarray]:
+def texts(prefix: str, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Return values as they are written, type and all, under names with a prefix."""
-    return {f"{prefix}: {name}": np.array(repr(value)) for name, value in values.items()}
+    return {f"{prefix}{name}": np.array(repr(value)) for name, value in values.items()}
+
+
+def everywhere(names: Iterable[str], values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return, for each name that ends in a blank and a setting, the value of the setting."""
+    return {name: np.array(repr(values[setting])) for name in names if (setting := name.rpartition(" ")[2]) in values}
 
 
 def stated(route: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -173,11 +178,6 @@ def _read(route: str, given: Values, *, as_run: bool = False) -> dict[str, Any]:
     return every_setting(translation.settings)
 
 
-def _everywhere(names: Arrays, values: Values) -> dict[str, np.ndarray]:
-    """Return, for each ``ROUTE: SETTING``, the value of a setting."""
-    return {name: np.array(repr(values[setting])) for name in names if (setting := name.rpartition(": ")[2]) in values}
-
-
 def _mistakes(expected: Arrays, meant: Callable[[str], Values]) -> Iterator[Hypothesis]:
     """Yield known mistakes of a translation.
 
@@ -186,39 +186,33 @@ def _mistakes(expected: Arrays, meant: Callable[[str], Values]) -> Iterator[Hypo
         meant: route → what is stated on it, in our terms.
     """
     here = every_setting(Settings())
-    yield Hypothesis("this project's default in place of the reference's", _everywhere(expected, here))
+    yield Hypothesis("this project's default in place of the reference's", everywhere(expected, here))
     of_pytorch = {name: array for name, array in expected.items() if name.partition(":")[0] not in UNSTATED}
-    as_run = _everywhere(expected, FLAGS_WIN | NOT_FOLLOWED) | _everywhere(of_pytorch, here | UNSTATED["yaml"])
+    as_run = everywhere(expected, FLAGS_WIN | NOT_FOLLOWED) | everywhere(of_pytorch, here | UNSTATED["yaml"])
     yield Hypothesis("as TensorFlow runs, not as stated", as_run)
     for route, defaults in UNSTATED.items():
         what = "the dictionary" if route == "legacy" else "the dataclass" if route == "dataclass" else "a file"
-        yield Hypothesis(f"setting ignored, the default of {what} in its place", _everywhere(expected, here | defaults))
-    by_route = {name: meant(name.partition(":")[0]) for name in expected}
-    for what, pairs in (
-        ("weights of the loss exchanged", {"nll_weight": "mae_weight"}),
-        ("decays of the moments exchanged", {"adam_beta1": "adam_beta2"}),
-        ("offset and jitter exchanged", {"offset": "max_position_jitter"}),
-    ):
-        partner = pairs | {other: one for one, other in pairs.items()}
-        yield Hypothesis(
-            what,
-            {
-                name: np.array(repr(values[partner[setting]]))
-                for name, values in by_route.items()
-                if (setting := name.rpartition(": ")[2]) in partner and partner[setting] in values
-            },
-        )
-    yield Hypothesis(
-        "as stated, not as TensorFlow runs",
-        {
-            name: np.array(repr(values[setting]))
-            for name, values in by_route.items()
-            if (setting := name.rpartition(": ")[2]) in values
-        },
+        yield Hypothesis(f"setting ignored, the default of {what} in its place", everywhere(expected, here | defaults))
+    yield from merged(
+        (what, everywhere((name for name in expected if name.startswith(f"{route}:")), wrong))
+        for route in dict.fromkeys(name.partition(":")[0] for name in expected)
+        for what, wrong in _taken_otherwise(meant(route))
     )
     for setting, value, *_ in ROWS:
         if not isinstance(value, bool):
             yield Hypothesis(f"read from {setting}", dict.fromkeys(expected, np.array(repr(value))))
+
+
+def _taken_otherwise(values: Values) -> Iterator[tuple[str, Values]]:
+    """Yield what can go wrong with what a route states."""
+    for what, one, other in (
+        ("weights of the loss exchanged", "nll_weight", "mae_weight"),
+        ("decays of the moments exchanged", "adam_beta1", "adam_beta2"),
+        ("offset and jitter exchanged", "offset", "max_position_jitter"),
+    ):
+        pairs = ((one, other), (other, one))
+        yield what, {name: values[partner] for name, partner in pairs if partner in values}
+    yield "as stated, not as TensorFlow runs", values
 
 
 def _meant(route: str) -> Values:
@@ -232,8 +226,8 @@ def _unstated(_: StepBench) -> Outcome:
     expected: dict[str, np.ndarray] = {}
     found: dict[str, np.ndarray] = {}
     for route, defaults in UNSTATED.items():
-        expected |= shown(route, here | defaults)
-        found |= shown(route, _read(route, {}))
+        expected |= texts(f"{route}: ", here | defaults)
+        found |= texts(f"{route}: ", _read(route, {}))
     return Outcome(expected, found, 0.0, lambda: _mistakes(expected, lambda route: {}))
 
 
@@ -252,10 +246,10 @@ def _translated(as_run: bool) -> Outcome:
         if as_run:
             right |= {name: value for name, value in NOT_FOLLOWED.items() if name in meant}
             right |= FLAGS_WIN if route == "yaml" else {}
-        expected |= shown(route, right)
-        found |= shown(route, _read(route, given, as_run=as_run))
-    expected |= shown("file for PyTorch", here | (UNSTATED["yaml"] if as_run else OF_PYTORCH))
-    found |= shown("file for PyTorch", _read("yaml", {"training.backend": "pytorch"}, as_run=as_run))
+        expected |= texts(f"{route}: ", right)
+        found |= texts(f"{route}: ", _read(route, given, as_run=as_run))
+    expected |= texts("file for PyTorch: ", here | (UNSTATED["yaml"] if as_run else OF_PYTORCH))
+    found |= texts("file for PyTorch: ", _read("yaml", {"training.backend": "pytorch"}, as_run=as_run))
     return Outcome(expected, found, 0.0, lambda: _mistakes(expected, _meant))
 
 
@@ -341,25 +335,25 @@ def _written(_: StepBench) -> Outcome:
         chosen = {"group_sampler": "reference", "intensity_scale_trainable": True, **stated("dataclass")[1], **meant}
         written = _written_by(Settings().override(chosen))
         also = {"execution.deterministic": False} if route == "dataclass" else {}
-        expected |= shown(route, {**given, **also, "number of names": len(given) + len(also)})
-        found |= shown(route, {**written[route], "number of names": len(written[route])})
+        expected |= texts(f"{route}: ", {**given, **also, "number of names": len(given) + len(also)})
+        found |= texts(f"{route}: ", {**written[route], "number of names": len(written[route])})
         if route == "yaml":
-            expected |= shown(route, {"flags": FLAGS})
-            found |= shown(route, written["flags"])
+            expected |= texts(f"{route}: ", {"flags": FLAGS})
+            found |= texts(f"{route}: ", written["flags"])
     for loss, values in IMPLIED.items():
         written = _written_by(Settings().override({"loss_function": loss}))
         other = {"nll_weight": values["mae_weight"], "mae_weight": values["nll_weight"]}
         for route in UNSTATED:
             section = "" if route == "legacy" else "training."
-            expected |= shown(f"{loss}, {route}", {f"{section}{name}": value for name, value in values.items()})
-            found |= shown(f"{loss}, {route}", written[route])
-            exchanged |= shown(f"{loss}, {route}", {f"{section}{name}": value for name, value in other.items()})
+            expected |= texts(f"{loss}, {route}: ", {f"{section}{name}": value for name, value in values.items()})
+            found |= texts(f"{loss}, {route}: ", written[route])
+            exchanged |= texts(f"{loss}, {route}: ", {f"{section}{name}": value for name, value in other.items()})
     mistakes = [Hypothesis("weights of the loss exchanged", exchanged)]
     mistakes += [
         Hypothesis(f"written from {setting}", dict.fromkeys(expected, np.array(repr(value))))
         for setting, _, _, _, value in ROWS
     ]
-    return Outcome(expected, {name: array for name, array in found.items() if name in expected}, 0.0, mistakes)
+    return Outcome(expected, found, 0.0, mistakes)
 
 
 TRANSLATED: tuple[Step, ...] = (

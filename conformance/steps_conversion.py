@@ -14,20 +14,18 @@ from unittest import mock
 import numpy as np
 import yaml
 
-from conformance.hypotheses import Arrays, Hypothesis
+from conformance.hypotheses import Arrays, Hypothesis, merged
 from conformance.oracle_operations import default_probe, normalise_probe
 from conformance.step import Outcome, Step, StepBench
-from conformance.steps_archive_files import Stored, draw_stored, draw_wave
-from conformance.steps_archives import ARCHIVES, OLD, TODAY, probe_mistakes, saved_parameters, texts, weight_mistakes
-from conformance.steps_bridge import as_torch, stages_in_order
-from conformance.steps_configurations import NOT_FOLLOWED, UNSTATED, every_setting, stated
+from conformance.steps_archive_files import Stored, draw_stored
+from conformance.steps_archives import ARCHIVES, OLD, TODAY, saved_parameters
+from conformance.steps_bridge import as_torch, probe_mistakes, stages_in_order, weight_mistakes
+from conformance.steps_configurations import NOT_FOLLOWED, UNSTATED, every_setting, everywhere, stated, texts
+from conformance.steps_light import draw_wave
 from ptycho_torch.config_params import NetworkSettings, Settings
 
 if TYPE_CHECKING:
     from ptycho_tf_bridge.archive import Archive
-
-CONVERTING = ("lightning",)
-"""What writing a checkpoint needs."""
 
 COUNTS = 6e5
 """Mean counts of a pattern, to which the intensity scale of ``TODAY`` does not belong, so that either can be told."""
@@ -137,7 +135,7 @@ def _converted(_: StepBench) -> Outcome:
     run = {name: value for name, value in NOT_FOLLOWED.items() if name in meant}
     settings = here | legacy | meant | run | of_network(TODAY)
     given = dataclasses.replace(OLD, intensity_scale=9.5, probe_mask=False)
-    lit = draw_wave(64, np.random.default_rng(13))
+    lit = draw_wave(np.random.default_rng(13), 64, 64).astype(np.complex64)
     defaults = here | legacy | of_network(given)
     expected = held_by("whole", whole, whole.probe, TODAY, settings) | held_by("bare", bare, lit, given, defaults)
     for name, values, network in (("whole", settings, TODAY), ("bare", defaults, given)):
@@ -171,37 +169,29 @@ def conversion_mistakes(
     expected: Arrays, models: Mapping[str, tuple[Stored, np.ndarray]], as_stated: Mapping[str, Any]
 ) -> Iterator[Hypothesis]:
     """Yield what can go wrong with checkpoints of these models, by prefix."""
-    made: dict[str, dict[str, np.ndarray]] = {}
+    yield from merged(_of_models(expected, models))
+    biases = {name: np.zeros_like(array) for name, array in expected.items() if name.endswith(".bias")}
+    yield Hypothesis("weights of a network that was just made", biases)
+    yield Hypothesis("parameters as stated, not as TensorFlow ran", everywhere(expected, as_stated))
+    here = every_setting(Settings())
+    yield Hypothesis("setting ignored, this project's default in its place", everywhere(expected, here))
+
+
+def _of_models(expected: Arrays, models: Mapping[str, tuple[Stored, np.ndarray]]) -> Iterator[tuple[str, Arrays]]:
+    """Yield what can go wrong with weights, probe and scale."""
     for prefix, (stored, probe) in models.items():
         for mistake, weights in weight_mistakes(stored.weights):
-            made.setdefault(mistake, {}).update({f"{prefix}: {n}": a for n, a in as_torch(weights).items()})
-        for mistake, wrong in probe_mistakes(probe):
-            made.setdefault(mistake, {})[f"{prefix}: probe"] = wrong[None]
+            yield mistake, {f"{prefix}: {name}": array for name, array in as_torch(weights).items()}
         disk = normalise_probe(default_probe(len(probe)).astype(complex), 4.0)
-        made.setdefault("the default probe in place of the archive's", {})[f"{prefix}: probe"] = disk[None]
+        for mistake, wrong in (*probe_mistakes(probe), ("the default probe in place of the archive's", disk)):
+            yield mistake, {f"{prefix}: probe": wrong[None]}
         log_scale = expected[f"{prefix}: log_scale"].astype(np.float64)
         for mistake, wrong in (
             ("scale in place of its logarithm", np.exp(log_scale)),
             ("decimal logarithm of the scale", log_scale / np.log(10)),
             ("twice the logarithm of the scale", 2 * log_scale),
         ):
-            made.setdefault(mistake, {})[f"{prefix}: log_scale"] = wrong
-    for mistake, gives in made.items():
-        yield Hypothesis(mistake, gives)
-    biases = {name: np.zeros_like(array) for name, array in expected.items() if name.endswith(".bias")}
-    yield Hypothesis("weights of a network that was just made", biases)
-    for what, values in (
-        ("parameters as stated, not as TensorFlow ran", as_stated),
-        ("setting ignored, this project's default in its place", every_setting(Settings())),
-    ):
-        yield Hypothesis(
-            what,
-            {
-                name: np.array(repr(values[setting]))
-                for name in expected
-                if (setting := name.rpartition(" ")[2]) in values
-            },
-        )
+            yield mistake, {f"{prefix}: log_scale": wrong}
 
 
-CONVERTED: tuple[Step, ...] = (Step("bridge.converted", ARCHIVES, _converted, CONVERTING),)
+CONVERTED: tuple[Step, ...] = (Step("bridge.converted", ARCHIVES, _converted, ("lightning",)),)

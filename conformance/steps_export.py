@@ -12,20 +12,21 @@ import tempfile
 import weakref
 import zipfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conformance.hypotheses import Arrays, Hypothesis
+from conformance.hypotheses import Arrays, merged
 from conformance.oracle import Constants, Oracle
 from conformance.oracle_stages import ACTIVATIONS, correlate
 from conformance.step import FLOAT64, Outcome, Step, StepBench
 from conformance.steps_archive_files import Stored, draw_stored
-from conformance.steps_archives import ARCHIVES, OLD, TODAY, probe_mistakes, saved_parameters, texts, weight_mistakes
-from conformance.steps_bridge import as_torch, stages_in_order
-from conformance.steps_configurations import every_setting
-from conformance.steps_conversion import CONVERTING, COUNTS, conversion_mistakes, held_by, migrated, of_network
+from conformance.steps_archives import ARCHIVES, OLD, TODAY, saved_parameters
+from conformance.steps_bridge import as_torch, probe_mistakes, stages_in_order, weight_mistakes
+from conformance.steps_configurations import ROWS, every_setting, texts
+from conformance.steps_conversion import COUNTS, conversion_mistakes, held_by, migrated, of_network
 from ptycho_torch.config_params import NetworkSettings, Settings
 
 if TYPE_CHECKING:
@@ -38,6 +39,45 @@ LOG_SCALE = np.float32(np.log(TODAY.intensity_scale) + 0.25)
 SHARED = dataclasses.replace(OLD, intensity_scale=11.3, probe_trainable=True)
 """A network whose scale stayed as it was set: 11.3, not what its logarithm in float32 gives back."""
 
+MODELS = ("autoencoder", "diffraction_to_obj")
+PARTS = ("custom_objects.dill", "model.keras", "model.h5", "params.dill")
+"""Of each model in an archive."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A network in a checkpoint, and what the archive has of it.
+
+    Attributes:
+        stored: as it is in the checkpoint.
+        log_scale: ln(s_I) in the checkpoint.
+        scale: s_I.
+        network: as exported.
+        weights: as exported.
+    """
+
+    stored: Stored
+    log_scale: np.float32
+    scale: float
+    network: NetworkSettings
+    weights: Arrays
+
+    @property
+    def widens(self) -> bool:
+        """Whether the amplitude head is widened."""
+        return self.stored.settings.shared_amplitude_head
+
+
+def _runs() -> dict[str, _Run]:
+    """Draw a network whose scale was trained, and one whose amplitude head is widened."""
+    trained, shared = draw_stored(TRAINED, 21), draw_stored(SHARED, 22)
+    set_scale = np.float32(np.log(SHARED.intensity_scale))
+    wide = dataclasses.replace(SHARED, shared_amplitude_head=False)
+    return {
+        "trained": _Run(trained, LOG_SCALE, math.exp(float(LOG_SCALE)), TRAINED, trained.weights),
+        "shared": _Run(shared, set_scale, SHARED.intensity_scale, wide, _widened(shared)),
+    }
+
 
 class Exported:
     """Checkpoints of two networks on disk, and the archives that they became."""
@@ -45,7 +85,7 @@ class Exported:
     def __init__(self) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="conformance-export-"))
         weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
-        self.models = {"trained": draw_stored(TRAINED, 21), "shared": draw_stored(SHARED, 22)}
+        self.runs = _runs()
         self.settings = Settings().override(
             of_network(TODAY) | {"nphotons": COUNTS, "max_epochs": 7, "batch_size": 8, "nll_weight": 0.4,
                                   "mae_weight": 0.75, "probe_scale": 7.0, "K": 9, "group_sampler": "reference"}
@@ -58,32 +98,24 @@ class Exported:
 
         place = self.folder / name / "wts.h5.zip"
         if name not in self.written:
-            checkpoint, widen = self.folder / f"{name}.ckpt", name == "shared"
-            self._write(checkpoint, name)
-            self.written[name] = export(checkpoint, place, widen_amplitude_head=widen)
+            checkpoint, run = self.folder / f"{name}.ckpt", self.runs[name]
+            self._write(checkpoint, run)
+            self.written[name] = export(checkpoint, place, widen_amplitude_head=run.widens)
         return place
 
-    def log_scale(self, name: str) -> np.float32:
-        """Return what a checkpoint has as ln(s_I)."""
-        return LOG_SCALE if name == "trained" else np.float32(np.log(SHARED.intensity_scale))
-
-    def _write(self, path: Path, name: str) -> None:
+    def _write(self, path: Path, run: _Run) -> None:
         """Write a checkpoint as training leaves it."""
         import torch
 
-        stored = self.models[name]
+        stored = run.stored
         parts = np.stack([stored.probe.real, stored.probe.imag], axis=-1)[None]
-        state = {**as_torch(stored.weights), "probe_parts": parts, "log_scale": np.array(self.log_scale(name))}
+        state = {**as_torch(stored.weights), "probe_parts": parts, "log_scale": np.array(run.log_scale)}
         own = {
             "format": 1, "settings": self.settings.as_dict(), "network": dataclasses.asdict(stored.settings),
             "statistics": {"probe_modes": 1, "one_probe": True}, "history": {}, "finished": True,
         }  # fmt: skip
         tensors = {f"network.{key}": torch.from_numpy(np.ascontiguousarray(array)) for key, array in state.items()}
         torch.save({"epoch": 7, "global_step": 70, "state_dict": tensors, "ptycho_torch": own}, path)
-
-
-def _scale_of(name: str) -> float:
-    return math.exp(float(LOG_SCALE)) if name == "trained" else SHARED.intensity_scale
 
 
 def _widened(stored: Stored) -> dict[str, np.ndarray]:
@@ -101,8 +133,7 @@ def _archive_of(name: str, path: Path, network: NetworkSettings) -> dict[str, np
 
     with zipfile.ZipFile(path) as file:
         members = {member: file.read(member) for member in file.namelist()}
-    first, second = "autoencoder", "diffraction_to_obj"
-    parts = ("custom_objects.dill", "model.keras", "model.h5", "params.dill")
+    first, second = MODELS
     # Our own pickles, which hold no code.
     parameters = pickle.loads(members[f"{second}/params.dill"])
     with h5py.File(io.BytesIO(members[f"{second}/model.h5"])) as root:
@@ -111,10 +142,11 @@ def _archive_of(name: str, path: Path, network: NetworkSettings) -> dict[str, np
         "members": tuple(sorted(members)),
         "manifest": pickle.loads(members["manifest.dill"]),
         "custom objects": pickle.loads(members[f"{second}/custom_objects.dill"]),
-        "models alike": all(members[f"{first}/{part}"] == members[f"{second}/{part}"] for part in parts),
+        "models alike": all(members[f"{first}/{part}"] == members[f"{second}/{part}"] for part in PARTS),
         "scale of model.h5": file_scale,
     }
-    found = texts(f"{name}: ", facts) | {f"{name}: probe": parameters.pop("probe")}
+    found = texts(f"{name}: ", facts) | {f"{name}: parameters": np.array(sorted(parameters))}
+    found[f"{name}: probe"] = parameters.pop("probe")
     found[f"{name}: probe dtype"] = np.array(str(found[f"{name}: probe"].dtype))
     found |= texts(f"{name}: parameter ", parameters)
     layers, arrays = _keras_model(members[f"{second}/model.keras"])
@@ -192,11 +224,12 @@ def _function(name: str, x: np.ndarray) -> np.ndarray:
     return np.tanh(x) if name == "tanh" else ACTIVATIONS["swish" if name == "silu" else name][0](x)
 
 
-def _patches(network: NetworkSettings, weights: Arrays, scale: float, probe: np.ndarray) -> list[np.ndarray]:
+def _patches(run: _Run) -> list[np.ndarray]:
     """Return amplitude and phase of the patches by the oracle."""
+    network = run.network
     oracle = Oracle(dataclasses.asdict(network))
-    C = network.gridsize**2
-    constants = Constants.of(weights, np.zeros((1, 1, 2, C)), probe, scale)
+    offsets_px = np.zeros((1, 1, 2, network.gridsize**2))
+    constants = Constants.of(run.weights, offsets_px, run.stored.probe, run.scale)
     values = {"input": _input(network)}
     for stage in oracle.stages:
         if stage == "patches":
@@ -217,67 +250,61 @@ def _model_keys(network: NetworkSettings, scale: float) -> dict[str, Any]:
 
 def _exported(bench: StepBench) -> Outcome:
     """Export a network whose scale was trained, and one whose amplitude head is widened."""
-    runs = bench.once(Exported)
+    exported = bench.once(Exported)
+    settings = every_setting(exported.settings)
+    # What is left open is not written.
+    of_settings = {there for here, _, _, there, _ in ROWS if there and settings[here] is not None}
     expected: dict[str, np.ndarray] = {}
     found: dict[str, np.ndarray] = {}
-    widened = dataclasses.replace(SHARED, shared_amplitude_head=False)
-    for name, network in (("trained", TRAINED), ("shared", widened)):
-        stored, scale = runs.models[name], _scale_of(name)
-        weights = stored.weights if name == "trained" else _widened(stored)
-        models = ["autoencoder", "diffraction_to_obj"]
-        parts = ("custom_objects.dill", "model.keras", "model.h5", "params.dill")
+    for name, run in exported.runs.items():
         facts = {
-            "members": tuple(sorted(["manifest.dill", *(f"{each}/{part}" for each in models for part in parts)])),
-            "manifest": {"models": models, "version": "1.0"}, "custom objects": {}, "models alike": True,
-            "scale of model.h5": scale,
+            "members": tuple(sorted(["manifest.dill", *(f"{model}/{part}" for model in MODELS for part in PARTS)])),
+            "manifest": {"models": list(MODELS), "version": "1.0"}, "custom objects": {}, "models alike": True,
+            "scale of model.h5": run.scale,
         }  # fmt: skip
-        expected |= {f"{name}: {weight}": array for weight, array in weights.items()}
-        expected |= {f"{name}: probe": stored.probe[..., None], f"{name}: probe dtype": np.array("complex64")}
-        expected |= texts(f"{name}: parameter ", _model_keys(network, scale)) | texts(f"{name}: ", facts)
-        amplitude, phase = _patches(network, weights, scale, stored.probe)
+        expected |= {f"{name}: {weight}": array for weight, array in run.weights.items()}
+        expected |= {f"{name}: probe": run.stored.probe[..., None], f"{name}: probe dtype": np.array("complex64")}
+        keys = _model_keys(run.network, run.scale)
+        expected |= texts(f"{name}: parameter ", keys) | texts(f"{name}: ", facts)
+        expected[f"{name}: parameters"] = np.array(sorted({"probe", *keys, *of_settings}))
+        amplitude, phase = _patches(run)
         expected |= {f"{name}: amplitude of the patches": amplitude, f"{name}: phase of the patches": phase}
-        found |= _archive_of(name, runs.archive(name), network)
-    return Outcome(expected, found, FLOAT64, lambda: _exported_mistakes(runs))
+        found |= _archive_of(name, exported.archive(name), run.network)
+    return Outcome(expected, found, FLOAT64, lambda: merged(_exported_mistakes(exported.runs)))
 
 
-def _exported_mistakes(runs: Exported) -> Iterator[Hypothesis]:
-    made: dict[str, dict[str, np.ndarray]] = {}
-    for name, stored in runs.models.items():
-        for mistake, weights in weight_mistakes(stored.weights):
-            made.setdefault(mistake, {}).update({f"{name}: {weight}": array for weight, array in weights.items()})
-        for mistake, probe in probe_mistakes(stored.probe):
-            made.setdefault(mistake, {})[f"{name}: probe"] = probe[..., None]
-        lost, rounded = stored.settings.intensity_scale, math.exp(float(runs.log_scale(name)))
+def _exported_mistakes(runs: Mapping[str, _Run]) -> Iterator[tuple[str, Arrays]]:
+    for name, run in runs.items():
+        for mistake, weights in weight_mistakes(run.weights):
+            yield mistake, {f"{name}: {weight}": array for weight, array in weights.items()}
+        for mistake, probe in probe_mistakes(run.stored.probe):
+            yield mistake, {f"{name}: probe": probe[..., None]}
         for mistake, scale in (
-            ("trained intensity scale lost", lost),
-            ("scale by way of its rounded logarithm", rounded),
-            ("logarithm of the scale in its place", float(runs.log_scale(name))),
+            ("trained intensity scale lost", run.network.intensity_scale),
+            ("scale by way of its rounded logarithm", math.exp(float(run.log_scale))),
+            ("logarithm of the scale in its place", float(run.log_scale)),
         ):
-            made.setdefault(mistake, {}).update(
-                texts(f"{name}: ", {"scale of model.h5": scale, "parameter intensity_scale": scale})
-            )
-    for mistake, gives in made.items():
-        yield Hypothesis(mistake, gives)
+            yield mistake, texts(f"{name}: ", {"scale of model.h5": scale, "parameter intensity_scale": scale})
 
 
 def _round_trip(bench: StepBench) -> Outcome:
     """Export, read, convert: weights, probe and scale are what they were, bit for bit, and what describes them too."""
     from ptycho_tf_bridge.archive import read_archive
 
-    runs = bench.once(Exported)
-    stored, scale = runs.models["trained"], _scale_of("trained")
-    network = dataclasses.replace(TODAY, intensity_scale=scale)
+    exported = bench.once(Exported)
+    run = exported.runs["trained"]
+    network = dataclasses.replace(TODAY, intensity_scale=run.scale)
     names = {*of_network(TODAY), "nphotons", "max_epochs", "batch_size", "nll_weight", "mae_weight", "probe_scale", "K"}
-    kept = {name: value for name, value in every_setting(runs.settings).items() if name in names}
-    kept["intensity_scale"] = scale
-    expected = held_by("back", stored, stored.probe, network, kept)
-    expected["back: log_scale"] = np.array(LOG_SCALE)
-    found = migrated("back", read_archive(runs.archive("trained"), model="diffraction_to_obj"))
-    models = {"back": (stored, stored.probe)}
+    kept = {name: value for name, value in every_setting(exported.settings).items() if name in names}
+    kept["intensity_scale"] = run.scale
+    expected = held_by("back", run.stored, run.stored.probe, network, kept)
+    expected["back: log_scale"] = np.array(run.log_scale)
+    found = migrated("back", read_archive(exported.archive("trained"), model="diffraction_to_obj"))
+    models = {"back": (run.stored, run.stored.probe)}
     return Outcome(expected, found, 0.0, lambda: conversion_mistakes(expected, models, kept))
 
 
 EXPORTED: tuple[Step, ...] = (
     Step("bridge.exported", ARCHIVES, _exported, ("h5py",)),
-    Step("bridge.round_trip", ARCHIVES, _round_trip, ("h5py", *CONVERTING)),
+    Step("bridge.round_trip", ARCHIVES, _round_trip, ("h5py", "lightning")),
 )

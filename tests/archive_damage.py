@@ -19,17 +19,17 @@ from checkpoint_files import Tensor, tensor
 from reference_archives import (
     Graph,
     archive_members,
-    checkpoint_variables,
     draw_probe,
     draw_weights,
     keras_file,
-    saved_parameters,
+    run_parameters,
     savedmodel_archive,
     unzipped,
-    zipped,
 )
 from zip_files import archive, stored, zeros_bomb
 
+from conformance.steps_archive_files import zipped
+from conformance.steps_checkpoint_files import variables_of
 from ptycho_torch.config_params import NetworkSettings
 
 Members = dict[str, bytes]
@@ -85,19 +85,19 @@ TRACE = pickle.dumps(LeavesTrace(os.mkdir, CANARY), 4)
 
 def keras_members() -> Members:
     """The archive since Keras 3; whoever opens its ``custom_objects.dill`` leaves a trace."""
-    saved = saved_parameters(SETTINGS, probe=PROBE[..., None])
+    saved = run_parameters(SETTINGS, probe=PROBE[..., None])
     model = keras_file(Graph(SETTINGS), WEIGHTS)
     return archive_members({MODEL: model}, saved, SETTINGS.intensity_scale) | {f"{MODEL}/custom_objects.dill": TRACE}
 
 
 def checkpoint_tensors() -> dict[str, Tensor]:
-    return {name: tensor(array) for name, array in checkpoint_variables(SETTINGS, WEIGHTS, PROBE).items()}
+    return {name: tensor(array) for name, array in variables_of(SETTINGS, WEIGHTS, PROBE).items()}
 
 
 def savedmodel_members() -> Members:
     """The archive of the years before; its checkpoint is read without a child process, so most pickles come in it."""
-    saved = saved_parameters(SETTINGS, probe=PROBE[..., None])
-    members = savedmodel_archive(MODEL, checkpoint_variables(SETTINGS, WEIGHTS, PROBE), saved, TRACE)
+    saved = run_parameters(SETTINGS, probe=PROBE[..., None])
+    members = savedmodel_archive(MODEL, variables_of(SETTINGS, WEIGHTS, PROBE), saved, TRACE)
     return members | {f"{MODEL}/custom_objects.dill": TRACE}
 
 

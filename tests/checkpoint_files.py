@@ -6,8 +6,9 @@ import dataclasses
 import struct
 from collections.abc import Mapping, Sequence
 
-import google_crc32c
 import numpy as np
+
+from conformance.steps_checkpoint_files import field, masked_crc, varint
 
 MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
 NUMBERS = {"float32": 1, "float64": 2, "int32": 3, "complex64": 8, "int64": 9}
@@ -33,39 +34,16 @@ def tensor(array: np.ndarray, **lies: object) -> Tensor:
     return dataclasses.replace(made, **lies)  # type: ignore[arg-type]
 
 
-def varint(number: int) -> bytes:
-    """A number in groups of seven bits; negative ones as protocol buffers write them."""
-    number &= 2**64 - 1
-    groups = b""
-    while number > 0x7F:
-        groups += bytes([number & 0x7F | 0x80])
-        number >>= 7
-    return groups + bytes([number])
-
-
-def number_field(field: int, number: int) -> bytes:
-    return varint(field << 3) + varint(number)
-
-
-def bytes_field(field: int, content: bytes) -> bytes:
-    return varint(field << 3 | 2) + varint(len(content)) + content
-
-
-def masked(content: bytes) -> int:
-    crc = google_crc32c.value(content)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
 def header(shards: int = 1, endianness: int = 0) -> bytes:
-    return number_field(1, shards) + number_field(2, endianness) + bytes_field(3, number_field(1, 1))
+    return field(1, shards) + field(2, endianness) + field(3, field(1, 1))
 
 
 def entry(tensor: Tensor, offset: int) -> bytes:
-    dims = b"".join(bytes_field(2, number_field(1, length)) for length in tensor.shape)
-    message = number_field(1, tensor.dtype) + bytes_field(2, dims)
-    message += number_field(3, tensor.shard) + number_field(4, offset if tensor.offset is None else tensor.offset)
-    message += number_field(5, len(tensor.content) if tensor.size is None else tensor.size)
-    crc = masked(tensor.content) if tensor.crc32c is None else tensor.crc32c
+    dims = b"".join(field(2, field(1, length)) for length in tensor.shape)
+    message = field(1, tensor.dtype) + field(2, dims)
+    message += field(3, tensor.shard) + field(4, offset if tensor.offset is None else tensor.offset)
+    message += field(5, len(tensor.content) if tensor.size is None else tensor.size)
+    crc = masked_crc(tensor.content) if tensor.crc32c is None else tensor.crc32c
     return message + varint(6 << 3 | 5) + struct.pack("<I", crc) + tensor.extra
 
 
@@ -83,7 +61,7 @@ def block(entries: Sequence[tuple[bytes, bytes]], *, share: bool = True, compres
 
 def sealed(content: bytes, compression: int = 0) -> bytes:
     content += bytes([compression])
-    return content + struct.pack("<I", masked(content))
+    return content + struct.pack("<I", masked_crc(content))
 
 
 def table(entries: Sequence[tuple[bytes, bytes]], per_block: int = 8) -> bytes:

@@ -42,7 +42,9 @@ from archive_damage import (
     savedmodel_members,
 )
 from checkpoint_files import checkpoint, header, tensor
-from reference_archives import Graph, hdf5_file, unzipped, weights_file, zipped
+from reference_archives import Graph, unzipped, weights_file
+
+from conformance.steps_archive_files import hdf5, scale_file, zipped
 
 MIB = 2**20
 
@@ -242,7 +244,7 @@ def of_hdf5(rng: np.random.Generator, members: Members) -> Iterator[Damage]:
     for position in rng.choice(len(scale), 60, replace=False):
         yield Damage("bytes of HDF5", packed(members | {SCALE: flipped(scale, position, int(rng.integers(8)))}), SOUND)
     for value in (np.nan, -1.0, 0.0, "text", np.bytes_("text"), 7, np.float32(20.5)):
-        content = hdf5_file(lambda file, value=value: file.attrs.__setitem__("intensity_scale", value))
+        content = scale_file(value)
         yield Damage("value of a scale", packed(members | {SCALE: content}), SOUND)
 
 
@@ -403,5 +405,5 @@ def draw_damage(seed: int = 0) -> Iterator[Damage]:
     yield from of_hdf5(rng, keras)
     yield from of_graphs(rng, keras)
     yield from of_bundles(rng)
-    for content in (b"", b"PK", TRACE, hdf5_file(lambda file: None), rng.bytes(10**5), b"\x93NUMPY" + bytes(100)):
+    for content in (b"", b"PK", TRACE, hdf5(lambda file: None), rng.bytes(10**5), b"\x93NUMPY" + bytes(100)):
         yield Damage("no archive", content)

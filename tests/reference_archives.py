@@ -14,6 +14,8 @@ import h5py
 import numpy as np
 from checkpoint_files import checkpoint, tensor
 
+from conformance.steps_archive_files import scale_file, zipped
+from conformance.steps_archives import saved_parameters
 from ptycho_tf_bridge.weights import tensorflow_shapes, weight_table
 from ptycho_torch.config_params import NetworkSettings
 
@@ -36,29 +38,17 @@ def draw_probe(N: int, seed: int = 0) -> np.ndarray:
     return (draw.standard_normal((N, N)) + 1j * draw.standard_normal((N, N))).astype(np.complex64)
 
 
-def saved_parameters(settings: NetworkSettings, **more: Any) -> dict[str, Any]:
-    """The reference's dictionary beside a model, as far as the model depends on it."""
-    return {
-        "N": settings.N,
-        "gridsize": settings.gridsize,
-        "n_filters_scale": settings.n_filters_scale,
-        "object.big": settings.object_big,
-        "probe.big": settings.probe_big,
-        "pad_object": settings.pad_object,
-        "probe.mask": settings.probe_mask,
+def run_parameters(settings: NetworkSettings, **more: Any) -> dict[str, Any]:
+    """The reference's dictionary beside a model that was trained."""
+    run = {
         "probe.trainable": False,
         "intensity_scale.trainable": True,
-        "amp_activation": settings.amp_activation,
-        "gaussian_smoothing_sigma": settings.gaussian_smoothing_sigma,
-        "offset": settings.offset,
-        "max_position_jitter": settings.max_position_jitter,
         "nphotons": 1e6,
         "nepochs": 7,
         "probe_scale": 4.0,
         "intensity_scale": settings.intensity_scale,
-        "_version": "1.0",
-        **more,
     }
+    return saved_parameters(settings, **(run | more))
 
 
 class Graph:
@@ -250,25 +240,6 @@ def keras_file(
     )
 
 
-def hdf5_file(build: Callable[[h5py.File], object]) -> bytes:
-    file = io.BytesIO()
-    with h5py.File(file, "w") as root:
-        build(root)
-    return file.getvalue()
-
-
-def scale_file(scale: float) -> bytes:
-    return hdf5_file(lambda root: root.attrs.__setitem__("intensity_scale", scale))
-
-
-def zipped(members: Mapping[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", compression) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return file.getvalue()
-
-
 def unzipped(content: bytes) -> dict[str, bytes]:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
@@ -288,20 +259,6 @@ def archive_members(
         if scale is not None:
             members[f"{name}/model.h5"] = scale_file(scale)
     return members
-
-
-def checkpoint_variables(
-    settings: NetworkSettings, weights: Mapping[str, np.ndarray], probe: np.ndarray | None = None
-) -> dict[str, np.ndarray]:
-    """Variables of a SavedModel under the keys of its checkpoint; one belongs to no layer."""
-    table, suffix = weight_table(settings), "/.ATTRIBUTES/VARIABLE_VALUE"
-    variables = {"keras_api/metrics/0/total" + suffix: np.float32(1.5).reshape(())}
-    for number, entry in enumerate(table):
-        variables[f"layer_with_weights-{number}/kernel{suffix}"] = weights[entry.kernel_name]
-        variables[f"layer_with_weights-{number}/bias{suffix}"] = weights[entry.bias_name]
-    if probe is not None:
-        variables[f"layer_with_weights-{len(table)}/w{suffix}"] = probe[None, ..., None]
-    return variables
 
 
 def savedmodel_archive(
@@ -333,7 +290,7 @@ def write_reference_archive(
     weights = draw_weights(settings) if weights is None else weights
     probe = draw_probe(settings.N) if probe is None else probe
     model = keras_file(Graph(settings, first_number), weights, named=named)
-    saved = saved_parameters(settings, probe=probe[..., None], **parameters)
+    saved = run_parameters(settings, probe=probe[..., None], **parameters)
     models = dict.fromkeys(("autoencoder", "diffraction_to_obj"), model)
     path.write_bytes(zipped(archive_members(models, saved, settings.intensity_scale)))
     return path

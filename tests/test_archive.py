@@ -16,16 +16,16 @@ import pytest
 from reference_archives import (
     Graph,
     archive_members,
-    checkpoint_variables,
     draw_probe,
     draw_weights,
     keras_file,
-    saved_parameters,
+    run_parameters,
     savedmodel_archive,
     write_reference_archive,
-    zipped,
 )
 
+from conformance.steps_archive_files import zipped
+from conformance.steps_checkpoint_files import variables_of
 from conformance.verify import verify
 from ptycho_tf_bridge import backend
 from ptycho_tf_bridge.archive import Archive, read_archive
@@ -43,7 +43,7 @@ Members = dict[str, bytes]
 
 def members(settings: NetworkSettings = SETTINGS, *, scale: float | None = None, **parameters: Any) -> Members:
     """One archive of the reference, to be damaged; ``scale`` stands in ``model.h5``."""
-    saved = saved_parameters(settings, **{"probe": draw_probe(settings.N)[..., None]} | parameters)
+    saved = run_parameters(settings, **{"probe": draw_probe(settings.N)[..., None]} | parameters)
     model = keras_file(Graph(settings), draw_weights(settings))
     return archive_members({"diffraction_to_obj": model}, saved, scale)
 
@@ -52,10 +52,8 @@ def savedmodel(
     settings: NetworkSettings, probe: np.ndarray | None, *, parameters: Mapping[str, Any] | None = None
 ) -> Members:
     """The archive of the years before Keras 3, with the checkpoint keys that it has."""
-    variables = checkpoint_variables(settings, draw_weights(settings), probe)
-    return savedmodel_archive(
-        "autoencoder", variables, saved_parameters(settings) if parameters is None else parameters
-    )
+    variables = variables_of(settings, draw_weights(settings), probe)
+    return savedmodel_archive("autoencoder", variables, run_parameters(settings) if parameters is None else parameters)
 
 
 def written(path: Path, content: Members) -> Path:
@@ -128,7 +126,7 @@ def test_a_keras_file_alone_says_what_it_lacks(tmp_path: Path) -> None:
 
 def test_saved_parameters_beside_a_keras_file_are_found(tmp_path: Path) -> None:
     (tmp_path / "model.keras").write_bytes(keras_file(Graph(SETTINGS), draw_weights(SETTINGS)))
-    saved = saved_parameters(SETTINGS, probe=draw_probe(64)[..., None])
+    saved = run_parameters(SETTINGS, probe=draw_probe(64)[..., None])
     (tmp_path / "params.dill").write_bytes(pickle.dumps(saved, 4))
     archive = read_archive(tmp_path / "model.keras")
     assert archive.missing == ()
@@ -161,7 +159,7 @@ def test_the_checkpoint_of_a_savedmodel_is_read(layout: str, tmp_path: Path) -> 
 
 
 def test_the_trained_probe_of_a_checkpoint_counts_and_the_difference_is_noted(tmp_path: Path) -> None:
-    saved = saved_parameters(SHARED_HEAD, probe=draw_probe(64, seed=1)[..., None])
+    saved = run_parameters(SHARED_HEAD, probe=draw_probe(64, seed=1)[..., None])
     path = written(tmp_path / "wts.h5.zip", savedmodel(SHARED_HEAD, draw_probe(64, seed=2), parameters=saved))
     archive = read_archive(path)
     assert archive.probe is not None
@@ -177,7 +175,7 @@ def test_an_archive_that_tensorflow_writes_converts_and_verifies(
 
     tf = tensorflow()
     variables: dict[str, dict[str, np.ndarray]] = {}
-    for name, array in checkpoint_variables(SHARED_HEAD, draw_weights(SHARED_HEAD), draw_probe(64)).items():
+    for name, array in variables_of(SHARED_HEAD, draw_weights(SHARED_HEAD), draw_probe(64)).items():
         layer, attribute = name.split("/")[:2]
         if layer != "keras_api":
             variables.setdefault(layer, {})[attribute] = array
@@ -189,7 +187,7 @@ def test_an_archive_that_tensorflow_writes_converts_and_verifies(
     folder = tmp_path / "autoencoder" / "variables"
     folder.mkdir(parents=True)
     tf.train.Checkpoint(**layers).write(str(folder / "variables"))
-    (tmp_path / "autoencoder" / "params.dill").write_bytes(pickle.dumps(saved_parameters(SHARED_HEAD), 4))
+    (tmp_path / "autoencoder" / "params.dill").write_bytes(pickle.dumps(run_parameters(SHARED_HEAD), 4))
     archive = read_archive(tmp_path / "autoencoder")
     assert archive.network == SHARED_HEAD
     assert archive.probe is not None
@@ -238,7 +236,7 @@ def test_the_real_archive_of_the_savedmodel_era_is_read(shared: Path) -> None:
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
     content = members()
-    saved = saved_parameters(SETTINGS)
+    saved = run_parameters(SETTINGS)
     del saved["intensity_scale"], saved["gaussian_smoothing_sigma"]
     content["diffraction_to_obj/params.dill"] = pickle.dumps(saved, 4)
     archive = read_archive(written(tmp_path / "a", content))
@@ -248,7 +246,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 
 def test_the_scale_is_found_in_the_file_beside_the_model(tmp_path: Path) -> None:
     content = members(scale=20.5)
-    saved = saved_parameters(SETTINGS)
+    saved = run_parameters(SETTINGS)
     del saved["intensity_scale"]
     content["diffraction_to_obj/params.dill"] = pickle.dumps(saved, 4)
     archive = read_archive(written(tmp_path / "a", content))
@@ -304,7 +302,7 @@ def test_models_with_different_weights_need_a_choice(tmp_path: Path) -> None:
         "autoencoder": keras_file(Graph(SETTINGS), first),
         "diffraction_to_obj": keras_file(Graph(SETTINGS), second),
     }
-    path = written(tmp_path / "a", archive_members(models, saved_parameters(SETTINGS)))
+    path = written(tmp_path / "a", archive_members(models, run_parameters(SETTINGS)))
     with pytest.raises(ArchiveError, match="different weights; say which one to take"):
         read_archive(path)
     assert same_weights(read_archive(path, model="autoencoder"), first)
@@ -387,18 +385,18 @@ def test_a_damaged_archive_is_refused(damage: Callable[[Members], None], words: 
 
 def test_a_graph_without_the_border_mask_is_refused(tmp_path: Path) -> None:
     model = keras_file(Graph(SETTINGS, masked=False), draw_weights(SETTINGS))
-    path = written(tmp_path / "a", archive_members({"autoencoder": model}, saved_parameters(SETTINGS)))
+    path = written(tmp_path / "a", archive_members({"autoencoder": model}, run_parameters(SETTINGS)))
     with pytest.raises(ArchiveError, match="before 2024-08-20"):
         read_archive(path)
 
 
 def test_a_savedmodel_of_before_the_border_mask_is_refused_unless_it_has_no_border(tmp_path: Path) -> None:
-    saved = saved_parameters(SHARED_HEAD)
+    saved = run_parameters(SHARED_HEAD)
     del saved["pad_object"]
     with pytest.raises(ArchiveError, match="before 2024-08-20"):
         read_archive(written(tmp_path / "a", savedmodel(SHARED_HEAD, None, parameters=saved)))
     centre = NetworkSettings(N=64, gridsize=2, n_filters_scale=1, probe_big=False, shared_amplitude_head=True)
-    saved = saved_parameters(centre)
+    saved = run_parameters(centre)
     del saved["pad_object"]
     assert read_archive(written(tmp_path / "b", savedmodel(centre, None, parameters=saved))).network == centre
 
@@ -411,7 +409,7 @@ def test_a_bundle_of_pytorch_is_recognised_and_refused(tmp_path: Path) -> None:
     content = {
         "manifest.dill": pickle.dumps({"models": ["diffraction_to_obj"], "version": "2.0-pytorch"}, 4),
         "diffraction_to_obj/model.pth": file.getvalue(),
-        "diffraction_to_obj/params.dill": pickle.dumps(saved_parameters(SETTINGS), 4),
+        "diffraction_to_obj/params.dill": pickle.dumps(run_parameters(SETTINGS), 4),
     }
     with pytest.raises(ArchiveError, match=r"PyTorch side.*2 parameters, 'model\.encoder\.weight' the first"):
         read_archive(written(tmp_path / "wts.h5.zip", content))

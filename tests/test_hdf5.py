@@ -16,8 +16,8 @@ import h5py
 import numpy as np
 import pytest
 from h5py import h5d, h5p, h5s, h5t
-from reference_archives import hdf5_file
 
+from conformance.steps_archive_files import hdf5
 from ptycho_tf_bridge import hdf5 as subject
 from ptycho_tf_bridge.errors import ArchiveError
 from ptycho_tf_bridge.hdf5 import read_hdf5
@@ -65,7 +65,7 @@ def keras_like(file: h5py.File) -> None:
     dataset.write(h5s.ALL, h5s.ALL, np.array([1, 2], np.float32))
 
 
-INTACT = hdf5_file(keras_like)
+INTACT = hdf5(keras_like)
 
 
 def test_arrays_and_attributes_come_out_as_h5py_gives_them() -> None:
@@ -195,15 +195,15 @@ REFUSED: dict[str, tuple[Build, str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_keras_never_writes_is_refused(name: str) -> None:
     build, found = REFUSED[name]
-    refused(hdf5_file(build), found)
+    refused(hdf5(build), found)
 
 
 def test_many_objects_or_attributes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(subject, "MAX_OBJECTS", 6)
-    refused(hdf5_file(lambda f: [f.create_group(str(i)) for i in range(7)]), "7 entries")
-    refused(hdf5_file(lambda f: [f.create_group(f"a/{i}") for i in range(6)]), "more than 6 objects")
+    refused(hdf5(lambda f: [f.create_group(str(i)) for i in range(7)]), "7 entries")
+    refused(hdf5(lambda f: [f.create_group(f"a/{i}") for i in range(6)]), "more than 6 objects")
     monkeypatch.setattr(subject, "MAX_ATTRIBUTES", 2)
-    refused(hdf5_file(lambda f: [f.attrs.create(str(i), i) for i in range(3)]), "3 attributes")
+    refused(hdf5(lambda f: [f.attrs.create(str(i), i) for i in range(3)]), "3 attributes")
 
 
 def test_arrays_that_share_their_bytes_are_refused() -> None:
@@ -213,7 +213,7 @@ def test_arrays_that_share_their_bytes_are_refused() -> None:
         for name in "abcd":
             file[name] = np.full(1000, ord(name), np.float64)
 
-    data = hdf5_file(build)
+    data = hdf5(build)
     with h5py.File(io.BytesIO(data)) as file:
         places = [file[name].id.get_offset() for name in "abcd"]
     short = data[: places[1]]
@@ -301,7 +301,7 @@ def test_a_reader_that_lies_is_not_believed(
 def test_a_file_that_asks_for_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     if not Path("/proc/self/statm").is_file():
         pytest.skip("memory is bounded on Linux alone")
-    data = hdf5_file(lambda f: f.__setitem__("a", np.zeros(10**7)))
+    data = hdf5(lambda f: f.__setitem__("a", np.zeros(10**7)))
     monkeypatch.setattr(subject, "MEMORY_BYTES", 2**20 - 4 * len(data))
     refused(data, "content that asks for more than 1048576 bytes")
 

@@ -12,19 +12,17 @@ import pytest
 from checkpoint_files import (
     Tensor,
     block,
-    bytes_field,
     checkpoint,
     footer,
     header,
-    number_field,
     sealed,
     table,
     tensor,
-    varint,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conformance.steps_checkpoint_files import field, varint
 from ptycho_tf_bridge import backend, tf_checkpoint
 from ptycho_tf_bridge.errors import ArchiveError
 from ptycho_tf_bridge.members import open_members
@@ -120,10 +118,10 @@ ONE = tensor(np.arange(6, dtype=np.float32).reshape(2, 3))
         ({"size": 2**40}, "more than the 24 bytes"),
         ({"size": -24}, "more than the 24 bytes"),
         ({"shard": 1}, "beyond the data file"),
-        ({"extra": bytes_field(7, b"")}, "a in slices"),
+        ({"extra": field(7, b"")}, "a in slices"),
         ({"extra": b"\x0b"}, "a field of kind 3"),
-        ({"extra": bytes_field(2, number_field(3, 1))}, "unknown rank"),
-        ({"extra": bytes_field(1, b"x")}, "bytes where a number should be"),
+        ({"extra": field(2, field(3, 1))}, "unknown rank"),
+        ({"extra": field(1, b"x")}, "bytes where a number should be"),
         ({"extra": b"\x08"}, "cut short"),
         ({"extra": b"\x08" + b"\xff" * 10}, "more than 64 bits"),
         ({"extra": b"\x12\x7f"}, "cut short"),

@@ -7,9 +7,6 @@ import io
 import json
 import math
 import pickle
-import shutil
-import tempfile
-import weakref
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +24,7 @@ from conformance.steps_archives import ARCHIVES, OLD, TODAY, saved_parameters
 from conformance.steps_bridge import as_torch, probe_mistakes, stages_in_order, weight_mistakes
 from conformance.steps_configurations import ROWS, every_setting, texts
 from conformance.steps_conversion import COUNTS, conversion_mistakes, held_by, migrated, of_network
+from conformance.steps_scans import folder_of
 from ptycho_torch.config_params import NetworkSettings, Settings
 
 if TYPE_CHECKING:
@@ -83,8 +81,7 @@ class Exported:
     """Checkpoints of two networks on disk, and the archives that they became."""
 
     def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="conformance-export-"))
-        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        self.folder = folder_of(self)
         self.runs = _runs()
         self.settings = Settings().override(
             of_network(TODAY) | {"nphotons": COUNTS, "max_epochs": 7, "batch_size": 8, "nll_weight": 0.4,

@@ -10,9 +10,11 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from ptycho_torch.contract import specs_dir
 
@@ -77,8 +79,8 @@ def numerical_digest(kind: str = "") -> str:
     sources, specified = numerical_sources(), specification()
     if kind in MEASURED_BY:
         sources = reached(MEASURED_BY[kind], sources)
-        read = {name for path in sources.values() for name in _strings(path)}
-        specified = {name: path for name, path in specified.items() if path.name in read}
+        named = frozenset[str]().union(*(_read(path).named for path in sources.values()))
+        specified = {name: path for name, path in specified.items() if path.name in named}
     return text_digest(sources | specified)
 
 
@@ -96,26 +98,39 @@ def reached(entries: Iterable[str], sources: Mapping[str, Path]) -> dict[str, Pa
         name = waiting.pop()
         if name not in found and name in sources:
             found[name] = sources[name]
-            waiting += _imported(sources[name])
+            waiting += _read(sources[name]).imported
     return found
 
 
-def _nodes(path: Path) -> Iterator[ast.AST]:
-    return ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+class _Said(NamedTuple):
+    """What a source says that a digest has to know.
+
+    Attributes:
+        imported: ``package/module.py`` of everything that may be a module that it imports.
+        named: texts in it that are names of files of the specification.
+    """
+
+    imported: tuple[str, ...]
+    named: frozenset[str]
 
 
-def _strings(path: Path) -> Iterator[str]:
-    yield from (node.value for node in _nodes(path) if isinstance(node, ast.Constant) and isinstance(node.value, str))
-
-
-def _imported(path: Path) -> Iterator[str]:
-    """Yield, as ``package/module.py``, what may be a module that a file imports."""
-    for node in _nodes(path):
+@cache
+def _said(text: str) -> _Said:
+    imported: list[str] = []
+    named: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
-            yield from (f"{each.name.replace('.', '/')}.py" for each in node.names)
+            imported += (f"{each.name.replace('.', '/')}.py" for each in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
             folder = node.module.replace(".", "/")
-            yield from (f"{folder}.py", *(f"{folder}/{each.name}.py" for each in node.names))
+            imported += (f"{folder}.py", *(f"{folder}/{each.name}.py" for each in node.names))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.endswith(".yaml"):
+            named.add(node.value)
+    return _Said(tuple(imported), frozenset(named))
+
+
+def _read(path: Path) -> _Said:
+    return _said(path.read_text(encoding="utf-8"))
 
 
 def spec_digest() -> str:

@@ -28,7 +28,7 @@ from ptycho_torch.memory_map import Inputs, MemoryMap, fingerprint, open_map
 from ptycho_torch.scan import PatternStack, scan_paths
 
 SETTINGS = DataSettings(N=16, n_subsample=2)
-TRIALS_S = 300
+TRIALS_S = 900
 
 
 def build(place: Path, settings: DataSettings = SETTINGS, **options: Any) -> MemoryMap:

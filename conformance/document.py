@@ -157,7 +157,8 @@ def _measurement(evidence: Evidence) -> Iterator[str]:
     for name, number in evidence.numbers.items():
         missed = " – **missed**" if name in evidence.missed else ""
         goal = f"{evidence.goals[name]}{missed}" if name in evidence.goals else ""
-        yield f"| {_cell(evidence.meanings.get(name, name))} | {_shown(number)} | {goal} |"
+        meaning = evidence.meanings.get(name, name.replace("_", " "))
+        yield f"| {_cell(meaning)} | {_shown(number)} | {goal} |"
     if evidence.notes:
         yield from ("", *(f"- {note}" for note in evidence.notes))
 
@@ -167,7 +168,10 @@ def _cell(text: str) -> str:
 
 
 def _shown(number: Number) -> str:
-    return f"{number:,}" if isinstance(number, int) else f"{number:.3g}"
+    """Return a number with three digits, or as many as tell a large one from the bounds beside it."""
+    if isinstance(number, int):
+        return f"{number:,}"
+    return f"{number:.3g}" if abs(number) < 1000 else f"{number:.6g}"
 
 
 # ----------------------------------------------------------------------------------------------------------- command

@@ -419,7 +419,7 @@ OPTIMISER: tuple[Fault, ...] = (
     _optimiser(
         "nothing of a checkpoint loaded",
         "start_from",
-        train,
+        lightning_module,
         "load_weights",
         instead(lambda network, content, weights: None),
         "nothing of the checkpoint loaded",

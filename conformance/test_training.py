@@ -77,7 +77,7 @@ def _need_tier(name: str, tier: str) -> None:
         pytest.skip(f"training {name} is judged so in tier full: --parity-tier full")
 
 
-def _check_float64(found: Trajectory, expected: Trajectory, run: TrainingRun, who: str) -> str:
+def check_float64(found: Trajectory, expected: Trajectory, run: TrainingRun, who: str) -> str:
     """Fail above the limit, and name the update and the part of the network; return the largest errors in words."""
     before = starting_point(run)
     pooled = pooled_errors(found, expected, before)
@@ -99,7 +99,7 @@ def _check_float64(found: Trajectory, expected: Trajectory, run: TrainingRun, wh
 @clauses("TRAIN-STATE", RUNS)
 def test_state_is_the_oracle_s(name: str, parity_device: str, parity_notes: list[str]) -> None:
     """Weights and moments of the real training follow the NumPy oracle, update by update."""
-    found = _check_float64(_ours(name, parity_device), _truth(name), training_run(name), "the oracle")
+    found = check_float64(_ours(name, parity_device), _truth(name), training_run(name), "the oracle")
     parity_notes.append(f"training {name} on {parity_device}, float64, ten updates against the oracle: e of {found}")
 
 
@@ -111,7 +111,7 @@ def test_state_is_keras(name: str, parity_device: str, parity_tier: str, parity_
     """Weights and moments follow live Keras: its Adam, its clipping, its gradients."""
     _need_tier(name, parity_tier)
     run = training_run(name)
-    found = _check_float64(_ours(name, parity_device), _keras("float64").train(run), run, "Keras")
+    found = check_float64(_ours(name, parity_device), _keras("float64").train(run), run, "Keras")
     parity_notes.append(f"training {name} on {parity_device}, float64, ten updates against Keras: e of {found}")
 
 
@@ -170,7 +170,7 @@ def test_trainable_physics_is_the_oracle_s(name: str, parity_device: str, parity
     """A trainable probe and scale move as the derivative of the loss says, and so do their moments."""
     run = training_run("same_batch", TRAINABLE)
     assert {LOG_SCALE, PROBE_PARTS} <= set(starting_point(run))
-    found = _check_float64(train_torch(run, parity_device, "float64"), train_truth(run), run, "the oracle")
+    found = check_float64(train_torch(run, parity_device, "float64"), train_truth(run), run, "the oracle")
     parity_notes.append(f"training with trainable probe and scale on {parity_device}, float64, oracle: e of {found}")
 
 
@@ -184,7 +184,7 @@ def test_trainable_physics_is_keras_as_intended(name: str, parity_device: str) -
 
     run = training_run("same_batch", TRAINABLE)
     keras = KerasSubject(TRAINABLE, "float64", trainable_physics=True).train(run)
-    _check_float64(train_torch(run, parity_device, "float64"), keras, run, "Keras")
+    check_float64(train_torch(run, parity_device, "float64"), keras, run, "Keras")
 
 
 @clauses("TRAIN-PHYSICS", ("frozen",))
@@ -207,7 +207,7 @@ def test_the_reference_s_flags_do_nothing(name: str, parity_device: str) -> None
     keras = KerasSubject(TRAINABLE, "float64").train(flagged)
     assert keras.frozen_kept
     frozen = training_run("clip_norm").first(3)
-    _check_float64(train_torch(frozen, parity_device, "float64"), keras, frozen, "Keras")
+    check_float64(train_torch(frozen, parity_device, "float64"), keras, frozen, "Keras")
 
 
 PLATEAU = Plateau(factor=0.5, patience=2, threshold=1e-4, least=1e-4)

@@ -18,6 +18,7 @@ from conformance.errors import DocumentError
 from conformance.faults_optimiser import OPTIMISER
 from conformance.oracle_training import Plateau, epochs_before_stop, plateau_rates, warmup_cosine_rates
 from conformance.seeding import Fault
+from conformance.test_training import check_float64
 from conformance.torch_training import epochs_run, rates_of_epochs, train_torch
 from conformance.training import TrainingRun, Trajectory, largest_errors, starting_point, train_truth
 from conformance.training_curves import draw_curves
@@ -54,6 +55,19 @@ def test_the_training_as_it_is_passes(truths: dict[str, Trajectory]) -> None:
     for name in ("same_batch", "clip_norm", "clip_value"):
         assert not failing(short(name), truths[name]), name
     assert not failing(short("same_batch", settings=TRAINABLE), truths["physics"])
+
+
+@pytest.mark.parametrize("by", [1.01, float("nan")])
+def test_the_first_quantity_that_strays_is_named(truths: dict[str, Trajectory], by: float) -> None:
+    run, truth = short("same_batch"), truths["same_batch"]
+    assert "momentum 0e+00" in check_float64(truth, truth, run, "the oracle")
+    first, second = truth.states
+    name = next(name for name in second.momentum if name.startswith("decoder_phase"))
+    momentum = {**second.momentum, name: by * second.momentum[name]}
+    weights = {**second.weights, "encoder.0.conv1.kernel": second.weights["encoder.0.conv1.kernel"] * (1 + 1e-9)}
+    strayed = dataclasses.replace(second, momentum=momentum, weights=weights)
+    with pytest.raises(pytest.fail.Exception, match="beside the oracle in update 2: momentum of decoder_phase, e = "):
+        check_float64(dataclasses.replace(truth, states=(first, strayed)), truth, run, "the oracle")
 
 
 class _BiasOffByOne(optim.KerasAdam):

@@ -20,7 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import conformance
 from conformance.bundle import RECORDINGS
+from conformance.digest import numerical_digest
 from conformance.evidence import Goal, measured_here, write_evidence
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +48,11 @@ def run_suite(folder: Path, arguments: Sequence[str], threads: int | None = None
     report: dict[str, Any] = json.loads((folder / "parity.json").read_text(encoding="utf-8"))
     if not report["passed"]:
         raise SystemExit(f"error: {report['headline']}; run `pytest conformance {' '.join(arguments)}`")
+    if report["numerical_digest"] != numerical_digest():
+        raise SystemExit(
+            f"error: the suite ran on other sources than those of {Path(conformance.__path__[0])}; install the package "
+            "anew from this checkout."
+        )
     return seconds, report
 
 

@@ -153,7 +153,7 @@ def torch_reads(folder: Path) -> Reads:
         {
             "n_filters_scale": 1, "gridsize": 1, "batch_size": PATTERNS, "max_epochs": 1, "device": "cpu",
             "tracking": False, "gaussian_smoothing_sigma": 0.7, "nll_weight": 1.0,
-            "mae_weight": 0.1, "realspace_weight": 0.1, "tv_weight": 0.1,
+            "mae_weight": 0.1, "realspace_weight": 0.1, "tv_weight": 0.1, "scheduler": "ReduceLROnPlateau",
         }
     )  # fmt: skip
     with recorded() as reads:

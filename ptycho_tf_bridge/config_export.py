@@ -91,6 +91,9 @@ def _export_finding(
     implied = value is None and weight is not None
     written = float(settings.model.loss_function == weight) if implied else value
     field = load_schema().reference.get(setting.there.get("tensorflow", ""))
+    if setting.name == "gradient_clip_val" and settings.training.gradient_clip_algorithm == "adaptive":
+        why = "It counts median norms here, for which the reference has no clipping."
+        return Finding(name, None, setting.name, value, "not there", why)
     if written is None and (source == "legacy" or field is None or not field.optional or field.becomes is not None):
         default = setting.defaults_there.get("tensorflow" if source == "tensorflow" else "legacy")
         why = f"None is {setting.none}. There, {name} is left out and has its default, {shown_as(default)}."

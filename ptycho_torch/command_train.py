@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ptycho_torch.arguments import add_probe_dir, add_progress, wants_progress
-from ptycho_torch.config_params import Settings
+from ptycho_torch.config_params import PRESETS, Settings
 from ptycho_torch.errors import ConfigError
 from ptycho_torch.settings_options import add_setting_flags, config_text, settings_from
 
@@ -55,6 +55,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--print-config", action="store_true", help="print the settings as a file for --config, and do nothing else"
+    )
+    parser.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        help="settings below file and flags: reference trains as the TensorFlow reference does (default: our own)",
     )
     begin = parser.add_mutually_exclusive_group()
     begin.add_argument(
@@ -112,7 +117,7 @@ def run(options: argparse.Namespace) -> int:
         return INTERRUPTED
     # Of several processes the first one speaks.
     if result.module.global_rank == 0:
-        for line in _outcome(result.history, settings.training.max_epochs):
+        for line in _outcome(result.history, result.module.settings.training.max_epochs):
             print(line)  # noqa: T201
         paths = [result.checkpoint, result.best_checkpoint, options.output_dir / "history.png", *result.reconstructions]
         for path in paths:
@@ -135,12 +140,14 @@ def _last_checkpoint(options: argparse.Namespace) -> Path:
 
 
 def _settings(options: argparse.Namespace, resume: Path | None) -> Settings:
-    """Return the settings; a run that goes on has those of its checkpoint below file and flags."""
-    base = None
+    """Return the settings: flags over file over preset over those of the checkpoint to resume, else the defaults."""
+    base = Settings()
     if resume is not None:
         from ptycho_torch.checkpoint import read_checkpoint
 
         base = read_checkpoint(resume).settings
+    # Given again with a resumed run, as a requeued script does, a preset changes nothing; another one is refused.
+    base = base.override(PRESETS.get(options.preset, {}))
     return settings_from(options, options.config, base)
 
 

@@ -397,7 +397,7 @@ class ModelSettings(_Checked):
         ConfigError: for a value that the network cannot have.
     """
 
-    n_filters_scale: int = 2
+    n_filters_scale: int = 1
     object_big: bool = True
     probe_big: bool = True
     pad_object: bool = True
@@ -444,7 +444,7 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Strategy = Literal["auto", "ddp"]
 OptimizerName = Literal["keras_adam", "adam", "adamw"]
 SchedulerName = Literal["Default", "Exponential", "WarmupCosine", "ReduceLROnPlateau"]
-ClipAlgorithm = Literal["norm", "value"]
+ClipAlgorithm = Literal["adaptive", "norm", "value"]
 Monitor = Literal["train_loss", "val_loss"]
 Precision = Literal["32-true", "64-true", "bf16-mixed"]
 ValidationSelection = Literal["random", "last"]
@@ -462,7 +462,8 @@ class TrainingSettings(_Checked):
         precision: ``32-true``, ``64-true``, or ``bf16-mixed`` (network in bfloat16, physics in float32).
         compile: compile the network with ``torch.compile``.
         deterministic: refuse operations that are not reproducible.
-        max_epochs: upper limit of epochs.
+        max_epochs: upper limit of epochs; None derives it from the number of groups, so that every scan takes about as
+            long (``ptycho_torch.train.epochs_for``).
         batch_size: groups in a batch of one process.
         accumulate_grad_batches: batches whose gradients are averaged before a step.
         learning_rate: of the optimiser, at the start.
@@ -479,8 +480,9 @@ class TrainingSettings(_Checked):
         plateau_patience: epochs without improvement before that, counted as Keras does.
         plateau_min_lr: the lowest learning rate.
         plateau_threshold: absolute improvement that counts.
-        gradient_clip_val: clip gradients to this norm or value; None does not clip.
-        gradient_clip_algorithm: ``norm`` or ``value``.
+        gradient_clip_val: clip gradients to this norm or value, or to this multiple of the median norm of the latest
+            steps; None does not clip.
+        gradient_clip_algorithm: ``adaptive`` (multiple of the median norm), ``norm`` or ``value``.
         early_stop_patience: epochs without improvement before training ends; None never ends it early.
         early_stop_monitor: the loss that is watched.
         nll_weight: weight of the Poisson term; None takes it from ``loss_function``.
@@ -507,8 +509,8 @@ class TrainingSettings(_Checked):
     precision: Precision = "32-true"
     compile: bool = False
     deterministic: bool = False
-    max_epochs: int = 50
-    batch_size: int = 16
+    max_epochs: int | None = None
+    batch_size: int = 4
     accumulate_grad_batches: int = 1
     learning_rate: float = 1e-3
     optimizer: OptimizerName = "keras_adam"
@@ -516,16 +518,16 @@ class TrainingSettings(_Checked):
     adam_beta2: float = 0.999
     adam_eps: float = 1e-7
     weight_decay: float = 0.0
-    scheduler: SchedulerName = "ReduceLROnPlateau"
+    scheduler: SchedulerName = "WarmupCosine"
     lr_gamma: float = 0.95
     lr_warmup_epochs: int = 0
-    lr_min_ratio: float = 0.1
+    lr_min_ratio: float = 0.02
     plateau_factor: float = 0.5
     plateau_patience: int = 2
     plateau_min_lr: float = 1e-4
     plateau_threshold: float = 1e-4
-    gradient_clip_val: float | None = 1.0
-    gradient_clip_algorithm: ClipAlgorithm = "norm"
+    gradient_clip_val: float | None = 3.0
+    gradient_clip_algorithm: ClipAlgorithm = "adaptive"
     early_stop_patience: int | None = 10
     early_stop_monitor: Monitor = "train_loss"
     nll_weight: float | None = None
@@ -644,6 +646,19 @@ class Settings:
         )
 
     @classmethod
+    def preset(cls, name: str) -> Self:
+        """Return the settings of a preset; what it does not name has its default.
+
+        Raises:
+            ConfigError: there is no such preset.
+
+        >>> Settings.preset("reference").training.early_stop_patience
+        3
+        """
+        _require(name in PRESETS, f"There is no preset {name!r}; choose one of {', '.join(PRESETS)}.")
+        return cls().override(PRESETS[name])
+
+    @classmethod
     def current(cls) -> Self:
         """Return what the three singletons say now."""
         return cls(ModelConfig().snapshot(), TrainingConfig().snapshot(), DataConfig().snapshot())
@@ -665,6 +680,20 @@ class Settings:
             self, **{owner: dataclasses.replace(owners[owner], **names) for owner, names in changed.items()}
         )
 
+
+PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "reference": MappingProxyType(
+            {
+                "n_filters_scale": 2, "offset": 4, "max_position_jitter": 10, "group_sampler": "reference", "K": 4,
+                "batch_size": 16, "max_epochs": 50, "scheduler": "ReduceLROnPlateau", "lr_min_ratio": 0.1,
+                "gradient_clip_val": None, "gradient_clip_algorithm": "norm", "early_stop_patience": 3,
+                "validation_selection": "last",
+            }
+        )
+    }
+)  # fmt: skip
+"""Sets of settings by name. ``reference`` trains as the TensorFlow reference; N, gridsize and counts are the scan's."""
 
 _Owned = TypeVar("_Owned", ModelSettings, TrainingSettings, DataSettings)
 

@@ -24,9 +24,11 @@ from ptycho_torch.dset_loader_pt_mmap import PtychoBatch, PtychoDataset
 from ptycho_torch.errors import CheckpointError, ConfigError, TrainingError
 from ptycho_torch.losses import LossTerms, total_loss
 from ptycho_torch.model import Prediction, PtychoNet
-from ptycho_torch.optim import KerasAdam, KerasPlateau, clip_gradients
+from ptycho_torch.optim import AdaptiveClip, KerasAdam, KerasPlateau, clip_gradients
 from ptycho_torch.preparation import REFERENCE_JITTER_PX, REFERENCE_OFFSET_PX
 from ptycho_torch.probe import normalise_probe
+
+log = logging.getLogger(__name__)
 
 
 class ObjectPatches(NamedTuple):
@@ -55,6 +57,7 @@ class PtychoPINN(pl.LightningModule):
 
     Attributes:
         predict: True makes ``forward`` return complex objects in place of diffraction.
+        clip: clips gradients where the settings ask for ``adaptive`` and the Trainer does not clip; else None.
 
     Raises:
         ConfigError: settings that do not fit together.
@@ -108,6 +111,9 @@ class PtychoPINN(pl.LightningModule):
         self._sums: dict[str, Tensor] = {}
         self._schedule: Any = None
         self._schedule_state: dict[str, Any] | None = None
+        training = settings.training
+        adaptive = training.gradient_clip_val is not None and training.gradient_clip_algorithm == "adaptive"
+        self.clip = AdaptiveClip(training.gradient_clip_val or math.inf) if adaptive else None
 
     @classmethod
     def for_dataset(cls, dataset: PtychoDataset, settings: Settings | None = None) -> PtychoPINN:
@@ -318,10 +324,19 @@ class PtychoPINN(pl.LightningModule):
                 optimiser = torch.optim.AdamW(
                     parameters, training.learning_rate, betas, training.adam_eps, training.weight_decay
                 )
-        self._schedule = _schedule(optimiser, training)
+        self._schedule = _schedule(optimiser, training, self._epochs())
         if self._schedule is not None and self._schedule_state is not None:
             self._schedule.load_state_dict(self._schedule_state)
         return optimiser
+
+    def _epochs(self) -> float:
+        """Return how many epochs the run has: as the settings say, else the Trainer; infinite where neither does."""
+        given, trainer = self.settings.training.max_epochs, self._trainer
+        if given is not None or trainer is None:
+            return math.inf if given is None else given
+        steps = trainer.estimated_stepping_batches
+        batches = trainer.num_training_batches / trainer.accumulate_grad_batches
+        return math.ceil(steps / batches) if 0 < steps < math.inf and batches > 0 else math.inf
 
     def configure_gradient_clipping(
         self,
@@ -329,16 +344,19 @@ class PtychoPINN(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip as Keras does, over all parameters of the optimiser together."""
+        """Clip over all parameters together: as the Trainer says, else adaptively if the settings do."""
+        parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
         if gradient_clip_val:
-            parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
             clip_gradients(parameters, gradient_clip_val, gradient_clip_algorithm or "norm")
+        elif self.clip is not None:
+            self.clip(parameters)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add settings, statistics, history, and the state of schedule and running means."""
         own = checkpoints.ours(self.settings, self.network.settings, self.statistics, self.history)
         own["sums"] = {part: self._over_processes(values).cpu() for part, values in self._sums.items()}
         own["schedule"] = None if self._schedule is None else self._schedule.state_dict()
+        own["clip"] = None if self.clip is None else self.clip.state_dict()
         trainer = self._trainer
         done = len(self.history.get("train_loss", ()))
         own["finished"] = trainer is not None and (trainer.should_stop or done == trainer.max_epochs)
@@ -353,6 +371,8 @@ class PtychoPINN(pl.LightningModule):
         self._sums = {
             part: values if first else torch.zeros_like(values) for part, values in own.get("sums", {}).items()
         }
+        if self.clip is not None and own.get("clip") is not None:
+            self.clip.load_state_dict(own["clip"])
         self._schedule_state = own.get("schedule")
         if self._schedule is not None and self._schedule_state is not None:
             self._schedule.load_state_dict(self._schedule_state)
@@ -374,14 +394,16 @@ def _stand_alone(settings: Settings) -> NetworkSettings:
     )
 
 
-def _schedule(optimiser: torch.optim.Optimizer, training: TrainingSettings) -> Any:
-    """Return the schedule of the learning rate, one step an epoch; None where it is constant."""
+def _schedule(optimiser: torch.optim.Optimizer, training: TrainingSettings, epochs: float = math.inf) -> Any:
+    """Return the schedule of the learning rate over so many epochs, one step an epoch; None where it is constant."""
     schedules = torch.optim.lr_scheduler
     match training.scheduler:
         case "Exponential":
             return schedules.ExponentialLR(optimiser, training.lr_gamma)
         case "WarmupCosine":
-            return schedules.LambdaLR(optimiser, _WarmupCosine(training))
+            if epochs == math.inf:
+                log.warning("WarmupCosine without max_epochs or max_steps: the learning rate does not fall")
+            return schedules.LambdaLR(optimiser, _WarmupCosine(training, epochs))
         case "ReduceLROnPlateau":
             return KerasPlateau(
                 optimiser,
@@ -397,8 +419,8 @@ def _schedule(optimiser: torch.optim.Optimizer, training: TrainingSettings) -> A
 class _WarmupCosine:
     """Factor of the learning rate: linear up over the warm-up, then half a cosine down to ``lr_min_ratio``."""
 
-    def __init__(self, training: TrainingSettings) -> None:
-        self.warmup, self.last = training.lr_warmup_epochs, training.max_epochs
+    def __init__(self, training: TrainingSettings, epochs: float) -> None:
+        self.warmup, self.last = training.lr_warmup_epochs, epochs
         self.least = training.lr_min_ratio
 
     def __call__(self, epoch: int) -> float:

@@ -98,6 +98,59 @@ def clip_gradients(parameters: Iterable[Tensor], limit: float, algorithm: str = 
         raise ValueError(f"algorithm = {algorithm!r}; choose norm or value.")
 
 
+class AdaptiveClip:
+    """Clip the gradients of a step whose norm stands out among those of the latest steps.
+
+    g ← g · min(1, limit · median(‖g‖ of the latest steps) / ‖g‖), ‖g‖ over all parameters together, before clipping
+
+    The threshold follows the gradients' own size, so it stops a bad batch and leaves the others as they are. (AutoClip,
+    Seetharaman et al. 2020, takes a quantile in the same way.) The first ``LEAST_STEPS`` steps are not clipped. A norm
+    that is not finite makes every gradient NaN, so that it cannot pass unseen.
+
+    Args:
+        limit: above 1, in units of the median norm.
+
+    >>> clip, weight = AdaptiveClip(2.0), torch.nn.Parameter(torch.zeros(1))
+    >>> for size in [1.0] * AdaptiveClip.LEAST_STEPS + [100.0]:
+    ...     weight.grad = torch.tensor([size])
+    ...     clip([weight])
+    >>> weight.grad
+    tensor([2.])
+    """
+
+    LEAST_STEPS = 10
+    """Steps before the first that may be clipped; the median of fewer norms is that of chance."""
+
+    STEPS = 100
+    """Latest steps that the median is taken of."""
+
+    def __init__(self, limit: float) -> None:
+        self.limit = limit
+        self.norms = torch.empty(0)
+
+    @torch.no_grad()
+    def __call__(self, parameters: Iterable[Tensor]) -> None:
+        """Clip the gradients in place, and take note of their norm; nothing waits for the device."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if not gradients:
+            return
+        norm = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]).norm()
+        known = self.norms.to(norm)
+        if len(known) >= self.LEAST_STEPS:
+            factor = torch.clamp(self.limit * known.median() / norm, max=1.0) + (norm - norm)
+            for gradient in gradients:
+                gradient.mul_(factor)
+        self.norms = torch.cat([known, norm[None]])[-self.STEPS :]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what a checkpoint keeps."""
+        return {"norms": self.norms.cpu()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what ``state_dict`` returned."""
+        self.norms = state["norms"]
+
+
 class KerasPlateau:
     """Lowers the learning rate where a loss stops to improve, decision by decision as Keras does.
 

@@ -126,6 +126,7 @@ def make_trainer(
                 check_on_train_epoch_end=True,
             ),
         )
+    adaptive = training.gradient_clip_algorithm == "adaptive"
     return pl.Trainer(
         accelerator=accelerator(training.device),
         devices="auto" if training.devices == -1 else training.devices,
@@ -135,8 +136,9 @@ def make_trainer(
         precision="bf16-mixed" if training.precision == "bf16-mixed" else "32-true",
         max_epochs=training.max_epochs,
         accumulate_grad_batches=training.accumulate_grad_batches,
-        gradient_clip_val=training.gradient_clip_val,
-        gradient_clip_algorithm=training.gradient_clip_algorithm,
+        # The module clips adaptively by itself; the Trainer knows of norm and value only.
+        gradient_clip_val=None if adaptive else training.gradient_clip_val,
+        gradient_clip_algorithm=None if adaptive else training.gradient_clip_algorithm,
         deterministic=training.deterministic or None,
         callbacks=[*callbacks, *watching],
         logger=False,
@@ -147,6 +149,25 @@ def make_trainer(
         use_distributed_sampler=False,
         default_root_dir=output_dir,
     )
+
+
+GROUPS_SHOWN = 12_000
+"""Groups that a run without ``max_epochs`` shows the network, each as often as the others."""
+
+LEAST_EPOCHS, MOST_EPOCHS = 5, 200
+"""Bounds of ``epochs_for``."""
+
+
+def epochs_for(groups: int) -> int:
+    """Return how many epochs a run over so many groups takes where ``max_epochs`` is None.
+
+    epochs = GROUPS_SHOWN / groups, rounded up, within LEAST_EPOCHS … MOST_EPOCHS; so small and large scans get about as
+    many updates, in about the same time.
+
+    >>> epochs_for(320), epochs_for(100_000)
+    (38, 5)
+    """
+    return min(max(-(-GROUPS_SHOWN // groups), LEAST_EPOCHS), MOST_EPOCHS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,12 +245,14 @@ def main(
     dataset = PtychoDataset(
         ptycho_dir, probe_dir, data_dir, remake_map and _process() == 0, settings=settings.data, probe=probe
     )
+    training, validation = loaders(dataset, settings.training)
+    if settings.training.max_epochs is None:
+        settings = settings.override({"max_epochs": epochs_for(len(dataset))})
     module = PtychoPINN.for_dataset(dataset, settings)
     if saved is not None:
         _same_data(saved, module)
     if start_from is not None:
         _start_from(module, checkpoints.read_checkpoint(start_from))
-    training, validation = loaders(dataset, settings.training)
     if settings.training.compile:
         module.network.compile()
     # The environment decides where runs are tracked. To decide it here, uncomment:

@@ -160,7 +160,10 @@ def test_settings_come_back_from_the_reference(settings: Settings, route: str, t
     for finding in report:
         setting = SCHEMA.settings[finding.field_here]
         before, after = value_of(settings, setting), value_of(back.settings, setting)
-        assert (finding.change in KEPT) == expected_to_be_kept(setting, before, route), finding
+        expected = expected_to_be_kept(setting, before, route)
+        if setting.name == "gradient_clip_val" and settings.training.gradient_clip_algorithm == "adaptive":
+            expected = False  # it counts median norms, and would be a norm there
+        assert (finding.change in KEPT) == expected, finding
         if finding.change in KEPT:
             if before is None and setting.name in ("nll_weight", "mae_weight"):
                 before = float(
@@ -241,7 +244,7 @@ FACTS = [
     ("model.pad_object", False, "pad_object", False),
     ("model.probe_scale", 5.0, "probe_scale", 5.0),
     ("model.gaussian_smoothing_sigma", 0.5, "gaussian_smoothing_sigma", 0.5),
-    ("training.batch_size", 4, "batch_size", 4),
+    ("training.batch_size", 12, "batch_size", 12),
     ("training.nepochs", 7, "max_epochs", 7),
     ("training.nll_weight", 0.5, "nll_weight", 0.5),
     ("training.mae_weight", 0.25, "mae_weight", 0.25),

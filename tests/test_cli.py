@@ -69,7 +69,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     def main(ptycho_dir: Path, probe_dir: Path | None, **names: Any) -> Any:
         calls.append({"ptycho_dir": ptycho_dir, "probe_dir": probe_dir, **names})
         return types.SimpleNamespace(
-            module=types.SimpleNamespace(global_rank=0),
+            module=types.SimpleNamespace(global_rank=0, settings=names["settings"].override({"max_epochs": 50})),
             checkpoint=Path("run/checkpoints/last.ckpt"),
             best_checkpoint=Path("run/checkpoints/best.ckpt"),
             history={"train_loss": [3.0, 2.0], "val_loss": [3.5, 2.5]},
@@ -174,7 +174,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(config: Config) 
 def test_a_flag_may_say_the_default_against_the_file(config: Config) -> None:
     path = config("training: {max_epochs: 7, gradient_clip_val: none}\n")
     assert settings_from(flags(), path).training.gradient_clip_val is None
-    assert settings_from(flags("--max-epochs", "50", "--gradient-clip-val", "1"), path) == Settings()
+    assert settings_from(flags("--max-epochs", "none", "--gradient-clip-val", "3"), path) == Settings()
 
 
 def test_every_setting_reaches_the_settings_by_its_flag() -> None:
@@ -244,7 +244,7 @@ def test_the_effective_settings_can_be_fed_back(run: Run, tmp_path: Path) -> Non
     given = ("--run-name", "1e-3", "--learning-rate", "3e-5", "--adam-eps=1e-8", "--no-normalize", "--offset", "6")
     code, out, err = run("train", "--print-config", *given)
     assert (code, err) == (0, "")
-    assert yaml.safe_load(out)["training"]["max_epochs"] == 50
+    assert yaml.safe_load(out)["training"]["max_epochs"] is None
     (tmp_path / "effective.yaml").write_text(out, encoding="utf-8")
     expected = Settings().override(
         {"run_name": "1e-3", "learning_rate": 3e-5, "adam_eps": 1e-8, "normalize": False, "offset": 6}
@@ -430,6 +430,15 @@ def test_train_hands_over_what_was_asked_for(trained: Calls, run: Run) -> None:
         "run/reconstructions/a.npz",
         "run/reconstructions/a.png",
     ]
+
+
+def test_a_preset_lies_below_file_and_flags(trained: Calls, run: Run, config: Config) -> None:
+    path = config("training: {max_epochs: 7, batch_size: 8}\n")
+    assert run("train", "scans", "--preset", "reference", "--config", path, "--max-epochs", "3")[0] == 0
+    assert trained[0]["settings"] == Settings.preset("reference").override({"max_epochs": 3, "batch_size": 8})
+    code, _, err = run("train", "scans", "--preset", "referenc")
+    assert code == 2
+    assert "reference" in err
 
 
 def test_progress_bars_need_a_terminal(trained: Calls, run: Run) -> None:

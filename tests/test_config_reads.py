@@ -98,7 +98,7 @@ def test_a_setting_that_is_read_against_the_table_is_found(read_here: Reads, con
 
 def test_a_read_that_is_removed_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The code of today, but for the schedule of the learning rate, which nobody makes."""
-    monkeypatch.setattr(lightning_module, "_schedule", lambda optimiser, training: None)
+    monkeypatch.setattr(lightning_module, "_schedule", lambda optimiser, training, epochs: None)
     found = set(findings(SCHEMA, "torch", torch_reads(tmp_path)))
     assert found == {
         "scheduler", "lr_gamma", "lr_warmup_epochs", "lr_min_ratio", "plateau_factor", "plateau_patience",

@@ -290,8 +290,8 @@ def test_every_difference_of_defaults_has_a_reason_and_no_other_setting_has_one(
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("n_filters_scale", {"reason": "It is the same everywhere."}),
-        ("n_filters_scale", {"defaults_there": {"legacy": 3}}),
+        ("pad_object", {"reason": "It is the same everywhere."}),
+        ("pad_object", {"defaults_there": {"legacy": False}}),
         ("N", {"reason": ""}),
         ("normalize", {"defaults_there": {"seed": 1}}),
         ("run_name", {"defaults_there": {"seed": ""}}),

@@ -57,7 +57,7 @@ seen["shapes"] = [list(tensor.shape) for tensor in (images, coords, probe, scale
 model = train.PtychoPINN.for_dataset(dataset)
 trainer = train.make_trainer(Settings.current().training, Path("training_outputs"), progress=False)
 seen["is_a_lightning_module"] = isinstance(model, pl.LightningModule)
-seen["clips_at"] = [trainer.gradient_clip_val, TrainingConfig().get("gradient_clip_val")]
+seen["clips_at"] = [model.clip.limit, TrainingConfig().get("gradient_clip_val")]
 predicted = trainer.predict(model, loader)
 seen["predicted"] = [sum(len(each.objects) for each in predicted), len(dataset)]
 with torch.no_grad():

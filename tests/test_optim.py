@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from ptycho_torch.optim import KerasAdam
+from ptycho_torch.optim import AdaptiveClip, KerasAdam
 
 
 def by_formula(weights: np.ndarray, gradients: list[np.ndarray], lr: float, eps: float) -> np.ndarray:
@@ -64,3 +66,46 @@ def test_state_survives_saving(gradients: list[np.ndarray]) -> None:
 def test_impossible_constants_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="expected lr"):
         KerasAdam([torch.nn.Parameter(torch.zeros(1))], **wrong)  # type: ignore[arg-type]
+
+
+def clipped_norms(clip: AdaptiveClip, norms: list[float]) -> list[float]:
+    """Return the norms of gradients over two parameters after clipping, step by step."""
+    first, second = (torch.nn.Parameter(torch.zeros(3)) for _ in range(2))
+    left = []
+    for norm in norms:
+        first.grad, second.grad = torch.tensor([0.6 * norm, 0.0, 0.0]), torch.tensor([0.0, 0.8 * norm, 0.0])
+        clip([first, second])
+        left.append(float(torch.cat([first.grad, second.grad]).norm()))
+    return left
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e6])
+def test_adaptive_clipping_follows_the_size_of_the_gradients(size: float) -> None:
+    steady = list(size * np.random.default_rng(2).uniform(0.5, 1.5, 60))
+    assert clipped_norms(AdaptiveClip(3.0), steady) == pytest.approx(steady, rel=1e-6), "ordinary steps keep their size"
+    *_, last = clipped_norms(AdaptiveClip(3.0), [*steady, 1e4 * size])
+    assert last == pytest.approx(3 * np.median(steady), rel=0.05)
+
+
+def test_an_outlier_does_not_raise_the_threshold() -> None:
+    clip = AdaptiveClip(2.0)
+    assert clipped_norms(clip, [1.0] * 20 + [1e6] * 5)[20:] == pytest.approx([2.0] * 5)
+
+
+def test_the_first_steps_are_not_clipped() -> None:
+    norms = [1.0] * (AdaptiveClip.LEAST_STEPS - 1) + [1e3, 1e3]
+    assert clipped_norms(AdaptiveClip(2.0), norms)[-2:] == pytest.approx([1e3, 2.0])
+
+
+def test_a_gradient_that_is_not_finite_cannot_pass_unseen() -> None:
+    assert math.isnan(clipped_norms(AdaptiveClip(2.0), [1.0] * 20 + [math.nan])[-1])
+
+
+def test_an_adaptive_threshold_survives_saving() -> None:
+    norms = list(np.random.default_rng(3).lognormal(0, 2, 250))
+    whole = clipped_norms(AdaptiveClip(1.5), norms)
+    first, second = AdaptiveClip(1.5), AdaptiveClip(1.5)
+    begun = clipped_norms(first, norms[:137])
+    second.load_state_dict(first.state_dict())
+    assert begun + clipped_norms(second, norms[137:]) == whole
+    assert len(second.norms) == AdaptiveClip.STEPS

@@ -81,7 +81,7 @@ def clipped_norms(clip: AdaptiveClip, norms: list[float]) -> list[float]:
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e6])
 def test_adaptive_clipping_follows_the_size_of_the_gradients(size: float) -> None:
-    steady = list(size * np.random.default_rng(2).uniform(0.5, 1.5, 60))
+    steady = (size * np.random.default_rng(2).uniform(0.5, 1.5, 60)).tolist()
     assert clipped_norms(AdaptiveClip(3.0), steady) == pytest.approx(steady, rel=1e-6), "ordinary steps keep their size"
     *_, last = clipped_norms(AdaptiveClip(3.0), [*steady, 1e4 * size])
     assert last == pytest.approx(3 * np.median(steady), rel=0.05)
@@ -102,7 +102,7 @@ def test_a_gradient_that_is_not_finite_cannot_pass_unseen() -> None:
 
 
 def test_an_adaptive_threshold_survives_saving() -> None:
-    norms = list(np.random.default_rng(3).lognormal(0, 2, 250))
+    norms = np.random.default_rng(3).lognormal(0, 2, 250).tolist()
     whole = clipped_norms(AdaptiveClip(1.5), norms)
     first, second = AdaptiveClip(1.5), AdaptiveClip(1.5)
     begun = clipped_norms(first, norms[:137])

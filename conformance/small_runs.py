@@ -213,7 +213,7 @@ def training_data(scans: SmallScans, case: RunCase) -> TrainingData:
         probes=table.probe,
         good_pixels=table.good_pixels,
         scans=table.experiment_id,
-        epochs=[[batch.groups.numpy() for batch in training] for _ in range(settings.training.max_epochs)],
+        epochs=[[batch.groups.numpy() for batch in training] for _ in range(settings.training.max_epochs or 0)],
         validation=[] if validation is None else [batch.groups.numpy() for batch in validation],
         nphotons=float(np.square(amplitude).sum(axis=(1, 2))[table.members].mean()),
     )

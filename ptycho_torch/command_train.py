@@ -151,12 +151,12 @@ def _settings(options: argparse.Namespace, resume: Path | None) -> Settings:
     return settings_from(options, options.config, base)
 
 
-def _outcome(history: Mapping[str, Sequence[float]], max_epochs: int) -> list[str]:
+def _outcome(history: Mapping[str, Sequence[float]], max_epochs: int | None) -> list[str]:
     """Return what the losses say."""
     losses = history.get("train_loss", ())
     if not losses:
         return ["no epoch was trained"]
-    early = " (early stop)" if len(losses) < max_epochs else ""
+    early = " (early stop)" if max_epochs is not None and len(losses) < max_epochs else ""
     lines = [f"{len(losses)} epochs{early}: training loss {losses[0]:.6g} → {losses[-1]:.6g}"]
     if validation := history.get("val_loss", ()):
         lines[0] += f", validation loss {validation[0]:.6g} → {validation[-1]:.6g}"

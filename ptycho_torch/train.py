@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -151,23 +152,27 @@ def make_trainer(
     )
 
 
-GROUPS_SHOWN = 12_000
-"""Groups that a run without ``max_epochs`` shows the network, each as often as the others."""
+GROUPS_SHOWN = 20_000
+"""Groups of patches of 64 px that a run without ``max_epochs`` shows the network, each as often as the others."""
 
 LEAST_EPOCHS, MOST_EPOCHS = 5, 200
 """Bounds of ``epochs_for``."""
 
 
-def epochs_for(groups: int) -> int:
+def epochs_for(groups: int, N: int) -> int:
     """Return how many epochs a run over so many groups takes where ``max_epochs`` is None.
 
-    epochs = GROUPS_SHOWN / groups, rounded up, within LEAST_EPOCHS … MOST_EPOCHS; so small and large scans get about as
-    many updates, in about the same time.
+    epochs = GROUPS_SHOWN · (64 / N) / groups, rounded up, within LEAST_EPOCHS … MOST_EPOCHS; so scans of all sizes get
+    about as many updates in about the same time, the fewer the larger their patches are.
 
-    >>> epochs_for(320), epochs_for(100_000)
-    (38, 5)
+    Args:
+        groups: of the training scans.
+        N: side of a patch in pixels.
+
+    >>> epochs_for(320, 64), epochs_for(320, 128), epochs_for(100_000, 64)
+    (63, 32, 5)
     """
-    return min(max(-(-GROUPS_SHOWN // groups), LEAST_EPOCHS), MOST_EPOCHS)
+    return min(max(math.ceil(GROUPS_SHOWN * 64 / N / groups), LEAST_EPOCHS), MOST_EPOCHS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,8 +251,8 @@ def main(
         ptycho_dir, probe_dir, data_dir, remake_map and _process() == 0, settings=settings.data, probe=probe
     )
     training, validation = loaders(dataset, settings.training)
-    if settings.training.max_epochs is None:
-        settings = settings.override({"max_epochs": epochs_for(len(dataset))})
+    epochs = settings.training.max_epochs or epochs_for(len(dataset), settings.data.N)
+    settings = settings.override({"max_epochs": epochs})
     module = PtychoPINN.for_dataset(dataset, settings)
     if saved is not None:
         _same_data(saved, module)
@@ -267,7 +272,7 @@ def main(
             resume=None if resume is None else Path(resume),
         )
         # A run that ended early has ended as well; only more epochs than it was given make it go on.
-        if saved is not None and saved.finished and settings.training.max_epochs <= saved.settings.training.max_epochs:
+        if saved is not None and saved.finished and epochs <= _epochs_given(saved):
             log.info("%s: training had come to its end", resume)
             load_weights(module.network, saved, dict(saved.weights))
             module.history = {name: list(values) for name, values in saved.history.items()}
@@ -307,6 +312,11 @@ def _settings_of(saved: checkpoints.Checkpoint | None, settings: Settings | None
     if settings is not None:
         return settings
     return Settings.current() if saved is None else saved.settings
+
+
+def _epochs_given(saved: checkpoints.Checkpoint) -> int:
+    """Return how many epochs a finished run was given; those it has where its Trainer alone knew."""
+    return saved.settings.training.max_epochs or len(saved.history.get("train_loss", ()))
 
 
 def _same_run(saved: checkpoints.Checkpoint, settings: Settings) -> None:

@@ -124,8 +124,8 @@ def _in_float64(self: KerasPlateau, loss: float) -> None:
             group["lr"], self.wait = max(group["lr"] * self.factor, self.min_lr), 0
 
 
-def _to_zero(self: Any, training: Any) -> None:
-    self.warmup, self.last, self.least = training.lr_warmup_epochs, training.max_epochs, 0.0
+def _to_zero(self: Any, training: Any, epochs: float) -> None:
+    self.warmup, self.last, self.least = training.lr_warmup_epochs, epochs, 0.0
 
 
 def _stopping_with(patience: int = 0, **changed: Any) -> Callable[[Any], Any]:

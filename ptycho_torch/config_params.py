@@ -474,7 +474,7 @@ class TrainingSettings(_Checked):
         weight_decay: of ``adamw``.
         scheduler: ``Default`` (constant), ``Exponential``, ``WarmupCosine`` or ``ReduceLROnPlateau``.
         lr_gamma: factor of each epoch, for ``Exponential``.
-        lr_warmup_epochs: epochs of linear warm-up, for ``WarmupCosine``.
+        lr_warmup_epochs: epochs of linear warm-up, for ``WarmupCosine``; None is a twentieth of all, rounded up.
         lr_min_ratio: last over first learning rate, for ``WarmupCosine``.
         plateau_factor: factor at a plateau of the validation loss, for ``ReduceLROnPlateau``.
         plateau_patience: epochs without improvement before that, counted as Keras does.
@@ -520,7 +520,7 @@ class TrainingSettings(_Checked):
     weight_decay: float = 0.0
     scheduler: SchedulerName = "WarmupCosine"
     lr_gamma: float = 0.95
-    lr_warmup_epochs: int = 0
+    lr_warmup_epochs: int | None = None
     lr_min_ratio: float = 0.02
     plateau_factor: float = 0.5
     plateau_patience: int = 2
@@ -686,7 +686,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "reference": MappingProxyType(
             {
                 "n_filters_scale": 2, "offset": 4, "max_position_jitter": 10, "group_sampler": "reference", "K": 4,
-                "batch_size": 16, "max_epochs": 50, "scheduler": "ReduceLROnPlateau", "lr_min_ratio": 0.1,
+                "batch_size": 16, "max_epochs": 50, "scheduler": "ReduceLROnPlateau", "lr_warmup_epochs": 0,
+                "lr_min_ratio": 0.1,
                 "gradient_clip_val": None, "gradient_clip_algorithm": "norm", "early_stop_patience": 3,
                 "validation_selection": "last",
             }

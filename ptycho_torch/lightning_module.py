@@ -30,6 +30,9 @@ from ptycho_torch.probe import normalise_probe
 
 log = logging.getLogger(__name__)
 
+WARMUP_SHARE = 0.05
+"""Part of the epochs over which the learning rate rises where ``lr_warmup_epochs`` is None, rounded up."""
+
 
 class ObjectPatches(NamedTuple):
     """What ``predict_step`` says about a batch of groups.
@@ -420,7 +423,9 @@ class _WarmupCosine:
     """Factor of the learning rate: linear up over the warm-up, then half a cosine down to ``lr_min_ratio``."""
 
     def __init__(self, training: TrainingSettings, epochs: float) -> None:
-        self.warmup, self.last = training.lr_warmup_epochs, epochs
+        given = training.lr_warmup_epochs
+        self.warmup = math.ceil(WARMUP_SHARE * epochs) if given is None and epochs < math.inf else given or 0
+        self.last = epochs
         self.least = training.lr_min_ratio
 
     def __call__(self, epoch: int) -> float:

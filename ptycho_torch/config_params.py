@@ -474,7 +474,7 @@ class TrainingSettings(_Checked):
         weight_decay: of ``adamw``.
         scheduler: ``Default`` (constant), ``Exponential``, ``WarmupCosine`` or ``ReduceLROnPlateau``.
         lr_gamma: factor of each epoch, for ``Exponential``.
-        lr_warmup_epochs: epochs of linear warm-up, for ``WarmupCosine``; None is a twentieth of all, rounded up.
+        lr_warmup_epochs: epochs of linear warm-up, for ``WarmupCosine``; None is a tenth of all, rounded up.
         lr_min_ratio: last over first learning rate, for ``WarmupCosine``.
         plateau_factor: factor at a plateau of the validation loss, for ``ReduceLROnPlateau``.
         plateau_patience: epochs without improvement before that, counted as Keras does.

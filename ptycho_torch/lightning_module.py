@@ -30,7 +30,7 @@ from ptycho_torch.probe import normalise_probe
 
 log = logging.getLogger(__name__)
 
-WARMUP_SHARE = 0.05
+WARMUP_SHARE = 0.1
 """Part of the epochs over which the learning rate rises where ``lr_warmup_epochs`` is None, rounded up."""
 
 

@@ -391,7 +391,13 @@ def test_the_terms_of_a_loss_of_several_are_recorded(scan: Path, tmp_path: Path)
 
 def test_the_learning_rate_falls_as_keras_lets_it(scan: Path, tmp_path: Path) -> None:
     # Nothing improves by 1e9, so that the first epoch is the best and every second one after it exhausts the patience.
-    result = run(tmp_path, scan, overrides={"max_epochs": 6, "plateau_threshold": 1e9, "early_stop_patience": None})
+    overrides = {
+        "scheduler": "ReduceLROnPlateau",
+        "max_epochs": 6,
+        "plateau_threshold": 1e9,
+        "early_stop_patience": None,
+    }
+    result = run(tmp_path, scan, overrides=overrides)
     assert result.history["learning_rate"] == [1e-3, 1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4]
 
 

@@ -1,0 +1,165 @@
+"""A run leaves the folders of the data as they are, and obeys no settings that lie there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conformance.bundle import RECORDINGS
+from conformance.command_words import joined
+
+REPOSITORY = Path(__file__).parents[1]
+HOSTILE = {
+    "pytest.ini": "[pytest]\naddopts = --no-such-option\npythonpath = .\n",
+    "pyproject.toml": "[tool.pytest.ini_options]\naddopts = '--no-such-option'\npythonpath = ['.']\n",
+    # Without settings for pytest it is the root folder all the same.
+    "empty": "",
+}
+TRACE = "from pathlib import Path\n\nPath(__file__).with_name('trace').write_text('')\n"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A folder of data with modules that leave a trace when they are imported."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    draw = np.random.default_rng(0)
+    np.savez(
+        folder / "scan.npz",
+        diff3d=draw.random((9, 64, 64), np.float32),
+        xcoords=9 * draw.random(9),
+        ycoords=9 * draw.random(9),
+        probeGuess=np.ones((64, 64), np.complex64),
+    )
+    shutil.copy(RECORDINGS / "n64_g2_base.npz", folder / "recording.npz")
+    (folder / "old.json").write_text("{}")
+    for name in ("conftest.py", "yaml.py"):
+        (folder / name).write_text(TRACE)
+    return folder
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    return folder
+
+
+def run(folder: Path, *words: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run pytest as a user does, with its cache."""
+    command = [sys.executable, "-B", "-m", "pytest", *map(str, words)]
+    variables = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTEST_ADDOPTS": "", **environment}
+    return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300, check=False)
+
+
+def chose(result: subprocess.CompletedProcess[str], root: Path) -> None:
+    """Fail unless pytest ran with this root folder."""
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert f"\nrootdir: {root}\n" in result.stdout
+
+
+@pytest.mark.parametrize("settings", HOSTILE)
+@pytest.mark.parametrize("place", [".", "scan.npz"])
+def test_settings_beside_the_data_are_not_obeyed(data: Path, elsewhere: Path, settings: str, place: str) -> None:
+    (data / settings).write_text(HOSTILE[settings])
+    before = sorted(data.iterdir())
+    result = run(elsewhere, "--pyargs", "conformance", "--parity-scan", data / place, "-k", "SCAN-01")
+    chose(result, elsewhere)
+    assert "1 passed" in result.stdout
+    assert sorted(data.iterdir()) == before
+    assert (elsewhere / ".pytest_cache").is_dir(), "the cache is still kept where no data lie"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--parity-scan", "{data}", "--pyargs", "conformance"),
+        ("--pyargs", "conformance", "--parity-scan={data}"),
+        ("--parity-reference", "{data}/recording.npz", "--pyargs", "conformance"),
+        ("--pyargs", "conformance", "--parity-reference", "recorded", "--parity-device", "cpu"),
+    ],
+    ids=" ".join,
+)
+def test_every_order_and_option_keeps_the_root_folder(data: Path, elsewhere: Path, words: tuple[str, ...]) -> None:
+    (data / "pytest.ini").write_text(HOSTILE["pytest.ini"])
+    (elsewhere / "cpu").mkdir()  # a value that no one means as a path
+    before = sorted(data.iterdir())
+    chose(run(elsewhere, *(word.format(data=data) for word in words), "--collect-only"), elsewhere)
+    assert sorted(data.iterdir()) == before
+
+
+def test_words_of_the_environment_are_not_misread(data: Path, elsewhere: Path) -> None:
+    (data / "pytest.ini").write_text(HOSTILE["pytest.ini"])
+    before = sorted(data.iterdir())
+    words = f"--parity-scan '{data}'"
+    chose(run(elsewhere, "--pyargs", "conformance", "--collect-only", PYTEST_ADDOPTS=words), elsewhere)
+    assert sorted(data.iterdir()) == before
+
+
+def test_the_settings_of_the_repository_are_kept(data: Path) -> None:
+    (data / "pytest.ini").write_text(HOSTILE["pytest.ini"])
+    before = sorted(data.iterdir())
+    words = ("--parity-scan", data, "conformance", "--collect-only", "-p", "no:cacheprovider")
+    result = run(REPOSITORY, *words)
+    chose(result, REPOSITORY)
+    assert "configfile: pyproject.toml" in result.stdout
+    assert sorted(data.iterdir()) == before
+
+
+def test_a_folder_of_reports_gets_reports_alone(data: Path, elsewhere: Path) -> None:
+    """A second run finds the folder of the first one, and the report that it is compared with."""
+    (data / "pytest.ini").write_text(HOSTILE["pytest.ini"])
+    before = {each.name for each in data.iterdir()}
+    words = ("--pyargs", "conformance", "--parity-report", data, "-k", "test_spec")
+    chose(run(elsewhere, *words, "--collect-only"), elsewhere)
+    reports = {"parity.html", "parity.json", "parity.txt", "parity.xml"}
+    assert {each.name for each in data.iterdir()} <= before | reports
+    result = run(elsewhere, *words, "--parity-previous", data / "old.json")
+    assert "old.json: is no report file" in result.stderr
+    assert {each.name for each in data.iterdir()} <= before | reports
+
+
+def test_no_cache_is_kept_in_the_folder_of_the_data(data: Path) -> None:
+    """Where a user stands among the data, pytest rightly takes that folder for its root."""
+    for name in ("conftest.py", "yaml.py"):
+        (data / name).unlink()
+    before = sorted(data.iterdir())
+    words = ("--pyargs", "conformance", "--parity-scan", "scan.npz", "-k", "SCAN-01")
+    chose(run(data, *words), data)
+    assert sorted(data.iterdir()) == before
+    chose(run(data, *words, "--last-failed"), data)
+    assert (data / ".pytest_cache").is_dir(), "whoever asks for the cache gets it"
+
+
+def test_a_run_within_a_program_returns_its_status(data: Path, elsewhere: Path) -> None:
+    (data / "pytest.ini").write_text(HOSTILE["pytest.ini"])
+    words = ["--pyargs", "conformance", "--parity-scan", str(data), "-k", "SCAN-01"]
+    code = f"import pytest\nprint('status', int(pytest.main({words!r})))"
+    variables = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=elsewhere, env=variables, capture_output=True, text=True, check=True
+    )
+    assert "status 0" in result.stdout
+    assert not (data / "trace").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], []),
+        (["--parity-scan"], ["--parity-scan"]),
+        (["--parity-scan", "-q"], ["--parity-scan", "-q"]),
+        (["--parity-scan=a", "b"], ["--parity-scan=a", "b"]),
+        (["--parity-faults", "conformance"], ["--parity-faults", "conformance"]),
+        (["--other", "a", "--parity-tier", "full", "b"], ["--other", "a", "--parity-tier=full", "b"]),
+    ],
+)
+def test_a_value_is_joined_to_its_option(words: list[str], expected: list[str]) -> None:
+    assert joined(words) == expected
+    assert joined(expected) == expected

@@ -67,13 +67,13 @@ def caches_beside_data(config: pytest.Config) -> bool:
 def run_again(config: pytest.Config) -> int | pytest.ExitCode:
     """Run pytest in this process with the words joined; return its exit status."""
     words = joined(_words(config))
+    # What settings found by mistake put on the path of modules must not shadow any.
+    wrong = {str(folder) for folder in config.getini("pythonpath")} if is_misread(config) else set()
     if caches_beside_data(config):
         words += ["-p", "no:cacheprovider"]
     with pytest.MonkeyPatch.context() as patch:
         if os.environ.get(_ENVIRONMENT):
             patch.setenv(_ENVIRONMENT, shlex.join(joined(_environment_words())))
-        # What the wrong settings put on the path of modules must not shadow any.
-        wrong = {str(folder) for folder in config.getini("pythonpath")} if is_misread(config) else set()
         patch.setattr(sys, "path", [each for each in sys.path if each not in wrong])
         return pytest.main(words, plugins=config.invocation_params.plugins)
 

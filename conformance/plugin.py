@@ -119,7 +119,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) -> None:
-    """Obey no settings and load no ``conftest.py`` that pytest found by mistake; ``pytest_cmdline_main`` restarts it."""
+    """Obey no settings and load no ``conftest.py`` that pytest found by mistake; the next hook starts it again."""
     if command_words.is_misread(early_config):
         args.clear()
         early_config.known_args_namespace.noconftest = True

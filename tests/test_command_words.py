@@ -18,8 +18,8 @@ REPOSITORY = Path(__file__).parents[1]
 HOSTILE = {
     "pytest.ini": "[pytest]\naddopts = --no-such-option\npythonpath = .\n",
     "pyproject.toml": "[tool.pytest.ini_options]\naddopts = '--no-such-option'\npythonpath = ['.']\n",
-    # Without settings for pytest it is the root folder all the same.
-    "empty": "",
+    # Without settings, the folder is taken for the root folder all the same.
+    "README": "",
 }
 TRACE = "from pathlib import Path\n\nPath(__file__).with_name('trace').write_text('')\n"
 
@@ -37,7 +37,6 @@ def data(tmp_path: Path) -> Path:
         ycoords=9 * draw.random(9),
         probeGuess=np.ones((64, 64), np.complex64),
     )
-    shutil.copy(RECORDINGS / "n64_g2_base.npz", folder / "recording.npz")
     (folder / "old.json").write_text("{}")
     for name in ("conftest.py", "yaml.py"):
         (folder / name).write_text(TRACE)
@@ -64,8 +63,9 @@ def chose(result: subprocess.CompletedProcess[str], root: Path) -> None:
     assert f"\nrootdir: {root}\n" in result.stdout
 
 
-@pytest.mark.parametrize("settings", HOSTILE)
-@pytest.mark.parametrize("place", [".", "scan.npz"])
+@pytest.mark.parametrize(
+    ("settings", "place"), [("pytest.ini", "."), ("pyproject.toml", "scan.npz"), ("README", "scan.npz")]
+)
 def test_settings_beside_the_data_are_not_obeyed(data: Path, elsewhere: Path, settings: str, place: str) -> None:
     (data / settings).write_text(HOSTILE[settings])
     before = sorted(data.iterdir())
@@ -88,6 +88,7 @@ def test_settings_beside_the_data_are_not_obeyed(data: Path, elsewhere: Path, se
 )
 def test_every_order_and_option_keeps_the_root_folder(data: Path, elsewhere: Path, words: tuple[str, ...]) -> None:
     (data / "pytest.ini").write_text(HOSTILE["pytest.ini"])
+    shutil.copy(RECORDINGS / "n64_g2_base.npz", data / "recording.npz")
     (elsewhere / "cpu").mkdir()  # a value that no one means as a path
     before = sorted(data.iterdir())
     chose(run(elsewhere, *(word.format(data=data) for word in words), "--collect-only"), elsewhere)

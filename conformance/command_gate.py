@@ -112,7 +112,7 @@ def _write_page(
     if decision.remedies:
         rows = [
             (
-                page.element("ul", *(page.element("li", each) for each in missing)),
+                page.element("td", page.element("ul", *(page.element("li", each) for each in missing))),
                 page.Html(page.escape(f"{first} ") + page.element("code", command)),
             )
             for (first, command), missing in decision.remedies.items()

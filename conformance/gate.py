@@ -86,8 +86,8 @@ class Objection(str):
         return made
 
 
-_REPAIR = "Repair it first."
-_WAIVE = f"Repair it, or sign a waiver in {WAIVERS_FILE}."
+_REPAIR = "After the repair:"
+_WAIVE = f"After the repair, or with a signed waiver in {WAIVERS_FILE}:"
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,9 @@ def _headline(inputs: Sequence[Input], violations: Sequence[Objection]) -> str:
 
 def _of_report(one: Input, policy: Policy, waivers: Sequence[Waiver], now: datetime) -> Iterator[Objection]:
     report = one.report
-    again = _suite_command(one.devices, report["tier"], one.path.parent)
+    # A report that is made again is to be one that the policy takes.
+    tiers = [report["tier"], *(each.tier for each in policy.devices if each.device in one.devices)]
+    again = _suite_command(one.devices, max(tiers, key=TIERS.index), one.path.parent)
     if report["numerical_digest"] != numerical_digest():
         stale = "stale: it holds for other numerical sources than those that are here; run the suite again."
         yield Objection(f"{one.path}: {stale}", again)
@@ -199,7 +201,7 @@ def _of_report(one: Input, policy: Policy, waivers: Sequence[Waiver], now: datet
             )
         if age < -_CLOCK_SKEW:
             late = f"was written at {report['created_utc']}, which has not come yet; check the clocks."
-            yield Objection(f"{one.path}: {late}", again, "Set the clocks.")
+            yield Objection(f"{one.path}: {late}", again, "With the clocks set:")
     failed = [result["test"] for result in report["results"] if result["outcome"] == "failed"]
     yield from (Objection(f"{one.path}: {test} failed.", again, _WAIVE) for test in failed[:_LISTED])
     if len(failed) > _LISTED:
@@ -286,7 +288,7 @@ def _of_device(
 ) -> Iterator[Objection]:
     device = requirement.device
     mine = [one for one in inputs if device in one.devices]
-    first = "" if device == "cpu" else f"On a machine with a {device.upper()} device."
+    first = "" if device == "cpu" else f"On a machine with a {device.upper()} device:"
     again = _suite_command((device,), requirement.tier, mine[0].path.parent if mine else device)
     if not mine and requirement.or_evidence is not None:
         wanting = list(_of_evidence(requirement.or_evidence, device, evidence, folder))

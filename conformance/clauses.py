@@ -36,6 +36,7 @@ class Entry:
         text: what it says.
         file: of the specs folder, that has it.
         untested: why no test can judge it; empty where one has to.
+        equations: what a stage computes, one for each condition; empty for every other clause.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Entry:
     text: str
     file: str
     untested: str = ""
+    equations: tuple[str, ...] = ()
 
 
 @cache
@@ -60,8 +62,17 @@ def catalogue() -> Mapping[str, Entry]:
                 raise DocumentError(f"{path.name}: clause {entry['id']} is in {found[entry['id']].file} too.")
             untested = entry.get("reason", "") if "test" in entry and entry["test"] is None else ""
             text = " ".join(str(entry.get("text", "")).split())
-            found[entry["id"]] = Entry(entry["id"], entry["title"], text, path.name, untested)
+            found[entry["id"]] = Entry(entry["id"], entry["title"], text, path.name, untested, tuple(_equations(entry)))
     return found
+
+
+def _equations(stage: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the equation of a stage, and that of each variant with its condition."""
+    if "equation" in stage:
+        yield stage["equation"]
+    for variant in stage.get("variants", ()):
+        if "equation" in variant:
+            yield f"{variant['equation']}   where {variant['when']}"
 
 
 def _entries(content: Any) -> Iterator[Mapping[str, Any]]:

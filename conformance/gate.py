@@ -8,6 +8,7 @@ told apart.
 from __future__ import annotations
 
 import ast
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -24,6 +25,21 @@ from conformance.report import read_report
 from conformance.suite import TIERS
 from conformance.waivers import FILE as WAIVERS_FILE
 from conformance.waivers import HOLDS, Waiver, for_case, load_waivers
+
+EVIDENCE_FOLDER = "conformance/evidence"
+"""Where evidence is kept, from the root folder of the repository."""
+
+_EVIDENCE_COMMANDS = {
+    # A folder of evidence holds nothing else, and this run writes a report too.
+    "faults": "pytest conformance --parity-faults --parity-report out && cp out/faults-*.json {folder}",
+    "clean": "python -m conformance study clean --runs 1000 --evidence {folder}",
+    "mutation": "python benchmarks/mutation.py --evidence {folder}",
+    "training": "python -m conformance study training --seeds 7 --epochs 20 --evidence {folder}",
+    "updates": "python -m conformance study updates --evidence {folder}",
+    "replay": "python benchmarks/suite.py --evidence {folder}",
+    "capture": "python benchmarks/capture.py --evidence {folder}",
+}
+"""Kind of evidence → the command that measures and keeps it."""
 
 FAILED, CPU_ONLY = "failed", "CPU only"
 """Verdicts beside what the policy grants."""
@@ -52,6 +68,28 @@ class Input:
         return tuple(each["device"] for each in self.report["devices"])
 
 
+class Objection(str):
+    """What stands against a release, in one sentence.
+
+    Attributes:
+        first: what a person has to do before the command is of use; empty where nothing is.
+        command: shows what is missing; empty where no command can.
+    """
+
+    first: str
+    command: str
+
+    def __new__(cls, text: str, command: str = "", first: str = "") -> Objection:
+        """Return the sentence with the way to mend it."""
+        made = super().__new__(cls, text)
+        made.command, made.first = command, first
+        return made
+
+
+_REPAIR = "After the repair:"
+_WAIVE = f"After the repair, or with a signed waiver in {WAIVERS_FILE}:"
+
+
 @dataclass(frozen=True)
 class Decision:
     """What the gate says.
@@ -65,13 +103,22 @@ class Decision:
 
     verdict: str
     headline: str
-    violations: tuple[str, ...]
-    pending: tuple[str, ...]
+    violations: tuple[Objection, ...]
+    pending: tuple[Objection, ...]
 
     @property
     def is_granted(self) -> bool:
         """Whether the gate is open."""
         return self.verdict not in (FAILED, CPU_ONLY)
+
+    @property
+    def remedies(self) -> Mapping[tuple[str, str], tuple[Objection, ...]]:
+        """(what a person does first, command) → what these mend; both may be empty, but not at once."""
+        found: dict[tuple[str, str], tuple[Objection, ...]] = {}
+        for each in (*self.violations, *self.pending):
+            key = (each.first, each.command)
+            found[key] = (*found.get(key, ()), each)
+        return found
 
 
 def read_input(path: Path) -> Input:
@@ -91,6 +138,7 @@ def decide(
     *,
     waivers: Sequence[Waiver] | None = None,
     now: datetime | None = None,
+    evidence_folder: Path | str = EVIDENCE_FOLDER,
 ) -> Decision:
     """Decide.
 
@@ -100,6 +148,7 @@ def decide(
         evidence: measurements that are kept.
         waivers: None takes those of ``specs/waivers.yaml``.
         now: the time, with UTC; None takes the clock.
+        evidence_folder: to which the commands that measure evidence again write it.
     """
     now = datetime.now(UTC) if now is None else now
     known = load_waivers() if waivers is None else waivers
@@ -107,13 +156,13 @@ def decide(
         *(each for one in inputs for each in _of_report(one, policy, known, now)),
         *_expired(known, now),
     ]
-    pending: list[str] = []
+    pending: list[Objection] = []
     for requirement in policy.devices:
-        found = list(_of_device(requirement, inputs, evidence))
+        found = list(_of_device(requirement, inputs, evidence, evidence_folder))
         is_shown = any(requirement.device in one.devices for one in inputs)
         (violations if is_shown or requirement.device != "cuda" else pending).extend(found)
     for each in policy.evidence:
-        found = list(_of_evidence(each.kind, each.device, evidence))
+        found = list(_of_evidence(each.kind, each.device, evidence, evidence_folder))
         (violations if each.device != "cuda" else pending).extend(found)
     if violations:
         return Decision(FAILED, _headline(inputs, violations), tuple(violations), tuple(pending))
@@ -123,7 +172,7 @@ def decide(
     return Decision(policy.grants, f"{policy.grants}: {shown} hold to {policy.file}", (), ())
 
 
-def _headline(inputs: Sequence[Input], violations: Sequence[str]) -> str:
+def _headline(inputs: Sequence[Input], violations: Sequence[Objection]) -> str:
     """Return what the failed report says itself, which names the stage; else the first violation."""
     failed = [one.report for one in inputs if not one.report["passed"]]
     named = [report for report in failed if any(case["first_failing_stage"] for case in report["cases"])]
@@ -133,37 +182,53 @@ def _headline(inputs: Sequence[Input], violations: Sequence[str]) -> str:
 # ------------------------------------------------------------------------------------------------------- one report
 
 
-def _of_report(one: Input, policy: Policy, waivers: Sequence[Waiver], now: datetime) -> Iterator[str]:
+def _of_report(one: Input, policy: Policy, waivers: Sequence[Waiver], now: datetime) -> Iterator[Objection]:
     report = one.report
+    # A report that is made again is to be one that the policy takes.
+    tiers = [report["tier"], *(each.tier for each in policy.devices if each.device in one.devices)]
+    again = _suite_command(one.devices, max(tiers, key=TIERS.index), one.path.parent)
     if report["numerical_digest"] != numerical_digest():
-        yield f"{one.path}: stale: it holds for other numerical sources than those that are here; run the suite again."
+        stale = "stale: it holds for other numerical sources than those that are here; run the suite again."
+        yield Objection(f"{one.path}: {stale}", again)
     try:
         age = now - datetime.strptime(report["created_utc"], _TIME).replace(tzinfo=UTC)
     except ValueError:
-        yield f"{one.path}: {report['created_utc']} is no time."
+        yield Objection(f"{one.path}: {report['created_utc']} is no time.", again)
     else:
         if age > timedelta(days=policy.largest_age_days):
-            yield f"{one.path}: {age.days} days old; {policy.file} allows {policy.largest_age_days:g}."
+            yield Objection(
+                f"{one.path}: {age.days} days old; {policy.file} allows {policy.largest_age_days:g}.", again
+            )
         if age < -_CLOCK_SKEW:
-            yield f"{one.path}: was written at {report['created_utc']}, which has not come yet; check the clocks."
+            late = f"was written at {report['created_utc']}, which has not come yet; check the clocks."
+            yield Objection(f"{one.path}: {late}", again, "With the clocks set:")
     failed = [result["test"] for result in report["results"] if result["outcome"] == "failed"]
-    yield from (f"{one.path}: {test} failed." for test in failed[:_LISTED])
+    yield from (Objection(f"{one.path}: {test} failed.", again, _WAIVE) for test in failed[:_LISTED])
     if len(failed) > _LISTED:
-        yield f"{one.path}: {len(failed) - _LISTED} more tests failed."
+        yield Objection(f"{one.path}: {len(failed) - _LISTED} more tests failed.", again, _WAIVE)
     known = {f"test_network.py::test_stage[{waiver.test}]" for waiver in waivers}
     for result in report["results"]:
         if result["outcome"] == "waived" and result["test"] not in known:
-            yield f"{one.path}: {result['test']} was excused, but no waiver of {WAIVERS_FILE} stands for it."
+            excused = f"{result['test']} was excused, but no waiver of {WAIVERS_FILE} stands for it."
+            yield Objection(f"{one.path}: {excused}", again, _WAIVE)
+    status = report["tests"]["exit_status"]
     if not report["passed"] and not failed:
-        yield f"{one.path}: the run did not pass (pytest ended with status {report['tests']['exit_status']})."
-    if report["passed"] and report["tests"]["exit_status"] != 0:
-        yield f"{one.path}: contradicts itself: passed, with exit status {report['tests']['exit_status']}."
+        yield Objection(f"{one.path}: the run did not pass (pytest ended with status {status}).", again)
+    if report["passed"] and status != 0:
+        yield Objection(f"{one.path}: contradicts itself: passed, with exit status {status}.", again)
     for case in report["cases"]:
-        yield from (f"{one.path}: {text}" for text in _of_case(case, waivers, now))
+        yield from (Objection(f"{one.path}: {text}", again, _WAIVE) for text in _of_case(case, waivers, now))
     for recording in report["recordings"]:
         for verdict in recording["verdicts"]:
             if not _holds(verdict):
-                yield f"{one.path}: recording {recording['case']}: {_name(verdict)} does not hold."
+                wrong = f"recording {recording['case']}: {_name(verdict)} does not hold."
+                yield Objection(f"{one.path}: {wrong}", again, _REPAIR)
+
+
+def _suite_command(devices: Sequence[str], tier: str, folder: Path | str) -> str:
+    """Return the command that judges again and writes its report into a folder."""
+    device = f" --parity-device {devices[0]}" if len(devices) == 1 else ""
+    return f"pytest conformance{device} --parity-tier {tier} --parity-report {shlex.quote(str(folder))}"
 
 
 _LISTED = 10
@@ -208,41 +273,47 @@ def _of_case(case: Mapping[str, Any], waivers: Sequence[Waiver], now: datetime) 
             yield f"{where}: {_name(verdict)} does not hold."
 
 
-def _expired(waivers: Sequence[Waiver], now: datetime) -> Iterator[str]:
+def _expired(waivers: Sequence[Waiver], now: datetime) -> Iterator[Objection]:
     for waiver in waivers:
         if now.date() > waiver.expires:
-            yield f"{WAIVERS_FILE}: the waiver of {waiver.owner} for {waiver.test} expired on {waiver.expires}."
+            text = f"the waiver of {waiver.owner} for {waiver.test} expired on {waiver.expires}."
+            yield Objection(f"{WAIVERS_FILE}: {text}", "", "Repair what it excuses and remove it, or sign it again.")
 
 
 # -------------------------------------------------------------------------------------------------------- one device
 
 
-def _of_device(requirement: Requirement, inputs: Sequence[Input], evidence: Sequence[Evidence]) -> Iterator[str]:
+def _of_device(
+    requirement: Requirement, inputs: Sequence[Input], evidence: Sequence[Evidence], folder: Path | str
+) -> Iterator[Objection]:
     device = requirement.device
     mine = [one for one in inputs if device in one.devices]
+    first = "" if device == "cpu" else f"On a machine with a {device.upper()} device:"
+    again = _suite_command((device,), requirement.tier, mine[0].path.parent if mine else device)
     if not mine and requirement.or_evidence is not None:
-        wanting = list(_of_evidence(requirement.or_evidence, device, evidence))
+        wanting = list(_of_evidence(requirement.or_evidence, device, evidence, folder))
         if wanting:
-            yield f"no report of {device}, and {wanting[0]}"
+            yield Objection(f"no report of {device}, and {wanting[0]}", again, first)
         return
     large_enough = [one for one in mine if TIERS.index(one.report["tier"]) >= TIERS.index(requirement.tier)]
     if not large_enough:
         tiers = f"; there is one of tier {mine[0].report['tier']}" if mine else ""
-        yield f"no report of {device} of tier {requirement.tier}{tiers}."
+        yield Objection(f"no report of {device} of tier {requirement.tier}{tiers}.", again, first)
         return
     for one in large_enough:
         if one.report["tests"]["deselected"]:
-            yield f"{one.path}: options left {one.report['tests']['deselected']} tests out; run the whole suite."
+            out = f"options left {one.report['tests']['deselected']} tests out; run the whole suite."
+            yield Objection(f"{one.path}: {out}", again, first)
     outcomes = _merged(large_enough, device)
-    yield from _unjudged(requirement, outcomes)
+    yield from (Objection(text, again, first) for text in _unjudged(requirement, outcomes))
     for (test, _, _), (outcome, clauses) in outcomes.items():
         if outcome == "skipped" and not requirement.excuses(test) and requirement.required & set(clauses):
             named = ", ".join(sorted(requirement.required & set(clauses)))
-            yield f"{device}: {test} was skipped, and {named} is required."
+            yield Objection(f"{device}: {test} was skipped, and {named} is required.", again, first)
     there = {test.partition("[")[0] for test, _, _ in outcomes}
     for function in sorted(suite_functions() - there):
         if not requirement.excuses(function):
-            yield f"{device}: {function} was not run."
+            yield Objection(f"{device}: {function} was not run.", again, first)
 
 
 Outcomes = dict[tuple[str, str, str], tuple[str, tuple[str, ...]]]
@@ -315,7 +386,7 @@ def shown(
         device = requirement.device
         mine = [one for one in inputs if device in one.devices]
         against = [
-            *_of_device(requirement, mine, ()),
+            *_of_device(requirement, mine, (), EVIDENCE_FOLDER),
             *(each for one in mine for each in _of_report(one, policy, known, now)),
         ]
         if requirement.or_evidence is None or not mine or against:
@@ -354,12 +425,15 @@ def shown(
         )
 
 
-def _of_evidence(kind: str, device: str, evidence: Sequence[Evidence]) -> Iterator[str]:
+def _of_evidence(kind: str, device: str, evidence: Sequence[Evidence], folder: Path | str) -> Iterator[Objection]:
+    command = _EVIDENCE_COMMANDS.get(kind, "").format(folder=shlex.quote(str(folder)))
     mine = [each for each in evidence if (each.kind, each.device) == (kind, device)]
     if not mine:
-        yield f"no evidence of kind {kind} for {device}."
+        yield Objection(f"no evidence of kind {kind} for {device}.", command)
     for each in mine:
         if not each.is_fresh():
-            yield f"evidence {each.name} is stale: it holds for other numerical sources; run again: {each.command}"
+            stale = f"is stale: it holds for other numerical sources; run again: {each.command}"
+            yield Objection(f"evidence {each.name} {stale}", command)
         for name in each.missed:
-            yield f"evidence {each.name}: {name} is {each.numbers[name]:g}; the goal is {each.goals[name]}."
+            goal = f"{name} is {each.numbers[name]:g}; the goal is {each.goals[name]}."
+            yield Objection(f"evidence {each.name}: {goal}", command, _REPAIR)

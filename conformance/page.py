@@ -1,4 +1,6 @@
-"""Building blocks of pages: one HTML file that needs nothing beside it, reads on a phone, and runs no script.
+"""Building blocks of pages: one HTML file that needs nothing beside it and reads on a phone, in light and in dark.
+
+The only script that a browser runs in it is `page.js`, which sorts and searches tables; the page names its SHA-256.
 
 Whatever is no ``Html`` is text, and is escaped on its way in. So a page can show names and messages from anywhere.
 """
@@ -6,81 +8,26 @@ Whatever is no ``Html`` is text, and is escaped on its way in. So a page can sho
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 STATES = ("passed", "failed", "waived", "skipped", "none")
 """How a thing can stand: it holds, it does not, a waiver covers it, it was not judged, there is nothing to judge."""
 
-_STYLE = """
-:root { color-scheme: light; --ink: #1c2733; --soft: #5b6875; --line: #d9dfe5; --wash: #f4f6f8; --good: #1d7a4c;
-  --bad: #b3261e; --warn: #8a5a00; --blue: #24598f; }
-* { box-sizing: border-box; }
-html { -webkit-text-size-adjust: 100%; scroll-behavior: smooth; }
-body { margin: 0 auto; max-width: 76rem; padding: 1.5rem 1.25rem 4rem; color: var(--ink); background: #fff;
-  font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
-  overflow-wrap: break-word; }
-h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .25rem; }
-h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; padding-top: .75rem; border-top: 1px solid var(--line); }
-h3 { font-size: 1rem; margin: 1.5rem 0 .25rem; }
-p { margin: .5rem 0; max-width: 48rem; }
-a { color: var(--blue); }
-code { font: .875em/1.4 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; overflow-wrap: anywhere; }
-.soft { color: var(--soft); }
-nav { margin: 1rem 0; }
-nav a { display: inline-block; margin: 0 1rem .25rem 0; }
-.verdict { margin: 1rem 0; padding: .75rem 1rem; border-left: .375rem solid var(--soft); background: var(--wash);
-  font-weight: 600; max-width: none; }
-.verdict.passed { border-color: var(--good); } .verdict.failed { border-color: var(--bad); }
-.verdict.waived, .verdict.skipped { border-color: var(--warn); }
-.scroll { overflow-x: auto; margin: .75rem 0; }
-table { border-collapse: collapse; font-size: .875rem; }
-caption { caption-side: bottom; text-align: left; color: var(--soft); padding: .5rem 0; }
-th, td { text-align: left; vertical-align: top; padding: .3125rem .75rem .3125rem 0;
-  border-bottom: 1px solid var(--line); }
-th { font-weight: 600; white-space: nowrap; }
-tbody th { white-space: normal; }
-th .soft { display: block; font-weight: 400; min-width: 8rem; }
-td.line { white-space: nowrap; }
-td:last-child:not(.number):not(.line) { min-width: 8rem; }
-thead th { border-bottom: 2px solid var(--soft); vertical-align: bottom; }
-td.number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
-.state { white-space: nowrap; font-weight: 600; }
-.state.passed { color: var(--good); } .state.failed { color: var(--bad); }
-.state.waived, .state.skipped { color: var(--warn); } .state.none { color: var(--soft); font-weight: 400; }
-.margin { display: flex; align-items: center; gap: .5rem; min-width: 9rem; }
-.margin .track { flex: 1 1 6rem; height: .625rem; background: #e7ebef; border-radius: .125rem; overflow: hidden; }
-.margin .used { display: block; height: 100%; background: var(--blue); }
-.margin.passed .used { background: var(--good); } .margin.failed .used { background: var(--bad); }
-.margin.waived .used { background: var(--warn); }
-.margin .share { flex: 0 0 3.5rem; text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.cards + .cards { margin-top: 1.25rem; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)); gap: 1.25rem; }
-figure { margin: 0; min-width: 0; }
-figure img { display: block; width: 100%; max-width: 20rem; image-rendering: pixelated; border: 1px solid var(--line); }
-figcaption { font-size: .875rem; color: var(--soft); padding-top: .375rem; }
-.chart { width: 100%; min-width: 52rem; height: auto; display: block; }
-.chart text { font: 12px system-ui, sans-serif; fill: var(--soft); }
-.legend { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; font-size: .875rem; padding: 0; margin: .25rem 0;
-  list-style: none; }
-.legend svg { vertical-align: middle; margin-right: .375rem; }
-details { margin: .75rem 0; } summary { cursor: pointer; font-weight: 600; }
-@media (max-width: 40rem) { body { padding: 1rem .875rem 3rem; } h1 { font-size: 1.375rem; }
-  table { font-size: .8125rem; } th, td { padding-right: .5rem; } }
-@media print { nav { display: none; } .scroll { overflow: visible; } }
-"""
-
 _NOTHING = "0.85"
 """Grey of pixels without a value."""
 
-_COLOURS = ("#24598f", "#c26a00", "#6b3fa0", "#0b7285", "#a63a79", "#4d7c0f")
+_COLOURS = 6
+"""Colours of lines; ``page.css`` has them as s0, s1, …"""
+
 _DASHES = ("", "6 3", "2 3", "8 3 2 3")
-_LIMIT = 'stroke="#5b6875" stroke-width="1.5" stroke-dasharray="5 4" fill="none"'
 
 
 class Html(str):
@@ -118,19 +65,22 @@ def element(tag: str, *content: Content, **attributes: str) -> Html:
 def page(title: str, *content: Content) -> Html:
     """Return a whole page.
 
-    It says itself that nothing may be loaded and nothing may run, so that a browser keeps to it whatever a name holds.
+    It says itself that nothing may be loaded and nothing but the script of this package may run, so that a browser
+    keeps to it whatever a name holds.
     """
+    style, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">"
+        f"style-src 'unsafe-inline'; script-src 'sha256-{digest}'\">"
         # An icon of its own, so that no browser asks for one.
         '<link rel="icon" href="data:,">'
     )
     body = "\n".join(map(escape, content))
     return Html(
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}{element("title", title)}<style>{_STYLE}</style></head>\n'
-        f"<body>\n{element('h1', title)}\n{body}\n</body>\n</html>\n"
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}{element("title", title)}<style>{style}</style></head>\n'
+        f"<body>\n{element('h1', title)}\n{body}\n<script>{script}</script>\n</body>\n</html>\n"
     )
 
 
@@ -140,8 +90,18 @@ def section(identifier: str, title: str, *content: Content) -> Html:
 
 
 def navigation(titles: Mapping[str, str]) -> Html:
-    """Return links to sections, identifier → title."""
-    return element("nav", *(element("a", title, href=f"#{identifier}") for identifier, title in titles.items()))
+    """Return links to sections, identifier → title, and the search field, which the script shows."""
+    links = (element("a", title, href=f"#{identifier}") for identifier, title in titles.items())
+    field = Html(
+        '<label class="search" hidden>Search <input type="search" autocomplete="off"><output></output></label>'
+    )
+    return element("nav", *links, field)
+
+
+def terms(meanings: Mapping[str, str]) -> Html:
+    """Return terms with what they mean, term → meaning."""
+    pairs = (element("div", element("dt", term), element("dd", meaning)) for term, meaning in meanings.items())
+    return element("dl", *pairs, class_="terms")
 
 
 def verdict(state: str, text: Content) -> Html:
@@ -309,7 +269,7 @@ def line_chart(title: str, labels: Sequence[str], series: Sequence[Series], *, u
     parts = []
     for exponent in range(low, high + 1, max(1, (high - low) // 8)):
         y = at(0, 10.0**exponent)[1]
-        parts.append(f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="#e3e8ed"/>')
+        parts.append(f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
         parts.append(f'<text x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">1e{exponent:+03d}</text>')
     for position, label in enumerate(labels):
         x, y = left + position * step, top + height + 12
@@ -318,9 +278,9 @@ def line_chart(title: str, labels: Sequence[str], series: Sequence[Series], *, u
     parts.append(f'<text x="{left - 8}" y="12" text-anchor="end">{html.escape(unit)}</text>')
     legend = []
     for index, each in enumerate(series):
-        stroke = f'stroke="{_COLOURS[index % len(_COLOURS)]}" stroke-width="2" stroke-linecap="round" fill="none"'
-        stroke += f' stroke-dasharray="{_DASHES[index // len(_COLOURS) % len(_DASHES)]}"'
-        stroke = _LIMIT if each.is_limit else stroke
+        dashes = _DASHES[index // _COLOURS % len(_DASHES)]
+        stroke = f'class="series s{index % _COLOURS}" stroke-dasharray="{dashes}"'
+        stroke = 'class="limit"' if each.is_limit else stroke
         parts += [f'<polyline points="{points}" {stroke}/>' for points in _runs(each.values, at)]
         key = f'<svg width="28" height="8" aria-hidden="true"><path d="M0 4H28" {stroke}/></svg>'
         legend.append(element("li", Html(key), each.name))

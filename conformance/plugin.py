@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from conformance import command_words
 from conformance.suite import DTYPES, TIERS, VARIANTS, clauses_of, short_id
 
 if TYPE_CHECKING:
@@ -114,6 +115,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "right stage, and with its cause (minutes; tier study does so too); evidence goes to the folder of "
         "--parity-report",
     )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) -> None:
+    """Obey no settings and load no ``conftest.py`` that pytest found by mistake; the next hook starts it again."""
+    if command_words.is_misread(early_config):
+        args.clear()
+        early_config.known_args_namespace.noconftest = True
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> int | pytest.ExitCode | None:
+    """Start again where pytest took the folder of the data for its own."""
+    if command_words.is_misread(config) or command_words.caches_beside_data(config):
+        return command_words.run_again(config)
+    return None
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest's own JUnit writer looks where to write

@@ -29,19 +29,47 @@ _PICTURES = 9
 _LISTED = 40
 
 
+_EMPTY = "got empty parameter set"
+"""How pytest excuses a test that has no case in a run: there was nothing to judge."""
+
+GLOSSARY = {
+    "Candidate": "the PyTorch network of this package, which is judged.",
+    "Reference": "the TensorFlow network, run live or recorded in a file.",
+    "Truth": "the same network computed in float64 by NumPy code that shares nothing with the candidate.",
+    "float32, float64": "numbers of 7 and of 16 decimal digits. Users run float32, where both networks round; float64 "
+    "leaves rounding out, so that it shows differences of meaning.",
+    "Stage": "one operation of the network, for example one convolution. Stages have names from input to loss.",
+    "Case": "one network with its input: a recording, a fresh draw, or a scan.",
+    "Clause": "one rule of the specification. A test names the clauses that it checks.",
+    "Error (e, m)": "how far a result is from the truth: e is the root mean square of the difference, m the largest "
+    "difference, both in units of the root mean square of the truth.",
+    "Budget": "the largest error that a clause allows. It follows from the error of the reference and from rounding.",
+    "Share of a budget": "error divided by budget. Up to 100% passes, more fails.",
+    "End to end (FREE)": "every stage gets what the network itself computed before, so errors add up.",
+    "Fed with the truth (FORCED, teacher-forced)": "every stage gets the exact input, so an error belongs to that "
+    "stage only. The first stage that fails this way is the one to look at.",
+    "Gradient, backward": "derivative of the loss by the weights, and by what each stage passes on.",
+    "Run-to-run spread": "largest difference between two equal runs on the same device.",
+    "Recording": "a file with what the TensorFlow network computed at every stage.",
+    "Waiver": "a failure that is known and excused, by a named person, within bounds, until a date.",
+    "Skipped": "not checked in this run; the reason is given.",
+}
+"""Terms of the page, in the order in which a reader needs them."""
+
+
 def report_page(
     reports: Sequence[Report],
     previous: Report | None = None,
     *,
     opening: Sequence[Content] = (),
-    title: str = "Backend parity",
+    title: str = "Is the PyTorch network the TensorFlow network?",
 ) -> Html:
     """Return the page.
 
     Args:
         reports: one for each run; their columns stand side by side.
         previous: an earlier report, to show the difference of the first one to.
-        opening: stands before everything else.
+        opening: stands before everything else, with a verdict of its own; empty for the verdicts of the reports.
         title: of the page.
     """
     parts: list[tuple[str, str, Iterable[Content]]] = [
@@ -52,30 +80,100 @@ def report_page(
         ("places", "Where the largest deviations are", _places(reports)),
         ("waivers", "Waivers", _waivers(reports)),
         ("difference", "Difference to the previous report", _difference(reports[0], previous)),
-        ("skipped", "What was not judged", _skipped(reports)),
+        ("skipped", "What was not checked", _skipped(reports)),
         ("runs", "Runs", _runs(reports)),
+        ("terms", "Terms", [page.terms(GLOSSARY)]),
     ]
     sections = [(identifier, title, list(content)) for identifier, title, content in parts]
     shown = [(identifier, title, content) for identifier, title, content in sections if content]
     return page.page(
         title,
-        element("p", "The PyTorch network against its TensorFlow reference and the float64 truth.", class_="soft"),
-        *opening,
-        *(page.verdict(_state(report), _headline(report, len(reports) > 1)) for report in reports),
+        *(opening or [page.verdict(_state(report), _verdict(report, len(reports) > 1)) for report in reports]),
+        *(each for report in reports for each in _closest_call(report)),
         page.navigation({identifier: title for identifier, title, _ in shown}),
         *(section(identifier, title, *content) for identifier, title, content in shown),
     )
 
 
-def _headline(report: Report, with_devices: bool) -> str:
-    devices = ", ".join(each["device"] for each in report["devices"])
-    return f"{devices}: {report['headline']}" if with_devices else str(report["headline"])
+def _verdict(report: Report, with_devices: bool) -> str:
+    return f"{_devices(report)}: {sentence(report)}" if with_devices else sentence(report)
+
+
+def _devices(report: Report) -> str:
+    return ", ".join(each["device"] for each in report["devices"])
 
 
 def _state(report: Report) -> str:
     if not report["passed"]:
         return "failed"
     return "waived" if report["tests"]["waived"] else "passed"
+
+
+def sentence(report: Report) -> str:
+    """Say in one sentence, for people who do not know the suite, what a run has shown."""
+    tests = report["tests"]
+    judged = tests["passed"] + tests["failed"] + tests["waived"]
+    if not judged:
+        return f"Nothing was shown: the run ended before any check (pytest ended with status {tests['exit_status']})."
+    checks = f"{judged:,} check{'s' if judged > 1 else ''}"
+    if report["passed"]:
+        closest = _largest_share(report)
+        if closest is None:
+            return f"{checks} passed; the network itself was not among them."
+        excused = f", {tests['waived']} of them excused by a waiver" if tests["waived"] else ""
+        partial = "As far as it was checked, the" if tests["deselected"] else "The"
+        call = f"{max(closest[0], 0.01):.0%}".replace("%", " %")
+        return (
+            f"{partial} PyTorch network is the TensorFlow network: {checks}{excused}, closest call "
+            f"{'less than ' if closest[0] < 0.01 else ''}{call} of its budget."
+        )
+    counted = f"{tests['failed']:,} of {checks} failed"
+    step = next((each for each in report["steps"] if report["headline"].startswith(each["text"])), None)
+    if step is not None and not step["passed"]:
+        return f"{counted}; the first wrong step is {step['step']}, which is not part of the network."
+    wrong = [case for case in report["cases"] if not case["passed"]]
+    first = [case for case in wrong if case["first_failing_stage"]]
+    if first:
+        cause = f", probably because of: {first[0]['cause']}" if first[0]["cause"] else ""
+        stage = first[0]["first_failing_stage"]
+        return f"The PyTorch network is not the TensorFlow network: {counted}; the first wrong stage is {stage}{cause}."
+    if wrong:
+        return f"The PyTorch network was not shown to be the TensorFlow network: {counted}, but no stage by itself."
+    if tests["failed"]:
+        agrees = "the network itself agrees" if report["cases"] else "the network itself was not checked"
+        clauses = next(each["clauses"] for each in report["results"] if each["outcome"] == "failed")
+        return f"{counted}, the first of clause {', '.join(clauses)}; {agrees}."
+    return f"{checks} passed, but the run did not end well (pytest ended with status {tests['exit_status']})."
+
+
+Closest = tuple[float, Mapping[str, Any], Mapping[str, Any]]
+
+
+def _largest_share(report: Report) -> Closest | None:
+    """Return the largest share of a budget that no waiver excuses, with its verdict and case; None without cases."""
+    found = [
+        (share_of(each), each, case) for case in report["cases"] for each in case["verdicts"] if not each["waived"]
+    ]
+    return max(found, key=lambda each: each[0]) if found else None
+
+
+def _closest_call(report: Report) -> Iterator[Content]:
+    """Say where the closest call is, and the headline of the terminal for those who know the suite."""
+    closest = _largest_share(report)
+    if closest is not None and report["passed"]:
+        _, verdict, case = closest
+        where = f"{case['case']} on {case['device']} in {case['dtype']}"
+        yield element(
+            "p", f"Closest call: {verdict['quantity']}, clause {verdict['clause']}, case {where}.", class_="soft"
+        )
+    yield element(
+        "p", f"{_devices(report)}, {report['created_utc']}: ", element("code", report["headline"]), class_="soft"
+    )
+
+
+def _told(report: Report) -> list[Mapping[str, Any]]:
+    """Return the results of a report without the tests that had no case."""
+    return [each for each in report["results"] if not each["reason"].startswith(_EMPTY)]
 
 
 def _failures(reports: Sequence[Report]) -> Iterator[Content]:
@@ -104,7 +202,7 @@ def _column_title(column: Column) -> str:
 
 
 def _matrix(reports: Sequence[Report]) -> Iterator[Content]:
-    results = [result for report in reports for result in report["results"]]
+    results = [result for report in reports for result in _told(report)]
     columns = _columns(results)
     cells: dict[str, dict[Column, list[str]]] = {}
     for result in results:
@@ -116,7 +214,9 @@ def _matrix(reports: Sequence[Report]) -> Iterator[Content]:
     known = catalogue()
     order = list(known)
     yield element(
-        "p", "How many tests of each clause held. A word says where one did not, or where nothing was judged."
+        "p",
+        "How many checks of each clause passed. A word says where one did not, or where nothing was checked. A click "
+        "on a clause shows its text and equation.",
     )
     groups: dict[str, list[str]] = {}
     for clause in cells:
@@ -151,8 +251,13 @@ def _group(clause: str, known: Mapping[str, Entry]) -> str:
 
 
 def _clause(clause: str, known: Mapping[str, Entry]) -> Html:
-    title = element("span", f" {known[clause].title}", class_="soft") if clause in known else Html("")
-    return Html(element("code", clause) + title)
+    if clause not in known:
+        return element("code", clause)
+    entry = known[clause]
+    equations = [element("p", element("code", equation)) for equation in entry.equations]
+    title = Html(element("code", clause) + element("span", f" {entry.title}", class_="soft"))
+    text = [element("p", entry.text)] if entry.text else []
+    return page.details(title, *text, *equations) if text or equations else title
 
 
 def _cell(outcomes: Sequence[str]) -> Html:
@@ -186,6 +291,7 @@ def _margins(reports: Sequence[Report]) -> Iterator[Content]:
         "For each stage, the largest share of its budget that any case used. A full bar is the whole budget; beyond "
         "it, the stage fails.",
     )
+    titles = _stage_titles(reports)
     columns = _columns(cases)
     for column in columns:
         chosen = [case for case in cases if (case["device"], case["dtype"]) == column]
@@ -197,7 +303,7 @@ def _margins(reports: Sequence[Report]) -> Iterator[Content]:
                     worst[verdict["stage"]] = found
         rows = [
             (
-                stage,
+                Html(escape(stage) + element("span", titles.get(stage, ""), class_="soft")),
                 margin_bar(share, _state_of(verdict)),
                 page.line(verdict["clause"]),
                 page.line(_also(verdict, stage)),
@@ -210,6 +316,18 @@ def _margins(reports: Sequence[Report]) -> Iterator[Content]:
         largest = max(share for share, _, _ in worst.values())
         summary = f"{_column_title(column)}: {cases_word}, at most {page.share_text(largest)} of a budget"
         yield page.details(summary, whole, is_open=column[1] != "float64" or largest > 1)
+
+
+def _stage_titles(reports: Sequence[Report]) -> dict[str, str]:
+    """Return stage → title of the stage, as the specification has it, for the stages that tests name."""
+    known = catalogue()
+    return {
+        result["stage"]: known[clause].title
+        for report in reports
+        for result in report["results"]
+        for clause in result["clauses"]
+        if result["stage"] and clause in known and _group(clause, known) == _STAGES
+    }
 
 
 def _state_of(verdict: Mapping[str, Any]) -> str:
@@ -364,7 +482,7 @@ def _changed_tests(found: Difference) -> Iterator[Content]:
 def _skipped(reports: Sequence[Report]) -> Iterator[Content]:
     by_reason: dict[str, list[str]] = {}
     for report in reports:
-        for result in report["results"]:
+        for result in _told(report):
             if result["outcome"] == "skipped":
                 by_reason.setdefault(result["reason"] or "no reason was given", []).append(result["test"])
     if by_reason:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
 from html.parser import HTMLParser
+from pathlib import Path
 
+import conformance
+
+SCRIPT = (Path(conformance.__file__).parent / "page.js").read_text(encoding="utf-8")
 HOSTILE = """<script>alert(1)</script>"><img src=http://x.example onerror='alert(2)'> & é"""
 
 
 class Reader(HTMLParser):
     """Notes elements, ids, references and text of a page, and that every element is closed."""
 
-    VOID = ("meta", "link", "img", "br", "line", "polyline", "path")
+    VOID = ("meta", "link", "img", "br", "line", "polyline", "path", "input")
 
     def __init__(self) -> None:
         super().__init__()
@@ -19,11 +26,14 @@ class Reader(HTMLParser):
         self.references: list[str] = []
         self.text: list[str] = []
         self.open: list[str] = []
+        self.policy = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         if tag not in self.VOID:
             self.open.append(tag)
+        if ("http-equiv", "Content-Security-Policy") in attrs:
+            self.policy += dict(attrs)["content"] or ""
         for name, value in attrs:
             assert not name.startswith("on"), f"{tag} {name}"
             if name == "id":
@@ -45,17 +55,23 @@ class Reader(HTMLParser):
 
 
 def check(text: str) -> Reader:
-    """Read a page; fail where it reaches outside, runs something, or leads nowhere."""
+    """Read a page; fail where it reaches outside, runs something but its own script, or leads nowhere."""
     reader = Reader()
     reader.feed(text)
     reader.close()
     assert not reader.open, f"not closed: {reader.open}"
-    assert not {"script", "iframe", "object", "embed", "base"} & set(reader.tags)
+    assert not {"iframe", "object", "embed", "base", "form"} & set(reader.tags)
+    assert reader.tags.count("script") == 1
+    assert SCRIPT in reader.text
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    assert "default-src 'none'" in reader.policy
+    assert f"script-src 'sha256-{digest}'" in reader.policy
     for reference in reader.references:
         assert reference.startswith(("#", "data:")), reference
     targets = [reference[1:] for reference in reader.references if reference.startswith("#")]
     assert set(targets) <= set(reader.ids)
     assert len(set(reader.ids)) == len(reader.ids), "an id is there twice"
+    assert not {"fetch", "XMLHttpRequest", "innerHTML", "eval", "import"} & set(re.findall(r"\w+", SCRIPT))
     assert "url(" not in text
     assert "@import" not in text
     return reader

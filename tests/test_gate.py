@@ -18,7 +18,7 @@ from conformance.clauses import catalogue
 from conformance.digest import numerical_digest, spec_digest
 from conformance.errors import DocumentError
 from conformance.evidence import Evidence, Goal, measured_here, write_evidence
-from conformance.gate import CPU_ONLY, FAILED, Decision, Input, decide, shown, suite_functions
+from conformance.gate import _EVIDENCE_COMMANDS, CPU_ONLY, FAILED, Decision, Input, decide, shown, suite_functions
 from conformance.json_files import as_text
 from conformance.policy import Policy, Requirement, read_policy
 from conformance.sign_off import read_sign_off, sign_off, write_sign_off
@@ -241,6 +241,38 @@ def test_what_was_not_shown_is_not_released(change: Callable[[dict[str, Any]], o
     assert any(violation in each for each in decision.violations), decision.violations
 
 
+@pytest.mark.parametrize(
+    ("change", "first", "command"),
+    [
+        (
+            _fail,
+            "After the repair, or with a signed waiver in waivers.yaml:",
+            "--parity-device cpu --parity-tier full --parity-report cpu",
+        ),
+        (_skip, "", "pytest conformance --parity-device cpu --parity-tier full --parity-report cpu"),
+        (_old(31), "", "pytest conformance --parity-device cpu --parity-tier full --parity-report cpu"),
+        (_old(-1), "With the clocks set:", "pytest conformance"),
+        # A report of too small a tier is made again in the one that the policy asks for.
+        (lambda found: found.update(tier="quick"), "", "--parity-tier full"),
+    ],
+)
+def test_what_stands_against_a_release_can_be_mended(
+    change: Callable[[dict[str, Any]], object], first: str, command: str
+) -> None:
+    (key, *_) = decided(change).remedies
+    assert key[0] == first
+    assert command in key[1]
+
+
+def test_every_objection_says_what_to_do() -> None:
+    nothing = decide([], RELEASE, [], waivers=parse_waivers({"waivers": [WAIVER | {"expires": "2001-01-01"}]}), now=NOW)
+    assert len(nothing.violations) + len(nothing.pending) >= 9
+    assert all(first or command for first, command in nothing.remedies)
+    assert {each.kind for each in RELEASE.evidence} == set(_EVIDENCE_COMMANDS)
+    mended = [each for objections in nothing.remedies.values() for each in objections]
+    assert sorted(mended) == sorted((*nothing.violations, *nothing.pending))
+
+
 def test_the_headline_of_a_failure_names_the_stage() -> None:
     assert "first failing teacher-forced stage: merged" in decided(_fail).headline
 
@@ -443,8 +475,32 @@ def test_evidence_of_a_gpu_is_kept_and_does_for_the_next_decision(
 def test_the_decision_is_signed_and_shown(files: Path) -> None:
     assert run(files, "cpu", "cuda", f"--output={files / 'signed.json'}", f"--page={files / 'gate.html'}") == 0
     assert read_sign_off(files / "signed.json")["granted"] is True
+    text = (files / "gate.html").read_text()
+    assert any("Gate: release granted." in each for each in check(text).text)
+    assert text.count('class="verdict') == 1
+    assert "what would mend it" not in text
+
+
+def test_the_page_says_what_is_missing_and_the_command_that_mends_it(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (files / "evidence" / "clean-cpu.json").unlink()
+    assert run(files, "cpu", "cuda", f"--page={files / 'gate.html'}") == 1
+    text = (files / "gate.html").read_text()
+    reader = check(text)
+    assert "Gate: release refused. 1 thing stands against it." in reader.text
+    assert text.count('class="verdict') == 1
+    command = f"python -m conformance study clean --runs 1000 --evidence {files / 'evidence'}"
+    assert command in reader.text
+    assert f"To mend it:\n  {command}\n" in capsys.readouterr().out
+
+
+def test_a_gpu_that_is_missing_is_told_apart(files: Path) -> None:
+    assert run(files, "cpu", f"--page={files / 'gate.html'}") == 3
     reader = check((files / "gate.html").read_text())
-    assert any("Gate: release" in text for text in reader.text)
+    assert any("Nothing failed, but the checks on a GPU are missing." in each for each in reader.text)
+    assert "On a machine with a CUDA device: " in reader.text
+    assert "pytest conformance --parity-device cuda --parity-tier quick --parity-report cuda" in reader.text
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 2}', "null", "\x00"])

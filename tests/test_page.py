@@ -38,6 +38,30 @@ def test_text_from_anywhere_is_text() -> None:
     assert sum(HOSTILE in text for text in reader.text) >= 10
 
 
+def test_tables_can_be_sorted_and_searched() -> None:
+    """Without the script, which the page allows by its digest, the field would be of no use, so it stays hidden."""
+    reader = check(everything("text"))
+    assert reader.tags.count("input") == 1
+    assert '<label class="search" hidden>' in everything("text")
+    assert 'querySelectorAll("thead th")' in "".join(reader.text)
+
+
+def test_both_colour_schemes_have_every_colour() -> None:
+    """A colour that one scheme lacks is that of the other, which its background may hide."""
+    style = re.search(r"<style>(.*?)</style>", page.page("t"), re.DOTALL)
+    assert style is not None
+    light, dark = (set(re.findall(r"(--\w+):", block)) for block in re.findall(r":root \{([^}]*)\}", style[1]))
+    assert light == dark
+    assert set(re.findall(r"var\((--\w+)\)", style[1])) == light
+    assert not re.findall(r"#[0-9a-f]{3,6}", re.sub(r":root \{[^}]*\}", "", style[1]))
+
+
+def test_terms_and_meanings_are_text() -> None:
+    reader = check(page.page("t", page.terms({HOSTILE: HOSTILE})))
+    assert reader.text.count(HOSTILE) == 2
+    assert reader.tags.count("dt") == reader.tags.count("dd") == 1
+
+
 def test_an_attribute_cannot_be_left() -> None:
     assert page.element("p", id='a" onclick="x') == '<p id="a&quot; onclick=&quot;x"></p>'
 

@@ -18,7 +18,7 @@ from conformance.difference import difference
 from conformance.errors import DocumentError
 from conformance.judge import Errors, Verdict
 from conformance.report import Outcome, Result, as_json, headline, read_report, run_headline, write_report
-from conformance.report_page import report_page
+from conformance.report_page import GLOSSARY, report_page, sentence
 from conformance.spec import check_schema
 from conformance.waivers import parse_waivers, rule
 from conformance.worst import locate
@@ -195,7 +195,88 @@ def test_a_waiver_covers_its_failure_and_no_other(
     assert "A. Person <script>" in reader.text
 
 
+# -------------------------------------------------------------------------------------------------------- the sentence
+
+
+def test_a_green_run_is_told_in_one_sentence() -> None:
+    found = content(case(GOOD))
+    assert sentence(found) == (
+        "The PyTorch network is the TensorFlow network: 4 checks, closest call 30 % of its budget."
+    )
+    reader = check(report_page([found]))
+    assert reader.text.count(sentence(found)) == 1
+    assert "Closest call: merged, clause FORWARD-FORCED, case case on cpu in float32." in reader.text
+
+
+@pytest.mark.parametrize(
+    ("report", "change", "says"),
+    [
+        (
+            case({"merged": 40.0}),
+            {},
+            "is not the TensorFlow network: 1 of 2 checks failed; the first wrong stage is merged.",
+        ),
+        (
+            case({"merged": 40.0}, cause="sign of offsets"),
+            {},
+            "the first wrong stage is merged, probably because of: sign of offsets.",
+        ),
+        (case({"merged": 2.0}, waivers=[WAIVER]), {}, "2 checks, 1 of them excused by a waiver, closest call"),
+        (case({"merged": 0.001}), {}, "closest call less than 1 % of its budget"),
+        (case({"merged": 0.3}), {"deselected": 7}, "As far as it was checked, the PyTorch network is"),
+        (case({"merged": 0.3}), {"exit_status": 2}, "2 checks passed, but the run did not end well"),
+    ],
+)
+def test_a_sentence_says_what_else_a_run_has_shown(report: CaseReport, change: dict[str, Any], says: str) -> None:
+    assert says in sentence(content(report, **change))
+
+
+def _of(*results: Result) -> dict[str, Any]:
+    return as_json(Bench(), Outcome(int(any(each.outcome == "failed" for each in results)), results))
+
+
+def test_a_run_that_did_not_reach_the_network_does_not_speak_of_it() -> None:
+    assert sentence(_of()).startswith("Nothing was shown")
+    good, bad = Result("test_spec.py::a", "passed", ("SPEC",)), Result("test_spec.py::b", "failed", ("SPEC",))
+    assert sentence(_of(good)) == "1 check passed; the network itself was not among them."
+    assert sentence(_of(good, bad)) == (
+        "1 of 2 checks failed, the first of clause SPEC; the network itself was not checked."
+    )
+
+
+def test_a_wrong_step_before_the_network_is_told_first() -> None:
+    found = content(case({"merged": 40.0}))
+    found["steps"] = [{"step": "offsets", "passed": False, "cause": "", "text": "FAILED  offsets"}]
+    found["headline"] = "FAILED  offsets (1 failed)"
+    assert "the first wrong step is offsets, which is not part of the network" in sentence(found)
+
+
 # ---------------------------------------------------------------------------------------------------------- the page
+
+
+def test_a_clause_shows_its_text_and_equations() -> None:
+    text = "".join(check(report_page([content(case(GOOD))])).text)
+    assert "merged = Σ_c T(pad(patch_c), −o_c) / (Σ_c T(pad(central_mask), −o_c) + 0.001)" in text
+    assert "merged = pad(patch)   where not object_big" in text
+    assert "Each stage gets the truth's input, so an error belongs to that stage alone." in text
+
+
+def test_every_word_of_the_verdicts_is_explained() -> None:
+    reader = check(report_page([content(case(GOOD))]))
+    assert {"Truth", "Reference", "Candidate", "Budget", "Stage", "Case", "Clause", "Waiver"} <= set(GLOSSARY)
+    assert set(GLOSSARY) <= set(reader.text)
+    assert any("teacher-forced" in term for term in GLOSSARY)
+
+
+def test_a_test_without_a_case_is_not_listed_as_unjudged() -> None:
+    found = content(case(GOOD))
+    skipped = copy.deepcopy(found["results"][0]) | {"outcome": "skipped", "clauses": ["REFERENCE"]}
+    found["results"].append(skipped | {"reason": "got empty parameter set for (parity_target)"})
+    assert "What was not checked" not in report_page([found])
+    assert "empty parameter set" not in report_page([found])
+    assert "REFERENCE" not in report_page([found])
+    found["results"].append(skipped | {"reason": "no scan was named"})
+    assert "no scan was named" in report_page([found])
 
 
 def test_a_page_of_hostile_text_is_safe() -> None:

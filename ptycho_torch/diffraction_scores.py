@@ -156,21 +156,25 @@ def score_diffraction(reconstruction: Reconstruction, measured: MeasuredPatterns
 
     Raises:
         ConfigError: settings in the provenance that are not possible.
-        DataContractError: PREP-01, SCAN-04, SCAN-05, or no patch lies inside the covered region.
+        DataContractError: PREP-01, SCAN-04, SCAN-05, no patch lies inside the covered region, or object or probe are
+            not finite.
     """
     if isinstance(measured, Scan):
         stated = reconstruction.provenance.get("settings", {}).get("data")
         settings = DataSettings(N=measured.stack.frame_px) if stated is None else DataSettings.from_mapping(stated)
         measured = MeasuredPatterns.of_scan(measured, settings)
+    covered = np.asarray(reconstruction.coverage) > 0
+    for name, values in (("object", np.asarray(reconstruction.object)[covered]), ("probe", reconstruction.probe)):
+        if not np.isfinite(values).all():
+            raise _error(f"NaN or infinity in the {name}", "finite numbers", "Reconstruct again.")
     N = np.asarray(reconstruction.probe).shape[-1]
     local_px = measured.positions_px - np.array(reconstruction.origin_px)
-    inside = np.flatnonzero(covered_patches(np.asarray(reconstruction.coverage) > 0, local_px, N))
+    inside = np.flatnonzero(covered_patches(covered, local_px, N))
     if not len(inside):
-        found = f"no pattern of {measured.name} whose patch of {N} × {N} px lies on covered pixels"
-        expected = "patterns of the scan that was reconstructed"
-        remedy = "Give that scan, or stitch with a larger crop_px."
-        raise DataContractError(
-            f"Found {found}; expected {expected}. {remedy}", found=found, expected=expected, remedy=remedy
+        raise _error(
+            f"no pattern of {measured.name} whose patch of {N} × {N} px lies on covered pixels",
+            "patterns of the scan that was reconstructed",
+            "Give that scan, or stitch with a larger crop_px.",
         )
     count = min(len(inside), max(MOST_PIXELS // N**2, 1))
     chosen = inside[np.linspace(0, len(inside) - 1, count).astype(np.int64)]
@@ -179,6 +183,12 @@ def score_diffraction(reconstruction: Reconstruction, measured: MeasuredPatterns
     intensity = predict_intensity(reconstruction, local_px[chosen]).reshape(count, -1)[:, good]
     scores = _scores(amplitude, intensity)
     return DiffractionScores(count, len(inside), len(measured.positions_px), **scores)
+
+
+def _error(found: str, expected: str, remedy: str) -> DataContractError:
+    return DataContractError(
+        f"Found {found}; expected {expected}. {remedy}", found=found, expected=expected, remedy=remedy
+    )
 
 
 def predict_intensity(reconstruction: Reconstruction, local_px: np.ndarray) -> np.ndarray:

@@ -105,11 +105,11 @@ def rings(
 
 
 def crossing(curve: np.ndarray, thresholds: np.ndarray, counts: np.ndarray, share: float, n: int) -> float:
-    """Return the ring where a curve first is below its threshold, n / 2 if it never is, by ``RingCorrelation``.
+    """Return the ring where a curve falls below its threshold behind the first band above it, by ``RingCorrelation``.
 
-    Rings of 24 frequencies or more decide, up to n // 2. NaN where the curve is below from the beginning, or where no
-    ring before the crossing exceeds what independent noise does once in 10⁴ times: with m free frequencies,
-    P(|c| > s) = (1 − s²)^(m − 1), each of the rings being looked at.
+    Rings of 24 frequencies or more decide, up to n // 2. Three in a row make a band, if one of them exceeds what
+    independent noise does once in 10⁴ times: with m free frequencies, P(|c| > s) = (1 − s²)^(m − 1), each of the
+    deciding rings being looked at. n / 2 where the curve does not fall, NaN where there is no band.
 
     Args:
         curve: (R,).
@@ -119,17 +119,17 @@ def crossing(curve: np.ndarray, thresholds: np.ndarray, counts: np.ndarray, shar
         n: side of the images.
     """
     first = next(ring for ring in range(1, len(curve)) if counts[ring] >= 24)
-    rings_looked_at = n // 2 + 1 - first
-    certain = False
+    looked_at = n // 2 + 1 - first
+    band: list[bool] = []
     for ring in range(first, n // 2 + 1):
-        if curve[ring] < thresholds[ring]:
-            if not certain:
-                return math.nan
+        if curve[ring] >= thresholds[ring]:
+            band.append((1 - min(curve[ring], 1.0) ** 2) ** (counts[ring] * share / 2 - 1) * looked_at < 1e-4)
+            continue
+        if len(band) >= 3 and any(band):
             above, below = (curve[each] - thresholds[each] for each in (ring - 1, ring))
             return float(ring - 1 + above / (above - below))
-        free = counts[ring] * share / 2
-        certain = certain or (1 - curve[ring] ** 2) ** (free - 1) * rings_looked_at < 1e-4
-    return n / 2 if certain else math.nan
+        band = []
+    return n / 2 if len(band) >= 3 and any(band) else math.nan
 
 
 def ring_numbers(curve: np.ndarray, n: int, taper: float = 0.25) -> dict[str, np.ndarray]:

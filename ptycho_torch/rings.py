@@ -19,6 +19,9 @@ This leaves out the three innermost rings, which also hold what alignment fits (
 (the mean).
 """
 
+LEAST_BAND = 3
+"""Rings in a row above the threshold that make a resolution: a grid of stitching artefacts correlates in one or two."""
+
 NOISE_PROBABILITY = 1e-4
 """Probability at most that two images of independent noise get a resolution."""
 
@@ -32,10 +35,11 @@ _FLAT = 1e-6
 class RingCorrelation:
     """Fourier ring correlation of two (n, n) images.
 
-    A crossing is the first ring where the curve is below a threshold, between rings by a straight line, counted from
-    the first ring that decides (``LEAST_FREQUENCIES``); half a cycle a pixel where the curve stays above. It is NaN
-    where the curve is below the threshold from the beginning, or where noise alone could be the reason that it is not
-    (``noise_level``).
+    A crossing is where the curve first falls below a threshold after a band of rings above it, between rings by a
+    straight line; half a cycle a pixel where it does not fall. A band has ``LEAST_BAND`` rings that decide
+    (``LEAST_FREQUENCIES``), and one of them is above what noise could reach (``noise_level``). The crossing is NaN
+    where there is no band. Rings below the band may be below the threshold: an object with little power at a large
+    period correlates badly there.
 
     Attributes:
         frequencies_per_px: (R,) of each ring, r / n cycles a pixel; the corners of Fourier space are in it.
@@ -171,23 +175,26 @@ def _deciding(counts: np.ndarray, n: int) -> range:
 
 
 def _crossing(curve: np.ndarray, threshold: np.ndarray, noise: np.ndarray, deciding: range) -> float:
-    """Return the ring, in parts, where a curve first is below a threshold.
+    """Return the ring, in parts, where a curve falls below a threshold behind the first band above it.
 
-    Infinity where the curve stays above; NaN where it never is above, or noise could be the reason that it is.
+    Infinity where it does not fall; NaN where there is no band.
 
     Args:
         curve: (R,).
         threshold: (R,).
-        noise: (R,) what noise does not exceed; one ring before the crossing must.
+        noise: (R,) what noise does not exceed; one ring of the band must.
         deciding: rings that are looked at.
     """
-    rings = np.array(deciding, np.int64)
-    below = rings[curve[rings] < threshold[rings]]
-    end = int(below[0]) if len(below) else deciding.stop
-    above = slice(deciding.start, end)
-    if not (curve[above] > noise[above]).any():
-        return math.nan
-    if end == deciding.stop:
-        return math.inf
-    high, low = (float(curve[ring] - threshold[ring]) for ring in (end - 1, end))
-    return end - 1 + high / (high - low)
+    start = deciding.start
+    for ring in deciding:
+        if curve[ring] >= threshold[ring]:
+            continue
+        if _is_band(curve[start:ring], noise[start:ring]):
+            high, low = (float(curve[each] - threshold[each]) for each in (ring - 1, ring))
+            return ring - 1 + high / (high - low)
+        start = ring + 1
+    return math.inf if _is_band(curve[start : deciding.stop], noise[start : deciding.stop]) else math.nan
+
+
+def _is_band(curve: np.ndarray, noise: np.ndarray) -> bool:
+    return len(curve) >= LEAST_BAND and bool((curve > noise).any())

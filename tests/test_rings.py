@@ -106,22 +106,26 @@ def crossing(curve: list[float], threshold: float = 0.5, noise: float = 0.2, fir
 
 
 def test_the_first_crossing_counts_and_lies_between_rings() -> None:
-    assert crossing([0.1, 1, 0.9, 0.3, 0.9]) == pytest.approx(2 + 0.4 / 0.6)
-    assert crossing([1, 0.9, 0.8]) == math.inf
-    # Rings that decide nothing neither end nor begin anything.
-    assert crossing([1, 0.1, 0.9, 0.8, 0.3], first=2) == pytest.approx(3 + 0.3 / 0.5)
-    assert math.isnan(crossing([1, 0.9, 0.3, 0.3], first=2))
+    assert crossing([0.1, 1, 0.9, 0.9, 0.3, 0.9, 0.9, 0.9]) == pytest.approx(3 + 0.4 / 0.6)
+    assert crossing([1, 0.9, 0.8, 0.7]) == math.inf
+    # Rings that decide nothing are in no band.
+    assert crossing([1, 0.1, 0.9, 0.8, 0.8, 0.3], first=2) == pytest.approx(4 + 0.3 / 0.5)
+    assert math.isnan(crossing([1, 0.9, 0.9, 0.9, 0.3], first=2))
 
 
-def test_below_from_the_beginning_is_no_crossing() -> None:
-    assert math.isnan(crossing([1, 0.4, 0.3]))
-    # That it rises later is no reason to start there.
-    assert math.isnan(crossing([1, 0.4, 0.9, 0.9, 0.3]))
+def test_a_dip_at_large_periods_does_not_hide_the_band_after_it() -> None:
+    assert crossing([1, 0.4, 0.9, 0.9, 0.9, 0.3]) == pytest.approx(4 + 0.4 / 0.6)
+    assert crossing([1, 0.9, 0.4, 0.9, 0.9, 0.9, 0.3]) == pytest.approx(5 + 0.4 / 0.6)
 
 
-def test_above_the_threshold_and_within_noise_is_no_crossing() -> None:
-    assert math.isnan(crossing([1, 0.6, 0.55, 0.3], noise=0.7))
-    assert crossing([1, 0.6, 0.75, 0.3], noise=0.7) > 2
+def test_a_peak_of_few_rings_is_no_band() -> None:
+    assert math.isnan(crossing([1, 0.4, 0.3, 0.2, 0.1]))
+    assert math.isnan(crossing([1, 0.4, 0.99, 0.99, 0.3, 0.99, 0.3, 0.99, 0.99]))
+
+
+def test_above_the_threshold_and_within_noise_is_no_band() -> None:
+    assert math.isnan(crossing([1, 0.6, 0.55, 0.6, 0.3], noise=0.7))
+    assert crossing([1, 0.6, 0.75, 0.6, 0.3], noise=0.7) > 3
 
 
 def test_rings_decide_from_24_frequencies_to_half_a_cycle_a_pixel() -> None:

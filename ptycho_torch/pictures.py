@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,7 +103,10 @@ def plot_reconstruction(
         _draw_half_split(figure.add_subplot(grid[2, 0]), scores)
         text_axes = figure.add_subplot(grid[2, 1:])
         text_axes.axis("off")
-        text_axes.text(0, 1, "\n".join(scores.describe()), va="top", family="monospace", fontsize=10)
+        lines = (textwrap.fill(line, 110, subsequent_indent=22 * " ") for line in scores.describe())
+        text = text_axes.text(0, 1, "\n".join(lines), va="top", family="monospace", fontsize=10)
+        # A long line must not take the room of the images.
+        text.set_in_layout(False)
     pixel = reconstruction.pixel_size_m
     size = f", {_metres(pixel)} a pixel" if pixel is not None else ""
     name = title or str(reconstruction.provenance.get("scan", ""))

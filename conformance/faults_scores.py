@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from conformance.seeding import Fault, after, argument, instead, of_area
-from ptycho_torch import alignment, evaluate, simulate
+from ptycho_torch import alignment, diffraction_scores, evaluate, rings, simulate
 
 _score = of_area("forward")
 
@@ -100,12 +100,12 @@ SCORES: tuple[Fault, ...] = (
     _score(
         "edges not tapered",
         "rings",
-        evaluate,
+        rings,
         "ring_correlation",
         lambda original: lambda first, second, taper=0.25: original(first, second, taper=0.0),
         "edges not tapered",
     ),
-    _score("crossing of the ring before", "rings", evaluate, "_crossing", after(lambda ring: max(ring - 1, 0.0)), None),
+    _score("crossing of the ring before", "rings", rings, "_crossing", after(lambda ring: max(ring - 1, 0.0)), None),
     _score(
         "errors of every pixel",
         "evaluate",
@@ -125,8 +125,8 @@ SCORES: tuple[Fault, ...] = (
     _score(
         "patches beyond the object",
         "diffraction_nmse",
-        evaluate,
-        "_covered_patches",
+        diffraction_scores,
+        "covered_patches",
         after(np.ones_like),
         "beyond the covered pixels",
     ),

@@ -104,26 +104,55 @@ def rings(
     return curve
 
 
-def crossing(curve: np.ndarray, threshold: float) -> float:
-    """Return where a curve first falls below a threshold after it had reached it, from ring 1 on; 0 if it never did."""
-    reached = False
-    for ring in range(1, len(curve)):
-        if reached and curve[ring] < threshold:
-            high, low = curve[ring - 1], curve[ring]
-            return float(ring - 1 + (high - threshold) / (high - low))
-        reached = reached or curve[ring] >= threshold
-    return float(len(curve) - 1) if reached else 0.0
+def crossing(curve: np.ndarray, thresholds: np.ndarray, counts: np.ndarray, share: float, n: int) -> float:
+    """Return the ring where a curve falls below its threshold behind the first band above it, by ``RingCorrelation``.
+
+    Rings of 24 frequencies or more decide, up to n // 2. Three in a row make a band, if one of them exceeds what
+    independent noise does once in 10⁴ times: with m free frequencies, P(|c| > s) = (1 − s²)^(m − 1), each of the
+    deciding rings being looked at. n / 2 where the curve does not fall, NaN where there is no band.
+
+    Args:
+        curve: (R,).
+        thresholds: (R,).
+        counts: (R,) frequencies of each ring; half of those that are independent are free.
+        share: of the frequencies that the taper leaves independent.
+        n: side of the images.
+    """
+    first = next(ring for ring in range(1, len(curve)) if counts[ring] >= 24)
+    looked_at = n // 2 + 1 - first
+    band: list[bool] = []
+    for ring in range(first, n // 2 + 1):
+        if curve[ring] >= thresholds[ring]:
+            band.append((1 - min(curve[ring], 1.0) ** 2) ** (counts[ring] * share / 2 - 1) * looked_at < 1e-4)
+            continue
+        if len(band) >= 3 and any(band):
+            above, below = (curve[each] - thresholds[each] for each in (ring - 1, ring))
+            return float(ring - 1 + above / (above - below))
+        band = []
+    return n / 2 if len(band) >= 3 and any(band) else math.nan
 
 
-def ring_numbers(curve: np.ndarray, n: int) -> dict[str, np.ndarray]:
+def ring_numbers(curve: np.ndarray, n: int, taper: float = 0.25) -> dict[str, np.ndarray]:
     """Return what ``RingCorrelation`` holds of a curve over images of n × n pixels."""
-    half, seventh = crossing(curve, 1 / 2) / n, crossing(curve, 1 / 7) / n
+    waves = np.arange(n) - n // 2
+    counts = np.bincount(np.rint(np.hypot(waves, waves[:, None])).astype(int).ravel(), minlength=len(curve))
+    window = tukey(n, taper)
+    share = float(np.sum(window**2) ** 2 / (n * np.sum(window**4))) ** 2
+    root = np.sqrt(np.maximum(counts[: len(curve)] * share, 1))
+    half_bit = (0.2071 + 1.9102 / root) / (1.2071 + 0.9102 / root)
+    half, seventh, bit = (
+        crossing(curve, thresholds, counts, share, n) / n
+        for thresholds in (np.full(len(curve), 1 / 2), np.full(len(curve), 1 / 7), half_bit)
+    )
     return {
         "curve": curve,
         "frequencies_per_px": np.arange(len(curve)) / n,
+        "half_bit": half_bit,
         "frc50_per_px": np.array(half),
         "frc1over7_per_px": np.array(seventh),
-        "resolution_px": np.array(1 / half if half else np.inf),
+        "half_bit_per_px": np.array(bit),
+        "resolution_px": np.array(1 / half),
+        "half_bit_resolution_px": np.array(1 / bit),
     }
 
 
@@ -147,10 +176,10 @@ def _ring_pairs() -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
 
 def _rings(_: StepBench) -> Outcome:
     """Correlate images that are not square."""
-    from ptycho_torch.evaluate import ring_correlation
+    from ptycho_torch.rings import ring_correlation
 
     pairs, n = _ring_pairs(), 33
-    right = {what: ring_numbers(rings(*pair), n) for what, pair in pairs.items()}
+    right = {what: ring_numbers(rings(*pair), n, pair[2]) for what, pair in pairs.items()}
     found = {what: vars(ring_correlation(a, b, taper=taper)) for what, (a, b, taper) in pairs.items()}
 
     def mistakes() -> Iterator[Hypothesis]:
@@ -161,10 +190,10 @@ def _rings(_: StepBench) -> Outcome:
             "square from the corner of the image": {"cut": lambda side, n: 0},
         }
         for name, wrong in changes.items():
-            curves = {what: ring_numbers(rings(*pair, **wrong), n) for what, pair in pairs.items()}
+            curves = {what: ring_numbers(rings(*pair, **wrong), n, pair[2]) for what, pair in pairs.items()}
             yield Hypothesis(name, _named(curves))
         for name, taper in (("edges not tapered", 0.0), ("another taper", 0.5), ("Hann window for the taper", 1.0)):
-            curves = {what: ring_numbers(rings(a, b, taper), n) for what, (a, b, _) in pairs.items()}
+            curves = {what: ring_numbers(rings(a, b, taper), n, taper) for what, (a, b, _) in pairs.items()}
             yield Hypothesis(name, _named(curves))
         for name, factor in (("frequencies over half of the width", 2.0), ("frequencies in rings", float(n))):
             yield Hypothesis(

@@ -114,7 +114,7 @@ class _Explained:
 
 def _diffraction_nmse(_: StepBench) -> Outcome:
     """Predict the binned patterns of a scan from object and probe."""
-    from ptycho_torch.evaluate import diffraction_nmse
+    from ptycho_torch.diffraction_scores import score_diffraction
     from ptycho_torch.products import Reconstruction
     from ptycho_torch.scan import open_scan
 
@@ -140,7 +140,7 @@ def _diffraction_nmse(_: StepBench) -> Outcome:
             reconstruction = Reconstruction(
                 drawn.image, drawn.coverage, (x, y), np.zeros((1, 2)), drawn.probe, provenance
             )
-            nmse[name] = np.array(diffraction_nmse(reconstruction, scan))
+            nmse[name] = np.array(score_diffraction(reconstruction, scan).nmse)
 
     def both(**wrong: Any) -> dict[str, np.ndarray]:
         bare = {"sigma_px": 0.0, "masked": False} | wrong

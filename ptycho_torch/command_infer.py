@@ -89,8 +89,10 @@ def run(options: argparse.Namespace) -> int:
         height, width = result.reconstruction.object.shape
         groups = len(result.reconstruction.positions_px)
         print(f"{result.name}: object of {width} × {height} pixels from {groups} groups")  # noqa: T201
+        for line in result.scores.describe():
+            print(f"  {line}")  # noqa: T201
         products = () if result.product is None else (result.product,)
-        for path in (result.npz, *products, *result.pictures):
+        for path in (result.npz, result.json, *products, *result.pictures):
             print(f"  {path}")  # noqa: T201
     return 0
 

@@ -186,6 +186,22 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
         return self._positions
 
     @property
+    def rows(self) -> dict[int, slice]:
+        """Rows of the map that hold the patterns of each scan, by number of the scan."""
+        ends = [*self._map.experiments["first_row"].tolist(), len(self._positions)]
+        return {number: slice(*both) for number, both in enumerate(itertools.pairwise(ends))}
+
+    @property
+    def amplitude(self) -> Float[Tensor, "M N N"]:
+        """Amplitude of every pattern of the map as measured, memory-mapped; bad pixels are 0."""
+        return self._amplitude
+
+    @property
+    def good_pixels(self) -> Bool[Tensor, "E N N"] | None:
+        """Good pixels of each scan, or None where every pixel of every scan is good."""
+        return self._masks
+
+    @property
     def centres_px(self) -> Float[Tensor, "L 2"]:
         """Mean position (x, y) of each group, float64."""
         return self._centres[:, 0, 0]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ptycho_torch.alignment import Alignment, align
-from ptycho_torch.config_params import DataSettings
+from ptycho_torch.diffraction_scores import DiffractionScores, score_diffraction
 from ptycho_torch.errors import ConfigError, DataContractError
+from ptycho_torch.json_numbers import finite_or_none, write_numbers
 from ptycho_torch.npz import NpzFile, listed
-from ptycho_torch.npz_writer import replacing
 from ptycho_torch.pictures import add_bar, new_figure, save_figure
-from ptycho_torch.preparation import FramePreparation
 from ptycho_torch.products import Reconstruction, read_reconstruction
-from ptycho_torch.scan import Scan, chosen_positions, open_scan
+from ptycho_torch.rings import RingCorrelation, describe_resolution, ring_correlation
+from ptycho_torch.scan import Scan, open_scan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +34,14 @@ BORDER_PX = 14
 TRIM_PX = 8
 """Pixels of the border that are used to find the shift, and are cut off after it."""
 
-_PATTERNS_AT_ONCE = 64
+FLAT_CONTRAST = 0.2
+"""An object that deviates from its mean by less than this part of what the known object does is flat.
+
+An untrained network's deviates by 0.07 of it. A flat object is near every weak one, which PSNR and SSIM would reward,
+and a ring correlation does not see how faint an image is.
+"""
+
+_FLAT_RAD = 1e-6
 
 _LEAST_SIDE_PX = 8
 """Of what is compared; SSIM needs windows of 7."""
@@ -66,33 +72,13 @@ class ImageErrors:
 
     Attributes:
         mae: mean absolute difference, of a phase wrapped and in rad.
-        psnr_db: 10 log10(range² / mean square difference); infinite where there is none.
-        ssim: structural similarity, 1 where the two are the same.
+        psnr_db: 10 log10(range² / mean square difference); infinite where there is none, NaN for a flat image.
+        ssim: structural similarity, 1 where the two are the same; NaN for a flat image (``FLAT_CONTRAST``).
     """
 
     mae: float
     psnr_db: float
     ssim: float
-
-
-@dataclasses.dataclass(frozen=True)
-class RingCorrelation:
-    """Fourier ring correlation of two (n, n) images.
-
-    Attributes:
-        frequencies_per_px: (R,) of each ring, r / n cycles a pixel; the corners of Fourier space are in it.
-        curve: (R,) |Σ F₁ F₂*| / √(Σ|F₁|² Σ|F₂|²) over each ring.
-        frc50_per_px: frequency where the curve first falls below 1/2; the last of all where it never does, 0 where
-            it does so from the beginning.
-        frc1over7_per_px: the same for 1/7.
-        resolution_px: full period at ``frc50_per_px``; infinite where that is 0.
-    """
-
-    frequencies_per_px: np.ndarray
-    curve: np.ndarray
-    frc50_per_px: float
-    frc1over7_per_px: float
-    resolution_px: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +91,8 @@ class Evaluation:
         phase: errors of arg b, the range 2π.
         rings: Fourier ring correlation of b and t.
         alignment: the two images, and what was taken out between them.
-        diffraction_nmse: of the measured patterns, see ``diffraction_nmse``; None where no scan was given.
+        contrast: √(Σ|b − b̄|² / Σ|t − t̄|²), 1 as strong as the known object's; NaN where that has none.
+        diffraction: how well object and probe predict the measured patterns; None where no scan was given.
         pixel_size_m: side of an object pixel, or None.
     """
 
@@ -114,7 +101,8 @@ class Evaluation:
     phase: ImageErrors
     rings: RingCorrelation
     alignment: Alignment
-    diffraction_nmse: float | None = None
+    contrast: float
+    diffraction: DiffractionScores | None = None
     pixel_size_m: float | None = None
 
     def numbers(self) -> dict[str, Any]:
@@ -140,17 +128,10 @@ class Evaluation:
                 "scale": alignment.scale,
                 "pixels": int(alignment.valid.sum()),
             },
-            "diffraction_nmse": self.diffraction_nmse,
+            "contrast": self.contrast,
+            "diffraction": None if self.diffraction is None else self.diffraction.numbers(),
         }
-        return {key: _finite(value) for key, value in found.items()}
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return finite_or_none(found)
 
 
 def compare(
@@ -273,8 +254,9 @@ def _phases(alignment: Alignment) -> tuple[np.ndarray, np.ndarray]:
 
 def _pearson(first: np.ndarray, second: np.ndarray) -> float:
     first, second = first - first.mean(), second - second.mean()
-    spread = math.sqrt(float(np.sum(first**2)) * float(np.sum(second**2)))
-    return float(np.sum(first * second)) / spread if spread > 1e-12 * first.size else math.nan
+    spreads = [math.sqrt(float(np.mean(each**2))) for each in (first, second)]
+    # What is below is the rounding of complex64.
+    return float(np.mean(first * second)) / math.prod(spreads) if min(spreads) > _FLAT_RAD else math.nan
 
 
 def evaluate(
@@ -292,11 +274,11 @@ def evaluate(
         truth: (Y, X) complex, the known object.
         border_px: pixels left out at each side; see ``compare``.
         refine: find the shift by least squares; see ``compare``.
-        scan: measured patterns; see ``diffraction_nmse``.
+        scan: measured patterns; see ``ptycho_torch.diffraction_scores.score_diffraction``.
 
     Raises:
         ConfigError: as ``compare``.
-        DataContractError: as ``compare`` and ``diffraction_nmse``.
+        DataContractError: as ``compare`` and ``score_diffraction``.
     """
     alignment = compare(
         reconstruction.object,
@@ -312,17 +294,19 @@ def evaluate(
     # Of a flat amplitude the range is 0, and its level stands in.
     amplitude_range = float(known.max() - known.min()) or float(known.max()) or 1.0
     ours_phase, theirs_phase = _phases(alignment)
+    known_contrast = float(theirs[valid].std())
+    contrast = float(ours[valid].std()) / known_contrast if known_contrast > 0 else math.nan
+    rings = ring_correlation(np.where(valid, ours, ours[valid].mean()), np.where(valid, theirs, theirs[valid].mean()))
     return Evaluation(
         scores=score(alignment),
         amplitude=_image_errors(
             ours_amplitude, theirs_amplitude, np.abs(ours_amplitude - theirs_amplitude), valid, amplitude_range
         ),
         phase=_image_errors(ours_phase, theirs_phase, np.abs(np.angle(ours * np.conj(theirs))), valid, 2 * math.pi),
-        rings=ring_correlation(
-            np.where(valid, ours, ours[valid].mean()), np.where(valid, theirs, theirs[valid].mean())
-        ),
+        rings=rings.without_resolution() if contrast < FLAT_CONTRAST else rings,
         alignment=alignment,
-        diffraction_nmse=None if scan is None else diffraction_nmse(reconstruction, scan),
+        contrast=contrast,
+        diffraction=None if scan is None else score_diffraction(reconstruction, scan),
         pixel_size_m=reconstruction.pixel_size_m,
     )
 
@@ -332,6 +316,8 @@ def _image_errors(
 ) -> ImageErrors:
     from skimage.metrics import structural_similarity
 
+    if float(ours[valid].std()) < FLAT_CONTRAST * float(theirs[valid].std()):
+        return ImageErrors(float(difference[valid].mean()), math.nan, math.nan)
     # skimage has no types.
     _, similarity = structural_similarity(  # type: ignore[no-untyped-call]
         theirs, ours, data_range=data_range, full=True
@@ -345,141 +331,6 @@ def _image_errors(
         psnr_db=10 * math.log10(data_range**2 / square) if square > 0 else math.inf,
         ssim=float(similarity[inner].mean()) if inner.any() else math.nan,
     )
-
-
-def diffraction_nmse(reconstruction: Reconstruction, scan: Scan) -> float:
-    """Return the normalised mean square error of the amplitudes that object and probe predict for a scan.
-
-    min over c of Σ (a − c·p)² / Σ a² = 1 − (Σ a·p)² / (Σ a² Σ p²), p = √(Σ_m |FFT2(view · probe_m)|²): the object has a
-    scale of its own, and so has the probe. Patterns count whose whole patch lies on covered pixels, good pixels alone.
-
-    Args:
-        reconstruction: object, probe and origin; the settings in its provenance say how frames and positions were made.
-        scan: the patterns, (M, N, N) amplitude, and their positions.
-
-    Raises:
-        ConfigError: settings in the provenance that cannot be.
-        DataContractError: PREP-01, SCAN-04, SCAN-05, or no patch lies inside the covered region.
-    """
-    import torch
-
-    from ptycho_torch import helper
-    from ptycho_torch.probe import as_modes, disk_mask
-
-    stated = reconstruction.provenance.get("settings", {}).get("data")
-    frame_px = scan.stack.frame_px
-    settings = DataSettings(N=frame_px) if stated is None else DataSettings.from_mapping(stated)
-    N = settings.N
-    preparation = FramePreparation(frame_px, settings, scan.path)
-    image = torch.from_numpy(np.asarray(reconstruction.object, np.complex64))
-    probe = as_modes(torch.from_numpy(np.asarray(reconstruction.probe, np.complex64)))
-    network = reconstruction.provenance.get("network", {})
-    sigma_px = float(network.get("gaussian_smoothing_sigma", 0.0))
-    disk = disk_mask(N).float() if network.get("probe_mask", False) else None
-    local_px = preparation.positions(chosen_positions(scan, settings)) - np.array(reconstruction.origin_px)
-    inside = _covered_patches(reconstruction.coverage > 0, local_px, N)
-    if not inside.any():
-        raise _data_error(
-            f"no pattern of {scan.path} whose patch of {N} × {N} px lies on covered pixels",
-            "patterns of the scan that was reconstructed",
-            "Give that scan, or stitch with a larger crop_px.",
-        )
-    good = None if scan.stack.good_pixels is None else torch.from_numpy(preparation.good_pixels(scan.stack.good_pixels))
-    measured_squares = predicted_squares = products = 0.0
-    for first, frames, _ in scan.stack.chunks(scan.stack.audit()):
-        chosen = np.flatnonzero(inside[first : first + len(frames)])
-        for some in np.array_split(chosen, max(1, math.ceil(len(chosen) / _PATTERNS_AT_ONCE))):
-            if not len(some):
-                continue
-            measured = torch.from_numpy(preparation.frames(frames[some]))  # (n, N, N)
-            views = helper.cut_patches(image, torch.from_numpy(local_px[first + some]).float(), N)
-            wave = helper.illuminate(views[:, None], probe, smoothing_sigma=sigma_px, disk=disk)
-            predicted = helper.diffract(wave)[:, 0]
-            if good is not None:
-                measured, predicted = measured * good, predicted * good
-            measured_squares += float(measured.double().square().sum())
-            predicted_squares += float(predicted.double().square().sum())
-            products += float((measured.double() * predicted.double()).sum())
-    energy = measured_squares * predicted_squares
-    return 1 - products**2 / energy if energy > 0 else 1.0
-
-
-def _covered_patches(covered: np.ndarray, positions_px: np.ndarray, N: int) -> np.ndarray:
-    """Return (M,) whether every pixel that a patch at (x, y) reads is covered."""
-    height, width = covered.shape
-    corner = positions_px - N / 2
-    # A patch between pixels reads one row or column more.
-    first, end = np.floor(corner).astype(np.int64), np.ceil(corner).astype(np.int64) + N
-    inside = np.all((first >= 0) & (end <= (width, height)), axis=1)
-    # Sums over rectangles from sums over all pixels above and to the left.
-    sums = np.zeros((height + 1, width + 1), np.int64)
-    sums[1:, 1:] = covered.cumsum(0).cumsum(1)
-    x, y = np.where(inside[:, None], first, 0).T
-    right, bottom = np.where(inside[:, None], end, 0).T
-    count = sums[bottom, right] - sums[y, right] - sums[bottom, x] + sums[y, x]
-    return np.asarray(inside & (count == (right - x) * (bottom - y)))
-
-
-def ring_correlation(first: np.ndarray, second: np.ndarray, *, taper: float = 0.25) -> RingCorrelation:
-    """Correlate two images in rings of Fourier space.
-
-    FRC(r) = |Σ F₁ F₂*| / √(Σ|F₁|² Σ|F₂|²) over the frequencies at round(distance) = r from the centre; the images are
-    cut to their central square, their mean is taken out, and their edges are tapered.
-    Ring 0 holds nothing but what the taper lets through, so thresholds are looked for from ring 1 on.
-
-    Args:
-        first: (H, W) complex or real.
-        second: (H, W), of the same pixels.
-        taper: part of the width in which Tukey's window rises and falls; 0 for none.
-
-    Raises:
-        DataContractError: the shapes differ.
-    """
-    from scipy.signal.windows import tukey
-
-    if first.shape != second.shape or first.ndim != 2 or min(first.shape) < 4:
-        raise _data_error(f"shapes {first.shape} and {second.shape}", "two images of one shape", "Cut both alike.")
-    n = min(first.shape)
-    top, left = ((side - n) // 2 for side in first.shape)
-    window = tukey(n, taper)
-    spectra = []
-    for image in (first, second):
-        square = image[top : top + n, left : left + n]
-        square = (square - square.mean()) * window * window[:, None]
-        spectra.append(np.fft.fftshift(np.fft.fft2(square)))
-    distance = np.arange(n) - n // 2
-    ring = np.rint(np.hypot(distance, distance[:, None])).astype(np.int64).ravel()
-    ours, theirs = (spectrum.ravel() for spectrum in spectra)
-    product = ours * np.conj(theirs)
-    cross = np.hypot(np.bincount(ring, product.real), np.bincount(ring, product.imag))
-    energy = np.sqrt(np.bincount(ring, np.abs(ours) ** 2) * np.bincount(ring, np.abs(theirs) ** 2))
-    curve = np.divide(cross, energy, out=np.zeros_like(cross), where=energy > 0)
-    half = _crossing(curve, 0.5) / n
-    return RingCorrelation(
-        frequencies_per_px=np.arange(len(curve)) / n,
-        curve=curve,
-        frc50_per_px=half,
-        frc1over7_per_px=_crossing(curve, 1 / 7) / n,
-        resolution_px=1 / half if half > 0 else math.inf,
-    )
-
-
-def _crossing(curve: np.ndarray, threshold: float) -> float:
-    """Return the ring, in parts, where a curve first falls below a threshold that it had reached; 0 if it never did.
-
-    The innermost rings hold a handful of frequencies, and alignment takes a plane of phase out of them: a curve that
-    starts below the threshold is followed from where it first reaches it.
-    """
-    reached = np.flatnonzero(curve[1:] >= threshold) + 1
-    if not len(reached):
-        return 0.0
-    start = int(reached[0])
-    below = np.flatnonzero(curve[start:] < threshold) + start
-    if not len(below):
-        return float(len(curve) - 1)
-    ring = int(below[0])
-    high, low = float(curve[ring - 1]), float(curve[ring])
-    return ring - 1 + (high - threshold) / (high - low)
 
 
 def read_truth(path: Path) -> np.ndarray:
@@ -549,26 +400,30 @@ def _draw(axes: Axes, image: np.ndarray, title: str, colours: str, low: float, h
 def describe(evaluation: Evaluation) -> tuple[str, ...]:
     """Return the table of the command, as lines."""
     scores, rings, alignment = evaluation.scores, evaluation.rings, evaluation.alignment
-    size = evaluation.pixel_size_m
-    metres = "" if size is None else f" ({rings.resolution_px * size * 1e9:.4g} nm)"
+    amplitude, phase = evaluation.amplitude, evaluation.phase
+    flat = f"none: the object is flat, with {evaluation.contrast:.2g} of the known object's contrast"
+    resolution = describe_resolution(rings.resolution_px, evaluation.pixel_size_m, "1/2")
+    half, seventh = rings.frc50_per_px, rings.frc1over7_per_px
     rows = [
         ("phase error", f"{scores.phase_error_rad:.4f} rad"),
         ("amplitude error", f"{scores.amplitude_error:.4f}"),
         ("complex correlation", f"{scores.complex_correlation:.4f}"),
-        ("phase correlation", f"{scores.phase_correlation:.4f}"),
+        ("phase correlation", _or("none: the phase is flat", scores.phase_correlation, ".4f")),
+        ("contrast", f"{evaluation.contrast:.4f} of the known object's"),
         ("residual shift", f"{scores.residual_shift_px:.2f} px"),
-        ("amplitude PSNR, SSIM", f"{evaluation.amplitude.psnr_db:.2f} dB, {evaluation.amplitude.ssim:.4f}"),
-        ("phase PSNR, SSIM", f"{evaluation.phase.psnr_db:.2f} dB, {evaluation.phase.ssim:.4f}"),
-        ("FRC 1/2, 1/7", f"{rings.frc50_per_px:.4f}, {rings.frc1over7_per_px:.4f} cycles/px"),
-        (
-            "resolution (1/2)",
-            f"{rings.resolution_px:.2f} px{metres}" if rings.frc50_per_px else "none: below 1/2 in every ring",
-        ),
+        ("amplitude PSNR, SSIM", _or(flat, amplitude.ssim, ".4f", f"{amplitude.psnr_db:.2f} dB, ")),
+        ("phase PSNR, SSIM", _or(flat, phase.ssim, ".4f", f"{phase.psnr_db:.2f} dB, ")),
+        ("FRC 1/2, 1/7", f"{_or('none', half, '.4f')}, {_or('none', seventh, '.4f')} cycles/px"),
+        ("resolution (1/2)", flat if evaluation.contrast < FLAT_CONTRAST else resolution),
         ("compared", f"{alignment.truth.shape[0]} × {alignment.truth.shape[1]} px"),
     ]
-    if evaluation.diffraction_nmse is not None:
-        rows.append(("diffraction NMSE", f"{evaluation.diffraction_nmse:.4g}"))
+    if evaluation.diffraction is not None:
+        rows += evaluation.diffraction.describe()
     return tuple(f"{name:<22}{text}" for name, text in rows)
+
+
+def _or(otherwise: str, number: float, form: str, before: str = "") -> str:
+    return otherwise if math.isnan(number) else f"{before}{number:{form}}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -595,8 +450,7 @@ def run(options: argparse.Namespace) -> int:
     evaluation = evaluate(reconstruction, truth, border_px=options.border, refine=options.refine, scan=scan)
     print("\n".join(describe(evaluation)))  # noqa: T201 - the command's answer
     if options.json is not None:
-        with replacing(options.json, overwrite=True) as file:
-            file.write((json.dumps(evaluation.numbers(), indent=2, allow_nan=False) + "\n").encode())
+        write_numbers(options.json, evaluation.numbers(), overwrite=True)
     if options.plot is not None:
         plot_evaluation(evaluation, options.plot)
     return 0

@@ -1,4 +1,4 @@
-"""From a trained module to whole objects, and their files: NPZ, HDF5 product and pictures.
+"""From a trained module to whole objects, and their files: NPZ, scores, HDF5 product and pictures.
 
 Objects of groups are stitched as they are predicted, so memory does not grow with their number. How to use it:
 <doc-ref type="guide">docs/workflows/pytorch.md</doc-ref>; the files: clauses REC-01 and PRODUCT-01 of
@@ -21,12 +21,15 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from ptycho_torch.config_params import DataSettings
-from ptycho_torch.dset_loader_pt_mmap import PtychoDataset, TensorDictDataLoader
+from ptycho_torch.dset_loader_pt_mmap import PtychoBatch, PtychoDataset, TensorDictDataLoader
 from ptycho_torch.errors import ConfigError
+from ptycho_torch.half_split import split_patterns
+from ptycho_torch.json_numbers import write_numbers
 from ptycho_torch.lightning_module import ObjectPatches, PtychoPINN, accelerator, quiet_lightning
 from ptycho_torch.pictures import plot_reconstruction, write_images
 from ptycho_torch.products import Geometry, Reconstruction, write_product, write_reconstruction
-from ptycho_torch.reassembly import ExperimentStitcher, Stitched, Weighting
+from ptycho_torch.reassembly import ExperimentStitcher, HalfStitcher, Stitched, Weighting
+from ptycho_torch.reconstruction_scores import ReconstructionScores, score_reconstruction
 from ptycho_torch.scan import open_scan, scan_paths
 
 log = logging.getLogger(__name__)
@@ -48,6 +51,8 @@ class InferenceResult:
         pictures: overview, amplitude, phase and colour wheel as PNG.
         product: the HDF5 product, or None where the geometry is unknown.
         reconstruction: the same as values.
+        scores: without a known object.
+        json: the scores as a file.
     """
 
     name: str
@@ -55,12 +60,14 @@ class InferenceResult:
     pictures: tuple[Path, ...]
     product: Path | None
     reconstruction: Reconstruction
+    scores: ReconstructionScores
+    json: Path
 
 
 class _Stitching(Callback):
     """Hands the objects of each batch to the stitchers, and keeps nothing else."""
 
-    def __init__(self, stitcher: ExperimentStitcher) -> None:
+    def __init__(self, stitcher: HalfStitcher) -> None:
         self.stitcher = stitcher
 
     def on_predict_batch_end(
@@ -73,7 +80,9 @@ class _Stitching(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         assert isinstance(outputs, ObjectPatches)
-        self.stitcher.add(outputs.objects[:, 0].cpu(), outputs.centres_px.cpu(), outputs.experiment_ids.cpu())
+        assert isinstance(batch, PtychoBatch)
+        objects, centres, experiments = outputs.objects[:, 0].cpu(), outputs.centres_px.cpu(), outputs.experiment_ids
+        self.stitcher.add(objects, centres, experiments.cpu(), batch.indices.cpu())
 
 
 def reconstruct(
@@ -87,6 +96,9 @@ def reconstruct(
     progress: bool = True,
 ) -> dict[int, Stitched]:
     """Predict every group of a dataset and stitch the objects of each scan at the group centres.
+
+    Two halves of the groups are stitched apart and compared before they are added up; see
+    ``ptycho_torch.half_split``.
 
     Args:
         module: trained module.
@@ -115,7 +127,11 @@ def reconstruct(
         crop_px = REFERENCE_CROP_PX if weighting == "uniform" else network.N // 2
     centres, experiments = dataset.centres_px, dataset.experiment_ids
     positions = {int(number): centres[experiments == number] for number in experiments.unique()}
-    stitcher = ExperimentStitcher(positions, network.N, crop_px, weighting)
+    stitcher = HalfStitcher(
+        ExperimentStitcher(positions, network.N, crop_px, weighting),
+        ExperimentStitcher(positions, network.N, crop_px, weighting),
+        torch.from_numpy(split_patterns(len(dataset.positions_px))),
+    )
     # One process predicts, also where several have trained.
     loader = TensorDictDataLoader(dataset, batch_size, num_workers=1, rank=0, world_size=1)
     training = module.training
@@ -146,7 +162,7 @@ def write_results(
     weighting: Weighting = "smooth",
     overwrite: bool = False,
 ) -> tuple[InferenceResult, ...]:
-    """Write NPZ, pictures and, where the geometry is known, the HDF5 product of each scan.
+    """Write NPZ, scores, pictures and, where the geometry is known, the HDF5 product of each scan.
 
     Args:
         objects: object by number of the scan, of ``reconstruct``.
@@ -191,9 +207,11 @@ def write_results(
             pixel_size_m=None if geometry is None else geometry.object_pixel_m,
         )
         stem = Path(scan).stem
-        npz, overview = output_dir / f"{stem}.npz", output_dir / f"{stem}.png"
+        scores = score_reconstruction(reconstruction, stitched.half_split, dataset, number)
+        npz, overview, numbers = (output_dir / f"{stem}.{suffix}" for suffix in ("npz", "png", "json"))
         write_reconstruction(npz, reconstruction, overwrite=overwrite)
-        plot_reconstruction(reconstruction, overview)
+        write_numbers(numbers, scores.numbers(), overwrite=overwrite)
+        plot_reconstruction(reconstruction, overview, scores=scores)
         pictures = (overview, *write_images(reconstruction, output_dir, stem))
         product = None
         if geometry is not None:
@@ -208,7 +226,7 @@ def write_results(
                 losses=np.array(module.history.get("train_loss", [])),
                 overwrite=overwrite,
             )
-        results.append(InferenceResult(stem, npz, pictures, product, reconstruction))
+        results.append(InferenceResult(stem, npz, pictures, product, reconstruction, scores, numbers))
     return tuple(results)
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ import numpy as np
 from ptycho_torch.errors import DataContractError
 from ptycho_torch.npz_writer import replacing
 from ptycho_torch.products import Reconstruction
+from ptycho_torch.reconstruction_scores import ReconstructionScores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,21 +25,28 @@ if TYPE_CHECKING:
 _SHOWN_PX = 2048
 """Longer objects are thinned for the overview, which has fewer pixels itself."""
 
+_SCORES_IN = 2.6
+"""Height of the row of scores."""
+
 _NOTHING = "0.8"
 """Grey of pixels that no patch covers."""
 
 
-def plot_reconstruction(reconstruction: Reconstruction, path: Path, title: str = "") -> None:
+def plot_reconstruction(
+    reconstruction: Reconstruction, path: Path, title: str = "", *, scores: ReconstructionScores | None = None
+) -> None:
     """Draw an overview of one object as a PNG, in one rename: amplitude, phase, both as colour, and how sure they are.
 
     The mean phase is taken off. Ranges go from the 1st to the 99th percentile of the covered pixels; pixels that no
     patch covers are grey. Axes are in pixels of the scan's frame; where the size of a pixel is known, a bar shows the
-    scale instead.
+    scale instead. The disagreement of patches is shown in parts of the object's contrast, from 0 to 1 whatever the
+    object, so that a flat one does not look more certain than one with structure.
 
     Args:
         reconstruction: what is drawn; a file that is there is replaced.
         path: the PNG.
         title: stands above; empty is the name of the scan in the provenance.
+        scores: are written below, and the agreement of the two halves is drawn; None leaves both out.
 
     Raises:
         DataContractError: no covered pixel has a finite value.
@@ -56,8 +65,12 @@ def plot_reconstruction(reconstruction: Reconstruction, path: Path, title: str =
     extent = (x - 0.5, x + width - 0.5, y + height - 0.5, y - 0.5)
     # Heights follow the object, within what a page bears.
     rows = float(np.clip(4.2 * height / width, 2.2, 7.5))
-    figure = new_figure(16, 2 * rows + 1.6)
-    (amplitude_axes, phase_axes, colour_axes), (disagreement_axes, coverage_axes, probe_axes) = figure.subplots(2, 3)
+    last = () if scores is None else (_SCORES_IN,)
+    figure = new_figure(16, 2 * rows + 1.6 + sum(last))
+    grid = figure.add_gridspec(2 + len(last), 3, height_ratios=(rows, rows, *last))
+    (amplitude_axes, phase_axes, colour_axes), (disagreement_axes, coverage_axes, probe_axes) = (
+        [figure.add_subplot(grid[row, column]) for column in range(3)] for row in range(2)
+    )
 
     def show(axes: Axes, values: np.ndarray, name: str, cmap: str, limits: tuple[float, float], label: str) -> None:
         shown = np.where(covered, values, np.nan)
@@ -78,13 +91,22 @@ def plot_reconstruction(reconstruction: Reconstruction, path: Path, title: str =
     if reconstruction.disagreement is None:
         leave_blank(disagreement_axes, "Disagreement of patches", "not computed")
     else:
-        disagreement = np.asarray(reconstruction.disagreement)[thin]
-        highest = _limits(disagreement[covered])[1]
-        show(disagreement_axes, disagreement, "Disagreement of patches", "magma", (0, highest), "RMS deviation")
+        # Of a constant object every disagreement is too much.
+        contrast = reconstruction.contrast or 1e-30
+        disagreement = np.asarray(reconstruction.disagreement)[thin] / contrast
+        show(disagreement_axes, disagreement, "Disagreement of patches", "magma", (0, 1), "parts of the contrast")
     coverage = np.asarray(reconstruction.coverage)[thin]
     show(coverage_axes, coverage, "Coverage", "magma", (0, _limits(coverage[covered])[1]), "sum of weights")
     _draw_probe(probe_axes, reconstruction.probe)
     _add_wheel(probe_axes)
+    if scores is not None:
+        _draw_half_split(figure.add_subplot(grid[2, 0]), scores)
+        text_axes = figure.add_subplot(grid[2, 1:])
+        text_axes.axis("off")
+        lines = (textwrap.fill(line, 110, subsequent_indent=22 * " ") for line in scores.describe())
+        text = text_axes.text(0, 1, "\n".join(lines), va="top", family="monospace", fontsize=10)
+        # A long line must not take the room of the images.
+        text.set_in_layout(False)
     pixel = reconstruction.pixel_size_m
     size = f", {_metres(pixel)} a pixel" if pixel is not None else ""
     name = title or str(reconstruction.provenance.get("scan", ""))
@@ -286,6 +308,21 @@ def _add_wheel(axes: Axes) -> None:
     for angle, label in ((0, "0"), (1, "π/2"), (2, "π"), (3, "−π/2")):
         where = (50 + 68 * np.cos(angle * np.pi / 2), 50 + 68 * np.sin(angle * np.pi / 2))
         legend.text(*where, label, ha="center", va="center", fontsize=8, clip_on=False)
+
+
+def _draw_half_split(axes: Axes, scores: ReconstructionScores) -> None:
+    """Draw the ring correlation of the two halves with the half-bit threshold, up to half a cycle a pixel."""
+    title = "Fourier ring correlation of two halves"
+    rings = None if scores.half_split is None else scores.half_split.rings
+    if rings is None:
+        leave_blank(axes, title, "not computed" if scores.half_split is None else scores.resolution())
+        return
+    axes.plot(rings.frequencies_per_px, rings.curve, color="tab:blue", label="halves")
+    axes.plot(rings.frequencies_per_px[1:], rings.half_bit[1:], color="0.4", linestyle="--", label="half-bit")
+    if np.isfinite(rings.half_bit_per_px):
+        axes.axvline(rings.half_bit_per_px, color="tab:red", linewidth=0.8)
+    axes.set(title=title, xlabel="cycles a pixel", xlim=(0, 0.5), ylim=(0, 1.02))
+    axes.legend()
 
 
 def _draw_probe(axes: Axes, probe: np.ndarray) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ from ptycho_torch.preparation import object_pixel_m
 
 PLANCK_EV_M = 1.239841984332e-6
 """h·c in electronvolt metres (exact since the units of 2019, to the digits given)."""
+
+
+_CONSTANT = 1e-6
+"""An object that deviates by less than this part of its mean is constant: complex64 rounds to 1e-7."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +72,38 @@ class Reconstruction:
     provenance: Mapping[str, Any]
     disagreement: np.ndarray | None = None
     pixel_size_m: float | None = None
+
+    @property
+    def contrast(self) -> float:
+        """RMS deviation of the object from its mean, weighted by the coverage: √(Σ w |o − ō|² / Σ w)."""
+        weight, values = self._covered()
+        total = weight.sum() or 1.0
+        mean = (weight * values).sum() / total
+        return float(np.sqrt((weight * np.square(np.abs(values - mean))).sum() / total))
+
+    @property
+    def mean_modulus(self) -> float:
+        """Modulus of the mean object, weighted by the coverage: |Σ w o / Σ w|."""
+        weight, values = self._covered()
+        return float(np.abs((weight * values).sum()) / (weight.sum() or 1.0))
+
+    @property
+    def relative_disagreement(self) -> float:
+        """RMS disagreement, weighted by the coverage, over the contrast.
+
+        A flat object has little of the first and less of the second. NaN where the disagreement was not computed, or
+        the object is constant to the precision of its numbers.
+        """
+        contrast = self.contrast
+        if self.disagreement is None or not contrast > _CONSTANT * self.mean_modulus:
+            return math.nan
+        weight = np.asarray(self.coverage, np.float64)
+        spread = np.asarray(self.disagreement, np.float64)
+        return float(np.sqrt((weight * np.square(spread)).sum() / weight.sum())) / contrast
+
+    def _covered(self) -> tuple[np.ndarray, np.ndarray]:
+        weight = np.asarray(self.coverage, np.float64)
+        return weight, np.where(weight > 0, np.asarray(self.object, np.complex128), 0)
 
     def members(self) -> dict[str, np.ndarray]:
         """Return the members of the NPZ file."""

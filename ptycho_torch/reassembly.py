@@ -5,15 +5,16 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
 from ptycho_torch.errors import DataContractError
+from ptycho_torch.half_split import HalfSplit, compare_halves, covered_square, half_of_groups
 
 Weighting = Literal["uniform", "smooth"]
 
@@ -43,12 +44,14 @@ class Stitched:
         disagreement: weighted RMS deviation of the patches from their mean at each pixel; 0 where only one reaches.
         origin_px: (x, y) of object[0, 0] in the frame of the positions, where a patch at (x, y) has its pixel
             (row j, column i) at (row y − N/2 + j, column x − N/2 + i).
+        half_split: agreement of two halves of the groups, of ``HalfStitcher``.
     """
 
     object: Complex[Tensor, "H W"]
     coverage: Float[Tensor, "H W"]
     disagreement: Float[Tensor, "H W"]
     origin_px: tuple[float, float]
+    half_split: HalfSplit | None = None
 
 
 class Stitcher:
@@ -173,6 +176,26 @@ class Stitcher:
                 window += terms[:, : window.shape[1], : window.shape[2]]
         self._added += n
 
+    @property
+    def added(self) -> int:
+        """Number of patches so far."""
+        return self._added
+
+    @property
+    def covered(self) -> Bool[Tensor, "H W"]:
+        """True where a patch reaches."""
+        return self._sums[2] > 0
+
+    def cut(self, rows: slice, columns: slice) -> Complex[Tensor, "h w"]:
+        """Return a part of the object of the patches so far, all of it covered."""
+        real, imaginary, weight = self._sums[:3, rows, columns]
+        return torch.complex(real, imaginary) / weight
+
+    def absorb(self, other: "Stitcher") -> None:
+        """Add all patches of a stitcher that was made with the same arguments."""
+        self._sums += other._sums
+        self._added += other._added
+
     def result(self) -> Stitched:
         """Return the object of the patches so far; more may be added afterwards.
 
@@ -205,6 +228,9 @@ class ExperimentStitcher:
         weighting: of ``Stitcher``.
         device: where the sums live.
 
+    Attributes:
+        stitchers: by number of the experiment.
+
     Raises:
         DataContractError: of ``Stitcher``.
     """
@@ -218,7 +244,7 @@ class ExperimentStitcher:
         *,
         device: torch.device | str = "cpu",
     ) -> None:
-        self._stitchers = {
+        self.stitchers = {
             experiment: Stitcher(positions, patch_px, crop_px, weighting, device=device)
             for experiment, positions in positions_px.items()
         }
@@ -238,14 +264,14 @@ class ExperimentStitcher:
             )
         present = torch.unique(experiments).tolist()
         for experiment in present:
-            if experiment not in self._stitchers:
+            if experiment not in self.stitchers:
                 raise DataContractError(
                     f"A patch belongs to experiment {experiment}, and the stitcher was made for "
-                    f"{sorted(self._stitchers)}. Make it with the positions of every experiment."
+                    f"{sorted(self.stitchers)}. Make it with the positions of every experiment."
                 )
         for experiment in present:
             chosen = experiments == experiment
-            self._stitchers[experiment].add(
+            self.stitchers[experiment].add(
                 patches[chosen.to(patches.device)], positions_px[chosen.to(positions_px.device)]
             )
 
@@ -255,7 +281,76 @@ class ExperimentStitcher:
         Raises:
             DataContractError: an experiment got no patch.
         """
-        return {experiment: stitcher.result() for experiment, stitcher in self._stitchers.items()}
+        return {experiment: stitcher.result() for experiment, stitcher in self.stitchers.items()}
+
+
+class HalfStitcher:
+    """Stitch two halves of the groups apart, compare them, and add them up to the whole objects.
+
+    The halves share no group, and no pattern where groups have one pattern; see
+    ``ptycho_torch.half_split.split_patterns``.
+
+    Args:
+        first: stitcher of the first half, made for the positions of all groups.
+        second: stitcher of the second half, made alike.
+        halves: half of each pattern, by its number.
+    """
+
+    def __init__(self, first: ExperimentStitcher, second: ExperimentStitcher, halves: Bool[Tensor, "M"]) -> None:
+        self._stitchers, self._halves = (first, second), halves
+        self._seen = torch.zeros((2, len(halves)), dtype=torch.bool)
+        self._scan = torch.full((len(halves),), -1, dtype=torch.int32)
+
+    def add(
+        self,
+        patches: Complex[Tensor, "n N N"],
+        positions_px: Float[Tensor, "n 2"],
+        experiments: Int[Tensor, "n"],
+        patterns: Int[Tensor, "n C"],
+    ) -> None:
+        """Add patches at their positions, each to the object of its experiment and half.
+
+        Args:
+            patches: of any device and precision.
+            positions_px: (x, y) of each.
+            experiments: number of each.
+            patterns: numbers of the patterns that each was predicted from.
+
+        Raises:
+            DataContractError: as ``ExperimentStitcher.add``.
+        """
+        patterns = patterns.long()
+        second = torch.from_numpy(half_of_groups(self._halves[patterns].numpy()))
+        self._scan[patterns] = experiments.int()[:, None].expand(patterns.shape)
+        for half, stitcher in enumerate(self._stitchers):
+            chosen = second == half
+            if bool(chosen.any()):
+                self._seen[half, patterns[chosen].flatten()] = True
+                stitcher.add(patches[chosen.to(patches.device)], positions_px[chosen], experiments[chosen])
+
+    def results(self) -> dict[int, Stitched]:
+        """Return the object of each experiment; nothing can be added afterwards.
+
+        Raises:
+            DataContractError: an experiment got no patch.
+        """
+        found = {}
+        for experiment, first in self._stitchers[0].stitchers.items():
+            second = self._stitchers[1].stitchers[experiment]
+            half_split = self._compare(experiment, first, second)
+            first.absorb(second)
+            found[experiment] = replace(first.result(), half_split=half_split)
+        return found
+
+    def _compare(self, experiment: int, first: Stitcher, second: Stitcher) -> HalfSplit:
+        used = self._seen[:, self._scan == experiment]
+        both = float(used.all(0).double().mean()) if used.shape[1] else 0.0
+        groups = (first.added, second.added)
+        square = covered_square((first.covered & second.covered).numpy(force=True))
+        if square is None:
+            return HalfSplit(groups, both, 0, None)
+        objects = (each.cut(*square).numpy(force=True) for each in (first, second))
+        return compare_halves(*objects, groups=groups, patterns_in_both=both)
 
 
 def stitch_patches(

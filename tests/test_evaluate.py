@@ -7,13 +7,10 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from ptycho_torch import alignment, evaluate
-from ptycho_torch.config_params import DataSettings
+from ptycho_torch import alignment, diffraction_scores, evaluate
 from ptycho_torch.errors import ConfigError, DataContractError
 from ptycho_torch.products import Reconstruction, write_reconstruction
-from ptycho_torch.scan import open_scan
-from ptycho_torch.simulate import choose_probe, plan_positions, scale_probe, write_scan
-from ptycho_torch.specimens import draw_specimen
+from tests.true_objects import true_object
 
 SIDE, ORIGIN = 96, (20, 12)
 """A canvas of 96 × 96 px in an object of 140 × 150."""
@@ -207,7 +204,7 @@ def test_identical_images_score_perfect():
     assert found.amplitude.ssim == pytest.approx(1, abs=1e-6)
     assert found.phase.ssim == pytest.approx(1, abs=1e-6)
     assert min(found.amplitude.psnr_db, found.phase.psnr_db) > 100
-    assert rings.frc50_per_px == rings.frequencies_per_px[-1]
+    assert (rings.frc50_per_px, rings.resolution_px, found.contrast) == (0.5, 2.0, pytest.approx(1))
 
 
 def test_scores_follow_their_equations():
@@ -276,116 +273,68 @@ def test_reconstruction_three_pixels_off_is_told_by_its_shift():
     assert evaluate.compare(cut(truth), (ORIGIN[0] + 3, ORIGIN[1]), truth).shift_px == (-3, 0)
 
 
-@pytest.fixture(scope="module")
-def simulated(tmp_path_factory):
-    """A scan without noise, and its true object as a reconstruction of it."""
-    draw = np.random.default_rng(0)
-    plan = plan_positions("random", 30, 16, draw, step_px=4.0, size_px=60)
-    truth = draw_specimen("dead_leaves", (plan.size_px, plan.size_px), draw)
-    probe = scale_probe(truth, choose_probe("focused", 16), plan.positions_px, 1e4)
-    path = tmp_path_factory.mktemp("simulated") / "scan.npz"
-    write_scan(path, truth, probe, plan.positions_px, None)
-    return open_scan(path), dataclasses.replace(reconstruction_of(truth, (0.0, 0.0)), probe=probe)
-
-
-def test_the_true_object_predicts_its_patterns_whatever_the_scale_of_object_and_probe(simulated):
-    scan, reconstruction = simulated
-    assert evaluate.diffraction_nmse(reconstruction, scan) < 1e-9
-    scaled = dataclasses.replace(reconstruction, object=reconstruction.object * 3j, probe=reconstruction.probe * 0.1)
-    assert evaluate.diffraction_nmse(scaled, scan) < 1e-9
+def test_a_scan_is_scored_beside_the_truth(tmp_path):
+    scan, reconstruction = true_object(tmp_path)
     found = evaluate.evaluate(reconstruction, reconstruction.object, scan=scan, border_px=8)
-    assert found.diffraction_nmse == evaluate.diffraction_nmse(reconstruction, scan)
-    assert any("diffraction NMSE" in line for line in evaluate.describe(found))
+    assert found.diffraction == diffraction_scores.score_diffraction(reconstruction, scan)
+    assert found.numbers()["diffraction"]["nmse"] < 1e-9
+    assert any("R-factor" in line for line in evaluate.describe(found))
 
 
-@pytest.mark.parametrize(
-    "broken",
-    [
-        lambda it: dataclasses.replace(it, origin_px=(1.0, 0.0)),
-        lambda it: dataclasses.replace(it, object=it.object.T),
-        lambda it: dataclasses.replace(it, object=it.object.conj()),
-        lambda it: dataclasses.replace(it, probe=it.probe[..., ::-1, ::-1] * (1 + np.arange(16))),
-    ],
-    ids=["origin", "transposed", "conjugated", "probe"],
-)
-def test_a_broken_reconstruction_predicts_other_patterns(simulated, broken):
-    scan, reconstruction = simulated
-    assert evaluate.diffraction_nmse(broken(reconstruction), scan) > 1e-3
+# What means nothing.
 
 
-def test_only_patterns_on_covered_pixels_count(simulated):
-    scan, reconstruction = simulated
-    image, coverage = reconstruction.object.copy(), reconstruction.coverage.copy()
-    image[:, :30] = 100  # What is not covered may hold anything.
-    coverage[:, :30] = 0
-    half = dataclasses.replace(reconstruction, object=image, coverage=coverage)
-    assert evaluate.diffraction_nmse(half, scan) < 1e-9
-    with pytest.raises(DataContractError, match="no pattern of"):
-        evaluate.diffraction_nmse(dataclasses.replace(half, coverage=np.zeros_like(coverage)), scan)
-
-
-def test_frames_are_prepared_as_the_provenance_says(simulated):
-    scan, reconstruction = simulated
-    data = dataclasses.asdict(DataSettings(N=16, detector_transpose=True))
-    turned = dataclasses.replace(reconstruction, provenance={"settings": {"data": data}})
-    assert evaluate.diffraction_nmse(turned, scan) > 1e-3
-
-
-# Rings.
-
-
-def noise(seed, shape=(64, 64)):
+def noise(seed, shape):
     rng = np.random.default_rng(seed)
     return rng.standard_normal(shape) + 1j * rng.standard_normal(shape)
 
 
-@pytest.mark.parametrize("shape", [(64, 64), (65, 65), (60, 71)])
-def test_rings_of_equal_images_correlate_fully(shape):
-    rings = evaluate.ring_correlation(noise(0, shape), 2j * noise(0, shape))
-    np.testing.assert_allclose(rings.curve, 1, atol=1e-9)
-    n = min(shape)
-    assert len(rings.curve) == round(n // 2 * math.sqrt(2)) + 1
-    np.testing.assert_allclose(rings.frequencies_per_px, np.arange(len(rings.curve)) / n)
-    assert rings.resolution_px == pytest.approx(1 / rings.frequencies_per_px[-1])
+def blank(seed, shape, structure):
+    """Return an object that is nearly constant: noise, a dome as the probe leaves it, and a trace of some structure."""
+    rows, columns = (np.linspace(-1, 1, side) for side in shape)
+    dome = np.exp(-2 * (rows[:, None] ** 2 + columns**2))
+    return 0.7 + 0.01 * dome + 0.003 * noise(seed, shape) + 0.1 * (structure - structure.mean())
 
 
-def test_rings_of_independent_noise_do_not_correlate():
-    rings = evaluate.ring_correlation(noise(0), noise(1))
-    # A ring of k points has 1/√k; from ring 8 on k > 50, in which the taper leaves about half to be independent.
-    assert rings.curve[8:32].mean() < 0.2
-    assert rings.frc50_per_px < 5 / 64
+@pytest.mark.parametrize("seed", range(20))
+def test_a_blank_object_has_no_resolution_and_no_flattering_score(seed):
+    truth = smooth_object(seed, sigma=1)
+    found = evaluate.evaluate(reconstruction_of(blank(seed, (SIDE, SIDE), cut(truth))), truth)
+    assert 0.01 < found.contrast < evaluate.FLAT_CONTRAST
+    numbers = found.numbers()
+    assert all(numbers["rings"][name] is None for name in ("frc50_per_px", "frc1over7_per_px", "resolution_px"))
+    assert numbers["amplitude"]["ssim"] is numbers["amplitude"]["psnr_db"] is None
+    assert numbers["phase"]["ssim"] is numbers["phase"]["psnr_db"] is None
+    table = "\n".join(evaluate.describe(found))
+    assert table.count("none: the object is flat") == 3
+    assert "px (" not in table
 
 
-def test_rings_follow_their_equation():
-    first, second = noise(0, (16, 16)), noise(0, (16, 16)) + noise(1, (16, 16))
-    rings = evaluate.ring_correlation(first, second, taper=0)
-    spectra = [np.fft.fftshift(np.fft.fft2(each - each.mean())) for each in (first, second)]
-    rows, columns = np.indices((16, 16)) - 8
-    members = np.rint(np.hypot(rows, columns)) == 5
-    ours, theirs = (spectrum[members] for spectrum in spectra)
-    expected = abs(np.mean(ours * theirs.conj())) / np.sqrt(np.mean(abs(ours) ** 2) * np.mean(abs(theirs) ** 2))
-    assert rings.curve[5] == pytest.approx(expected)
+@pytest.mark.parametrize("value", [1.0, 0.3 - 2j])
+def test_a_constant_object_has_no_score_that_needs_contrast(value):
+    truth = smooth_object()
+    found = evaluate.evaluate(reconstruction_of(np.full((SIDE, SIDE), value)), truth)
+    # What is left is the plane of phase that is fitted to the truth.
+    assert found.contrast < 0.05
+    assert math.isnan(found.rings.resolution_px)
+    assert "none: the object is flat" in "\n".join(evaluate.describe(found))
 
 
-def test_resolution_is_where_noise_takes_over():
-    signal = noise(0)
-    spectrum = np.fft.fftfreq(64)
-    low = np.hypot(spectrum, spectrum[:, None]) < 0.2
-    # Shared below 0.2 cycles a pixel, noise of its own beyond.
-    images = [np.fft.ifft2(np.where(low, np.fft.fft2(signal), np.fft.fft2(noise(seed)))) for seed in (1, 2)]
-    rings = evaluate.ring_correlation(*images)
-    # A ring is 1/64 wide, and the taper smears by as much.
-    assert rings.frc50_per_px == pytest.approx(0.2, abs=2 / 64)
-    assert rings.frc50_per_px <= rings.frc1over7_per_px
-    assert rings.resolution_px == pytest.approx(1 / rings.frc50_per_px)
+def test_a_flat_phase_has_no_correlation():
+    truth = smooth_object()
+    found = evaluate.compare(cut(truth), ORIGIN, truth)
+    for rounding in (0, 1e-7):
+        flat = dataclasses.replace(found, aligned=0.5 * np.exp(1j * rounding * found.truth.real))
+        assert math.isnan(evaluate.score(flat).phase_correlation)
 
 
-def test_threshold_is_crossed_between_rings():
-    assert evaluate._crossing(np.array([0.1, 1, 0.9, 0.3, 0.9]), 0.5) == pytest.approx(2 + 0.4 / 0.6)
-    # What the innermost rings hold is too little to end the search; ring 0 does not count.
-    assert evaluate._crossing(np.array([1, 0.4, 0.9, 0.8, 0.3]), 0.5) == pytest.approx(3 + 0.3 / 0.5)
-    assert evaluate._crossing(np.array([1, 0.4, 0.3]), 0.5) == 0
-    assert evaluate._crossing(np.array([1, 0.9, 0.8]), 0.5) == 2
+def test_an_object_with_half_of_the_contrast_is_scored():
+    truth = smooth_object()
+    weak = truth.mean() + 0.5 * (truth - truth.mean())
+    found = evaluate.evaluate(reconstruction_of(cut(weak)), truth)
+    assert found.contrast == pytest.approx(0.5, abs=0.05)
+    assert found.rings.resolution_px == 2
+    assert found.amplitude.ssim > 0.5
 
 
 # What cannot be compared.

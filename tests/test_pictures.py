@@ -14,8 +14,11 @@ from matplotlib.image import imread
 
 from ptycho_torch import pictures
 from ptycho_torch.errors import ConfigError, DataContractError
+from ptycho_torch.half_split import HalfSplit
 from ptycho_torch.pictures import plot_history, plot_reconstruction, write_images
 from ptycho_torch.products import Reconstruction
+from ptycho_torch.reconstruction_scores import ReconstructionScores
+from ptycho_torch.rings import ring_correlation
 
 
 @pytest.fixture
@@ -106,6 +109,40 @@ def test_less_is_drawn_where_less_is_known(
         panels = figure.axes[:6]
         assert [axes.get_title() for axes in panels][3:] == ["Disagreement of patches", "Coverage", "Probe"]
         assert sum(not axes.images for axes in panels) == blank
+
+
+def test_scores_and_the_agreement_of_two_halves_are_drawn(
+    reconstruction: Reconstruction, tmp_path: Path, figures: list[Figure]
+) -> None:
+    draw = np.random.default_rng(0)
+    image, noise = draw.standard_normal((2, 48, 48))
+    rings = ring_correlation(image, image + 0.2 * noise)
+    for split in (HalfSplit((9, 8), 0.0, 48, rings), HalfSplit((9, 8), 0.0, 0, None), None):
+        scores = ReconstructionScores(0.1, 0.5, split, "a reason " * 30)
+        plot_reconstruction(reconstruction, tmp_path / "a.png", scores=scores)
+        curve, text = figures[-1].axes[6:8]
+        assert curve.get_title() == "Fourier ring correlation of two halves"
+        assert "a reason" in text.texts[0].get_text()
+        figures[-1].draw_without_rendering()
+    halves, half_bit, crossing = figures[0].axes[6].lines
+    np.testing.assert_array_equal(halves.get_ydata(), rings.curve)
+    np.testing.assert_array_equal(half_bit.get_ydata(), rings.half_bit[1:])
+    assert crossing.get_xdata()[0] == rings.half_bit_per_px
+    assert [len(figure.axes[6].lines) for figure in figures] == [3, 0, 0]
+
+
+def test_disagreement_is_drawn_in_parts_of_the_contrast(
+    reconstruction: Reconstruction, tmp_path: Path, figures: list[Figure]
+) -> None:
+    flat = dataclasses.replace(reconstruction, object=1 + 0.01 * (reconstruction.object - 1))
+    for seen, factor in ((reconstruction, 1), (flat, 100)):
+        plot_reconstruction(seen, tmp_path / "a.png")
+        image = figures[-1].axes[3].images[0]
+        assert image.get_clim() == (0, 1)
+        shown = np.nanmean(image.get_array().filled(np.nan))
+        covered = seen.coverage > 0
+        expected = factor * seen.disagreement[covered].mean() / reconstruction.contrast
+        assert shown == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ class ProgressBar(TQDMProgressBar):
     def init_train_tqdm(self) -> tqdm[Any]:
         """Return the bar of the whole training."""
         done = self.trainer.global_step
-        return self._bar("training", " updates", total=planned_updates(self.trainer), initial=done)
+        return self._bar("training", " updates", total=planned_updates(self.trainer), initial=done, smoothing=0)
 
     def init_predict_tqdm(self) -> tqdm[Any]:
         """Return the bar of a prediction."""

@@ -116,6 +116,15 @@ def test_a_warning_says_what_was_seen_and_what_to_try(check: ObjectCheck, words:
     assert "\n" not in warning
 
 
+@pytest.mark.parametrize(
+    ("correlation", "error", "is_blank"),
+    [(0.02, 0.05, True), (0.14, 0.0995, True), (0.15, 0.097, False), (0.14, 0.11, True), (0.4, 0.11, False)],
+)
+def test_the_verdict_weighs_correlation_and_error(correlation: float, error: float, is_blank: bool) -> None:
+    # Networks before training correlate by chance, and an error of the probe weighs on good objects.
+    assert ObjectCheck(correlation, error, 0.1, 0.1, 0.0).is_blank is is_blank
+
+
 def test_a_good_object_gets_no_warning() -> None:
     assert ObjectCheck(0.6, 0.03, 0.0565, 0.01, 0.9, 0.6).warning() is None
 

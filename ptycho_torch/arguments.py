@@ -18,7 +18,9 @@ def add_probe_dir(parser: argparse.ArgumentParser) -> None:
 def add_progress(parser: argparse.ArgumentParser) -> None:
     """Add ``--progress`` and ``--no-progress``."""
     parser.add_argument(
-        "--progress", action=argparse.BooleanOptionalAction, help="progress bars (default: where a terminal shows them)"
+        "--progress",
+        action=argparse.BooleanOptionalAction,
+        help="progress bars (default: where a terminal shows them; elsewhere training prints a line an epoch)",
     )
 
 

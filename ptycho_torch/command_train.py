@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ptycho_torch.arguments import add_probe_dir, add_progress, wants_progress
+from ptycho_torch.arguments import add_probe_dir, add_progress
 from ptycho_torch.config_params import PRESETS, Settings
 from ptycho_torch.errors import ConfigError
 from ptycho_torch.settings_options import add_setting_flags, config_text, settings_from
@@ -107,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
             resume=resume,
             start_from=options.start_from,
             reconstruct=options.reconstruct,
-            progress=wants_progress(options),
+            progress=options.progress,
         )
     except (KeyboardInterrupt, SystemExit) as err:
         # Lightning makes a SystemExit of an interrupt.
@@ -117,13 +117,14 @@ def run(options: argparse.Namespace) -> int:
         return INTERRUPTED
     # Of several processes the first one speaks.
     if result.module.global_rank == 0:
-        for line in _outcome(result.history, result.module.settings.training.max_epochs):
+        for line in _outcome(result.history, result.module.settings.training.max_epochs, result.seconds):
             print(line)  # noqa: T201
         paths = [result.checkpoint, result.best_checkpoint, options.output_dir / "history.png", *result.reconstructions]
         for path in paths:
             print(f"  {path}")  # noqa: T201
         for path in result.reconstructions:
             print(f"  {path.with_suffix('.png')}")  # noqa: T201
+        print(f"  {options.data_dir} (memory map)")  # noqa: T201
     return 0
 
 
@@ -151,13 +152,15 @@ def _settings(options: argparse.Namespace, resume: Path | None) -> Settings:
     return settings_from(options, options.config, base)
 
 
-def _outcome(history: Mapping[str, Sequence[float]], max_epochs: int | None) -> list[str]:
-    """Return what the losses say."""
+def _outcome(history: Mapping[str, Sequence[float]], max_epochs: int | None, seconds: float) -> list[str]:
+    """Return what the losses say, and how long all of it took."""
+    from ptycho_torch.progress import duration
+
     losses = history.get("train_loss", ())
     if not losses:
         return ["no epoch was trained"]
     early = " (early stop)" if max_epochs is not None and len(losses) < max_epochs else ""
-    lines = [f"{len(losses)} epochs{early}: training loss {losses[0]:.6g} → {losses[-1]:.6g}"]
+    lines = [f"{len(losses)} epochs{early}, {duration(seconds)}: training loss {losses[0]:.6g} → {losses[-1]:.6g}"]
     if validation := history.get("val_loss", ()):
         lines[0] += f", validation loss {validation[0]:.6g} → {validation[-1]:.6g}"
     return lines

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from ptycho_torch.blank import ObjectCheck, check_objects
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.dset_loader_pt_mmap import PtychoBatch, PtychoDataset, TensorDictDataLoader
 from ptycho_torch.errors import ConfigError
@@ -28,6 +29,7 @@ from ptycho_torch.json_numbers import write_numbers
 from ptycho_torch.lightning_module import ObjectPatches, PtychoPINN, accelerator, quiet_lightning
 from ptycho_torch.pictures import plot_reconstruction, write_images
 from ptycho_torch.products import Geometry, Reconstruction, write_product, write_reconstruction
+from ptycho_torch.progress import ProgressBar, log_above_bars, shows_bars
 from ptycho_torch.reassembly import ExperimentStitcher, HalfStitcher, Stitched, Weighting
 from ptycho_torch.reconstruction_scores import ReconstructionScores, score_reconstruction
 from ptycho_torch.scan import open_scan, scan_paths
@@ -53,6 +55,7 @@ class InferenceResult:
         reconstruction: the same as values.
         scores: without a known object.
         json: the scores as a file.
+        check: whether the object is blank; also in the provenance, as ``object_check``.
     """
 
     name: str
@@ -62,6 +65,7 @@ class InferenceResult:
     reconstruction: Reconstruction
     scores: ReconstructionScores
     json: Path
+    check: ObjectCheck
 
 
 class _Stitching(Callback):
@@ -93,7 +97,7 @@ def reconstruct(
     weighting: Weighting = "smooth",
     crop_px: int | None = None,
     device: str = "auto",
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> dict[int, Stitched]:
     """Predict every group of a dataset and stitch the objects of each scan at the group centres.
 
@@ -108,7 +112,7 @@ def reconstruct(
         crop_px: M, side of the central square of each object that is used; None is 20 for ``uniform``, as the reference
             has it, and N/2 for ``smooth``.
         device: where to predict.
-        progress: show a progress bar.
+        progress: show a progress bar; None shows it in a terminal.
 
     Returns:
         Object by number of the scan.
@@ -135,15 +139,16 @@ def reconstruct(
     # One process predicts, also where several have trained.
     loader = TensorDictDataLoader(dataset, batch_size, num_workers=1, rank=0, world_size=1)
     training = module.training
-    with quiet_lightning():
+    bars = shows_bars(progress)
+    with quiet_lightning(), log_above_bars(bars):
         trainer = pl.Trainer(
             accelerator=accelerator(device),
             devices=1,
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
-            enable_progress_bar=progress,
-            callbacks=[_Stitching(stitcher)],
+            enable_progress_bar=bars,
+            callbacks=[_Stitching(stitcher), *([ProgressBar()] if bars else [])],
             use_distributed_sampler=False,
         )
         trainer.predict(module, loader, return_predictions=False)
@@ -162,7 +167,7 @@ def write_results(
     weighting: Weighting = "smooth",
     overwrite: bool = False,
 ) -> tuple[InferenceResult, ...]:
-    """Write NPZ, scores, pictures and, where the geometry is known, the HDF5 product of each scan.
+    """Write NPZ, scores, pictures and, where the geometry is known, the HDF5 product of each scan; warn of blank ones.
 
     Args:
         objects: object by number of the scan, of ``reconstruct``.
@@ -180,9 +185,12 @@ def write_results(
     output_dir.mkdir(parents=True, exist_ok=True)
     digest = _sha256(source) if source.is_file() else None
     program = f"ptycho-torch {importlib.metadata.version('ptycho-torch')}"
+    checks = check_objects(module, dataset)
     results = []
     for number, stitched in objects.items():
         scan = dataset.names[number]
+        check = checks[number].with_patches(stitched)
+        warn_of(scan, check)
         geometry = None if geometries is None else geometries.get(number)
         provenance = {
             "program": program,
@@ -191,6 +199,7 @@ def write_results(
             "checkpoint": source.name,
             "checkpoint_sha256": digest,
             "weighting": weighting,
+            "object_check": check.numbers(),
             "settings": module.settings.as_dict(),
             "network": dataclasses.asdict(module.network.settings),
         }
@@ -226,8 +235,14 @@ def write_results(
                 losses=np.array(module.history.get("train_loss", [])),
                 overwrite=overwrite,
             )
-        results.append(InferenceResult(stem, npz, pictures, product, reconstruction, scores, numbers))
+        results.append(InferenceResult(stem, npz, pictures, product, reconstruction, scores, numbers, check))
     return tuple(results)
+
+
+def warn_of(scan: str, check: ObjectCheck) -> None:
+    """Log what is wrong with the object of a scan, and what to try; nothing where nothing is."""
+    if warning := check.warning():
+        log.warning("%s: %s", scan, warning)
 
 
 def infer(
@@ -241,7 +256,7 @@ def infer(
     weighting: Weighting = "smooth",
     crop_px: int | None = None,
     device: str = "auto",
-    progress: bool = True,
+    progress: bool | None = None,
     overwrite: bool = False,
     wavelength_m: float | None = None,
     detector_distance_m: float | None = None,
@@ -261,7 +276,7 @@ def infer(
         weighting: see ``reconstruct``.
         crop_px: see ``reconstruct``.
         device: where to predict.
-        progress: show a progress bar.
+        progress: show a progress bar; None shows it in a terminal.
         overwrite: whether files may be there.
         wavelength_m: λ, where the scans do not say it.
         detector_distance_m: z, likewise.

@@ -7,11 +7,11 @@ together: <doc-ref type="guide">docs/architecture.md</doc-ref>.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import math
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,15 @@ from torch import Tensor
 
 from ptycho_torch import checkpoint as checkpoints
 from ptycho_torch import inference
+from ptycho_torch.blank import check_objects
 from ptycho_torch.config_params import Settings, TrainingSettings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset, TensorDictDataLoader
 from ptycho_torch.errors import CheckpointError, ConfigError
 from ptycho_torch.lightning_module import ObjectPatches, PtychoPINN, accelerator, load_weights, quiet_lightning
 from ptycho_torch.npz_writer import replacing
-from ptycho_torch.pictures import plot_history
+from ptycho_torch.progress import ProgressBar, log_above_bars, shows_bars
 from ptycho_torch.tracking import Tracker, print_auto_logged_info, track
+from ptycho_torch.training_callbacks import BlankWatch, TrainingLog, write_history
 
 __all__ = ["ObjectPatches", "PtychoPINN", "TrainingResult", "main", "make_trainer", "print_auto_logged_info"]
 
@@ -91,17 +93,19 @@ def make_trainer(
     *,
     validate: bool = True,
     callbacks: tuple[Callback, ...] = (),
-    progress: bool = True,
+    progress: bool | None = None,
     resume: Path | None = None,
 ) -> pl.Trainer:
     """Make the Lightning trainer of these settings; checkpoints go to ``output_dir/checkpoints``.
+
+    The losses of each epoch go to ``output_dir/history.json`` and ``output_dir/history.png``.
 
     Args:
         training: settings of the run.
         output_dir: see above.
         validate: whether there are validation groups, whose loss is watched then.
         callbacks: more of them.
-        progress: show progress bars.
+        progress: show progress bars; None shows them in a terminal, and elsewhere prints a line an epoch.
         resume: checkpoint that the run goes on from; the ``best.ckpt`` beside it is that of its epochs.
 
     Raises:
@@ -112,7 +116,10 @@ def make_trainer(
     watching: list[Callback] = [
         _BestCheckpoint(folder, "val_loss" if validate else "train_loss", resume),
         _LastCheckpoint(folder / "last.ckpt", training.checkpoint_every_n_steps),
+        TrainingLog(output_dir, lines=progress is None and not shows_bars(None)),
     ]
+    if shows_bars(progress):
+        watching.append(ProgressBar())
     if training.early_stop_patience is not None:
         monitor = training.early_stop_monitor if validate else "train_loss"
         watching.insert(
@@ -145,7 +152,7 @@ def make_trainer(
         logger=False,
         num_sanity_val_steps=0,
         limit_val_batches=1.0 if validate else 0,
-        enable_progress_bar=progress,
+        enable_progress_bar=shows_bars(progress),
         enable_model_summary=False,
         use_distributed_sampler=False,
         default_root_dir=output_dir,
@@ -186,6 +193,7 @@ class TrainingResult:
         history: name → value of each epoch.
         reconstructions: files of the objects of the training scans.
         run_id: of the MLflow run, or None where the run was not tracked.
+        seconds: that everything took together.
     """
 
     module: PtychoPINN
@@ -194,6 +202,7 @@ class TrainingResult:
     history: Mapping[str, list[float]]
     reconstructions: tuple[Path, ...]
     run_id: str | None
+    seconds: float
 
 
 def main(
@@ -208,7 +217,7 @@ def main(
     resume: str | Path | None = None,
     start_from: str | Path | None = None,
     reconstruct: bool = True,
-    progress: bool = True,
+    progress: bool | None = None,
     **overrides: Any,
 ) -> TrainingResult:
     """Train on a folder of scans: dataset, network, checkpoints, tracking, and a picture of the objects at the end.
@@ -225,7 +234,7 @@ def main(
             it brings the ``best.ckpt`` that lies beside it.
         start_from: checkpoint whose weights a new run starts with.
         reconstruct: write the objects of the training scans at the end.
-        progress: show progress bars.
+        progress: show progress bars; None shows them in a terminal, and elsewhere prints a line an epoch.
         overrides: settings by name, whoever owns them: ``max_epochs``, ``devices``, ``gradient_clip_val`` …
 
     Raises:
@@ -237,6 +246,7 @@ def main(
     Example:
         train.main("scans", "probes", max_epochs=60, gradient_clip_val=None)
     """
+    begun_s = time.monotonic()
     if resume is not None and start_from is not None:
         raise ConfigError("resume goes on with a run and start_from begins a new one; give one of them.")
     saved = None if resume is None else checkpoints.read_checkpoint(resume)
@@ -262,12 +272,16 @@ def main(
         module.network.compile()
     # The environment decides where runs are tracked. To decide it here, uncomment:
     # os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:5000"
-    with track(settings.training, parameters=_flat(module), output_dir=output_dir) as tracker, quiet_lightning():
+    with (
+        track(settings.training, parameters=_flat(module), output_dir=output_dir) as tracker,
+        quiet_lightning(),
+        log_above_bars(shows_bars(progress)),
+    ):
         trainer = make_trainer(
             settings.training,
             output_dir,
             validate=validation is not None,
-            callbacks=tuple(tracker.callbacks),
+            callbacks=(*tracker.callbacks, BlankWatch(dataset)),
             progress=progress,
             resume=None if resume is None else Path(resume),
         )
@@ -276,9 +290,12 @@ def main(
             log.info("%s: training had come to its end", resume)
             load_weights(module.network, saved, dict(saved.weights))
             module.history = {name: list(values) for name, values in saved.history.items()}
+            if trainer.is_global_zero:
+                write_history(module.history, output_dir)
         else:
             trainer.fit(module, training, validation, ckpt_path=resume, weights_only=True)
-        return _finish(module, trainer, dataset, output_dir, tracker, reconstruct=reconstruct, progress=progress)
+        result = _finish(module, trainer, dataset, output_dir, tracker, reconstruct=reconstruct, progress=progress)
+        return dataclasses.replace(result, seconds=time.monotonic() - begun_s)
 
 
 def loaders(
@@ -372,15 +389,12 @@ def _finish(
     tracker: Tracker,
     *,
     reconstruct: bool,
-    progress: bool,
+    progress: bool | None,
 ) -> TrainingResult:
-    """Write history, objects and pictures, by the first process."""
+    """Write objects and pictures and judge the objects, by the first process."""
     last, best = (output_dir / "checkpoints" / f"{name}.ckpt" for name in ("last", "best"))
     files: tuple[Path, ...] = ()
     if trainer.is_global_zero:
-        with replacing(output_dir / "history.json", overwrite=True) as file:
-            file.write(json.dumps(module.history, indent=1).encode())
-        plot_history(module.history, output_dir / "history.png")
         tracker.log_file(output_dir / "history.png", folder="pictures")
         for path in (last, best):
             if path.exists():
@@ -394,4 +408,7 @@ def _finish(
                 for picture in result.pictures:
                     tracker.log_file(picture, folder="pictures")
             files = tuple(result.npz for result in results)
-    return TrainingResult(module, last, best, module.history, files, tracker.run_id)
+        else:
+            for number, check in check_objects(module, dataset).items():
+                inference.warn_of(dataset.names[number], check)
+    return TrainingResult(module, last, best, module.history, files, tracker.run_id, 0.0)

@@ -74,6 +74,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
             best_checkpoint=Path("run/checkpoints/best.ckpt"),
             history={"train_loss": [3.0, 2.0], "val_loss": [3.5, 2.5]},
             reconstructions=(Path("run/reconstructions/a.npz"),),
+            seconds=192.0,
         )
 
     replace(monkeypatch, "train", main=main)
@@ -422,13 +423,14 @@ def test_train_hands_over_what_was_asked_for(trained: Calls, run: Run) -> None:
         }
     ]
     lines = out.splitlines()
-    assert lines[0] == "2 epochs (early stop): training loss 3 → 2, validation loss 3.5 → 2.5"
+    assert lines[0] == "2 epochs (early stop), 3 min 12 s: training loss 3 → 2, validation loss 3.5 → 2.5"
     assert [line.strip() for line in lines[1:]] == [
         "run/checkpoints/last.ckpt",
         "run/checkpoints/best.ckpt",
         "run/history.png",
         "run/reconstructions/a.npz",
         "run/reconstructions/a.png",
+        "map (memory map)",
     ]
 
 
@@ -441,9 +443,10 @@ def test_a_preset_lies_below_file_and_flags(trained: Calls, run: Run, config: Co
     assert "reference" in err
 
 
-def test_progress_bars_need_a_terminal(trained: Calls, run: Run) -> None:
+def test_training_decides_itself_where_bars_are_shown(trained: Calls, run: Run) -> None:
     run("train", "scans")
-    assert trained[0]["progress"] is False
+    run("train", "scans", "--no-progress")
+    assert [call["progress"] for call in trained] == [None, False]
 
 
 def test_train_needs_scans(trained: Calls, run: Run) -> None:
@@ -594,7 +597,7 @@ def test_the_commands_call_the_functions_that_are_there() -> None:
     for function, names in named.items():
         inspect.signature(function).bind("a", "b", **dict.fromkeys(names))
         assert set(names) <= set(inspect.signature(function).parameters)
-    assert {"module", "checkpoint", "best_checkpoint", "history", "reconstructions"} <= set(
+    assert {"module", "checkpoint", "best_checkpoint", "history", "reconstructions", "seconds"} <= set(
         train.TrainingResult.__dataclass_fields__
     )
     assert {"name", "npz", "pictures", "product", "reconstruction"} <= set(

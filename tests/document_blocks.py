@@ -48,7 +48,7 @@ def prepare(folder: Path) -> None:
     (folder / ".venv/bin/activate").write_text(f'PATH="{folder}/.venv/bin:$PATH"\n', encoding="utf-8")
 
 
-def run_blocks(document: Path, folder: Path, *, activated: bool, timeout_s: float = 500) -> str:
+def run_blocks(document: Path, folder: Path, *, activated: bool, timeout_s: float = 1500) -> str:
     """Run every block that is a command or Python, all in one shell; return what they print.
 
     Args:

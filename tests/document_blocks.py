@@ -7,8 +7,10 @@ reader's words on with a few more that make the work small (``SMALLER``): less t
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +34,7 @@ def blocks(document: Path) -> list[tuple[str, str]]:
 
 
 def prepare(folder: Path) -> None:
-    """Make what `make venv` leaves: ``.venv/bin`` with the programs and ``activate``; and ``make`` that does nothing."""
+    """Make what ``make venv`` leaves, ``.venv/bin`` with the programs and ``activate``; and a ``make`` that asks only."""
     cases = "".join(f'  {name}) set -- "$@" {words} ;;\n' for name, words in SMALLER.items())
     scripts = {
         ".venv/bin/python": f'exec "{sys.executable}" "$@"',
@@ -76,17 +78,23 @@ def run_blocks(document: Path, folder: Path, *, activated: bool, timeout_s: floa
         "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *filter(None, [environment.get("PYTHONPATH")])]),
         "OMP_NUM_THREADS": "1",
     }
-    result = subprocess.run(
+    # A session of its own, so that whatever still runs in it can be ended.
+    with subprocess.Popen(
         ["bash", "blocks.sh"],
         cwd=folder,
         env=environment,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=timeout_s,
-        check=False,
-    )
-    assert result.returncode == 0, f"exit code {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
-    return result.stdout
+        start_new_session=True,
+    ) as process:
+        try:
+            said, warned = process.communicate(timeout=timeout_s)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 0, f"exit code {process.returncode}\n{said[-3000:]}\n{warned[-3000:]}"
+    return said
 
 
 def _real_make() -> str:

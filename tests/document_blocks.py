@@ -18,7 +18,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[1]
 
 SMALLER = {
-    "train": "--max-epochs 1 --n-filters-scale 1 --no-tracking",
+    "train": "--max-epochs 1 --no-tracking",
     "simulate": "--patterns 49",
 }
 """Command of ptycho-torch → words that are added at its end."""
@@ -34,7 +34,7 @@ def blocks(document: Path) -> list[tuple[str, str]]:
 
 
 def prepare(folder: Path) -> None:
-    """Make what ``make venv`` leaves, ``.venv/bin`` with the programs and ``activate``; and a ``make`` that asks only."""
+    """Make what ``make venv`` leaves, ``.venv/bin`` with programs and ``activate``; and a ``make`` that only asks."""
     cases = "".join(f'  {name}) set -- "$@" {words} ;;\n' for name, words in SMALLER.items())
     scripts = {
         ".venv/bin/python": f'exec "{sys.executable}" "$@"',

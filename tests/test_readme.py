@@ -70,3 +70,20 @@ def test_each_user_has_a_section_with_a_link() -> None:
         section = TEXT.split(f"\n## {heading}\n")[1].split("\n## ")[0]
         assert "](docs/" in section, heading
         assert len(section.splitlines()) <= 20, heading
+
+
+@pytest.mark.parametrize("command", ["make nowhere", "false | true", "cd nowhere", "ptycho-torch trains scans/"])
+def test_a_block_that_fails_is_seen(tmp_path: Path, command: str) -> None:
+    prepare(tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text(f"```\ntrue\n```\n\nthen\n\n```\n{command}\ntrue\n```\n", encoding="utf-8")
+    with pytest.raises(AssertionError, match="exit code"):
+        run_blocks(page, tmp_path, activated=True)
+
+
+def test_blocks_share_one_terminal(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text("```\ncd bin\nword=here\n```\n\n```\necho $word; pwd\nmake help\n```\n", encoding="utf-8")
+    said = run_blocks(page, tmp_path, activated=False)
+    assert said.split() == ["here", str(tmp_path / "bin")]

@@ -12,7 +12,7 @@ comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input
 
-.PHONY: help venv demo conformance test lint types mutation benchmarks clean
+.PHONY: help venv demo pictures conformance test lint types mutation benchmarks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,13 @@ demo: $(STAMP) ## simulate a scan, train a minute on the CPU, reconstruct, evalu
 	@echo "== evaluate"
 	@$(BIN)/ptycho-torch evaluate demo/reconstructions/star.npz --truth demo/scans/star.npz --plot demo/demo.png
 	@echo "== reconstruction beside truth: demo/demo.png"
+
+# blank.png shows a training that was too short.
+pictures: demo ## make the pictures of the documents again, from those of the demo
+	@$(BIN)/ptycho-torch train demo/scans -o demo/blank --max-epochs 1 --gridsize 1 --device cpu --no-tracking
+	@$(BIN)/python docs/pictures/shrink.py demo/demo.png docs/pictures/demo.png demo/scan.png docs/pictures/scan.png \
+		demo/reconstructions/star.png docs/pictures/reconstruction.png demo/run/history.png docs/pictures/history.png \
+		demo/blank/reconstructions/star.png docs/pictures/blank.png
 
 conformance: $(STAMP) ## prove parity with the TensorFlow reference, layer by layer
 	@echo "== conformance suite"

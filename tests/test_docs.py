@@ -30,11 +30,12 @@ from ptycho_torch.errors import ConfigError
 ROOT = Path(__file__).parents[1]
 PROGRAMS = {"ptycho_torch": PTYCHO_TORCH, "ptycho_tf_bridge": PTYCHO_BRIDGE, "conformance": CONFORMANCE}
 PACKAGES = tuple(PROGRAMS)
-DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).glob("*.py"))
 
 DOC_REF = re.compile(r"<doc-ref type=\"([^\"]*)\">([^<]*)</doc-ref>")
-LINK = re.compile(r"\]\(([^)#:]+)\)")
+LINK = re.compile(r"\]\(([^)#:]*)(?:#([^)]*))?\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"(`+)(.+?)\1", re.DOTALL)
 SYMBOL = re.compile(rf"(?<![\w./])(?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+(?![\w/])")
@@ -48,12 +49,13 @@ OWNERS = {"ModelConfig": ModelSettings, "TrainingConfig": TrainingSettings, "Dat
 # ----------------------------------------------------------------------------------------------------------- reading
 
 
-def complaints(text: str) -> list[str]:
-    """Return what a text names in vain; Markdown, or the docstring of a module."""
+def complaints(text: str, document: Path = ROOT / "README.md") -> list[str]:
+    """Return what a text names in vain; Markdown, whose links begin at the document, or the docstring of a module."""
     blocks = BLOCK.findall(text)
     spans = [code for _, code in SPAN.findall(BLOCK.sub("", text))]
     return [
         *_references(text),
+        *_links(text, document),
         *(f"no clause {clause}" for clause in sorted(set(CLAUSE.findall(text)) - _clauses())),
         *_table_of_singletons(text),
         *(line for code in spans for line in _names(code)),
@@ -71,9 +73,21 @@ def _references(text: str) -> Iterator[str]:
             yield f"doc-ref of the unknown type {kind!r}"
         if not (ROOT / path).is_file():
             yield f"doc-ref to {path}, which is not there"
-    for path in LINK.findall(text):
-        if not (ROOT / path).exists():
+
+
+def _links(text: str, document: Path) -> Iterator[str]:
+    for path, anchor in LINK.findall(BLOCK.sub("", text)):
+        target = document.parent / path if path else document
+        if not target.exists():
             yield f"link to {path}, which is not there"
+        elif anchor and anchor not in _anchors(target.read_text(encoding="utf-8") if path else text):
+            yield f"link to {path}#{anchor}, which is no heading there"
+
+
+def _anchors(text: str) -> set[str]:
+    """Return the names by which links reach the headings of a Markdown text."""
+    headings = HEADING.findall(BLOCK.sub("", text))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def _names(code: str) -> Iterator[str]:
@@ -141,6 +155,7 @@ def _command(line: str, *, whole: bool) -> Iterator[str]:
         words = shlex.split(line, comments=True)
     except ValueError:
         return
+    words = words[: words.index(">")] if ">" in words else words
     while words and re.fullmatch(r"[A-Z]+=\S*", words[0]):
         words = words[1:]
     match words:
@@ -159,14 +174,18 @@ def _command(line: str, *, whole: bool) -> Iterator[str]:
         case ["make", *rest]:
             yield from _make(rest)
         case ["pytest", *rest]:
-            options = (ROOT / "conformance" / "plugin.py").read_text(encoding="utf-8")
-            given = (word.partition("=")[0] for word in rest if word.startswith("--parity"))
-            yield from (f"pytest {option}, which is no option" for option in given if f'"{option}"' not in options)
+            yield from _pytest(rest)
         case ["pip", "install", *rest]:
             extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
             for extra in re.findall(r"\[([\w,-]+)\]", " ".join(rest)):
                 unknown = set(extra.split(",")) - set(extras["optional-dependencies"])
                 yield from (f"extra {name}, which is not there" for name in sorted(unknown))
+
+
+def _pytest(words: list[str]) -> Iterator[str]:
+    options = (ROOT / "conformance" / "plugin.py").read_text(encoding="utf-8")
+    given = (word.partition("=")[0] for word in words if word.startswith("--parity"))
+    yield from (f"pytest {option}, which is no option" for option in given if f'"{option}"' not in options)
 
 
 def _ours(program: Program, words: list[str], whole: bool) -> Iterator[str]:
@@ -189,7 +208,9 @@ def _parsed(parser: argparse.ArgumentParser, words: list[str]) -> Iterator[str]:
 def _make(words: list[str]) -> Iterator[str]:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for word in words:
-        name, equals, _ = word.partition("=")
+        name, equals, value = word.partition("=")
+        if name == "ARGS":
+            yield from _pytest(shlex.split(value))
         if equals and not re.search(rf"^{name} \?=", makefile, flags=re.MULTILINE):
             yield f"make {name}=, which the Makefile does not know"
         elif not equals and not re.search(rf"^{re.escape(name)}:", makefile, flags=re.MULTILINE):
@@ -264,7 +285,7 @@ def _docstring(path: Path) -> str:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=_label)
 def test_what_a_document_names_is_there(document: Path) -> None:
-    assert complaints(document.read_text(encoding="utf-8")) == []
+    assert complaints(document.read_text(encoding="utf-8"), document) == []
 
 
 @pytest.mark.parametrize("module", MODULES, ids=_label)
@@ -301,6 +322,8 @@ def test_imports_follow_the_arrow(package: str) -> None:
         ('see <doc-ref type="guide">docs/nowhere.md</doc-ref>', "doc-ref to docs/nowhere.md"),
         ('see <doc-ref type="novel">docs/architecture.md</doc-ref>', "unknown type 'novel'"),
         ("see [the guide](docs/nowhere.md)", "link to docs/nowhere.md"),
+        ("see [the guide](docs/architecture.md#nowhere)", "link to docs/architecture.md#nowhere"),
+        ("# Here\n\nsee [there](#there)", "link to #there"),
         ("in `ptycho_torch/nowhere.py`", "path ptycho_torch/nowhere.py"),
         ("see ``specs/nowhere.yaml``", "path specs/nowhere.yaml"),
         ("as `ptycho_torch.train.Nothing` does", "symbol ptycho_torch.train.Nothing"),
@@ -315,6 +338,7 @@ def test_imports_follow_the_arrow(package: str) -> None:
         ("```\npython -m ptycho_tf_bridge convert a.zip --to b\n```", "unrecognized arguments"),
         ("run `make conform`", "make conform, which is no target"),
         ('```\nmake test ARG="-x"\n```', "make ARG="),
+        ('```\nmake conformance ARGS="--parity-tiers full"\n```', "--parity-tiers"),
         ("```\nptycho-torch check-data scans/ --plots pictures\n```", "unrecognized arguments"),
         ("```\nptycho-torch simulate\n```", "required"),
         ("```\nsrun ptycho-torch train \\\n    --no-such-flag 3 scans/\n```", "no-such-flag"),

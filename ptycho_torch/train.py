@@ -9,28 +9,31 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from ptycho_torch import checkpoint as checkpoints
 from ptycho_torch import inference
 from ptycho_torch.config_params import Settings, TrainingSettings
-from ptycho_torch.dset_loader_pt_mmap import PtychoDataset, TensorDictDataLoader
+from ptycho_torch.data_module import PtychoDataModule, loaders, process_number
+from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 from ptycho_torch.errors import CheckpointError, ConfigError
 from ptycho_torch.lightning_module import ObjectPatches, PtychoPINN, accelerator, load_weights, quiet_lightning
 from ptycho_torch.npz_writer import replacing
 from ptycho_torch.pictures import plot_history
 from ptycho_torch.tracking import Tracker, print_auto_logged_info, track
 
-__all__ = ["ObjectPatches", "PtychoPINN", "TrainingResult", "main", "make_trainer", "print_auto_logged_info"]
+__all__ = [
+    "ObjectPatches", "PtychoPINN", "TrainingResult", "loaders", "main", "make_trainer", "print_auto_logged_info",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +54,7 @@ class _BestCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._beside.is_file():
-            if self._beside.resolve() != self._own.resolve() and _process() == 0:
+            if self._beside.resolve() != self._own.resolve() and process_number() == 0:
                 self._own.parent.mkdir(parents=True, exist_ok=True)
                 with self._beside.open("rb") as theirs, replacing(self._own, overwrite=True) as ours:
                     shutil.copyfileobj(theirs, ours)
@@ -89,7 +92,8 @@ def make_trainer(
     output_dir: Path,
     *,
     validate: bool = True,
-    callbacks: tuple[Callback, ...] = (),
+    callbacks: Sequence[Callback] = (),
+    logger: Logger | Sequence[Logger] | None = None,
     progress: bool = True,
     resume: Path | None = None,
 ) -> pl.Trainer:
@@ -99,7 +103,8 @@ def make_trainer(
         training: settings of the run.
         output_dir: see above.
         validate: whether there are validation groups, whose loss is watched then.
-        callbacks: more of them.
+        callbacks: more of them; they run before those that save checkpoints.
+        logger: one or several of Lightning's, which get every loss and the learning rate; None for none.
         progress: show progress bars.
         resume: checkpoint that the run goes on from; the ``best.ckpt`` beside it is that of its epochs.
 
@@ -139,7 +144,7 @@ def make_trainer(
         gradient_clip_algorithm=training.gradient_clip_algorithm,
         deterministic=training.deterministic or None,
         callbacks=[*callbacks, *watching],
-        logger=False,
+        logger=False if logger is None else logger,
         num_sanity_val_steps=0,
         limit_val_batches=1.0 if validate else 0,
         enable_progress_bar=progress,
@@ -183,6 +188,8 @@ def main(
     start_from: str | Path | None = None,
     reconstruct: bool = True,
     progress: bool = True,
+    callbacks: Sequence[Callback] = (),
+    logger: Logger | Sequence[Logger] | None = None,
     **overrides: Any,
 ) -> TrainingResult:
     """Train on a folder of scans: dataset, network, checkpoints, tracking, and a picture of the objects at the end.
@@ -200,6 +207,8 @@ def main(
         start_from: checkpoint whose weights a new run starts with.
         reconstruct: write the objects of the training scans at the end.
         progress: show progress bars.
+        callbacks: of Lightning, beside those of training.
+        logger: one or several of Lightning's, beside the tracking with MLflow that the setting ``tracking`` decides.
         overrides: settings by name, whoever owns them: ``max_epochs``, ``devices``, ``gradient_clip_val`` …
 
     Raises:
@@ -220,26 +229,24 @@ def main(
     accelerator(settings.training.device)
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    # Processes that a launcher starts behind the first one find the map that it made.
-    dataset = PtychoDataset(
-        ptycho_dir, probe_dir, data_dir, remake_map and _process() == 0, settings=settings.data, probe=probe
-    )
-    module = PtychoPINN.for_dataset(dataset, settings)
+    data = PtychoDataModule(ptycho_dir, probe_dir, settings, data_dir=data_dir, remake_map=remake_map, probe=probe)
+    module = PtychoPINN.for_dataset(data.dataset, settings)
     if saved is not None:
         _same_data(saved, module)
     if start_from is not None:
         _start_from(module, checkpoints.read_checkpoint(start_from))
-    training, validation = loaders(dataset, settings.training)
     if settings.training.compile:
         module.network.compile()
     # The environment decides where runs are tracked. To decide it here, uncomment:
+    # import os
     # os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:5000"
     with track(settings.training, parameters=_flat(module), output_dir=output_dir) as tracker, quiet_lightning():
         trainer = make_trainer(
             settings.training,
             output_dir,
-            validate=validation is not None,
-            callbacks=tuple(tracker.callbacks),
+            validate=bool(data.val_dataloader()),
+            callbacks=(*tracker.callbacks, *callbacks),
+            logger=logger,
             progress=progress,
             resume=None if resume is None else Path(resume),
         )
@@ -249,35 +256,8 @@ def main(
             load_weights(module.network, saved, dict(saved.weights))
             module.history = {name: list(values) for name, values in saved.history.items()}
         else:
-            trainer.fit(module, training, validation, ckpt_path=resume, weights_only=True)
-        return _finish(module, trainer, dataset, output_dir, tracker, reconstruct=reconstruct, progress=progress)
-
-
-def loaders(
-    dataset: PtychoDataset, training: TrainingSettings
-) -> tuple[TensorDictDataLoader, TensorDictDataLoader | None]:
-    """Return the loader of the training groups, and that of the validation groups if there are any.
-
-    Raises:
-        ConfigError: no group is left for training.
-    """
-    shuffle_seed = training.seed if training.validation_selection == "random" else None
-    train_groups, val_groups = dataset.validation_split(training.validation_fraction, shuffle_seed=shuffle_seed)
-    if not len(train_groups):
-        raise ConfigError(
-            f"{len(dataset)} groups leave none for training with validation_fraction = {training.validation_fraction}; "
-            "lower it to 0, or give more patterns."
-        )
-    common: dict[str, Any] = {
-        "num_workers": training.num_workers,
-        "pin_memory": training.device in ("auto", "cuda") and torch.cuda.is_available(),
-    }
-    train = TensorDictDataLoader(
-        dataset, training.batch_size, groups=train_groups, shuffle=True, seed=training.seed, **common
-    )
-    if not len(val_groups):
-        return train, None
-    return train, TensorDictDataLoader(dataset, training.batch_size, groups=val_groups, **common)
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        return _finish(module, trainer, data.dataset, output_dir, tracker, reconstruct=reconstruct, progress=progress)
 
 
 def _settings_of(saved: checkpoints.Checkpoint | None, settings: Settings | None) -> Settings:
@@ -313,14 +293,6 @@ def _start_from(module: PtychoPINN, content: checkpoints.Checkpoint) -> None:
     own = dict(module.network.state_dict())
     weights = dict(content.weights) | {name: own[name] for name in ("probe_parts", "log_scale")}
     load_weights(module.network, content, weights)
-
-
-def _process() -> int:
-    """Return the number of this process among those of a launcher; 0 where there is none."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 0
 
 
 def _flat(module: PtychoPINN) -> dict[str, Any]:

@@ -463,7 +463,7 @@ def test_each_epoch_is_shuffled_anew_and_the_seed_repeats_them(dataset: PtychoDa
 
 def test_shuffled_places_are_all_equally_likely(dataset: PtychoDataset) -> None:
     loader = TensorDictDataLoader(dataset, 50, shuffle=True)
-    sampler = loader.sampler
+    sampler = loader.batch_sampler
     firsts = np.array([next(sampler.batches(epoch))[:25].numpy() for epoch in range(400)])
     seen = np.bincount(firsts.ravel(), minlength=50)
     # 200 expected, a deviation of 10; the seed is fixed.

@@ -41,8 +41,9 @@ _AHEAD = 2
 class PtychoBatch:
     """One batch of groups [clauses BATCH-01 … BATCH-05].
 
-    To Python it is the tuple ``(images, coords, probe, scale)``: it unpacks into these four, ``batch[0]`` are the images,
-    and its length is 4, however many groups it has. (A TensorDict would unpack into its samples.) All else has a name.
+    To Python it is the tuple ``(images, coords, probe, scale)``: it unpacks into these four, ``batch[0]`` are the
+    images, and its length is 4, however many groups it has. (A TensorDict would unpack into its samples.) All else has
+    a name.
 
     Attributes:
         images: measured amplitude times ``scale``.
@@ -229,8 +230,9 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
         names = ", ".join(self.names[:_NAMES_SHOWN]) + (" …" if len(self.names) > _NAMES_SHOWN else "")
         size_mb = sum(file.stat().st_size for file in self._map.root.rglob("*") if file.is_file()) / 1e6
         return (
-            f"{type(self).__name__}({len(self.names)} scans: {names}; {len(self._amplitude)} patterns, {len(self)} groups; "
-            f"N = {self.settings.N}, gridsize = {self.settings.gridsize}; map {self._map.root}, {size_mb:.1f} MB)"
+            f"{type(self).__name__}({len(self.names)} scans: {names}; {len(self._amplitude)} patterns, "
+            f"{len(self)} groups; N = {self.settings.N}, gridsize = {self.settings.gridsize}; "
+            f"map {self._map.root}, {size_mb:.1f} MB)"
         )
 
     def __getitem__(self, index: int | slice | Sequence[int] | np.ndarray | Tensor) -> PtychoBatch:
@@ -549,8 +551,8 @@ class TensorDictDataLoader:
         sampler = self.batch_sampler
         order = f"shuffled with seed {sampler.seed}" if sampler.shuffle else "in order"
         return (
-            f"{type(self).__name__}({len(self)} batches of {self.batch_size}: {len(sampler.groups)} groups, {order}, of "
-            f"{self.dataset!r})"
+            f"{type(self).__name__}({len(self)} batches of {self.batch_size}: {len(sampler.groups)} groups, {order}, "
+            f"of {self.dataset!r})"
         )
 
     def set_epoch(self, epoch: int) -> None:

@@ -329,10 +329,13 @@ class PtychoPINN(pl.LightningModule):
         """Log the test loss."""
         self.log_dict(self._mean("test"))
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """End the epoch before, where a checkpoint was saved behind its last batch and before its end."""
-        if "train" in self._sums:
-            self._end_epoch()
+        if batch_idx == 0 and "train" in self._sums:
+            with warnings.catch_warnings():
+                # The steps of the optimiser that PyTorch misses here were made before the interruption.
+                warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+                self._end_epoch()
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the training loss behind the last batch: callbacks that record an epoch look before its end does.
@@ -383,15 +386,23 @@ class PtychoPINN(pl.LightningModule):
 
     def _end_epoch(self) -> None:
         self._note_epoch()
-        epochs, validated = len(self.history["train_loss"]), self.history.get("val_loss")
-        if not isinstance(self._schedule, KerasPlateau):
-            if self._schedule is not None:
-                self._schedule.step()
-        elif validated is None or len(validated) >= epochs:
-            # An epoch that is not validated says nothing of the loss that is watched.
-            self._schedule.step((validated or self.history["train_loss"])[-1])
+        epochs, watched = len(self.history["train_loss"]), self._watched()
+        if isinstance(self._schedule, KerasPlateau):
+            if watched is not None:
+                self._schedule.step(watched)
+        elif self._schedule is not None:
+            self._schedule.step()
         for values in self.history.values():
             values += [math.nan] * (epochs - len(values))
+
+    def _watched(self) -> float | None:
+        """Return the epoch's loss that decides the plateau; None for an epoch that is not to be validated."""
+        training, validated = self.history["train_loss"], self.history.get("val_loss")
+        if validated is not None:
+            return validated[-1] if len(validated) >= len(training) else None
+        trainer = self._trainer
+        every = 1 if trainer is None or not trainer.enable_validation else trainer.check_val_every_n_epoch
+        return training[-1] if every and len(training) % every == 0 else None
 
     def _note(self, means: Mapping[str, float]) -> None:
         for name, value in means.items():

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from conformance.seeding import Body, Fault, after, argument, instead, of_area
-from ptycho_torch import dset_loader_pt_mmap, grouping, memory_map, preparation, train
+from ptycho_torch import data_module, dset_loader_pt_mmap, grouping, memory_map, preparation
 from ptycho_torch.dset_loader_pt_mmap import GroupSampler, PtychoDataset
 from ptycho_torch.preparation import FramePreparation
 
@@ -451,7 +451,7 @@ DATA: tuple[Fault, ...] = (
     _data(
         "training groups not shuffled",
         "split",
-        train,
+        data_module,
         "TensorDictDataLoader",
         _loaders_with(shuffle=False),
         "not shuffled",
@@ -459,7 +459,7 @@ DATA: tuple[Fault, ...] = (
     _data(
         "seed of training ignored",
         "split",
-        train,
+        data_module,
         "TensorDictDataLoader",
         _loaders_with(seed=0),
         "the same order with every seed",
@@ -467,7 +467,7 @@ DATA: tuple[Fault, ...] = (
     _data(
         "validation groups in training",
         "split",
-        train,
+        data_module,
         "TensorDictDataLoader",
         lambda original: (
             lambda dataset, size, *, groups, shuffle=False, **named: original(

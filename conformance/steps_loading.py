@@ -124,7 +124,7 @@ def _streamed(dataset: PtychoDataset, workers: int) -> tuple[Parts, Parts, dict[
     size, table = 5, Tables.of(dataset)
     # All batches of an epoch are held: none may be in memory that another was given.
     loader = TensorDictDataLoader(dataset, size, shuffle=True, seed=SEED, num_workers=workers)
-    batches, groups = list(loader), np.concatenate([each.numpy() for each in loader.sampler.batches(0)])
+    batches, groups = list(loader), np.concatenate([each.numpy() for each in loader.batch_sampler.batches(0)])
     scan, rows, coords = table.experiment_id[groups], table.members[groups], table.coords[groups]
     scale = table.scale[scan].astype(np.float64)
     factor, raw = scale[:, None, None, None], table.amplitude[rows].astype(np.float64)
@@ -211,7 +211,7 @@ def _judged_split(
     judged: dict[str, tuple[Found, Found]] = {
         "training": (rest, np.sort(first)),
         "training of the next epoch": (rest, np.sort(second)),
-        "another order than that of the split": (True, not np.array_equal(first, training.sampler.groups)),
+        "another order than that of the split": (True, not np.array_equal(first, training.batch_sampler.groups)),
         "another order each epoch": (True, not np.array_equal(first, second)),
         "another order with another seed": (True, not np.array_equal(first, _order(other))),
         "the same order with the same seed": (first, _order(loaders(dataset, settings)[0])),

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ VALIDATION_FRACTION = 0.05
 """The last part of the groups, as the reference splits them."""
 
 _REFERENCES_OF_FREE = 3
+_NAMES_SHOWN = 3
 _AHEAD = 2
 """Batches that each worker has ready before they are asked for."""
 
@@ -40,8 +41,9 @@ _AHEAD = 2
 class PtychoBatch:
     """One batch of groups [clauses BATCH-01 … BATCH-05].
 
-    It unpacks as ``images, coords, probe, scale``, and in no other way: it has no length and no items, so nothing
-    iterates over its groups by accident.
+    To Python it is the tuple ``(images, coords, probe, scale)``: it unpacks into these four, ``batch[0]`` are the
+    images, and its length is 4, however many groups it has. (A TensorDict would unpack into its samples.) All else has
+    a name.
 
     Attributes:
         images: measured amplitude times ``scale``.
@@ -86,6 +88,17 @@ class PtychoBatch:
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter((self.images, self.coords, self.probe, self.scale))
+
+    def __len__(self) -> int:
+        return 4
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Tensor, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Tensor | tuple[Tensor, ...]:
+        return tuple(self)[index]
 
     def to(self, *arguments: Any, **keywords: Any) -> Self:
         """Return the batch with every tensor on another device: the arguments of ``torch.Tensor.to`` but a dtype.
@@ -228,6 +241,15 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
 
     def __len__(self) -> int:
         return len(self._nn_indices)
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.names[:_NAMES_SHOWN]) + (" …" if len(self.names) > _NAMES_SHOWN else "")
+        size_mb = sum(file.stat().st_size for file in self._map.root.rglob("*") if file.is_file()) / 1e6
+        return (
+            f"{type(self).__name__}({len(self.names)} scans: {names}; {len(self._amplitude)} patterns, "
+            f"{len(self)} groups; N = {self.settings.N}, gridsize = {self.settings.gridsize}; "
+            f"map {self._map.root}, {size_mb:.1f} MB)"
+        )
 
     def __getitem__(self, index: int | slice | Sequence[int] | np.ndarray | Tensor) -> PtychoBatch:
         """Return groups as a batch; a single number gives a batch of one.
@@ -435,6 +457,11 @@ class GroupSampler:
         """Number of processes."""
         return _distributed()[1] if self._world_size is None else self._world_size
 
+    @property
+    def sampler(self) -> Self:
+        """This sampler: Lightning says the epoch to ``loader.batch_sampler.sampler``."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the permutation of the next epoch."""
         self.epoch = epoch
@@ -513,7 +540,8 @@ class TensorDictDataLoader:
             raise ConfigError(f"num_workers = {num_workers}; expected 0 or more threads.")
         self.dataset = dataset
         self.num_workers, self.pin_memory = num_workers, pin_memory
-        self.sampler = GroupSampler(
+        # Not ``sampler``: Lightning takes a loader that has one for ``torch``'s and tries to make it anew.
+        self.batch_sampler = GroupSampler(
             dataset.group_numbers(slice(None) if groups is None else groups),
             batch_size,
             shuffle=shuffle,
@@ -530,31 +558,34 @@ class TensorDictDataLoader:
     @property
     def batch_size(self) -> int:
         """Groups in a batch."""
-        return self.sampler.batch_size
-
-    @property
-    def batch_sampler(self) -> GroupSampler:
-        """The sampler, which yields whole batches; Lightning asks for it by this name too."""
-        return self.sampler
+        return self.batch_sampler.batch_size
 
     def __len__(self) -> int:
-        return len(self.sampler)
+        return len(self.batch_sampler)
+
+    def __repr__(self) -> str:
+        sampler = self.batch_sampler
+        order = f"shuffled with seed {sampler.seed}" if sampler.shuffle else "in order"
+        return (
+            f"{type(self).__name__}({len(self)} batches of {self.batch_size}: {len(sampler.groups)} groups, {order}, "
+            f"of {self.dataset!r})"
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next epoch that begins this one, or go on where a restored position lies in it."""
-        self.sampler.set_epoch(epoch)
+        self.batch_sampler.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[PtychoBatch]:
         # All of it runs when the first batch is asked for: Lightning makes iterators that it takes none from, and says
         # which epoch it is behind that.
-        epoch, start = self.sampler.epoch, 0
+        epoch, start = self.batch_sampler.epoch, 0
         if self._resumed and self._position[0] == epoch:
             start = self._position[1]
         self._resumed = False
         self._position = (epoch, start)
         # An epoch that is broken off is over as well; the next one has a permutation of its own.
-        self.sampler.set_epoch(epoch + 1)
-        batches = self.sampler.batches(epoch, start)
+        self.batch_sampler.set_epoch(epoch + 1)
+        batches = self.batch_sampler.batches(epoch, start)
         for number, batch in enumerate(self._gathered(batches), start=start + 1):
             self._position = (epoch, number)
             yield batch
@@ -621,10 +652,10 @@ class TensorDictDataLoader:
             raise ConfigError(f"epoch = {epoch!r}, batch = {batch!r} is no position among {len(self)} batches.")
         self._position = (epoch, batch)
         self._resumed = True
-        self.sampler.set_epoch(self._position[0])
+        self.batch_sampler.set_epoch(self._position[0])
 
     def _identity(self) -> dict[str, int | bool]:
-        sampler = self.sampler
+        sampler = self.batch_sampler
         return {
             "groups": len(sampler.groups),
             "batch_size": sampler.batch_size,

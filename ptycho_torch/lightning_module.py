@@ -9,19 +9,21 @@ import dataclasses
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.tuner import lr_finder
 from torch import Tensor
 
 from ptycho_torch import checkpoint as checkpoints
 from ptycho_torch.config_params import NetworkSettings, Settings, TrainingSettings
-from ptycho_torch.dset_loader_pt_mmap import PtychoBatch, PtychoDataset
-from ptycho_torch.errors import CheckpointError, ConfigError, TrainingError
+from ptycho_torch.dset_loader_pt_mmap import PtychoBatch, PtychoDataset, TensorDictDataLoader
+from ptycho_torch.errors import CheckpointError, ConfigError, DataContractError, TrainingError
 from ptycho_torch.losses import LossTerms, total_loss
 from ptycho_torch.model import Prediction, PtychoNet
 from ptycho_torch.optim import AdaptiveClip, KerasAdam, KerasPlateau, clip_gradients
@@ -39,13 +41,17 @@ class ObjectPatches(NamedTuple):
 
     Attributes:
         objects: (B, 1, N, N) complex object of each group.
-        centres_px: (B, 2) mean position (x, y) of each group, float64.
-        experiment_ids: (B,) number of the scan of each group.
+        centres_px: (B, 2) mean position (x, y) of each group, float64; None for a plain tuple, which has none.
+        experiment_ids: (B,) number of the scan of each group; None likewise.
     """
 
     objects: Tensor
-    centres_px: Tensor
-    experiment_ids: Tensor
+    centres_px: Tensor | None
+    experiment_ids: Tensor | None
+
+
+Batch = PtychoBatch | Sequence[Tensor]
+"""A batch of ``TensorDictDataLoader``, or a plain ``(images, coords, probe, scale)`` of any other loader."""
 
 
 class PtychoPINN(pl.LightningModule):
@@ -108,8 +114,7 @@ class PtychoPINN(pl.LightningModule):
                 "settings": settings.as_dict(),
                 "network": dataclasses.asdict(network),
                 "statistics": self.statistics,
-            },
-            logger=False,
+            }
         )
         self._sums: dict[str, Tensor] = {}
         self._schedule: Any = None
@@ -166,6 +171,19 @@ class PtychoPINN(pl.LightningModule):
         return module.eval()
 
     @property
+    def learning_rate(self) -> float:
+        """The rate that training starts with; what ``Tuner.lr_find`` sets becomes the setting of that name."""
+        return self.settings.training.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        training = dataclasses.replace(self.settings.training, learning_rate=float(rate))
+        self.settings = dataclasses.replace(self.settings, training=training)
+        self.hparams["settings"] = self.settings.as_dict()
+        if isinstance(self._schedule, torch.optim.lr_scheduler.LRScheduler):
+            self._schedule.base_lrs = [training.learning_rate for _ in self._schedule.base_lrs]
+
+    @property
     def scale(self) -> float:
         """s_I, the factor between normalised amplitude and √counts; what is trained beside it is ``log_scale``."""
         return self.network.settings.intensity_scale
@@ -202,8 +220,8 @@ class PtychoPINN(pl.LightningModule):
         complex_dtype = torch.complex128 if self._dtype == torch.float64 else torch.complex64
         return normalise_probe(probe.to(complex_dtype), self.settings.model.probe_scale)
 
-    def _loss(self, batch: PtychoBatch) -> LossTerms:
-        images, coords, probe, _ = batch
+    def _loss(self, batch: Batch) -> LossTerms:
+        images, coords, probe, _ = _parts(batch)
         # With one probe for all scans the network's own is it, trained or not.
         given = None if self.statistics["one_probe"] else self._normalised(probe)
         prediction = self._predict(images, coords, given)
@@ -214,25 +232,33 @@ class PtychoPINN(pl.LightningModule):
             (images * self.scale).to(self._dtype),
             self._weights,
             probe_big=self.network.settings.probe_big,
-            good_pixels=batch.good_pixels,
+            good_pixels=batch.good_pixels if isinstance(batch, PtychoBatch) else None,
         )
 
-    def training_step(self, batch: PtychoBatch, batch_idx: int = 0) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
         """Return the loss of a batch."""
-        terms = self._loss(batch)
-        self._add("train", terms, len(batch.groups))
-        return terms.total
+        return self._step("train", batch)
 
-    def validation_step(self, batch: PtychoBatch, batch_idx: int = 0) -> Tensor:
+    def validation_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
         """Return the loss of a batch of validation groups."""
+        return self._step("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int = 0) -> Tensor:
+        """Return the loss of a batch of test groups."""
+        return self._step("test", batch)
+
+    def _step(self, part: str, batch: Batch) -> Tensor:
         terms = self._loss(batch)
-        self._add("val", terms, len(batch.groups))
+        self._add(part, terms, len(batch[0]))
         return terms.total
 
-    def predict_step(self, batch: PtychoBatch, batch_idx: int = 0) -> ObjectPatches:
+    def predict_step(self, batch: Batch, batch_idx: int = 0) -> ObjectPatches:
         """Return the objects of a batch with where they belong."""
-        images, coords, _, _ = batch
-        return ObjectPatches(self.forward_predict(images, coords), batch.centres[:, 0, 0], batch.experiment_ids)
+        images, coords, _, _ = _parts(batch)
+        objects = self.forward_predict(images, coords)
+        if not isinstance(batch, PtychoBatch):
+            return ObjectPatches(objects, None, None)
+        return ObjectPatches(objects, batch.centres[:, 0, 0], batch.experiment_ids)
 
     # The mean of an epoch is one over samples, and half an epoch's sum belongs into a checkpoint.
 
@@ -267,46 +293,123 @@ class PtychoPINN(pl.LightningModule):
             means |= used
         return means
 
+    def setup(self, stage: str) -> None:
+        """Forget the sums of an epoch that was broken off; those of a checkpoint come behind this."""
+        self._sums.clear()
+
+    def on_train_start(self) -> None:
+        """Keep the order of the batches with ``overfit_batches``, as Lightning does for the loaders of ``torch``."""
+        loader = self.trainer.train_dataloader
+        if self.trainer.overfit_batches and isinstance(loader, TensorDictDataLoader) and loader.batch_sampler.shuffle:
+            log.warning("overfit_batches trains on the same batches in every epoch; their shuffling is switched off.")
+            loader.batch_sampler.shuffle = False
+
     def on_validation_epoch_start(self) -> None:
         """Forget what an interrupted validation left."""
         self._sums.pop("val", None)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation loss."""
+        """Log the validation loss; while training goes on, it is that of the epoch, the last one if there are several.
+
+        A sanity check before training, and ``trainer.validate``, are no part of the history.
+        """
         means = self._mean("val")
         self.log_dict(means, prog_bar=False)
-        self._note(means)
+        if self.trainer.sanity_checking or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        # Until an epoch's training loss is noted, its batches are in the sums.
+        epoch = len(self.history.get("train_loss", ())) - ("train" not in self._sums)
+        for name, value in means.items():
+            values = self.history.setdefault(name, [])
+            values[epoch:] = [*[math.nan] * (epoch - len(values)), value]
 
-    def on_train_batch_end(self, outputs: Any, batch: PtychoBatch, batch_idx: int) -> None:
+    def on_validation_end(self) -> None:
+        """Note the training loss of an epoch that a validation within it has ended: a callback stopped training."""
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking and self._stops():
+            self._note_epoch()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget what an interrupted test left."""
+        self._sums.pop("test", None)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test loss."""
+        self.log_dict(self._mean("test"))
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """End the epoch before, where a checkpoint was saved behind its last batch and before its end."""
+        if batch_idx == 0 and "train" in self._sums:
+            with warnings.catch_warnings():
+                # The steps of the optimiser that PyTorch misses here were made before the interruption.
+                warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+                self._end_epoch()
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the training loss behind the last batch: callbacks that record an epoch look before its end does.
 
         Raises:
             TrainingError: the loss is no finite number.
         """
-        if batch_idx + 1 < self.trainer.num_training_batches:
-            return
+        trainer = self.trainer
+        if batch_idx + 1 >= trainer.num_training_batches or trainer.is_last_batch or self._stops():
+            self._note_epoch()
+            self._log_epoch()
+
+    def _stops(self) -> bool:
+        """Whether training stops here, within an epoch: after ``max_steps``, or because a callback wants it."""
+        trainer = self.trainer
+        if trainer.global_step == trainer.max_steps:
+            return True
+        enough = trainer.current_epoch >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)
+        return trainer.should_stop and enough
+
+    def _note_epoch(self) -> None:
+        """Put the means of the epoch's training into the history, once."""
         means = self._mean("train")
+        if not means:
+            return
         rate = float(self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"])  # type: ignore[union-attr]
-        means["learning_rate"] = rate
-        self.log_dict(means, on_step=False, on_epoch=True, batch_size=1)
-        self._note(means)
+        self._note(means | {"learning_rate": rate})
         loss = means["train_loss"]
-        if not math.isfinite(loss):
+        if not math.isfinite(loss) and not _searches_rate(self.trainer):
             raise TrainingError(
                 f"The training loss of epoch {len(self.history['train_loss'])} is {loss}. Lower learning_rate (now "
                 f"{rate:g}), clip gradients (gradient_clip_val), or check the scans (ptycho-torch check-data)."
             )
+
+    def _log_epoch(self) -> None:
+        """Log what training has noted last."""
+        ours = {name: values[-1] for name, values in self.history.items() if values and "val_" not in name}
+        self.log_dict(ours, on_step=False, on_epoch=True, batch_size=1)
 
     def on_train_epoch_end(self) -> None:
         """Set the next epoch's learning rate.
 
         Lightning would step the schedules behind its end-of-epoch checkpoints, so that a resumed run would miss a step.
         """
-        watched = self.history.get("val_loss", self.history["train_loss"])[-1]
+        self._end_epoch()
+        if self._trainer is not None:
+            self._log_epoch()
+
+    def _end_epoch(self) -> None:
+        self._note_epoch()
+        epochs, watched = len(self.history["train_loss"]), self._watched()
         if isinstance(self._schedule, KerasPlateau):
-            self._schedule.step(watched)
+            if watched is not None:
+                self._schedule.step(watched)
         elif self._schedule is not None:
             self._schedule.step()
+        for values in self.history.values():
+            values += [math.nan] * (epochs - len(values))
+
+    def _watched(self) -> float | None:
+        """Return the epoch's loss that decides the plateau; None for an epoch that is not to be validated."""
+        training, validated = self.history["train_loss"], self.history.get("val_loss")
+        if validated is not None:
+            return validated[-1] if len(validated) >= len(training) else None
+        trainer = self._trainer
+        every = 1 if trainer is None or not trainer.enable_validation else trainer.check_val_every_n_epoch
+        return training[-1] if every and len(training) % every == 0 else None
 
     def _note(self, means: Mapping[str, float]) -> None:
         for name, value in means.items():
@@ -340,6 +443,10 @@ class PtychoPINN(pl.LightningModule):
         steps = trainer.estimated_stepping_batches
         batches = trainer.num_training_batches / trainer.accumulate_grad_batches
         return math.ceil(steps / batches) if 0 < steps < math.inf and batches > 0 else math.inf
+
+    def teardown(self, stage: str) -> None:
+        """Forget the schedule of a checkpoint: the next training may begin anew."""
+        self._schedule_state = None
 
     def configure_gradient_clipping(
         self,
@@ -379,6 +486,27 @@ class PtychoPINN(pl.LightningModule):
         self._schedule_state = own.get("schedule")
         if self._schedule is not None and self._schedule_state is not None:
             self._schedule.load_state_dict(self._schedule_state)
+
+
+def _parts(batch: Batch) -> Sequence[Tensor]:
+    """Return (images, coords, probe, scale) of a batch.
+
+    Raises:
+        DataContractError: it has other parts. A TensorDict would be taken apart into its samples.
+    """
+    parts = batch if isinstance(batch, PtychoBatch | tuple | list) else ()
+    if len(parts) != 4:
+        raise DataContractError(
+            f"A batch is a PtychoBatch or a tuple (images, coords, probe, scale); found {type(batch).__name__} of "
+            f"{len(parts)} parts. Let the loader's collate_fn return such a tuple."
+        )
+    return parts
+
+
+def _searches_rate(trainer: pl.Trainer) -> bool:
+    """Whether ``Tuner.lr_find`` is at work, which goes on until a rate is too high."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return any(type(callback).__module__ == lr_finder.__name__ for callback in callbacks)
 
 
 def _stand_alone(settings: Settings) -> NetworkSettings:

@@ -12,7 +12,7 @@ on autocast is off, since phases and diffraction have no digits to spare.
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Complex, Float
@@ -355,9 +355,8 @@ def _without_autocast(tensor: Tensor) -> AbstractContextManager[None]:
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What the network says about a batch of groups.
+class Prediction(NamedTuple):
+    """What the network says about a batch of groups; a tuple, which ``torch.export`` knows.
 
     Attributes:
         object: (B, 1, N, N) complex object of each group.

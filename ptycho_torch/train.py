@@ -9,23 +9,23 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from ptycho_torch import checkpoint as checkpoints
 from ptycho_torch import inference
 from ptycho_torch.blank import check_objects
 from ptycho_torch.config_params import Settings, TrainingSettings
-from ptycho_torch.dset_loader_pt_mmap import PtychoDataset, TensorDictDataLoader
+from ptycho_torch.data_module import PtychoDataModule, loaders, process_number
+from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 from ptycho_torch.errors import CheckpointError, ConfigError
 from ptycho_torch.lightning_module import ObjectPatches, PtychoPINN, accelerator, load_weights, quiet_lightning
 from ptycho_torch.npz_writer import replacing
@@ -33,7 +33,9 @@ from ptycho_torch.progress import ProgressBar, log_above_bars, shows_bars
 from ptycho_torch.tracking import Tracker, print_auto_logged_info, track
 from ptycho_torch.training_callbacks import BlankWatch, TrainingLog, write_history
 
-__all__ = ["ObjectPatches", "PtychoPINN", "TrainingResult", "main", "make_trainer", "print_auto_logged_info"]
+__all__ = [
+    "ObjectPatches", "PtychoPINN", "TrainingResult", "loaders", "main", "make_trainer", "print_auto_logged_info",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ class _BestCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._beside.is_file():
-            if self._beside.resolve() != self._own.resolve() and _process() == 0:
+            if self._beside.resolve() != self._own.resolve() and process_number() == 0:
                 self._own.parent.mkdir(parents=True, exist_ok=True)
                 with self._beside.open("rb") as theirs, replacing(self._own, overwrite=True) as ours:
                     shutil.copyfileobj(theirs, ours)
@@ -92,7 +94,8 @@ def make_trainer(
     output_dir: Path,
     *,
     validate: bool = True,
-    callbacks: tuple[Callback, ...] = (),
+    callbacks: Sequence[Callback] = (),
+    logger: Logger | Sequence[Logger] | None = None,
     progress: bool | None = None,
     resume: Path | None = None,
 ) -> pl.Trainer:
@@ -104,7 +107,8 @@ def make_trainer(
         training: settings of the run.
         output_dir: see above.
         validate: whether there are validation groups, whose loss is watched then.
-        callbacks: more of them.
+        callbacks: more of them; they run before those that save checkpoints.
+        logger: one or several of Lightning's, which get every loss and the learning rate; None for none.
         progress: show progress bars; None shows them in a terminal, and elsewhere prints a line an epoch.
         resume: checkpoint that the run goes on from; the ``best.ckpt`` beside it is that of its epochs.
 
@@ -149,7 +153,7 @@ def make_trainer(
         gradient_clip_algorithm=None if adaptive else training.gradient_clip_algorithm,
         deterministic=training.deterministic or None,
         callbacks=[*callbacks, *watching],
-        logger=False,
+        logger=False if logger is None else logger,
         num_sanity_val_steps=0,
         limit_val_batches=1.0 if validate else 0,
         enable_progress_bar=shows_bars(progress),
@@ -218,6 +222,8 @@ def main(
     start_from: str | Path | None = None,
     reconstruct: bool = True,
     progress: bool | None = None,
+    callbacks: Sequence[Callback] = (),
+    logger: Logger | Sequence[Logger] | None = None,
     **overrides: Any,
 ) -> TrainingResult:
     """Train on a folder of scans: dataset, network, checkpoints, tracking, and a picture of the objects at the end.
@@ -235,6 +241,8 @@ def main(
         start_from: checkpoint whose weights a new run starts with.
         reconstruct: write the objects of the training scans at the end.
         progress: show progress bars; None shows them in a terminal, and elsewhere prints a line an epoch.
+        callbacks: of Lightning, beside those of training.
+        logger: one or several of Lightning's, beside the tracking with MLflow that the setting ``tracking`` decides.
         overrides: settings by name, whoever owns them: ``max_epochs``, ``devices``, ``gradient_clip_val`` …
 
     Raises:
@@ -256,14 +264,10 @@ def main(
     accelerator(settings.training.device)
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
-    # Processes that a launcher starts behind the first one find the map that it made.
-    dataset = PtychoDataset(
-        ptycho_dir, probe_dir, data_dir, remake_map and _process() == 0, settings=settings.data, probe=probe
-    )
-    training, validation = loaders(dataset, settings.training)
-    epochs = settings.training.max_epochs or epochs_for(len(dataset), settings.data.N)
+    data = PtychoDataModule(ptycho_dir, probe_dir, settings, data_dir=data_dir, remake_map=remake_map, probe=probe)
+    epochs = settings.training.max_epochs or epochs_for(len(data.dataset), settings.data.N)
     settings = settings.override({"max_epochs": epochs})
-    module = PtychoPINN.for_dataset(dataset, settings)
+    module = PtychoPINN.for_dataset(data.dataset, settings)
     if saved is not None:
         _same_data(saved, module)
     if start_from is not None:
@@ -271,6 +275,7 @@ def main(
     if settings.training.compile:
         module.network.compile()
     # The environment decides where runs are tracked. To decide it here, uncomment:
+    # import os
     # os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:5000"
     with (
         track(settings.training, parameters=_flat(module), output_dir=output_dir) as tracker,
@@ -280,8 +285,9 @@ def main(
         trainer = make_trainer(
             settings.training,
             output_dir,
-            validate=validation is not None,
-            callbacks=(*tracker.callbacks, BlankWatch(dataset)),
+            validate=bool(data.val_dataloader()),
+            callbacks=(*tracker.callbacks, BlankWatch(data.dataset), *callbacks),
+            logger=logger,
             progress=progress,
             resume=None if resume is None else Path(resume),
         )
@@ -293,36 +299,9 @@ def main(
             if trainer.is_global_zero:
                 write_history(module.history, output_dir)
         else:
-            trainer.fit(module, training, validation, ckpt_path=resume, weights_only=True)
-        result = _finish(module, trainer, dataset, output_dir, tracker, reconstruct=reconstruct, progress=progress)
+            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+        result = _finish(module, trainer, data.dataset, output_dir, tracker, reconstruct=reconstruct, progress=progress)
         return dataclasses.replace(result, seconds=time.monotonic() - begun_s)
-
-
-def loaders(
-    dataset: PtychoDataset, training: TrainingSettings
-) -> tuple[TensorDictDataLoader, TensorDictDataLoader | None]:
-    """Return the loader of the training groups, and that of the validation groups if there are any.
-
-    Raises:
-        ConfigError: no group is left for training.
-    """
-    shuffle_seed = training.seed if training.validation_selection == "random" else None
-    train_groups, val_groups = dataset.validation_split(training.validation_fraction, shuffle_seed=shuffle_seed)
-    if not len(train_groups):
-        raise ConfigError(
-            f"{len(dataset)} groups leave none for training with validation_fraction = {training.validation_fraction}; "
-            "lower it to 0, or give more patterns."
-        )
-    common: dict[str, Any] = {
-        "num_workers": training.num_workers,
-        "pin_memory": training.device in ("auto", "cuda") and torch.cuda.is_available(),
-    }
-    train = TensorDictDataLoader(
-        dataset, training.batch_size, groups=train_groups, shuffle=True, seed=training.seed, **common
-    )
-    if not len(val_groups):
-        return train, None
-    return train, TensorDictDataLoader(dataset, training.batch_size, groups=val_groups, **common)
 
 
 def _settings_of(saved: checkpoints.Checkpoint | None, settings: Settings | None) -> Settings:
@@ -363,14 +342,6 @@ def _start_from(module: PtychoPINN, content: checkpoints.Checkpoint) -> None:
     own = dict(module.network.state_dict())
     weights = dict(content.weights) | {name: own[name] for name in ("probe_parts", "log_scale")}
     load_weights(module.network, content, weights)
-
-
-def _process() -> int:
-    """Return the number of this process among those of a launcher; 0 where there is none."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 0
 
 
 def _flat(module: PtychoPINN) -> dict[str, Any]:

@@ -196,13 +196,19 @@ def test_positions_of_the_real_scan_are_column_and_row_of_its_object(shared: Pat
     assert residual(1, 0) > 2 * residual(0, 1)
 
 
-def test_a_batch_unpacks_as_four_and_has_no_length_and_no_items(tmp_path: Path) -> None:
-    batch: Any = make(tmp_path, draw_scan())[:3]
-    assert len(tuple(batch)) == 4
-    with pytest.raises(TypeError):
-        len(batch)
-    with pytest.raises(TypeError):
-        batch[0]
+@pytest.mark.parametrize("groups", [1, 3, 4])
+def test_a_batch_is_a_tuple_of_four_however_many_groups_it_has(tmp_path: Path, groups: int) -> None:
+    batch = make(tmp_path, draw_scan())[:groups]
+    images, coords, probe, scale = batch
+    assert len(batch) == 4
+    assert len(images) == groups
+    assert batch[0] is images is batch.images
+    assert batch[1] is coords
+    assert torch.equal(batch[2], probe)
+    assert batch[-1] is scale
+    assert len(batch[:2]) == 2
+    with pytest.raises(IndexError):
+        batch[4]
 
 
 @pytest.mark.parametrize("name", ["one scan", "a scan with bad pixels"])
@@ -463,7 +469,7 @@ def test_each_epoch_is_shuffled_anew_and_the_seed_repeats_them(dataset: PtychoDa
 
 def test_shuffled_places_are_all_equally_likely(dataset: PtychoDataset) -> None:
     loader = TensorDictDataLoader(dataset, 50, shuffle=True)
-    sampler = loader.sampler
+    sampler = loader.batch_sampler
     firsts = np.array([next(sampler.batches(epoch))[:25].numpy() for epoch in range(400)])
     seen = np.bincount(firsts.ravel(), minlength=50)
     # 200 expected, a deviation of 10; the seed is fixed.

@@ -212,7 +212,7 @@ def test_every_epoch_of_a_run_has_an_order_of_its_own(
     settings = whole.module.settings
     sampler = train.loaders(PtychoDataset(scan, data_dir=tmp_path / "map", settings=settings.data), settings.training)[
         0
-    ].sampler
+    ].batch_sampler
     assert orders == [torch.cat(list(sampler.batches(epoch))).tolist() for epoch in range(3)]
     assert len({tuple(order) for order in orders}) == 3
     first = run(tmp_path / "parts", scan, overrides={"max_epochs": 1})

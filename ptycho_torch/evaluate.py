@@ -7,9 +7,7 @@ probe predict the measured patterns. See <doc-ref type="guide">docs/workflows/py
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +18,10 @@ from ptycho_torch.alignment import Alignment, align
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.errors import ConfigError, DataContractError
 from ptycho_torch.npz import NpzFile, listed
-from ptycho_torch.npz_writer import replacing
 from ptycho_torch.pictures import add_bar, new_figure, save_figure
 from ptycho_torch.preparation import FramePreparation
-from ptycho_torch.products import Reconstruction, read_reconstruction
-from ptycho_torch.scan import Scan, chosen_positions, open_scan
+from ptycho_torch.products import Reconstruction
+from ptycho_torch.scan import Scan, chosen_positions
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -569,34 +566,3 @@ def describe(evaluation: Evaluation) -> tuple[str, ...]:
     if evaluation.diffraction_nmse is not None:
         rows.append(("diffraction NMSE", f"{evaluation.diffraction_nmse:.4g}"))
     return tuple(f"{name:<22}{text}" for name, text in rows)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``evaluate``."""
-    parser.add_argument("reconstruction", type=Path, metavar="RECONSTRUCTION.npz", help="what inference wrote")
-    parser.add_argument(
-        "--truth", type=Path, required=True, metavar="NPZ", help="a scan, or another file, with the known objectGuess"
-    )
-    parser.add_argument(
-        "--border", type=int, default=BORDER_PX, metavar="PX", help=f"left out at each side (default {BORDER_PX})"
-    )
-    parser.add_argument(
-        "--scan", type=Path, metavar="SCAN.npz", help="measured patterns: how well do object and probe predict them?"
-    )
-    parser.add_argument("--refine", action="store_true", help="find the shift by least squares")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="write a picture")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
-
-
-def run(options: argparse.Namespace) -> int:
-    """Evaluate one reconstruction, and print a table."""
-    reconstruction, truth = read_reconstruction(options.reconstruction), read_truth(options.truth)
-    scan = None if options.scan is None else open_scan(options.scan)
-    evaluation = evaluate(reconstruction, truth, border_px=options.border, refine=options.refine, scan=scan)
-    print("\n".join(describe(evaluation)))  # noqa: T201 - the command's answer
-    if options.json is not None:
-        with replacing(options.json, overwrite=True) as file:
-            file.write((json.dumps(evaluation.numbers(), indent=2, allow_nan=False) + "\n").encode())
-    if options.plot is not None:
-        plot_evaluation(evaluation, options.plot)
-    return 0

@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, Mod
 from torch import Tensor
 
 from ptycho_torch import checkpoint as checkpoints
-from ptycho_torch import inference
+from ptycho_torch import folders, inference
 from ptycho_torch.config_params import Settings, TrainingSettings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset, TensorDictDataLoader
 from ptycho_torch.errors import CheckpointError, ConfigError
@@ -176,11 +176,12 @@ def main(
     *,
     settings: Settings | None = None,
     output_dir: str | Path = "training_outputs",
-    data_dir: str | Path = "data/memmap",
+    data_dir: str | Path | None = None,
     remake_map: bool = False,
     probe: Tensor | None = None,
     resume: str | Path | None = None,
     start_from: str | Path | None = None,
+    overwrite: bool = False,
     reconstruct: bool = True,
     progress: bool = True,
     **overrides: Any,
@@ -192,18 +193,21 @@ def main(
         probe_dir: folder of probes; None takes ``probeGuess`` of each scan.
         settings: of the run; None takes what the three singletons say now, or the checkpoint's when resuming.
         output_dir: where checkpoints, history, pictures and reconstructions go.
-        data_dir: folder of the memory map.
+        data_dir: folder of the memory map; None takes the one that every command has for these scans
+            (``folders.map_folder``).
         remake_map: build the map anew.
         probe: (N, N) or (modes, N, N) probe for every scan, in place of files.
         resume: checkpoint of a run that was interrupted; it goes on to the same weights. Into another ``output_dir``
             it brings the ``best.ckpt`` that lies beside it.
         start_from: checkpoint whose weights a new run starts with.
+        overwrite: remove checkpoints, history and reconstructions of another run in ``output_dir``, right before
+            training begins. Without it such a folder is refused.
         reconstruct: write the objects of the training scans at the end.
         progress: show progress bars.
         overrides: settings by name, whoever owns them: ``max_epochs``, ``devices``, ``gradient_clip_val`` …
 
     Raises:
-        ConfigError: settings that do not fit together.
+        ConfigError: settings that do not fit together, or ``output_dir`` holds another run.
         DataContractError: a scan or probe that breaks a clause.
         CheckpointError: a checkpoint that cannot be read or does not belong to these data or settings.
         TrainingError: the loss is no number any more.
@@ -213,12 +217,13 @@ def main(
     """
     if resume is not None and start_from is not None:
         raise ConfigError("resume goes on with a run and start_from begins a new one; give one of them.")
+    output_dir = Path(output_dir)
+    folders.refuse_run(output_dir, resume=None if resume is None else Path(resume), overwrite=overwrite)
     saved = None if resume is None else checkpoints.read_checkpoint(resume)
     settings = _settings_of(saved, settings).override(overrides)
     if saved is not None:
         _same_run(saved, settings)
     accelerator(settings.training.device)
-    output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     # Processes that a launcher starts behind the first one find the map that it made.
     dataset = PtychoDataset(
@@ -232,6 +237,8 @@ def main(
     training, validation = loaders(dataset, settings.training)
     if settings.training.compile:
         module.network.compile()
+    if overwrite and _process() == 0:
+        folders.clear_run(output_dir)
     # The environment decides where runs are tracked. To decide it here, uncomment:
     # os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:5000"
     with track(settings.training, parameters=_flat(module), output_dir=output_dir) as tracker, quiet_lightning():

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ptycho_torch import simulate, specimens
+from ptycho_torch import command_simulate, simulate, specimens
 from ptycho_torch.errors import ConfigError, DataContractError, PtychoError
 from ptycho_torch.scan import examine, read_probe
 from ptycho_torch.simulate import (
@@ -27,8 +27,8 @@ Arrays = dict[str, np.ndarray]
 
 def run(*arguments: str | Path) -> int:
     parser = argparse.ArgumentParser()
-    simulate.add_arguments(parser)
-    return simulate.run(parser.parse_args([str(argument) for argument in arguments]))
+    command_simulate.add_arguments(parser)
+    return command_simulate.run(parser.parse_args([str(argument) for argument in arguments]))
 
 
 def small(target: Path, *arguments: str | Path) -> Arrays:

@@ -444,8 +444,8 @@ def test_options_that_contradict_the_file_are_refused(tmp_path: Path) -> None:
         run(tmp_path / "nothing.npz", tmp_path / "new.npz")
     with pytest.raises(ConfigError, match=r"suffix \.npz"):
         run(tmp_path / "source.npz", tmp_path / "new.h5")
-    with pytest.raises(ConfigError, match="no folder"):
-        run(tmp_path / "source.npz", tmp_path / "nowhere" / "new.npz")
+    with pytest.raises(ConfigError, match="is a file, so there can be no"):
+        run(tmp_path / "source.npz", tmp_path / "source.npz" / "new.npz")
 
 
 # --------------------------------------------------------------------------------------------- all or nothing

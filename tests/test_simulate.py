@@ -399,7 +399,7 @@ def test_a_file_that_is_there_is_kept_unless_told_otherwise(tmp_path: Path) -> N
     np.testing.assert_array_equal(before["diff3d"], np.load(target)["diff3d"])
     small(target, "--seed", "1", "--overwrite")
     assert (before["diff3d"] != np.load(target)["diff3d"]).any()
-    for name, words in {"scan.h5": "suffix .npz", "none/scan.npz": "there is no folder"}.items():
+    for name, words in {"scan.h5": "suffix .npz", "scan.npz/scan.npz": "is a file, so there can be no"}.items():
         with pytest.raises(ConfigError, match=words):
             small(tmp_path / name)
 

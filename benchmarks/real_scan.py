@@ -74,7 +74,13 @@ def _run(
     with tempfile.TemporaryDirectory() as scratch:
         start = time.perf_counter()
         result = train.main(
-            options.scan, settings=settings, output_dir=folder, data_dir=scratch, reconstruct=False, progress=False
+            options.scan,
+            settings=settings,
+            output_dir=folder,
+            data_dir=scratch,
+            overwrite=True,
+            reconstruct=False,
+            progress=False,
         )
         seconds = time.perf_counter() - start
         dataset = PtychoDataset(options.scan, data_dir=scratch, settings=settings.data)

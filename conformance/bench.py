@@ -42,7 +42,7 @@ from conformance.worst import Place
 from ptycho_tf_bridge import backend
 from ptycho_torch.config_params import NetworkSettings
 from ptycho_torch.errors import PtychoError
-from ptycho_torch.scan import scan_paths
+from ptycho_torch.folders import scan_paths
 
 if TYPE_CHECKING:
     from conformance.tensorflow_subject import TensorFlowSubject

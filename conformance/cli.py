@@ -44,12 +44,12 @@ CONFORMANCE = Program(
             "python -m conformance calibrate -o specs/measured.yaml",
         ),
         "calibrate-training": Command(
-            "conformance.training_envelope",
+            "conformance.command_envelope",
             "record how far float32 takes Keras from the truth in ten updates (minutes; needs TensorFlow)",
             "python -m conformance calibrate-training",
         ),
         "document": Command(
-            "conformance.document",
+            "conformance.command_document",
             "write specs/data_contracts.md from its YAML, and the numbers of docs/conformance.md from evidence",
             "python -m conformance document",
         ),

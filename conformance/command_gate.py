@@ -58,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Decide, print the decision, write what was asked for, and return the exit code."""
+    for path in options.reports:
+        # A path that cannot be opened is named before PyTorch loads.
+        path.open("rb").close()
     from conformance.evidence import EVIDENCE, committed_evidence, write_evidence
     from conformance.gate import CPU_ONLY as ONLY_CPU
     from conformance.gate import EVIDENCE_FOLDER, decide, read_input, shown

@@ -1,57 +1,12 @@
-"""``python -m conformance record``: a recording of what a reference computes."""
+"""``python -m conformance record``: what a reference computes, recorded for machines that do not have it."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
-from conformance.bench import LIVE, Bench, plan
-from conformance.case import Case
-from conformance.draws import GRAPHS, draw_case
 from conformance.errors import RecordError
-from conformance.record import SAMPLES, Recorder, coarse_weights, keras_recorder, live_recorder, record, write_bundle
-from conformance.verify import archive_case
-from ptycho_tf_bridge.archive import read_archive
 from ptycho_torch.arguments import seed, whole
-from ptycho_torch.config_params import NetworkSettings
-from ptycho_torch.npz_writer import refuse_target
-
-REFERENCES: dict[str, Callable[[Case], Recorder]] = {"keras": keras_recorder}
-"""What ``--reference`` takes beside ``live:PACKAGE``, with the recorder of a case."""
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A drawn case, small enough to come with the package."""
-
-    settings: NetworkSettings
-    batch: int = 1
-    modes: int = 1
-    samples: int = 256
-
-    def case(self) -> Case:
-        """Draw it; the weights are coarse, since they are most of a recording."""
-        return coarse_weights(draw_case(self.settings, seed=0, batch=self.batch, modes=self.modes))
-
-
-EMBEDDED = MappingProxyType(
-    {
-        "n64_g1_nopad": Drawn(GRAPHS["n64_g1_nopad"], batch=3),
-        "n64_g2_modes": Drawn(
-            dataclasses.replace(
-                GRAPHS["n64_g2_mask_blur"], probe_big=False, shared_amplitude_head=True, amp_activation="swish"
-            ),
-            modes=2,
-        ),
-        "n128_g2": Drawn(GRAPHS["n128_g2"]),
-    }
-)
-"""Recordings that come with the package, beside those of the reference's own code."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,76 +15,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, required=True, help="file to write; with --embedded, the folder of recordings"
     )
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--graph", choices=tuple(GRAPHS), default="n64_g2", help="drawn case (default n64_g2)")
+    source.add_argument("--graph", default="n64_g2", metavar="NAME", help="drawn case (default n64_g2)")
     source.add_argument("--archive", type=Path, help="a trained model of the reference, with its own weights")
     source.add_argument("--embedded", action="store_true", help="all drawn recordings that come with the package")
     parser.add_argument("--scan", type=Path, help="with --archive: the scan whose patterns and positions are used")
-    known = ", ".join([*REFERENCES, "live:PACKAGE"])
-    parser.add_argument("--reference", default="keras", metavar="NAME", help=f"recorded: {known} (default keras)")
+    parser.add_argument(
+        "--reference", default="keras", metavar="NAME", help="recorded: keras, live:PACKAGE (default keras)"
+    )
     parser.add_argument("--batch", type=whole, default=3, help="groups of a drawn case (default 3)")
     parser.add_argument("--modes", type=whole, default=1, help="probe modes of a drawn case (default 1)")
     parser.add_argument("--seed", type=seed, default=0, help="of a drawn case (default 0)")
-    parser.add_argument(
-        "--samples", type=whole, default=SAMPLES, help=f"elements kept of a larger tensor (default {SAMPLES})"
-    )
+    parser.add_argument("--samples", type=whole, default=1024, help="elements kept of a larger tensor (default 1024)")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Record; return 0, or 1 where the reference is not what the specification says.
+    """Check the paths, and record; return 0, or 1 where the reference is not what the specification says.
 
     Raises:
-        PtychoError: what is wrong with the arguments, the archive, the scan or the reference.
+        PtychoError: as ``conformance.recordings.run``.
     """
     if options.scan is not None and options.archive is None:
         raise RecordError("--scan goes with --archive; to judge a scan as it is: pytest conformance --parity-scan PATH")
-    recorder_of = _recorder_of(options.reference)
-    if recorder_of is None:
-        known = ", ".join([*REFERENCES, "live:PACKAGE"])
-        raise RecordError(f"--reference {options.reference}: found no such reference; expected {known}.")
-    failed = 0
-    for path, case, samples in _cases(options):
-        refuse_target(path, overwrite=options.overwrite)
-        _say(f"{path}: case {case.name}")
-        write_bundle(path, record(case, recorder_of(case), _say, samples=samples), overwrite=options.overwrite)
-        failed += _examine(path)
-    return 1 if failed else 0
+    from ptycho_torch.folders import refuse_folder
 
+    refuse_folder(options.output if options.embedded else options.output.parent)
+    if options.archive is not None:
+        # Only what can be read is worth the wait for the rest.
+        from ptycho_tf_bridge.members import open_members
 
-def _recorder_of(reference: str) -> Callable[[Case], Recorder] | None:
-    if reference.startswith(LIVE):
-        return lambda case: live_recorder(case, reference.removeprefix(LIVE))
-    return REFERENCES.get(reference)
+        with open_members(options.archive):
+            pass
+    from conformance import recordings
 
-
-def _cases(options: argparse.Namespace) -> Iterator[tuple[Path, Case, int]]:
-    """Yield file, case and number of samples."""
-    if options.embedded:
-        for name, drawn in EMBEDDED.items():
-            yield options.output / f"{name}.npz", dataclasses.replace(drawn.case(), name=name), drawn.samples
-    elif options.archive is not None:
-        case, inputs = archive_case(read_archive(options.archive), options.scan, None)
-        _say(f"inputs: {inputs}")
-        yield options.output, dataclasses.replace(case, name=options.output.stem), options.samples
-    else:
-        case = draw_case(GRAPHS[options.graph], options.seed, batch=options.batch, modes=options.modes)
-        yield options.output, dataclasses.replace(case, name=options.graph), options.samples
-
-
-def _examine(path: Path) -> int:
-    """Judge the recording that was written; say what came of it, and return how many verdicts failed."""
-    (planned,) = plan(str(path), None, "quick")
-    verdicts = Bench().record(planned)
-    failed = [verdict for verdict in verdicts.values() if not verdict.passed]
-    for verdict in failed:
-        _say(f"FAILED {verdict.explain()}")
-    size = path.stat().st_size / 1e6
-    _say(
-        f"{path}: {size:.1f} MB; "
-        + (f"{len(failed)} of {len(verdicts)} verdicts about it fail" if failed else f"{len(verdicts)} verdicts hold")
-    )
-    return len(failed)
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # noqa: T201 - a command shows its progress
+    return recordings.run(options)

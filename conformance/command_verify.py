@@ -40,26 +40,27 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         PtychoError: a file that cannot be read or does not fit, or a device that is not there.
     """
-    from conformance.certificate import write_certificate
-    from conformance.verify import verify
     from ptycho_tf_bridge.archive import read_archive
     from ptycho_tf_bridge.errors import ArchiveError
-    from ptycho_tf_bridge.migrate import convert
-    from ptycho_torch.command_infer import checkpoint_of
-    from ptycho_torch.lightning_module import accelerator
+    from ptycho_torch.folders import checkpoint_of, refuse_folder
 
-    accelerator(options.device)
     archive = read_archive(options.archive)
+    given = None if options.checkpoint is None else checkpoint_of(options.checkpoint)
+    refuse_folder(options.output)
     if archive.missing and options.checkpoint is None:
         raise ArchiveError(
             f"{archive.path}: the archive does not hold {', '.join(archive.missing)}. Give that to "
             "`ptycho-bridge convert`, and its folder here with --checkpoint."
         )
+    # These load PyTorch.
+    from conformance.certificate import write_certificate
+    from conformance.verify import verify
+    from ptycho_tf_bridge.migrate import convert
+    from ptycho_torch.lightning_module import accelerator
+
+    accelerator(options.device)
     with tempfile.TemporaryDirectory(prefix="ptycho-verify-") as folder:
-        if options.checkpoint is None:
-            checkpoint = convert(archive, Path(folder)).checkpoint
-        else:
-            checkpoint = checkpoint_of(options.checkpoint)
+        checkpoint = convert(archive, Path(folder)).checkpoint if given is None else given
         found = verify(
             archive,
             checkpoint,

@@ -6,14 +6,12 @@ evidence that comes with the package.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 
 from conformance.errors import DocumentError
-from conformance.evidence import Evidence, Number, committed_evidence
-from conformance.json_files import write_text
-from conformance.policy import RELEASE, Policy, read_policy
-from ptycho_torch.contract import Clause, DataContract, FileContract, load_contract, specs_dir
+from conformance.evidence import Evidence, Number
+from conformance.policy import Policy
+from ptycho_torch.contract import Clause, DataContract, FileContract
 
 FILE = "data_contracts.md"
 _SUBJECTS = {
@@ -175,22 +173,3 @@ def _shown(number: Number) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------------- command
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add nothing: ``python -m conformance document`` takes no arguments."""
-
-
-def run(options: argparse.Namespace) -> int:
-    """Write both documents and return 0.
-
-    Raises:
-        PtychoError: a file of the specs folder or of the evidence is wrong, or a document has lost its marks.
-    """
-    print(f"wrote {write_text(specs_dir() / FILE, document(load_contract()))}")  # noqa: T201 - what the command is for
-    # Only a checkout has documents for people.
-    path = specs_dir().parent / NUMBERS_FILE
-    if path.is_file():
-        written = numbers(committed_evidence(), read_policy(RELEASE))
-        print(f"wrote {write_text(path, with_numbers(path.read_text(encoding='utf-8'), written))}")  # noqa: T201
-    return 0

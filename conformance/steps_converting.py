@@ -159,12 +159,12 @@ def _convert(_: StepBench) -> Outcome:
 
 def _converted(path: Path, members: Arrays, arguments: list[str]) -> Arrays:
     """Return the numbers of what the command makes of a scan."""
-    from ptycho_torch import convert
+    from ptycho_torch import command_convert, convert
 
     np.savez(path, **members)  # type: ignore[arg-type]
     new = path.with_name(f"new_{path.name}")
     parser = argparse.ArgumentParser()
-    convert.add_arguments(parser)
+    command_convert.add_arguments(parser)
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         convert.run(parser.parse_args([str(path), "-o", str(new), *arguments]))
     with np.load(new, allow_pickle=False) as file:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -17,8 +15,7 @@ from conformance.errors import DocumentError
 from conformance.json_files import read_json, write_text
 from conformance.judge import ONE_ULP, Errors
 from conformance.training import TrainingRun, Trajectory, envelope, pooled_errors, starting_point, train_truth
-from conformance.training_runs import RUNS, SETTINGS, training_run
-from ptycho_torch.arguments import whole
+from conformance.training_runs import RUNS, training_run
 
 FILE = RECORDINGS / "training_envelope.json"
 SCHEMA = "training_envelope.json"
@@ -109,30 +106,3 @@ def _rows(errors: Mapping[str, Mapping[str, Sequence[Sequence[float]]]]) -> Iter
     for kind, parts in errors.items():
         for part, pairs in parts.items():
             yield from ((kind, part, step, pair) for step, pair in enumerate(pairs, 1))
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what ``python -m conformance calibrate-training`` takes."""
-    parser.add_argument(
-        "-o", "--output", type=Path, default=FILE, help="JSON file to write (default: the one of the package)"
-    )
-    parser.add_argument("--runs", type=whole, default=16, help="trainings of Keras, each moved by an ulp (default 16)")
-
-
-def run(options: argparse.Namespace) -> int:
-    """Record the envelope and return 0.
-
-    Raises:
-        BackendMissingError: no TensorFlow.
-    """
-    from conformance.keras_subject import KerasSubject
-    from ptycho_tf_bridge.backend import keras, tensorflow
-
-    record_envelope(
-        options.output,
-        KerasSubject(SETTINGS, "float32"),
-        {"tensorflow": tensorflow().__version__, "keras": keras().__version__},
-        lambda line: print(line, file=sys.stderr, flush=True),  # noqa: T201 - a command shows its progress
-        options.runs,
-    )
-    return 0

@@ -92,6 +92,9 @@ def _translated(path: Path, to: str, *, as_run: bool) -> tuple[str, tuple[Findin
         translation = from_yaml(path, as_run=as_run)
         return config_text(translation.settings), translation.report
     if path.suffix == ".ckpt":
+        from ptycho_torch.folders import checkpoint_of
+
+        checkpoint_of(path)
         from ptycho_torch.checkpoint import read_checkpoint
 
         return to_tensorflow_yaml(read_checkpoint(path).settings)

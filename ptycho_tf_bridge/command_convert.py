@@ -47,9 +47,13 @@ def run(options: argparse.Namespace) -> int:
         PtychoError: an archive that cannot be converted, something that it lacks, or files that are there.
     """
     from ptycho_tf_bridge.archive import read_archive
+    from ptycho_torch.folders import refuse_folder
+
+    refuse_folder(options.output_dir)
+    archive = read_archive(options.archive, model=options.model)
+    # This one loads PyTorch.
     from ptycho_tf_bridge.migrate import convert
 
-    archive = read_archive(options.archive, model=options.model)
     given = given_flags(options)
     # The reference's normalisation of a given probe is a setting, and no part of the model.
     probe_scale = given.pop("probe_scale", None)

@@ -37,12 +37,17 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         PtychoError: a checkpoint that cannot be read or exported, or a file that is there.
     """
+    from ptycho_torch.folders import checkpoint_of
+    from ptycho_torch.npz_writer import refuse_target
+
+    checkpoint = checkpoint_of(options.checkpoint)
+    refuse_target(options.output, overwrite=options.overwrite)
+    # These load PyTorch.
     from ptycho_tf_bridge.command_config import report_lines
     from ptycho_tf_bridge.export import export
-    from ptycho_torch.command_infer import checkpoint_of
 
     written = export(
-        checkpoint_of(options.checkpoint),
+        checkpoint,
         options.output,
         widen_amplitude_head=options.widen_amplitude_head,
         overwrite=options.overwrite,

@@ -95,7 +95,6 @@ def export(
             f"{name}/model.h5": _scale_file(network.intensity_scale),
             f"{name}/params.dill": pickle.dumps(parameters, _PROTOCOL),
         }
-    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, overwrite=overwrite) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in members.items():
             archive.writestr(name, data)

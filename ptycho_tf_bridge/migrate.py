@@ -152,7 +152,6 @@ def convert(
         network=network,
         findings=findings,
     )
-    migration.checkpoint.parent.mkdir(parents=True, exist_ok=True)
     files = (migration.checkpoint, migration.settings_file, migration.report, migration.report_json, migration.picture)
     for path in files:
         refuse_target(path, overwrite=overwrite)

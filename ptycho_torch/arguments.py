@@ -15,6 +15,17 @@ def add_probe_dir(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_data_dir(parser: argparse._ActionsContainer) -> None:
+    """Add ``--data-dir``."""
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help="folder of the memory map (default: a folder in data/memmap, the same for the same SCANS in train and "
+        "infer)",
+    )
+
+
 def add_progress(parser: argparse.ArgumentParser) -> None:
     """Add ``--progress`` and ``--no-progress``."""
     parser.add_argument(

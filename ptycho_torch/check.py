@@ -1,25 +1,23 @@
-"""``ptycho-torch check-data``: scan files held against the data contract, and what a user should know of them.
+"""Scan files checked against the data contract, and what a user should know of them.
 
 <doc-ref type="contract">specs/data_contracts.md</doc-ref>
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from ptycho_torch.arguments import add_probe_dir
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.contract import load_contract
 from ptycho_torch.errors import DataContractError
+from ptycho_torch.folders import probe_paths
 from ptycho_torch.grouping import group_scan
 from ptycho_torch.preparation import derive, median_step
-from ptycho_torch.scan import Examination, Finding, Scan, examine, probe_paths, read_probe, scan_paths
+from ptycho_torch.scan import Examination, Finding, Scan, examine, read_probe
 
 CHECKED = tuple(clause.id for clause in load_contract().of("npz", "scan") if clause.id != "SCAN-14")
 """Clauses that are judged of each file."""
@@ -27,8 +25,8 @@ CHECKED = tuple(clause.id for clause in load_contract().of("npz", "scan") if cla
 _WORDS = {"holds": "holds", "broken": "BROKEN", "notice": "notice", "not judged": "not judged"}
 
 
-def describe(examination: Examination, hints: Sequence[str] = ()) -> Iterator[str]:
-    """Yield the lines that tell what became of every clause of one file."""
+def describe(examination: Examination, *, every_clause: bool = True) -> Iterator[str]:
+    """Yield the lines that tell what became of one file: of every clause, or of the broken ones only."""
     clauses = load_contract().clauses
     scan = examination.scan
     header = str(examination.path)
@@ -37,12 +35,12 @@ def describe(examination: Examination, hints: Sequence[str] = ()) -> Iterator[st
         header += f": {scan.stack.count} patterns of {side} × {side} pixels, {examination.mean_energy:.6g} counts each"
     yield header
     for finding in examination.findings:
+        if not (every_clause or finding.state == "broken"):
+            continue
         text = f": {finding.text}" if finding.state == "notice" else ""
         yield f"  {_WORDS[finding.state]:<11}{finding.clause:<9}{clauses[finding.clause].title}{text}"
         if finding.state == "broken":
             yield f"             {finding.text}"
-    for hint in hints:
-        yield f"  hint       {hint}"
 
 
 def scan_numbers(scan: Scan, mean_energy: float, gridsize: int) -> tuple[str, ...]:
@@ -57,62 +55,60 @@ def scan_numbers(scan: Scan, mean_energy: float, gridsize: int) -> tuple[str, ..
     return derived.describe()
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``check-data``."""
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a scan (.npz), or a folder of scans")
-    add_probe_dir(parser)
-    parser.add_argument("--gridsize", type=int, default=2, help="g, for the derived settings (default 2)")
-    parser.add_argument("--plot", type=Path, metavar="DIR", help="write a picture of each scan to DIR")
-    parser.add_argument(
-        "--hints", action=argparse.BooleanOptionalAction, default=True, help="look for wrong orientation, units, domain"
-    )
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What became of one file.
+
+    Attributes:
+        path: the file.
+        examination: what was found, clause by clause.
+        hints: what looks wrong in it though it holds every clause.
+        numbers: the settings that follow from it, as lines.
+    """
+
+    path: Path
+    examination: Examination
+    hints: tuple[str, ...]
+    numbers: tuple[str, ...]
+
+    def details(self, *, every_clause: bool) -> Iterator[str]:
+        """Yield the header, the clauses that are broken, or all of them, and the settings that follow."""
+        yield from describe(self.examination, every_clause=every_clause)
+        yield from (f"  {line}" for line in self.numbers)
+
+    def conclusion(self) -> Iterator[str]:
+        """Yield what is wrong with the file, and what looks wrong; nothing where all is well."""
+        broken = [finding.clause for finding in self.examination.findings if finding.state == "broken"]
+        if broken:
+            yield f"  {self.path}: breaks {', '.join(broken)}"
+        yield from (f"  {self.path}: hint: {hint}" for hint in self.hints)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Judge every file; return 0 only if each holds every clause."""
-    if options.plot is not None:
-        options.plot.mkdir(parents=True, exist_ok=True)
-    passed = total = 0
-    for path in options.paths:
-        try:
-            scans = scan_paths(path)
-        except DataContractError as err:
-            total += 1
-            print(f"{path}\n  {_WORDS['broken']:<11}{err.clause:<9}{err}", flush=True)  # noqa: T201
-            continue
-        for scan in scans:
-            total += 1
-            passed += _judge(scan, options)
-    print(f"{passed} of {total} files hold every clause")  # noqa: T201 - the command's answer
-    return 0 if passed == total else 1
+def judge(path: Path, probe_dir: Path | None = None, *, gridsize: int = 2, with_hints: bool = True) -> Verdict:
+    """Judge one file.
 
-
-def _judge(path: Path, options: argparse.Namespace) -> bool:
-    """Print what became of one file, and say whether it passed."""
+    Args:
+        path: the scan.
+        probe_dir: folder of probes that takes the place of its own probe; None for its own.
+        gridsize: g, for the settings that follow.
+        with_hints: whether to look for hints, which takes most of the time.
+    """
     examination = examine(path)
-    if options.probe_dir is not None:
-        examination = _with_probe(examination, options.probe_dir)
-    hints: tuple[str, ...] = ()
+    if probe_dir is not None:
+        examination = _with_probe(examination, probe_dir)
     scan = examination.scan
-    if scan is not None and examination.mean_counts is not None and options.hints:
+    hints: tuple[str, ...] = ()
+    if scan is not None and examination.mean_counts is not None and with_hints:
         from ptycho_torch.hints import scan_hints
 
         hints = tuple(scan_hints(scan, examination.mean_counts))
-    lines = list(describe(examination, hints))
+    numbers: tuple[str, ...] = ()
     if scan is not None and examination.mean_energy is not None:
         try:
-            numbers = scan_numbers(scan, examination.mean_energy, options.gridsize)
+            numbers = scan_numbers(scan, examination.mean_energy, gridsize)
         except DataContractError as err:
             numbers = (str(err),)
-        lines += [f"  {f'g = {options.gridsize}':<11}{line}" for line in numbers]
-    print("\n".join(lines), flush=True)  # noqa: T201
-    if options.plot is not None and examination.mean_counts is not None:
-        from ptycho_torch.plots import plot_scan
-
-        picture = options.plot / f"{path.stem}.png"
-        plot_scan(examination, picture, hints)
-        print(f"  picture    {picture}", file=sys.stderr, flush=True)  # noqa: T201
-    return examination.passed
+    return Verdict(path, examination, hints, tuple(f"{f'g = {gridsize}':<11}{line}" for line in numbers))
 
 
 def _with_probe(examination: Examination, probe_dir: Path) -> Examination:

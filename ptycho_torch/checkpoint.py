@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ptycho_torch.config_params import NetworkSettings, Settings
 from ptycho_torch.errors import CheckpointError, ConfigError
+from ptycho_torch.folders import checkpoint_of
 from ptycho_torch.npz_writer import replacing
 
 FORMAT = 1
@@ -71,14 +72,13 @@ def ours(
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint without running any code from it.
 
+    Args:
+        path: a checkpoint, or the folder of a run for its last one.
+
     Raises:
         CheckpointError: it cannot be read, is of another program, or lacks something.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path}: no such checkpoint. Training writes checkpoints/last.ckpt and checkpoints/best.ckpt."
-        )
+    path = checkpoint_of(Path(path))
     if not zipfile.is_zipfile(path):
         raise CheckpointError(f"{path}: no PyTorch checkpoint, or a truncated one; give a .ckpt file of training.")
     try:
@@ -134,7 +134,7 @@ def write_checkpoint(
         overwrite: whether the file may be there.
 
     Raises:
-        ConfigError: it is there and may not be overwritten, or its folder is not there.
+        ConfigError: it is there and may not be overwritten, or its folder cannot be made.
     """
     content = {
         "epoch": 0,

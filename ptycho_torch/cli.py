@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import logging
 import os
@@ -13,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from ptycho_torch.errors import PtychoError, one_line
+from ptycho_torch.nicknames import nearest
+from ptycho_torch.system_errors import explain
 
 
 class Command(NamedTuple):
@@ -48,17 +49,17 @@ class Program(NamedTuple):
 
 COMMANDS = {
     "simulate": Command(
-        "ptycho_torch.simulate",
+        "ptycho_torch.command_simulate",
         "simulate the scan of a known object",
         "ptycho-torch simulate -o scans/star.npz --object siemens_star --plot star.png",
     ),
     "check-data": Command(
-        "ptycho_torch.check",
+        "ptycho_torch.command_check",
         "hold scan files against the data contract",
         "ptycho-torch check-data scans/ --plot pictures",
     ),
     "convert-scan": Command(
-        "ptycho_torch.convert",
+        "ptycho_torch.command_convert",
         "repair a scan, or import a CXI/HDF5 file",
         "ptycho-torch convert-scan counts.npz -o scans/star.npz --from-intensity",
     ),
@@ -73,7 +74,7 @@ COMMANDS = {
         "ptycho-torch infer run/checkpoints/last.ckpt scans/ -o reconstructions",
     ),
     "evaluate": Command(
-        "ptycho_torch.evaluate",
+        "ptycho_torch.command_evaluate",
         "compare reconstructions with the true object",
         "ptycho-torch evaluate reconstructions/star.npz --truth scans/star.npz --plot comparison.png",
     ),
@@ -98,15 +99,31 @@ USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 _MESSAGE_CHARACTERS = 4000
 
 
+class _Version(argparse.Action):
+    """Print the version of the package; it is looked up only when it is asked for."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        import importlib.metadata
+
+        print(f"{parser.prog} {importlib.metadata.version('ptycho-torch')}")  # noqa: T201 - the answer
+        parser.exit()
+
+
 class _Parser(argparse.ArgumentParser):
     """Takes underscores in flags for dashes, and says in one line what is wrong with a command line."""
 
     def __init__(self, program: Program, command: Command | None = None, **names: Any) -> None:
         # Examples stay in one line, so that they can be copied.
         formatter = argparse.RawDescriptionHelpFormatter
-        super().__init__(**names | {"allow_abbrev": False, "formatter_class": formatter})
+        super().__init__(**names | {"allow_abbrev": False, "formatter_class": formatter, "add_help": False})
         self._program = program
         self._command = command
+        if command is None:
+            self.add_argument("-h", "--help", action="help", help="show this help and exit")
+            self.add_argument("--version", action=_Version, help="show the version and exit")
 
     def complete(self) -> None:
         """Import the module of the command and add its arguments, once."""
@@ -114,9 +131,12 @@ class _Parser(argparse.ArgumentParser):
             return
         command, self._command = self._command, None
         self.epilog = f"example: {command.example}"
-        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        self.add_argument("-v", "--verbose", action="store_true", help="say more on the way")
         importlib.import_module(command.module).add_arguments(self)
+        # What every command has stands last, so that what this one is about is read first.
+        general = self.add_argument_group("of every command")
+        general.add_argument("-v", "--verbose", action="store_true", help="say more on the way")
+        general.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        general.add_argument("-h", "--help", action="help", help="show this help and exit")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         # Only here is it known which command is wanted. Importing all of them would make --help wait for PyTorch.
@@ -163,7 +183,11 @@ def parser_of(name: str, program: Program = PTYCHO_TORCH) -> argparse.ArgumentPa
 
 def main(arguments: Sequence[str] | None = None, program: Program = PTYCHO_TORCH) -> int:
     """Run one command; return its exit code, and say in one line on standard error why it failed."""
-    options = parser(program).parse_args(arguments)
+    top = parser(program)
+    if not (sys.argv[1:] if arguments is None else arguments):
+        top.print_help(sys.stderr)
+        return USAGE_ERROR
+    options = top.parse_args(arguments)
     logging.basicConfig(format="%(message)s", level=logging.INFO if options.verbose else logging.WARNING)
     try:
         code = int(importlib.import_module(program.commands[options.command].module).run(options))
@@ -180,7 +204,8 @@ def main(arguments: Sequence[str] | None = None, program: Program = PTYCHO_TORCH
     except (PtychoError, OSError) as err:
         if options.debug:
             raise
-        return _fail(f"error: {one_line(str(err), _MESSAGE_CHARACTERS)}")
+        said = str(err) if isinstance(err, PtychoError) else explain(err)
+        return _fail(f"error: {one_line(said, _MESSAGE_CHARACTERS)}")
     except Exception as err:
         if options.debug:
             raise
@@ -195,10 +220,10 @@ def _fail(line: str, code: int = FAILURE) -> int:
 
 def _nearest(unknown: Sequence[str], command: argparse.ArgumentParser) -> str:
     """Return the flag that was probably meant."""
-    known = set(re.findall(r"--[\w-]+", command.format_help()))
+    known = {flag.removeprefix("--") for flag in re.findall(r"--[\w-]+", command.format_help())}
     for argument in unknown:
-        if near := difflib.get_close_matches(argument.partition("=")[0], known, n=1):
-            return f"; did you mean {near[0]}?"
+        if near := nearest(argument.partition("=")[0].lstrip("-"), known):
+            return f"; did you mean --{near}?"
     return ""
 
 

@@ -9,8 +9,9 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from ptycho_torch.arguments import add_probe_dir, add_progress, positive, wants_progress, whole
+from ptycho_torch.arguments import add_data_dir, add_probe_dir, add_progress, positive, wants_progress, whole
 from ptycho_torch.config_params import Device
+from ptycho_torch.folders import checkpoint_of, map_folder, probe_paths, refuse_results, scan_paths
 
 WEIGHTINGS = ("smooth", "uniform")
 
@@ -24,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a .ckpt file of training, or the folder of a run for its checkpoints/last.ckpt",
     )
     parser.add_argument("ptycho_dir", type=Path, metavar="SCANS", help="a folder of scans (.npz), or one scan")
-    add_probe_dir(parser)
     parser.add_argument(
         "-o",
         "--output-dir",
@@ -35,8 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     parser.add_argument(
-        "--data-dir", type=Path, metavar="DIR", help="folder of the memory map (default: memmap in the output folder)"
+        "--device", choices=get_args(Device), default="auto", help="auto takes a GPU if there is one (default auto)"
     )
+    add_probe_dir(parser)
     parser.add_argument("--batch-size", type=whole, metavar="INT", help="groups predicted at once (default 64)")
     parser.add_argument(
         "--weighting",
@@ -51,9 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PX",
         help="side of the middle of each object that is used (default: N/2 for smooth, 20 for uniform)",
     )
-    parser.add_argument(
-        "--device", choices=get_args(Device), default="auto", help="auto takes a GPU if there is one (default auto)"
-    )
+    add_data_dir(parser)
     add_progress(parser)
     geometry = parser.add_argument_group("geometry", "where the scans do not say it; products need it")
     geometry.add_argument("--wavelength-m", type=positive, metavar="METRES", help="wavelength")
@@ -67,10 +66,14 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         PtychoError: a checkpoint or scan that cannot be read or does not fit, or files that are there.
     """
+    checkpoint, scans = checkpoint_of(options.checkpoint), scan_paths(options.ptycho_dir)
+    if options.probe_dir is not None:
+        probe_paths(scans, options.probe_dir)
+    refuse_results(options.output_dir, scans, overwrite=options.overwrite)
     from ptycho_torch import inference
 
     results = inference.infer(
-        checkpoint_of(options.checkpoint),
+        checkpoint,
         options.ptycho_dir,
         output_dir=options.output_dir,
         probe_dir=options.probe_dir,
@@ -94,9 +97,6 @@ def run(options: argparse.Namespace) -> int:
         products = () if result.product is None else (result.product,)
         for path in (result.npz, result.json, *products, *result.pictures):
             print(f"  {path}")  # noqa: T201
+    used = map_folder(options.ptycho_dir, options.data_dir)
+    print(f"{options.output_dir} holds the files of {len(results)} scans, {used} the memory map")  # noqa: T201
     return 0
-
-
-def checkpoint_of(path: Path) -> Path:
-    """Return the checkpoint that a path means: the file, or the last one of a run's folder."""
-    return path / "checkpoints" / "last.ckpt" if path.is_dir() else path

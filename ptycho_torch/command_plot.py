@@ -42,9 +42,10 @@ def _draw(path: Path, folder: Path, *, images: bool) -> tuple[Path, ...]:
     """Draw one file; return the pictures."""
     picture = folder / f"{path.stem}.png"
     if path.suffix == ".json":
+        history = _history(path)
         from ptycho_torch.pictures import plot_history
 
-        plot_history(_history(path), picture)
+        plot_history(history, picture)
         return (picture,)
     from ptycho_torch.npz import NpzFile
 

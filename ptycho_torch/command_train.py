@@ -11,26 +11,36 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ptycho_torch.arguments import add_probe_dir, add_progress
+from ptycho_torch.arguments import add_data_dir, add_probe_dir, add_progress
 from ptycho_torch.config_params import PRESETS, Settings
 from ptycho_torch.errors import ConfigError
-from ptycho_torch.settings_options import add_setting_flags, config_text, settings_from
+from ptycho_torch.folders import checkpoint_of, map_folder, probe_paths, refuse_run, run_files, scan_paths
+from ptycho_torch.settings_options import add_setting_flag, add_setting_flags, config_text, read_config, settings_from
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
-_OUTPUT_DIR, _DATA_DIR = Path("training_outputs"), Path("data/memmap")
+_OUTPUT_DIR = Path("training_outputs")
 _AUTO = "auto"
+
+_MOST_USED = (
+    ("training", "max_epochs"),
+    ("data", "gridsize"),
+    ("data", "N"),
+    ("training", "batch_size"),
+    ("training", "learning_rate"),
+    ("training", "device"),
+)
+"""Settings whose flags stand before all others."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``train``."""
+    """Add the arguments of ``train``: what most runs need first, then the rest by what it is about."""
     # The whole usage is as long as the list of settings.
     parser.usage = "%(prog)s [options] [settings] SCANS"
     parser.add_argument(
         "ptycho_dir", nargs="?", type=Path, metavar="SCANS", help="a folder of scans (.npz), or one scan"
     )
-    add_probe_dir(parser)
     parser.add_argument(
         "-o",
         "--output-dir",
@@ -40,37 +50,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"checkpoints, losses, objects and pictures (default {_OUTPUT_DIR})",
     )
     parser.add_argument(
-        "--data-dir",
-        type=Path,
-        default=_DATA_DIR,
-        metavar="DIR",
-        help=f"folder of the memory map, built once for scans and settings (default {_DATA_DIR})",
-    )
-    parser.add_argument("--remake-map", action="store_true", help="build the memory map anew")
-    parser.add_argument(
         "--config",
         type=Path,
         metavar="YAML",
         help="settings under model:, training: and data:; flags win over the file, the file over the defaults",
     )
     parser.add_argument(
-        "--print-config", action="store_true", help="print the settings as a file for --config, and do nothing else"
-    )
-    parser.add_argument(
         "--preset",
         choices=tuple(PRESETS),
         help="settings below file and flags: reference trains as the TensorFlow reference does (default: our own)",
     )
+    for owner, name in _MOST_USED:
+        add_setting_flag(parser, owner, name)
     begin = parser.add_mutually_exclusive_group()
     begin.add_argument(
         "--resume",
         metavar="CKPT",
-        help=f"go on with an interrupted run and its settings; {_AUTO} takes DIR/checkpoints/last.ckpt, and begins "
-        "anew where it is not there",
+        help=f"resume an interrupted run with its settings: a checkpoint, the folder of a run, or {_AUTO} for the run "
+        "in DIR, which begins where there is none yet",
     )
     begin.add_argument(
-        "--start-from", type=Path, metavar="CKPT", help="begin a new run with the weights of this checkpoint"
+        "--start-from",
+        type=Path,
+        metavar="CKPT",
+        help="begin a new run with the weights of this checkpoint, or of the run in this folder",
     )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="remove the run that is in DIR, right before training begins"
+    )
+    add_probe_dir(parser)
     parser.add_argument(
         "--reconstruct",
         action=argparse.BooleanOptionalAction,
@@ -78,7 +86,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the objects of the scans at the end (default)",
     )
     add_progress(parser)
-    add_setting_flags(parser)
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the settings as a file for --config, and do nothing else"
+    )
+    memory_map = parser.add_argument_group("memory map", "each pattern once, built once for scans and settings")
+    add_data_dir(memory_map)
+    memory_map.add_argument("--remake-map", action="store_true", help="build it again")
+    add_setting_flags(parser, first=[name for _, name in _MOST_USED])
 
 
 def run(options: argparse.Namespace) -> int:
@@ -93,6 +107,8 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.ptycho_dir is None:
         raise ConfigError("SCANS is missing: name a folder of scans, or one scan (.npz).")
+    start_from = None if options.start_from is None else checkpoint_of(options.start_from)
+    overwrite = _check_paths(options, resume)
     settings = _settings(options, resume)
     from ptycho_torch import train
 
@@ -105,7 +121,8 @@ def run(options: argparse.Namespace) -> int:
             data_dir=options.data_dir,
             remake_map=options.remake_map,
             resume=resume,
-            start_from=options.start_from,
+            start_from=start_from,
+            overwrite=overwrite,
             reconstruct=options.reconstruct,
             progress=options.progress,
         )
@@ -124,20 +141,47 @@ def run(options: argparse.Namespace) -> int:
             print(f"  {path}")  # noqa: T201
         for path in result.reconstructions:
             print(f"  {path.with_suffix('.png')}")  # noqa: T201
-        print(f"  {options.data_dir} (memory map)")  # noqa: T201
+        print(f"  {map_folder(options.ptycho_dir, options.data_dir)} (memory map; infer uses it too)")  # noqa: T201
     return 0
 
 
 def _resumed(options: argparse.Namespace) -> Path | None:
-    if options.resume != _AUTO:
-        return None if options.resume is None else Path(options.resume)
-    last = _last_checkpoint(options)
-    return last if last.is_file() else None
+    """Return the checkpoint to resume, or None for a run that begins."""
+    if options.resume is None:
+        return None
+    return checkpoint_of(Path(options.resume)) if options.resume != _AUTO else _own_checkpoint(options)
 
 
-def _last_checkpoint(options: argparse.Namespace) -> Path:
-    path: Path = options.output_dir / "checkpoints" / "last.ckpt"
-    return path
+def _own_checkpoint(options: argparse.Namespace) -> Path | None:
+    """Return the checkpoint in the folder of the run that stands furthest, if there is one."""
+    names = ("last.ckpt", "best.ckpt")
+    paths = [options.output_dir / "checkpoints" / name for name in names]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _check_paths(options: argparse.Namespace, resume: Path | None) -> bool:
+    """Check what needs no PyTorch, so that a wrong path is told at once; return whether the old run is to go.
+
+    Raises:
+        PtychoError: scans, probes or settings that are not there, or an output folder with another run in it.
+    """
+    scans = scan_paths(options.ptycho_dir)
+    if options.probe_dir is not None:
+        probe_paths(scans, options.probe_dir)
+    if options.config is not None:
+        read_config(options.config)
+    # A run that was interrupted before its first checkpoint leaves losses, which nobody can resume.
+    remains = run_files(options.output_dir)
+    only_losses = all(path.name.startswith("history.") for path in remains)
+    overwrite = bool(options.overwrite or (options.resume == _AUTO and remains and only_losses))
+    how = f"Resume it: {_resuming(options)}; replace" if _own_checkpoint(options) is not None else "Replace"
+    refuse_run(
+        options.output_dir,
+        resume=resume,
+        overwrite=overwrite,
+        remedy=f"{how} it with --overwrite, or choose another folder with -o.",
+    )
+    return overwrite
 
 
 def _settings(options: argparse.Namespace, resume: Path | None) -> Settings:
@@ -168,11 +212,16 @@ def _outcome(history: Mapping[str, Sequence[float]], max_epochs: int | None, sec
 
 def _advice(options: argparse.Namespace) -> str:
     """Return how to go on after an interrupt."""
-    if not _last_checkpoint(options).is_file():
-        return "interrupted before the first checkpoint; begin anew, with --checkpoint-every-n-steps for earlier ones"
+    if _own_checkpoint(options) is None:
+        return "interrupted before the first checkpoint; restart, with --checkpoint-every-n-steps for earlier ones"
+    return f"interrupted; resume with: {_resuming(options)}"
+
+
+def _resuming(options: argparse.Namespace) -> str:
+    """Return the command line that resumes the run."""
     words = ["ptycho-torch", "train", str(options.ptycho_dir), "-o", str(options.output_dir)]
     if options.probe_dir is not None:
         words += ["--probe-dir", str(options.probe_dir)]
-    if options.data_dir != _DATA_DIR:
+    if options.data_dir is not None:
         words += ["--data-dir", str(options.data_dir)]
-    return f"interrupted; go on with: {shlex.join([*words, '--resume', _AUTO])}"
+    return shlex.join([*words, "--resume", _AUTO])

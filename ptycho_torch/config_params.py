@@ -12,13 +12,13 @@ A combination that the network cannot have is a ``ConfigError`` here, and never 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, get_args
 
 from ptycho_torch.errors import ConfigError
+from ptycho_torch.nicknames import nearest
 
 AmplitudeActivation = Literal["sigmoid", "swish", "softplus", "relu"]
 
@@ -66,8 +66,8 @@ def _advice(name: str, known: tuple[str, ...]) -> str:
     elsewhere = hint(name)
     if elsewhere is not None:
         return f"a name of the reference; {elsewhere.removesuffix('.')}."
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(sorted(known))}."
+    near = nearest(name, known)
+    return f"did you mean {near!r}?" if near else f"known settings: {', '.join(sorted(known))}."
 
 
 class _Checked:

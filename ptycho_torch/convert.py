@@ -17,17 +17,17 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 import numpy as np
 from tqdm import tqdm
 
-from ptycho_torch.arguments import positive, whole
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.contract import violation
 from ptycho_torch.cxi import is_hdf5
 from ptycho_torch.errors import ConfigError, DataContractError, PtychoError
-from ptycho_torch.npz_writer import NpzWriter, refuse_target, replacing
+from ptycho_torch.folders import existing_folder
+from ptycho_torch.npz_writer import NpzWriter, replacing
 from ptycho_torch.preparation import FramePreparation, object_pixel_m
 from ptycho_torch.raw_scan import (
     AMPLITUDE,
@@ -307,58 +307,6 @@ def _domain(source: Source, options: argparse.Namespace) -> tuple[bool, str | No
 # -------------------------------------------------------------------------------------------------- the command
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``convert-scan``."""
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="a scan (.npz), or a CXI or other HDF5 file")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="NEW.npz", help="the scan to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
-    parser.add_argument("--compress", action="store_true", help="deflate the members; smaller and slower")
-    parser.add_argument("--patterns", choices=("diff3d", "diffraction"), help="which to keep where both are there")
-    parser.add_argument(
-        "--axes",
-        choices=("mhw", "hwm", "mhw1"),
-        default="mhw",
-        help="how the axes of the patterns lie: M patterns, H rows, W columns (default mhw)",
-    )
-    parser.add_argument("--drop-pickles", action="store_true", help="leave out members that only unpickling could read")
-    domain = parser.add_mutually_exclusive_group()
-    domain.add_argument("--from-intensity", action="store_true", help="patterns are counts: take the root")
-    domain.add_argument(
-        "--declare-amplitude", action="store_true", help="patterns are amplitude, though they look like counts"
-    )
-    frames = parser.add_argument_group("frames", "in this order: crop, bin, transpose, flip (clause PREP-01)")
-    frames.add_argument(
-        "--crop", type=_even, metavar="N", help="keep what becomes N × N pixels, N·B × N·B with --bin B"
-    )
-    frames.add_argument("--bin", type=whole, default=1, metavar="B", help="add the counts of B × B pixels")
-    frames.add_argument(
-        "--centre",
-        type=_centre,
-        metavar="ROW,COLUMN",
-        help="pixel of the zero frequency, or auto: centre of mass of the mean counts (default the middle)",
-    )
-    frames.add_argument("--transpose", action="store_true", help="swap rows and columns of the frames")
-    frames.add_argument(
-        "--flip", choices=("vertical", "horizontal", "both"), help="turn frames upside down, left to right, or both"
-    )
-    positions = parser.add_argument_group("positions", "in this order: swap, flip, scale")
-    positions.add_argument("--positions-swap-xy", action="store_true", help="swap x and y")
-    positions.add_argument("--positions-flip-x", action="store_true", help="count x the other way")
-    positions.add_argument("--positions-flip-y", action="store_true", help="count y the other way")
-    positions.add_argument(
-        "--positions-scale", type=positive, default=1.0, metavar="FACTOR", help="multiply x and y by FACTOR"
-    )
-    geometry = parser.add_argument_group("geometry", "in place of what the file says, or where it says nothing")
-    geometry.add_argument("--wavelength-m", type=positive, metavar="METRES", help="wavelength")
-    geometry.add_argument("--distance-m", type=positive, metavar="METRES", help="from object to detector")
-    geometry.add_argument("--pixel-m", type=positive, metavar="METRES", help="side of a detector pixel, before binning")
-    hdf5 = parser.add_argument_group("HDF5", "patterns are taken for counts and their root is taken")
-    hdf5.add_argument("--data-path", metavar="PATH", help="patterns in the file (default: where CXI has them)")
-    hdf5.add_argument(
-        "--positions-path", metavar="PATH", help="(M, 2) or (M, 3) metres in the file (default: where CXI has them)"
-    )
-
-
 def run(options: argparse.Namespace) -> int:
     """Convert one file; return 0. On any error nothing is left of the new file.
 
@@ -368,11 +316,6 @@ def run(options: argparse.Namespace) -> int:
         PtychoError: no space on the disk.
     """
     target: Path = options.output
-    if target.suffix != ".npz":
-        raise ConfigError(f"{target}: a scan has the suffix .npz.")
-    refuse_target(target, overwrite=options.overwrite)
-    if options.centre is not None and options.crop is None:
-        raise ConfigError("--centre says around which pixel frames are cut; say to what side: --crop N.")
     with _ended_in_order(), _opened(options) as source:
         for notice in source.notices:
             _notice(notice)
@@ -386,8 +329,6 @@ def run(options: argparse.Namespace) -> int:
 def _opened(options: argparse.Namespace) -> Iterator[Source]:
     """Open the file that is to be converted, whatever it is."""
     path: Path = options.source
-    if not path.exists():
-        raise ConfigError(f"{path}: there is no such file.")
     if path.is_file() and is_hdf5(path):
         if options.patterns is not None:
             raise ConfigError("--patterns is for NPZ files; --data-path names the patterns in an HDF5 file.")
@@ -417,7 +358,7 @@ def _convert(source: Source, options: argparse.Namespace, target: Path) -> tuple
     geometry = _geometry(source, options)
     needed = 0 if options.compress else stack.count * frames.N**2 * 4
     needed += stack.total_bytes if stack.patterns_last else 0
-    free = shutil.disk_usage(target.parent).free
+    free = shutil.disk_usage(existing_folder(target.parent)).free
     if needed > free:
         raise PtychoError(
             f"{target}: {needed / 2**20:.1f} MiB are needed and {free / 2**20:.1f} MiB are free. Free some space, or "
@@ -589,19 +530,3 @@ def _notice(text: str) -> None:
     # Names of members come from the file, and may hold what a terminal obeys.
     text = "".join(letter if letter.isprintable() else "?" for letter in text)
     print(f"notice: {text}", file=sys.stderr, flush=True)  # noqa: T201 - the command's own words
-
-
-def _even(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if number < 2 or number % 2:
-        raise argparse.ArgumentTypeError(f"{text!r} is no even number of pixels above 0")
-    return number
-
-
-def _centre(text: str) -> tuple[int, int] | Literal["auto"]:
-    if text == "auto":
-        return "auto"
-    parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither ROW,COLUMN nor auto")
-    return int(parts[0]), int(parts[1])

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from ptycho_torch.config_params import DataConfig, DataSettings
 from ptycho_torch.errors import ConfigError
+from ptycho_torch.folders import map_folder, probe_paths, scan_paths
 from ptycho_torch.memory_map import Inputs, MemoryMap, open_map
 from ptycho_torch.preparation import DerivedSettings, derive, median_step
-from ptycho_torch.scan import probe_paths, scan_paths
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +126,8 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
         ptycho_dir: folder of scans, one NPZ file an experiment, or a single scan.
         probe_dir: folder of probes, one for all scans or one for each by its stem; None takes ``probeGuess`` of
             each scan.
-        data_dir: folder of the map; one map at a time lives there.
+        data_dir: folder of the map; one map at a time lives there. None takes the folder in ``data/memmap`` that
+            every command has for these scans (``folders.map_folder``).
         remake_map: build the map anew. Without it a map that is current is used, and any other is rebuilt,
             saying why.
         settings: how groups are made; None takes what ``DataConfig()`` says now.
@@ -137,7 +138,7 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
         MapError: no space, no right to write, or a damaged map.
 
     Example:
-        dataset = PtychoDataset("scans", "probes", data_dir="data/memmap")
+        dataset = PtychoDataset("scans", "probes")
         images, coords, probe, scale = dataset[0:16]
     """
 
@@ -145,7 +146,7 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
         self,
         ptycho_dir: str | Path,
         probe_dir: str | Path | None = None,
-        data_dir: str | Path = "data/memmap",
+        data_dir: str | Path | None = None,
         remake_map: bool = False,
         *,
         settings: DataSettings | None = None,
@@ -154,6 +155,7 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
         self.settings = DataConfig().snapshot() if settings is None else settings
         if probe is not None and probe_dir is not None:
             raise ConfigError("probe and probe_dir each give the probe; give one of them.")
+        data_dir = map_folder(ptycho_dir, data_dir)
         self._arguments = (ptycho_dir, probe_dir, data_dir, self.settings, probe)
         scans = scan_paths(Path(ptycho_dir))
         probes = None
@@ -162,7 +164,7 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
         elif probe_dir is not None:
             log.warning("probe_dir_get is False: probes come from the scans, not from %s", probe_dir)
         given = None if probe is None else _complex64(probe)
-        self._map = open_map(Path(data_dir), Inputs(scans, probes, given), self.settings, remake=remake_map)
+        self._map = open_map(data_dir, Inputs(scans, probes, given), self.settings, remake=remake_map)
         self._amplitude = _plain(self._map.patterns["amplitude"])
         self._positions = _plain(self._map.scan["positions_px"])
         self._nn_indices = _plain(self._map.groups["nn_indices"])

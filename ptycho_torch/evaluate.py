@@ -7,7 +7,6 @@ probe predict the measured patterns. See <doc-ref type="guide">docs/workflows/py
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import math
 from pathlib import Path
@@ -18,12 +17,12 @@ import numpy as np
 from ptycho_torch.alignment import Alignment, align
 from ptycho_torch.diffraction_scores import DiffractionScores, score_diffraction
 from ptycho_torch.errors import ConfigError, DataContractError
-from ptycho_torch.json_numbers import finite_or_none, write_numbers
+from ptycho_torch.json_numbers import finite_or_none
 from ptycho_torch.npz import NpzFile, listed
 from ptycho_torch.pictures import add_bar, new_figure, save_figure
-from ptycho_torch.products import Reconstruction, read_reconstruction
+from ptycho_torch.products import Reconstruction
 from ptycho_torch.rings import RingCorrelation, describe_resolution, ring_correlation
-from ptycho_torch.scan import Scan, open_scan
+from ptycho_torch.scan import Scan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -424,33 +423,3 @@ def describe(evaluation: Evaluation) -> tuple[str, ...]:
 
 def _or(otherwise: str, number: float, form: str, before: str = "") -> str:
     return otherwise if math.isnan(number) else f"{before}{number:{form}}"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``evaluate``."""
-    parser.add_argument("reconstruction", type=Path, metavar="RECONSTRUCTION.npz", help="what inference wrote")
-    parser.add_argument(
-        "--truth", type=Path, required=True, metavar="NPZ", help="a scan, or another file, with the known objectGuess"
-    )
-    parser.add_argument(
-        "--border", type=int, default=BORDER_PX, metavar="PX", help=f"left out at each side (default {BORDER_PX})"
-    )
-    parser.add_argument(
-        "--scan", type=Path, metavar="SCAN.npz", help="measured patterns: how well do object and probe predict them?"
-    )
-    parser.add_argument("--refine", action="store_true", help="find the shift by least squares")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="write a picture")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers")
-
-
-def run(options: argparse.Namespace) -> int:
-    """Evaluate one reconstruction, and print a table."""
-    reconstruction, truth = read_reconstruction(options.reconstruction), read_truth(options.truth)
-    scan = None if options.scan is None else open_scan(options.scan)
-    evaluation = evaluate(reconstruction, truth, border_px=options.border, refine=options.refine, scan=scan)
-    print("\n".join(describe(evaluation)))  # noqa: T201 - the command's answer
-    if options.json is not None:
-        write_numbers(options.json, evaluation.numbers(), overwrite=True)
-    if options.plot is not None:
-        plot_evaluation(evaluation, options.plot)
-    return 0

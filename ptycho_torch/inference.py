@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from ptycho_torch import folders
 from ptycho_torch.blank import ObjectCheck, check_objects
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.dset_loader_pt_mmap import PtychoBatch, PtychoDataset, TensorDictDataLoader
@@ -32,7 +33,7 @@ from ptycho_torch.products import Geometry, Reconstruction, write_product, write
 from ptycho_torch.progress import ProgressBar, log_above_bars, shows_bars
 from ptycho_torch.reassembly import ExperimentStitcher, HalfStitcher, Stitched, Weighting
 from ptycho_torch.reconstruction_scores import ReconstructionScores, score_reconstruction
-from ptycho_torch.scan import open_scan, scan_paths
+from ptycho_torch.scan import open_scan
 
 log = logging.getLogger(__name__)
 
@@ -223,6 +224,9 @@ def write_results(
         plot_reconstruction(reconstruction, overview, scores=scores)
         pictures = (overview, *write_images(reconstruction, output_dir, stem))
         product = None
+        if geometry is None and overwrite:
+            # The product of an object that was there before would be taken for this one's.
+            (output_dir / f"{stem}.h5").unlink(missing_ok=True)
         if geometry is not None:
             product = output_dir / f"{stem}.h5"
             write_product(
@@ -271,7 +275,8 @@ def infer(
         ptycho_dir: folder of scans, or one scan.
         output_dir: where objects and pictures go.
         probe_dir: folder of probes; None takes ``probeGuess`` of each scan.
-        data_dir: folder of the memory map; None is ``output_dir/memmap``.
+        data_dir: folder of the memory map; None takes the one that every command has for these scans
+            (``folders.map_folder``), so that the map of training is used.
         batch_size: groups predicted at once.
         weighting: see ``reconstruct``.
         crop_px: see ``reconstruct``.
@@ -288,18 +293,18 @@ def infer(
         DataContractError: a scan or probe that breaks a clause.
     """
     checkpoint, output_dir = Path(checkpoint), Path(output_dir)
+    scans = folders.scan_paths(Path(ptycho_dir))
+    folders.refuse_results(output_dir, scans, overwrite=overwrite)
     module = PtychoPINN.from_checkpoint(checkpoint)
     data = module.settings.data
     output_dir.mkdir(parents=True, exist_ok=True)
-    dataset = PtychoDataset(
-        ptycho_dir, probe_dir, output_dir / "memmap" if data_dir is None else data_dir, settings=data
-    )
+    dataset = PtychoDataset(ptycho_dir, probe_dir, data_dir, settings=data)
     given = {
         "wavelength_m": wavelength_m,
         "detector_distance_m": detector_distance_m,
         "detector_pixel_m": detector_pixel_m,
     }
-    geometries = _geometries(dataset, scan_paths(Path(ptycho_dir)), data, given)
+    geometries = _geometries(dataset, scans, data, given)
     objects = reconstruct(
         module,
         dataset,

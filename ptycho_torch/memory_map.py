@@ -45,6 +45,7 @@ from ptycho_torch.grouping import group_scan
 from ptycho_torch.npz import NpzFile
 from ptycho_torch.preparation import FramePreparation
 from ptycho_torch.scan import Scan, chosen_positions, open_scan, probe_modes, read_probe
+from ptycho_torch.system_errors import explain
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
@@ -319,9 +320,7 @@ def _build(
         for folder in made:
             shutil.rmtree(folder, ignore_errors=True)
         if isinstance(err, OSError) and not isinstance(err, MapError):
-            raise MapError(
-                f"{root}: the map cannot be written ({err}). Free some space, or choose another data_dir."
-            ) from err
+            raise MapError(f"{root}: the map cannot be written. {explain(err)} Another folder: data_dir.") from err
         raise
     return manifest
 
@@ -339,7 +338,7 @@ def build_patterns(folder: Path, scans: Sequence[Scan], preparations: Sequence[F
     with (
         _allocated(folder / "amplitude.memmap", count * N * N * 4) as file,
         ThreadPoolExecutor(1, thread_name_prefix="flush-patterns") as flusher,
-        tqdm(total=count, desc="memory map", unit="pattern", disable=None) as progress,
+        tqdm(total=count, desc="memory map", unit=" patterns", disable=None, leave=False) as progress,
     ):
         for scan, preparation in zip(scans, preparations, strict=True):
             for _, amplitude, energy in scan.stack.chunks(scan.stack.audit()):

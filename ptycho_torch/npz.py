@@ -23,6 +23,7 @@ from numpy.lib import format as npy
 
 from ptycho_torch.contract import violation
 from ptycho_torch.errors import DataContractError, one_line
+from ptycho_torch.system_errors import REMEDIES
 from ptycho_torch.zip_reader import ZipReader, ZipRefusedError
 
 CHUNK_BYTES = 2 * 2**20
@@ -266,6 +267,10 @@ class NpzFile:
         except ZipRefusedError as err:
             clause = "NPZ-03" if err.too_large else "NPZ-01"
             raise violation(clause, err.found, path=self.path, key=err.name.removesuffix(".npy") or key) from err
+        except OSError as err:
+            remedy = REMEDIES.get(err.errno or 0, "")
+            found = f"{what} ({err.strerror or one_line(str(err))})"
+            raise violation("NPZ-01", found, path=self.path, key=key, remedy=remedy) from err
         except Exception as err:
             # NumPy's further lines advise to trust the file.
             reason = one_line(str(err).strip().partition("\n")[0]) or type(err).__name__

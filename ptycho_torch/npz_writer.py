@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
 import os
 import secrets
@@ -20,9 +19,10 @@ import numpy as np
 from numpy.lib import format as npy
 
 from ptycho_torch.errors import ConfigError, PtychoError
+from ptycho_torch.folders import refuse_folder
+from ptycho_torch.system_errors import NO_SPACE, REMEDIES
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class NpzWriter:
@@ -112,15 +112,16 @@ def replacing(target: Path, *, overwrite: bool, check: Callable[[Path], object] 
     """Give a new file that takes the target's name when the block ends well; else nothing is left of it.
 
     Args:
-        target: where the file goes; its folder is there already.
+        target: where the file goes; its folder is made if it is not there.
         overwrite: whether a file may be there; it stays as it is until the new one takes its place.
         check: is called with the finished file before it takes its name, and raises to prevent it.
 
     Raises:
-        ConfigError: something is there that may not be overwritten.
+        ConfigError: something is there that may not be overwritten, or its folder cannot be made.
         PtychoError: no space is left on the disk.
     """
     refuse_target(target, overwrite=overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.parent / f".{secrets.token_hex(8)}.part"
     try:
         with part.open("xb") as file:
@@ -132,11 +133,10 @@ def replacing(target: Path, *, overwrite: bool, check: Callable[[Path], object] 
         refuse_target(target, overwrite=overwrite)
         part.replace(target)
     except OSError as err:
-        if err.errno not in _NO_SPACE:
+        if err.errno not in NO_SPACE:
             raise
         raise PtychoError(
-            f"{target}: the disk has no space left for it ({err.strerror}). Free some space, or choose another "
-            "folder; nothing was written."
+            f"{target}: the disk has no space left for it ({err.strerror}). {REMEDIES[err.errno]} Nothing was written."
         ) from err
     finally:
         part.unlink(missing_ok=True)
@@ -147,10 +147,9 @@ def refuse_target(target: Path, *, overwrite: bool) -> None:
     """Raise ``ConfigError`` where a file must not be written.
 
     Raises:
-        ConfigError: its folder is not there, or something is there that may not be overwritten.
+        ConfigError: its folder is not there and cannot be made, or something is there that may not be overwritten.
     """
-    if not target.parent.is_dir():
-        raise ConfigError(f"{target}: there is no folder {target.parent}; make it first.")
+    refuse_folder(target.parent)
     if not os.path.lexists(target):
         return
     if not target.is_file():

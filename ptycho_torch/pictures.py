@@ -50,7 +50,7 @@ def plot_reconstruction(
 
     Raises:
         DataContractError: no covered pixel has a finite value.
-        ConfigError: the folder is not there.
+        ConfigError: the folder cannot be made.
         OSError: the file cannot be written.
     """
     from matplotlib import colormaps
@@ -128,7 +128,7 @@ def write_images(reconstruction: Reconstruction, folder: Path, stem: str) -> tup
 
     Raises:
         DataContractError: no covered pixel has a finite value.
-        ConfigError: the folder is not there.
+        ConfigError: the folder cannot be made.
         OSError: a file cannot be written.
     """
     from matplotlib.image import imsave
@@ -167,7 +167,7 @@ def plot_history(history: Mapping[str, Sequence[float]], path: Path, title: str 
 
     Raises:
         DataContractError: no epoch is in it.
-        ConfigError: the folder is not there.
+        ConfigError: the folder cannot be made.
         OSError: the file cannot be written.
     """
     from matplotlib.ticker import MaxNLocator
@@ -212,7 +212,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as a PNG, in one rename; a file that is there is replaced.
 
     Raises:
-        ConfigError: the folder is not there, or something that is no file has the name.
+        ConfigError: the folder cannot be made, or something that is no file has the name.
         OSError: the file cannot be written.
     """
     with replacing(path, overwrite=True) as file:

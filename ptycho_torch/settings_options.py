@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import difflib
+import functools
 import inspect
 import re
 import sys
@@ -23,6 +23,7 @@ import yaml
 from ptycho_torch.config_params import DataSettings, ModelSettings, Settings, TrainingSettings
 from ptycho_torch.config_schema import hint
 from ptycho_torch.errors import ConfigError
+from ptycho_torch.nicknames import nearest
 
 OWNERS: Mapping[str, type[ModelSettings] | type[TrainingSettings] | type[DataSettings]] = types.MappingProxyType(
     {"model": ModelSettings, "training": TrainingSettings, "data": DataSettings}
@@ -39,7 +40,9 @@ _NONE = "none"
 # ---------------------------------------------------------------------------------------------------------- flags
 
 
-def add_setting_flags(parser: argparse.ArgumentParser, owners: Sequence[str] = tuple(OWNERS)) -> None:
+def add_setting_flags(
+    parser: argparse.ArgumentParser, owners: Sequence[str] = tuple(OWNERS), *, first: Sequence[str] = ()
+) -> None:
     """Add a flag for each setting, one group an owner; only flags that are given count.
 
     ``max_epochs`` becomes ``--max-epochs``, a truth value ``--x`` and ``--no-x``; a setting that may be None takes
@@ -48,26 +51,42 @@ def add_setting_flags(parser: argparse.ArgumentParser, owners: Sequence[str] = t
     Args:
         parser: gets the flags.
         owners: keys of ``OWNERS``.
+        first: settings that ``add_setting_flag`` has added before.
     """
     for owner in owners:
-        kind = OWNERS[owner]
         group = parser.add_argument_group(f"{owner} settings")
-        hints, texts = get_type_hints(kind), setting_texts(kind)
-        for field in dataclasses.fields(kind):
-            default = _shown(field.default)
-            text = f"{texts.get(field.name, '').removesuffix('.')} (default {default})".strip().replace("%", "%%")
-            group.add_argument(
-                f"--{field.name.replace('_', '-')}",
-                dest=_DEST + field.name,
-                default=argparse.SUPPRESS,
-                help=text,
-                **_accepting(hints[field.name]),
-            )
+        for name in OWNERS[owner].field_names():
+            if name not in first:
+                add_setting_flag(group, owner, name)
+
+
+def add_setting_flag(group: argparse._ActionsContainer, owner: str, name: str) -> None:
+    """Add the flag of one setting to a parser or a group of it."""
+    kind = OWNERS[owner]
+    (field,) = (field for field in dataclasses.fields(kind) if field.name == name)
+    text = f"{_texts(owner).get(name, '').removesuffix('.')} (default {_shown(field.default)})"
+    group.add_argument(
+        f"--{name.replace('_', '-')}",
+        dest=_DEST + name,
+        default=argparse.SUPPRESS,
+        help=text.strip().replace("%", "%%"),
+        **_accepting(_annotations(owner)[name]),
+    )
 
 
 def given_flags(options: argparse.Namespace) -> dict[str, Any]:
     """Return the settings that flags gave, by name."""
     return {name.removeprefix(_DEST): value for name, value in vars(options).items() if name.startswith(_DEST)}
+
+
+@functools.cache
+def _annotations(owner: str) -> Mapping[str, Any]:
+    return types.MappingProxyType(get_type_hints(OWNERS[owner]))
+
+
+@functools.cache
+def _texts(owner: str) -> Mapping[str, str]:
+    return types.MappingProxyType(setting_texts(OWNERS[owner]))
 
 
 def setting_texts(kind: type) -> dict[str, str]:
@@ -152,8 +171,11 @@ def settings_from(options: argparse.Namespace, config: Path | None, base: Settin
     """
     base = Settings() if base is None else base
     file = {} if config is None else read_config(config)
+    given = given_flags(options)
+    for name in file.keys() & given.keys():
+        _check_overridden(base, name, file, given, config)
     try:
-        return base.override(file | given_flags(options))
+        return base.override(file | given)
     except ConfigError:
         if config is not None:
             try:
@@ -161,6 +183,22 @@ def settings_from(options: argparse.Namespace, config: Path | None, base: Settin
             except ConfigError as err:
                 raise ConfigError(f"{config}: {err}") from err
         raise
+
+
+def _check_overridden(
+    base: Settings, name: str, file: dict[str, Any], given: dict[str, Any], config: Path | None
+) -> None:
+    """Raise where a value of the file is wrong, though a flag overrides it."""
+    # A value may need others: those of the file, or those of the flags.
+    wrong = None
+    for values in (file | {key: value for key, value in given.items() if key != name}, file, {name: file[name]}):
+        try:
+            base.override(values)
+        except ConfigError as err:
+            wrong = err
+        else:
+            return
+    raise ConfigError(f"{config}: {wrong}") from wrong
 
 
 def config_text(settings: Settings) -> str:
@@ -248,7 +286,7 @@ def _value(at: str, section: str, name: str, node: yaml.Node) -> Any:
         every = [setting for kind in OWNERS.values() for setting in kind.field_names()]
         raise ConfigError(f"{at} unknown setting {name!r} in section {section!r}; {_nearest(name, known, every)}")
     value = yaml_scalar(f"{at} {section} setting {name!r}", node, _Loader)
-    optional = types.NoneType in get_args(get_type_hints(OWNERS[section])[name])
+    optional = types.NoneType in get_args(_annotations(section)[name])
     return None if optional and isinstance(value, str) and value.lower() == _NONE else value
 
 
@@ -278,9 +316,9 @@ def _nearest(name: str, *known: Any) -> str:
     if elsewhere := hint(name):
         return f"a name of the reference; {elsewhere.removesuffix('.')}."
     for names in known:
-        if near := difflib.get_close_matches(name, names, n=1):
-            owner = _owner(near[0])
-            return f"did you mean {near[0]!r}" + (f" of section {owner!r}?" if owner is not None else "?")
+        if near := nearest(name, names):
+            owner = _owner(near)
+            return f"did you mean {near!r}" + (f" of section {owner!r}?" if owner is not None else "?")
     return f"known: {', '.join(known[0])}."
 
 

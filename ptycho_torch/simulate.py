@@ -18,13 +18,13 @@ import torch
 from jaxtyping import Complex64, Complex128, Float32, Float64, Num
 from tqdm import tqdm
 
-from ptycho_torch.arguments import positive, seed, whole, zero_or_more
 from ptycho_torch.errors import ConfigError, DataContractError, PtychoError
+from ptycho_torch.folders import existing_folder
 from ptycho_torch.helper import cut_patches, diffract, illuminate
-from ptycho_torch.npz_writer import NpzWriter, refuse_target, replacing
+from ptycho_torch.npz_writer import NpzWriter, replacing
 from ptycho_torch.probe import default_probe
 from ptycho_torch.scan import examine, open_scan, read_probe
-from ptycho_torch.specimens import MAX_OBJECT_PX, SPECIMENS, draw_specimen, weaken
+from ptycho_torch.specimens import MAX_OBJECT_PX, draw_specimen, weaken
 
 LEAST_NPHOTONS, MOST_NPHOTONS = 1e-3, 1e15
 """Mean counts of a pattern; beyond, float32 amplitude and 64-bit counts are no longer safe."""
@@ -416,55 +416,6 @@ def write_scan(
     return total_counts / M
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of ``simulate``."""
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="SCAN.npz", help="the scan to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="write a picture of the scan to PNG")
-    parser.add_argument("--seed", type=seed, default=0, help="the same seed makes the same file (default 0)")
-    specimen = parser.add_argument_group("object")
-    specimen.add_argument(
-        "--object",
-        default="lines",
-        help=f"{', '.join(SPECIMENS)}, or image:NAME_OR_PATH, a file or an image of scikit-image's such as "
-        "image:camera (default lines)",
-    )
-    specimen.add_argument(
-        "--contrast",
-        type=zero_or_more,
-        default=1.0,
-        metavar="C",
-        help="multiplies absorption and optical path; weak objects are easier (default 1)",
-    )
-    specimen.add_argument(
-        "--size", type=whole, metavar="PX", help="side of the object (default: the least that holds the positions)"
-    )
-    positions = parser.add_argument_group("positions", "in object pixels")
-    positions.add_argument("--positions", choices=POSITIONS, default="raster", help="how they lie (default raster)")
-    positions.add_argument("--patterns", type=whole, default=500, metavar="M", help="how many (default 500)")
-    positions.add_argument(
-        "--step", type=positive, default=8.0, metavar="PX", help="between neighbours on a raster (default 8)"
-    )
-    positions.add_argument(
-        "--jitter",
-        type=zero_or_more,
-        default=0.0,
-        metavar="PX",
-        help="move each by up to PX along x and y (default 0)",
-    )
-    light = parser.add_argument_group("light")
-    light.add_argument("--N", type=_frame, default=64, help="side of the patterns in pixels, even (default 64)")
-    light.add_argument(
-        "--probe",
-        default="default",
-        help="default, focused, or an NPZ file with 'probe' or 'probeGuess'",
-    )
-    light.add_argument("--nphotons", type=positive, default=1e6, help="mean counts of a pattern (default 1e6)")
-    light.add_argument(
-        "--noise", action=argparse.BooleanOptionalAction, default=True, help="draw photons (default), or leave it out"
-    )
-
-
 def run(options: argparse.Namespace) -> int:
     """Simulate one scan; return 0. On any error nothing is left of the new file.
 
@@ -476,13 +427,6 @@ def run(options: argparse.Namespace) -> int:
         PtychoError: no space on the disk.
     """
     target: Path = options.output
-    if target.suffix != ".npz":
-        raise ConfigError(f"{target}: a scan has the suffix .npz.")
-    refuse_target(target, overwrite=options.overwrite)
-    if options.plot is not None:
-        if options.plot.resolve() == target.resolve():
-            raise ConfigError(f"--plot {options.plot} is the scan itself; give the picture a name of its own.")
-        refuse_target(options.plot, overwrite=options.overwrite)
     # Before anything as large as the scan is made.
     _require_space(target, options.patterns, options.N)
     object_rng, positions_rng, noise_rng = np.random.default_rng(options.seed).spawn(3)
@@ -518,16 +462,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _require_space(target: Path, M: int, N: int) -> None:
-    needed, free = M * N**2 * 4, shutil.disk_usage(target.parent).free
+    needed, free = M * N**2 * 4, shutil.disk_usage(existing_folder(target.parent)).free
     if needed > free:
         raise PtychoError(
             f"{target}: {needed / 2**20:.1f} MiB are needed and {free / 2**20:.1f} MiB are free. Free some space, "
             "choose another folder, or lower --patterns or --N."
         )
-
-
-def _frame(text: str) -> int:
-    number = int(text) if text.isdecimal() else 0
-    if number < 8 or number % 2 or number > MAX_OBJECT_PX:
-        raise argparse.ArgumentTypeError(f"{text!r} is no even number from 8 to {MAX_OBJECT_PX}")
-    return number

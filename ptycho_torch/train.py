@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from ptycho_torch import checkpoint as checkpoints
-from ptycho_torch import inference
+from ptycho_torch import folders, inference
 from ptycho_torch.blank import check_objects
 from ptycho_torch.config_params import Settings, TrainingSettings
 from ptycho_torch.data_module import PtychoDataModule, loaders, process_number
@@ -215,11 +215,12 @@ def main(
     *,
     settings: Settings | None = None,
     output_dir: str | Path = "training_outputs",
-    data_dir: str | Path = "data/memmap",
+    data_dir: str | Path | None = None,
     remake_map: bool = False,
     probe: Tensor | None = None,
     resume: str | Path | None = None,
     start_from: str | Path | None = None,
+    overwrite: bool = False,
     reconstruct: bool = True,
     progress: bool | None = None,
     callbacks: Sequence[Callback] = (),
@@ -233,12 +234,15 @@ def main(
         probe_dir: folder of probes; None takes ``probeGuess`` of each scan.
         settings: of the run; None takes what the three singletons say now, or the checkpoint's when resuming.
         output_dir: where checkpoints, history, pictures and reconstructions go.
-        data_dir: folder of the memory map.
+        data_dir: folder of the memory map; None takes the one that every command has for these scans
+            (``folders.map_folder``).
         remake_map: build the map anew.
         probe: (N, N) or (modes, N, N) probe for every scan, in place of files.
         resume: checkpoint of a run that was interrupted; it goes on to the same weights. Into another ``output_dir``
             it brings the ``best.ckpt`` that lies beside it.
         start_from: checkpoint whose weights a new run starts with.
+        overwrite: remove checkpoints, history and reconstructions of another run in ``output_dir``, right before
+            training begins. Without it such a folder is refused.
         reconstruct: write the objects of the training scans at the end.
         progress: show progress bars; None shows them in a terminal, and elsewhere prints a line an epoch.
         callbacks: of Lightning, beside those of training.
@@ -246,7 +250,7 @@ def main(
         overrides: settings by name, whoever owns them: ``max_epochs``, ``devices``, ``gradient_clip_val`` …
 
     Raises:
-        ConfigError: settings that do not fit together.
+        ConfigError: settings that do not fit together, or ``output_dir`` holds another run.
         DataContractError: a scan or probe that breaks a clause.
         CheckpointError: a checkpoint that cannot be read or does not belong to these data or settings.
         TrainingError: the loss is no number any more.
@@ -257,12 +261,13 @@ def main(
     begun_s = time.monotonic()
     if resume is not None and start_from is not None:
         raise ConfigError("resume goes on with a run and start_from begins a new one; give one of them.")
+    output_dir = Path(output_dir)
+    folders.refuse_run(output_dir, resume=None if resume is None else Path(resume), overwrite=overwrite)
     saved = None if resume is None else checkpoints.read_checkpoint(resume)
     settings = _settings_of(saved, settings).override(overrides)
     if saved is not None:
         _same_run(saved, settings)
     accelerator(settings.training.device)
-    output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     data = PtychoDataModule(ptycho_dir, probe_dir, settings, data_dir=data_dir, remake_map=remake_map, probe=probe)
     epochs = settings.training.max_epochs or epochs_for(len(data.dataset), settings.data.N)
@@ -274,6 +279,8 @@ def main(
         _start_from(module, checkpoints.read_checkpoint(start_from))
     if settings.training.compile:
         module.network.compile()
+    if overwrite and process_number() == 0:
+        folders.clear_run(output_dir)
     # The environment decides where runs are tracked. To decide it here, uncomment:
     # import os
     # os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:5000"

@@ -34,8 +34,8 @@ from scan_files import Tables, assert_tables_equal, expected_map, tables_of, wri
 from ptycho_torch import memory_map
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.errors import MapError
+from ptycho_torch.folders import scan_paths
 from ptycho_torch.memory_map import Inputs, MemoryMap, open_map
-from ptycho_torch.scan import scan_paths
 
 KILLS = 50
 STEPS = ("_write_manifest", "_sweep", "build_patterns", "build_groups", "_describe", "_sync", "_write", "_open")

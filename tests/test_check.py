@@ -45,7 +45,7 @@ def check(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[i
 
 
 def test_a_good_scan_passes_and_shows_what_follows_from_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, lines = check(capsys, folder / "a.npz")
+    status, lines = check(capsys, folder / "a.npz", "-v")
     assert status == 0
     assert lines[0].startswith(f"{folder / 'a.npz'}: 12 patterns of 16 × 16 pixels")
     assert sum(line.startswith("  holds ") for line in lines) == 16
@@ -53,10 +53,29 @@ def test_a_good_scan_passes_and_shows_what_follows_from_it(folder: Path, capsys:
     assert lines[-1] == "1 of 1 files hold every clause"
 
 
+def test_clauses_that_hold_are_told_on_request_only(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, lines = check(capsys, folder / "c.npz")
+    assert [line for line in lines if "holds" in line or "SCAN-" in line] == []
+    assert lines[-1] == "1 of 1 files hold every clause (1 notices: -v shows them)"
+
+
+def test_it_ends_with_the_verdict_and_the_hints(
+    scan: Arrays, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.npz", "b.npz"):
+        np.savez(tmp_path / name, **(scan | {"xcoords": 1e-6 * scan["xcoords"], "ycoords": 1e-6 * scan["ycoords"]}))
+    assert cli.main(["check-data", str(tmp_path)]) == 0
+    verdict, *hints = capsys.readouterr().out.splitlines()[-3:]
+    assert verdict.startswith("2 of 2 files hold every clause")
+    for name, hint in zip(("a.npz", "b.npz"), hints, strict=True):
+        assert hint.startswith(f"  {tmp_path / name}: hint: Positions span")
+
+
 def test_one_broken_file_among_good_ones_is_told_apart(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, lines = check(capsys, folder)
+    status, lines = check(capsys, folder, "-v")
     assert status == 1
-    assert lines[-1] == "2 of 3 files hold every clause"
+    assert lines[-2] == "2 of 3 files hold every clause"
+    assert lines[-1] == f"  {folder / 'b.npz'}: breaks SCAN-04, SCAN-06"
     broken = [line.split()[1] for line in lines if line.startswith("  BROKEN")]
     assert broken == ["SCAN-04", "SCAN-06"]
     assert any("key 'diff3d': found -1 at row 3, column 5 of pattern 7" in line for line in lines)
@@ -87,7 +106,7 @@ def test_probes_of_a_folder_are_judged_for_the_scan_of_their_stem(
     for stem in ("a", "b"):
         np.savez(probes / f"{stem}.npz", probe=scan["probeGuess"])
     (folder / "b.npz").unlink()
-    status, lines = check(capsys, folder, "--probe-dir", probes)
+    status, lines = check(capsys, folder, "--probe-dir", probes, "-v")
     assert status == 1
     assert any("notice" in line and str(probes / "a.npz") in line for line in lines)
     assert any("PROBE-02" in line and "no probe c.npz" in line for line in lines)

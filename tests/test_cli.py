@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -29,8 +31,10 @@ from ptycho_torch.settings_options import (
     settings_from,
 )
 
-LIGHT = ("train", "infer", "plot")
-"""Commands whose help needs nothing but settings."""
+HEAVY = {"torch", "lightning", "tensordict", "matplotlib", "scipy", "mlflow", "skimage", "h5py", "numpy"}
+"""Packages that no help waits for."""
+
+REPOSITORY = Path(__file__).parents[1]
 
 Calls = list[dict[str, Any]]
 
@@ -62,7 +66,17 @@ def replace(monkeypatch: pytest.MonkeyPatch, name: str, **members: Any) -> None:
 
 
 @pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
+def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Work in a folder with scans, probes and a checkpoint by name; nothing is in the files."""
+    for name in ("scans/a.npz", "my scans/a.npz", "probes/a.npz", "old.ckpt", "last.ckpt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch, place: Path) -> Calls:
     """Calls of ``train.main``, which trains nothing."""
     calls: Calls = []
 
@@ -78,7 +92,6 @@ def trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
         )
 
     replace(monkeypatch, "train", main=main)
-    monkeypatch.chdir(tmp_path)
     return calls
 
 
@@ -114,18 +127,129 @@ def test_the_help_of_all_lists_every_command(run: Run) -> None:
         assert command.what in " ".join(out.split())
 
 
-@pytest.mark.parametrize("arguments", [("--help",), *((name, "--help") for name in LIGHT)], ids=" ".join)
-def test_help_imports_no_framework(arguments: tuple[str, ...]) -> None:
+PROGRAMS = ("ptycho_torch", "ptycho_tf_bridge", "conformance")
+
+
+def outcomes(package: str, lines: list[list[str]], folder: Path) -> tuple[list[tuple[Any, str, str]], set[str]]:
+    """Run command lines one after the other in a process of its own.
+
+    Returns:
+        Code, standard output and standard error of each, and the packages that the process has imported by then.
+    """
     code = (
-        "import sys\n"
-        "from ptycho_torch import cli\n"
-        "try:\n    cli.main(sys.argv[1:])\n"
-        "except SystemExit:\n    pass\n"
-        "print(*{'torch', 'lightning', 'mlflow', 'matplotlib', 'numpy'} & set(sys.modules), file=sys.stderr)\n"
+        "import contextlib, importlib, io, json, sys\n"
+        f"main, found = importlib.import_module({package + '.cli'!r}).main, []\n"
+        "for line in json.loads(sys.argv[1]):\n"
+        "    out, err = io.StringIO(), io.StringIO()\n"
+        "    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):\n"
+        "        try:\n            code = main(line)\n"
+        "        except SystemExit as end:\n            code = end.code\n"
+        "    found.append((code, out.getvalue(), err.getvalue()))\n"
+        "print(json.dumps((found, list(sys.modules))))\n"
     )
-    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-    assert result.stderr.strip() == ""
-    assert "usage: ptycho-torch" in result.stdout
+    result = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(lines)],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found, modules = json.loads(result.stdout)
+    return [tuple(each) for each in found], {name.partition(".")[0] for name in modules}
+
+
+def program_of(package: str) -> cli.Program:
+    import conformance.cli
+    import ptycho_tf_bridge.cli
+
+    return {
+        "ptycho_torch": cli.PTYCHO_TORCH,
+        "ptycho_tf_bridge": ptycho_tf_bridge.cli.PTYCHO_BRIDGE,
+        "conformance": conformance.cli.CONFORMANCE,
+    }[package]
+
+
+@pytest.mark.parametrize("package", PROGRAMS)
+def test_no_help_imports_a_framework(package: str, tmp_path: Path) -> None:
+    lines = [["--help"], *([name, "--help"] for name in program_of(package).commands)]
+    found, modules = outcomes(package, lines, tmp_path)
+    for line, (code, out, err) in zip(lines, found, strict=True):
+        assert (code, err) == (0, ""), line
+        assert out.startswith("usage: ")
+    assert not modules & HEAVY
+
+
+WRONG_PATHS = {
+    "ptycho_torch": [
+        "check-data no",
+        "simulate -o scan.npz",
+        "convert-scan no.npz -o new.npz",
+        "train no",
+        "train scans --probe-dir no",
+        "train scans --resume no.ckpt",
+        "train scans --start-from no.ckpt",
+        "train scans --config no.yaml",
+        "train scans -o run",
+        "train scans -o last.ckpt/run",
+        "infer no scans",
+        "infer last.ckpt no",
+        "infer last.ckpt scans -o filled",
+        "evaluate no.npz --truth no.npz",
+        "plot no.npz",
+        "plot no.json",
+    ],
+    "ptycho_tf_bridge": [
+        "inspect no",
+        "convert no",
+        "export no",
+        "config no --to torch",
+        "config no.ckpt --to tf-yaml",
+    ],
+    "conformance": ["verify no -o new", "record --archive no -o new.npz", "gate no.json"],
+}
+
+
+@pytest.mark.parametrize("package", PROGRAMS)
+def test_a_wrong_path_is_told_before_a_framework_loads(package: str, place: Path) -> None:
+    put(place, "run/checkpoints/last.ckpt", "filled/a_phase.png", "scan.npz")
+    lines = WRONG_PATHS[package]
+    found, modules = outcomes(package, [line.split() for line in lines], place)
+    for line, (code, out, err) in zip(lines, found, strict=True):
+        assert code == 1, line
+        assert (out + err).count("\n") <= 2, line
+        assert err.startswith("error: ") or line.startswith("check-data")
+    assert not modules & {"torch", "lightning", "tensordict", "matplotlib"}
+    assert sorted(path.name for path in place.iterdir()) == [
+        "filled", "last.ckpt", "my scans", "old.ckpt", "probes", "run", "scan.npz", "scans",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("package", PROGRAMS)
+def test_every_program_says_its_version_and_helps_where_nothing_is_asked(package: str, tmp_path: Path) -> None:
+    import importlib.metadata
+
+    (version, nothing), _ = outcomes(package, [["--version"], []], tmp_path)
+    assert version == (0, f"{program_of(package).name} {importlib.metadata.version('ptycho-torch')}\n", "")
+    code, out, err = nothing
+    assert (code, out) == (2, "")
+    assert err.startswith("usage: ")
+    assert "--version" in err
+
+
+def test_the_most_used_options_come_first(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    _, out, _ = run("train", "--help")
+    places = [
+        out.index(f"\n  {words}")
+        for words in (
+            "SCANS", "-o DIR", "--config", "--max-epochs", "--gridsize", "--N", "--device", "--resume", "--overwrite",
+            "--data-dir", "--probe-mask", "--adam-eps", "--detector-flip", "-v, --verbose", "-h, --help",
+        )
+    ]  # fmt: skip
+    assert places == sorted(places)
+    for name in ("max-epochs", "gridsize", "N", "device"):
+        assert out.count(f"\n  --{name} ") == 1
 
 
 def test_every_setting_has_a_flag_with_its_text_and_default(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,11 +355,11 @@ def test_optional_settings_take_none_and_others_do_not(capsys: pytest.CaptureFix
 
 def test_underscores_do_for_dashes(trained: Calls, run: Run) -> None:
     code, _, err = run(
-        "train", "my_scans", "--max_epochs", "3", "--no-pad_object", "--run_name=a_b", "--output_dir", "o_"
+        "train", "my scans", "--max_epochs", "3", "--no-pad_object", "--run_name=a_b", "--output_dir", "o_"
     )
     assert (code, err) == (0, "")
     (call,) = trained
-    assert call["ptycho_dir"] == Path("my_scans")
+    assert call["ptycho_dir"] == Path("my scans")
     assert call["output_dir"] == Path("o_")
     assert call["settings"] == Settings().override({"max_epochs": 3, "pad_object": False, "run_name": "a_b"})
 
@@ -314,12 +438,58 @@ def test_what_a_flag_breaks_is_not_blamed_on_the_file(config: Config) -> None:
         settings_from(flags("--optimizer", "adam"), path)
 
 
+@pytest.mark.parametrize(
+    ("text", "given", "words"),
+    [
+        ("data: {N: sixty}", ("--N", "128"), "DataSettings.N"),
+        ("training: {max_epochs: 0}", ("--max-epochs", "3"), "TrainingSettings.max_epochs"),
+        ("training: {optimizer: adma, max_epochs: 3}", ("--optimizer", "adamw"), "TrainingSettings.optimizer"),
+    ],
+)
+def test_a_wrong_value_of_the_file_is_an_error_where_a_flag_overrides_it(
+    text: str, given: tuple[str, ...], words: str, config: Config
+) -> None:
+    path = config(text)
+    with pytest.raises(ConfigError) as caught:
+        settings_from(flags(*given), path)
+    assert str(caught.value).startswith(f"{path}: {words}")
+
+
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        ("training: {optimizer: adamw, weight_decay: 0.1}", ("--weight-decay", "0.2")),
+        ("training: {optimizer: adamw, weight_decay: 0.1}", ("--weight-decay", "0", "--optimizer", "adam")),
+        ("training: {weight_decay: 0.1}", ("--weight-decay", "0.2", "--optimizer", "adamw")),
+    ],
+)
+def test_a_value_that_fits_with_others_may_be_overridden(text: str, given: tuple[str, ...], config: Config) -> None:
+    assert settings_from(flags(*given), config(text)).training.weight_decay == float(given[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("lr", "learning_rate"), ("epochs", "max_epochs"), ("bs", "batch_size"), ("gpus", "devices"),
+     ("workers", "num_workers"), ("patience", "early_stop_patience"), ("optim", "optimizer")],
+)  # fmt: skip
+def test_common_names_are_understood_everywhere(name: str, meant: str, config: Config, run: Run, place: Path) -> None:
+    code, _, err = run("train", "scans", f"--{name}", "3")
+    assert code == 2
+    assert f"did you mean --{meant.replace('_', '-')}?" in err
+    with pytest.raises(ConfigError, match=meant):
+        settings_from(flags(), config(f"training: {{{name}: 3}}"))
+    with pytest.raises(ConfigError, match=meant):
+        Settings().override({name: 3})
+    with pytest.raises(ConfigError, match=meant):
+        TrainingSettings.from_mapping({name: 3})
+
+
 def test_values_that_only_fit_together_may_come_from_both(config: Config) -> None:
     path = config("training: {weight_decay: 0.1}\n")
     assert settings_from(flags("--optimizer", "adamw"), path).training.weight_decay == 0.1
 
 
-def test_a_file_that_is_not_there_is_named(run: Run, tmp_path: Path) -> None:
+def test_a_file_that_is_not_there_is_named(run: Run, place: Path, tmp_path: Path) -> None:
     code, _, err = run("train", "scans", "--config", tmp_path / "no.yaml")
     assert code == 1
     assert err == f"error: {tmp_path / 'no.yaml'}: the configuration cannot be read (No such file or directory).\n"
@@ -344,11 +514,12 @@ def test_the_printed_file_holds_every_setting() -> None:
         (("train", "scans", "--max-epoch", "3"), ("--max-epoch", "did you mean --max-epochs?", "train --help")),
         (("train", "scans", "--max-epochs", "three"), ("--max-epochs", "'three'")),
         (("infer", "last.ckpt", "scans", "--weighing", "smooth"), ("did you mean --weighting?",)),
+        (("infer", "last.ckpt", "scans", "--output", "x"), ("did you mean --output-dir?",)),
+        (("simulate", "-o", "a.npz", "--out", "x"), ("did you mean --output?",)),
         (("infer", "last.ckpt"), ("SCANS",)),
         (("infer", "last.ckpt", "scans", "--wavelength-m", "-1"), ("--wavelength-m", "above 0")),
         (("train", "scans", "--resume", "auto", "--start-from", "x.ckpt"), ("not allowed with",)),
         (("trian", "scans"), ("invalid choice: 'trian'",)),
-        ((), ("COMMAND",)),
     ],
 )  # fmt: skip
 def test_a_wrong_command_line_is_told_in_one_line(arguments: tuple[str, ...], words: tuple[str, ...], run: Run) -> None:
@@ -363,13 +534,21 @@ def test_a_wrong_command_line_is_told_in_one_line(arguments: tuple[str, ...], wo
     ("raised", "line"),
     [
         (TrainingError("The loss is nan.\nLower it."), "error: The loss is nan. Lower it.\n"),
-        (OSError(28, "No space left on device"), "error: [Errno 28] No space left on device\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "run/a"),
+            "error: run/a: No space left on device. Free some space, or write to another disk.\n",
+        ),
+        (
+            OSError(errno.EMFILE, "Too many open files"),
+            "error: Too many open files. Allow more open files (ulimit -n 4096), or lower num_workers.\n",
+        ),
+        (OSError("no number"), "error: no number\n"),
         (KeyError("weights"), "error: unexpected KeyError: 'weights' (--debug shows the traceback)\n"),
         (MemoryError(), "error: unexpected MemoryError (--debug shows the traceback)\n"),
     ],
 )
 def test_a_command_that_fails_says_why_in_one_line(
-    raised: Exception, line: str, run: Run, monkeypatch: pytest.MonkeyPatch
+    raised: Exception, line: str, run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replace(monkeypatch, "train", main=fail(raised))
     assert run("train", "scans") == (1, "", line)
@@ -388,7 +567,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert result.stderr.startswith("Traceback")
 
 
-def test_an_interrupt_ends_with_130(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_ends_with_130(run: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     replace(monkeypatch, "inference", infer=fail(KeyboardInterrupt()))
     assert run("infer", "last.ckpt", "scans") == (130, "", "interrupted\n")
 
@@ -418,6 +597,7 @@ def test_train_hands_over_what_was_asked_for(trained: Calls, run: Run) -> None:
             "remake_map": True,
             "resume": None,
             "start_from": Path("old.ckpt"),
+            "overwrite": False,
             "reconstruct": False,
             "progress": True,
         }
@@ -430,7 +610,7 @@ def test_train_hands_over_what_was_asked_for(trained: Calls, run: Run) -> None:
         "run/history.png",
         "run/reconstructions/a.npz",
         "run/reconstructions/a.png",
-        "map (memory map)",
+        "map (memory map; infer uses it too)",
     ]
 
 
@@ -475,11 +655,61 @@ def test_resuming_takes_the_settings_of_the_run(
     assert run("train", "scans", "-o", "run", "--resume", "auto", "--max-epochs", "12")[0] == 0
     assert trained[-1]["resume"] == Path("run/checkpoints/last.ckpt")
     assert trained[-1]["settings"] == theirs.override({"max_epochs": 12})
-    assert run("train", "scans", "--resume", "other.ckpt")[0] == 0
-    assert trained[-1]["resume"] == Path("other.ckpt")
-    assert read == [Path("run/checkpoints/last.ckpt"), Path("other.ckpt")]
-    code, out, _ = run("train", "--print-config", "--resume", "other.ckpt")
+    assert run("train", "scans", "--resume", "old.ckpt")[0] == 0
+    assert trained[-1]["resume"] == Path("old.ckpt")
+    assert read == [Path("run/checkpoints/last.ckpt"), Path("old.ckpt")]
+    # The folder of a run stands for where its training stands.
+    assert run("train", "scans", "-o", "other", "--start-from", "run")[0] == 0
+    assert trained[-1]["start_from"] == Path("run/checkpoints/last.ckpt")
+    code, out, _ = run("train", "--print-config", "--resume", "old.ckpt")
     assert (code, out) == (0, config_text(theirs))
+
+
+def put(folder: Path, *names: str) -> None:
+    """Make empty files, and their folders."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+RUN = ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "history.json", "reconstructions/a.npz")
+
+
+def test_a_folder_with_a_run_is_refused_with_what_to_do(trained: Calls, run: Run, place: Path) -> None:
+    put(place / "run", *RUN)
+    code, out, err = run("train", "scans", "-o", "run", "--data-dir", "map")
+    assert (code, out, trained) == (1, "", [])
+    assert err == (
+        "error: run holds a run already (checkpoints/best.ckpt, checkpoints/last.ckpt, history.json, …). "
+        "Resume it: ptycho-torch train scans -o run --data-dir map --resume auto; replace it with --overwrite, or "
+        "choose another folder with -o.\n"
+    )
+    assert run("train", "scans", "-o", "run", "--overwrite")[0] == 0
+    assert trained[-1]["overwrite"] is True
+    assert run("train", "scans", "-o", "run", "--print-config")[0] == 0
+    assert run("train", "scans", "-o", "other")[0] == 0
+    # What resumes is the run that --overwrite would remove.
+    code, _, err = run("train", "scans", "-o", "run", "--overwrite", "--resume", "auto")
+    assert code == 1
+    assert "leave one of them out" in err
+    # The checkpoint of another run would take this one's place.
+    assert run("train", "scans", "-o", "run", "--resume", "old.ckpt")[0] == 1
+
+
+def test_what_cannot_be_resumed_does_not_stop_a_run_that_begins_by_itself(
+    trained: Calls, run: Run, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(place / "killed", "history.json")
+    assert run("train", "scans", "-o", "killed")[0] == 1
+    assert run("train", "scans", "-o", "killed", "--resume", "auto")[0] == 0
+    assert (trained[-1]["resume"], trained[-1]["overwrite"]) == (None, True)
+    # Killed between the two checkpoints of its first epoch.
+    put(place / "early", "checkpoints/best.ckpt")
+    replace(monkeypatch, "checkpoint", read_checkpoint=lambda _: types.SimpleNamespace(settings=Settings()))
+    assert run("train", "scans", "-o", "early", "--resume", "auto")[0] == 0
+    assert (trained[-1]["resume"], trained[-1]["overwrite"]) == (Path("early/checkpoints/best.ckpt"), False)
+    put(place / "objects", "reconstructions/a.npz")
+    assert run("train", "scans", "-o", "objects", "--resume", "auto")[0] == 1
 
 
 def from_lightning(*_: Any, **__: Any) -> None:
@@ -492,15 +722,18 @@ def from_lightning(*_: Any, **__: Any) -> None:
 
 @pytest.mark.parametrize("main", [fail(KeyboardInterrupt()), from_lightning], ids=["interrupt", "lightning"])
 def test_an_interrupted_run_says_how_to_go_on(
-    main: Callable[..., Any], run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    main: Callable[..., Any], run: Run, monkeypatch: pytest.MonkeyPatch, place: Path
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     replace(monkeypatch, "train", main=main)
     code, out, err = run("train", "my scans", "-o", "run")
     assert (code, out) == (130, "")
     assert err.startswith("interrupted before the first checkpoint")
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    (tmp_path / "run" / "checkpoints" / "last.ckpt").touch()
+
+    def interrupted(*arguments: Any, **names: Any) -> None:
+        put(place / "run", "checkpoints/last.ckpt")
+        main(*arguments, **names)
+
+    replace(monkeypatch, "train", main=interrupted)
     code, _, err = run(
         "train", "my scans", "-o", "run", "--data-dir", "map", "--probe-dir", "probes", "--gridsize", "1"
     )
@@ -511,7 +744,7 @@ def test_an_interrupted_run_says_how_to_go_on(
     assert (options.ptycho_dir, options.resume) == (Path("my scans"), "auto")
 
 
-def test_an_exit_that_is_no_interrupt_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_exit_that_is_no_interrupt_stays_one(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
     replace(monkeypatch, "train", main=fail(SystemExit(143)))
     with pytest.raises(SystemExit) as caught:
         cli.main(["train", "scans"])
@@ -535,7 +768,7 @@ def reconstruction() -> Reconstruction:
 
 
 def test_infer_hands_over_what_was_asked_for(
-    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reconstruction: Reconstruction
+    run: Run, monkeypatch: pytest.MonkeyPatch, place: Path, reconstruction: Reconstruction
 ) -> None:
     calls: Calls = []
 
@@ -551,18 +784,24 @@ def test_infer_hands_over_what_was_asked_for(
         return (result,)
 
     replace(monkeypatch, "inference", infer=infer)
-    (tmp_path / "run").mkdir()
+    put(place / "run", "checkpoints/last.ckpt")
     code, out, err = run(
-        "infer", tmp_path / "run", "scans", "-o", "out", "--overwrite", "--probe-dir", "probes", "--data-dir", "map",
+        "infer", "run", "scans", "-o", "out", "--overwrite", "--probe-dir", "probes", "--data-dir", "map",
         "--batch-size", "8", "--weighting", "uniform", "--crop-px", "20", "--device", "cpu", "--wavelength-m", "1e-10",
         "--distance-m", "2", "--pixel-m", "75e-6", "--no-progress",
     )  # fmt: skip
     assert (code, err) == (0, "")
-    assert out.splitlines() == ["a: object of 16 × 12 pixels from 5 groups", "  out/a.npz", "  out/a.h5", "  out/a.png"]
+    assert out.splitlines() == [
+        "a: object of 16 × 12 pixels from 5 groups",
+        "  out/a.npz",
+        "  out/a.h5",
+        "  out/a.png",
+        "out holds the files of 1 scans, map the memory map",
+    ]
     assert calls == [
         {
             # A folder of a run stands for where its training stands.
-            "checkpoint": tmp_path / "run" / "checkpoints" / "last.ckpt",
+            "checkpoint": Path("run/checkpoints/last.ckpt"),
             "ptycho_dir": Path("scans"),
             "output_dir": Path("out"),
             "probe_dir": Path("probes"),
@@ -587,7 +826,8 @@ def test_the_commands_call_the_functions_that_are_there() -> None:
 
     named = {
         train.main: (
-            "settings", "output_dir", "data_dir", "remake_map", "resume", "start_from", "reconstruct", "progress",
+            "settings", "output_dir", "data_dir", "remake_map", "resume", "start_from", "overwrite", "reconstruct",
+            "progress",
         ),
         inference.infer: (
             "output_dir", "probe_dir", "data_dir", "batch_size", "weighting", "crop_px", "device", "progress",

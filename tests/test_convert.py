@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ptycho_torch import convert, raw_scan
+from ptycho_torch import command_convert, convert, raw_scan
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.errors import ConfigError, DataContractError, PtychoError
 from ptycho_torch.npz_writer import NpzWriter, replacing
@@ -47,8 +47,8 @@ def converted(source: Path | Arrays, *arguments: str, folder: Path | None = None
 
 def run(source: Path, target: Path, *arguments: str) -> int:
     parser = argparse.ArgumentParser()
-    convert.add_arguments(parser)
-    return convert.run(parser.parse_args([str(source), "-o", str(target), *arguments]))
+    command_convert.add_arguments(parser)
+    return command_convert.run(parser.parse_args([str(source), "-o", str(target), *arguments]))
 
 
 def refused(source: Path | Arrays, *arguments: str, folder: Path, clause: str | None = None) -> str:
@@ -444,8 +444,8 @@ def test_options_that_contradict_the_file_are_refused(tmp_path: Path) -> None:
         run(tmp_path / "nothing.npz", tmp_path / "new.npz")
     with pytest.raises(ConfigError, match=r"suffix \.npz"):
         run(tmp_path / "source.npz", tmp_path / "new.h5")
-    with pytest.raises(ConfigError, match="no folder"):
-        run(tmp_path / "source.npz", tmp_path / "nowhere" / "new.npz")
+    with pytest.raises(ConfigError, match="is a file, so there can be no"):
+        run(tmp_path / "source.npz", tmp_path / "source.npz" / "new.npz")
 
 
 # --------------------------------------------------------------------------------------------- all or nothing
@@ -524,7 +524,7 @@ def test_a_result_that_breaks_a_clause_is_not_put_in_place(tmp_path: Path) -> No
 
 MEASURE = """
     import argparse, sys, threading, time
-    from ptycho_torch import convert
+    from ptycho_torch import command_convert, convert
     assert "h5py" not in sys.modules
 
     def anonymous_kb():
@@ -532,7 +532,7 @@ MEASURE = """
             return next(int(line.split()[1]) for line in status if line.startswith("RssAnon"))
 
     parser = argparse.ArgumentParser()
-    convert.add_arguments(parser)
+    command_convert.add_arguments(parser)
     before, peak, done = anonymous_kb(), 0, False
     def watch():
         global peak
@@ -541,7 +541,7 @@ MEASURE = """
             time.sleep(0.003)
     watcher = threading.Thread(target=watch)
     watcher.start()
-    code = convert.run(parser.parse_args(sys.argv[1:]))
+    code = command_convert.run(parser.parse_args(sys.argv[1:]))
     done = True
     watcher.join()
     print(peak - before)

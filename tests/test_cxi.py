@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ptycho_torch import convert, cxi
+from ptycho_torch import command_convert, cxi
 from ptycho_torch.cxi import open_hdf5
 from ptycho_torch.errors import ConfigError, DataContractError, PtychoError
 from ptycho_torch.scan import examine
@@ -52,8 +52,8 @@ def write(path: Path, datasets: Datasets, **options: Any) -> Path:
 
 def run(source: Path, target: Path, *arguments: str) -> int:
     parser = argparse.ArgumentParser()
-    convert.add_arguments(parser)
-    return convert.run(parser.parse_args([str(source), "-o", str(target), *arguments]))
+    command_convert.add_arguments(parser)
+    return command_convert.run(parser.parse_args([str(source), "-o", str(target), *arguments]))
 
 
 def imported(datasets: Datasets, folder: Path, *arguments: str, **options: Any) -> Arrays:

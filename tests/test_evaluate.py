@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from ptycho_torch import alignment, diffraction_scores, evaluate
+from ptycho_torch import alignment, command_evaluate, diffraction_scores, evaluate
 from ptycho_torch.errors import ConfigError, DataContractError
 from ptycho_torch.products import Reconstruction, write_reconstruction
 from tests.true_objects import true_object
@@ -384,7 +384,7 @@ def test_flat_object_is_scored_without_a_warning():
 
 def arguments(*words):
     parser = argparse.ArgumentParser()
-    evaluate.add_arguments(parser)
+    command_evaluate.add_arguments(parser)
     return parser.parse_args([str(word) for word in words])
 
 
@@ -395,7 +395,7 @@ def test_command_prints_a_table_and_writes_numbers_and_picture(tmp_path, capsys)
     write_reconstruction(tmp_path / "found.npz", reconstruction_of(rough, pixel_size_m=2e-8))
     np.savez(tmp_path / "scan.npz", objectGuess=truth.astype(np.complex64))
     words = ["--json", tmp_path / "numbers.json", "--plot", tmp_path / "picture.png", "--border", 10]
-    assert evaluate.run(arguments(tmp_path / "found.npz", "--truth", tmp_path / "scan.npz", *words)) == 0
+    assert command_evaluate.run(arguments(tmp_path / "found.npz", "--truth", tmp_path / "scan.npz", *words)) == 0
     table = capsys.readouterr().out
     numbers = json.loads((tmp_path / "numbers.json").read_text(encoding="utf-8"))
     assert f"{numbers['scores']['phase_error_rad']:.4f} rad" in table

@@ -39,7 +39,8 @@ from pathlib import Path
 from ptycho_torch.config_params import Settings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset, TensorDictDataLoader
 
-seen = {"map": Path("data/memmap/manifest.json").is_file(), "default_trains_on": TrainingConfig().get("device")}
+seen = {"default_trains_on": TrainingConfig().get("device")}
+seen["map"] = len(list(Path("data/memmap").glob("*/manifest.json"))) == 1
 
 dataset = PtychoDataset(ptycho_dir, probe_dir)
 seen["taken_up_again"] = not dataset.map.reason

@@ -24,8 +24,9 @@ from ptycho_torch.config_params import DataSettings
 from ptycho_torch.contract import load_contract
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 from ptycho_torch.errors import DataContractError, MapError
+from ptycho_torch.folders import scan_paths
 from ptycho_torch.memory_map import Inputs, MemoryMap, fingerprint, open_map
-from ptycho_torch.scan import PatternStack, scan_paths
+from ptycho_torch.scan import PatternStack
 
 SETTINGS = DataSettings(N=16, n_subsample=2)
 TRIALS_S = 900

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conformance import command_record, manifest
+from conformance import manifest, recordings
 from conformance.bench import Bench, Planned, plan
 from conformance.bundle import RECORDINGS, Bundle, read_bundle
 from conformance.calibrate import reference_runs
@@ -290,7 +290,7 @@ def test_the_command_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stand_in = {"keras": lambda case: torch_recorder()}
-    monkeypatch.setattr(command_record, "REFERENCES", stand_in)
+    monkeypatch.setattr(recordings, "REFERENCES", stand_in)
     path = tmp_path / "g1.npz"
     arguments = ["record", "-o", str(path), "--graph", "n64_g1", "--batch", "1", "--modes", "2", "--samples", "64"]
     assert main(arguments) == 0
@@ -322,13 +322,13 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     assert CONFORMANCE.commands["record"].example in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", command_record.EMBEDDED)
+@pytest.mark.parametrize("name", recordings.EMBEDDED)
 def test_an_embedded_recording_is_small_and_fresh(name: str) -> None:
     """If this fails after a change to the reference or the stages: `python -m conformance record --embedded`."""
     path = RECORDINGS / f"{name}.npz"
     assert path.stat().st_size <= MAX_BYTES
     bundle = read_bundle(path)
-    assert bundle.case.settings == command_record.EMBEDDED[name].settings
+    assert bundle.case.settings == recordings.EMBEDDED[name].settings
     assert {verdict.stage: verdict.reason for verdict in fresh_verdicts(bundle).values()} == {
         "specification": "",
         "code": "",

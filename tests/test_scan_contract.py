@@ -21,6 +21,7 @@ from zip_files import Entry, archive, deflated, npy_bytes, refused, stored, zero
 
 from ptycho_torch.contract import load_contract
 from ptycho_torch.errors import DataContractError
+from ptycho_torch.folders import probe_paths, scan_paths
 from ptycho_torch.scan import (
     MAX_MODES,
     Examination,
@@ -28,9 +29,7 @@ from ptycho_torch.scan import (
     Scan,
     examine,
     open_scan,
-    probe_paths,
     read_probe,
-    scan_paths,
 )
 
 VALID_EXAMPLES, EXAMPLES_OF_EACH_DAMAGE, FLIP_EXAMPLES = 1000, 20, 500

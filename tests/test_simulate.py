@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ptycho_torch import simulate, specimens
+from ptycho_torch import command_simulate, simulate, specimens
 from ptycho_torch.errors import ConfigError, DataContractError, PtychoError
 from ptycho_torch.scan import examine, read_probe
 from ptycho_torch.simulate import (
@@ -27,8 +27,8 @@ Arrays = dict[str, np.ndarray]
 
 def run(*arguments: str | Path) -> int:
     parser = argparse.ArgumentParser()
-    simulate.add_arguments(parser)
-    return simulate.run(parser.parse_args([str(argument) for argument in arguments]))
+    command_simulate.add_arguments(parser)
+    return command_simulate.run(parser.parse_args([str(argument) for argument in arguments]))
 
 
 def small(target: Path, *arguments: str | Path) -> Arrays:
@@ -399,7 +399,7 @@ def test_a_file_that_is_there_is_kept_unless_told_otherwise(tmp_path: Path) -> N
     np.testing.assert_array_equal(before["diff3d"], np.load(target)["diff3d"])
     small(target, "--seed", "1", "--overwrite")
     assert (before["diff3d"] != np.load(target)["diff3d"]).any()
-    for name, words in {"scan.h5": "suffix .npz", "none/scan.npz": "there is no folder"}.items():
+    for name, words in {"scan.h5": "suffix .npz", "scan.npz/scan.npz": "is a file, so there can be no"}.items():
         with pytest.raises(ConfigError, match=words):
             small(tmp_path / name)
 

@@ -22,7 +22,7 @@ from training_runs import SMALL, write_scan
 pytest.importorskip("lightning", reason="training needs lightning; pip install lightning")
 pytest.importorskip("tensordict", reason="the memory map is a TensorDict; pip install tensordict")
 
-from ptycho_torch import simulate, train
+from ptycho_torch import folders, inference, simulate, train
 from ptycho_torch.checkpoint import KEY, read_checkpoint
 from ptycho_torch.config_params import Settings, TrainingSettings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset, TensorDictDataLoader
@@ -188,7 +188,7 @@ def test_resuming_from_any_checkpoint_gives_the_weights_of_an_uninterrupted_run(
     assert len(kept) >= 5
     # Not in order, one in the middle of an epoch and one at its end.
     for number in (1, 2, len(kept) - 2):
-        resumed = run(tmp_path / "again", scan, overrides=settings, resume=kept[number])
+        resumed = run(tmp_path / "again", scan, overrides=settings, resume=kept[number], overwrite=True)
         assert same(weights(resumed.checkpoint), weights(whole.checkpoint)), kept[number].name
         assert resumed.history == whole.history
 
@@ -281,6 +281,79 @@ def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
     for name, value in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][name], value, rtol=0, atol=1e-10)
     np.testing.assert_allclose(two[KEY]["history"]["train_loss"], one[KEY]["history"]["train_loss"], rtol=1e-10)
+
+
+def test_a_folder_with_a_run_is_refused_before_any_work(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(tmp_path / "run", scan, overrides={"max_epochs": 1})
+    before = {path: path.read_bytes() for path in folders.run_files(tmp_path / "run")}
+    assert {path.name for path in before} == {"last.ckpt", "best.ckpt", "history.json", "history.png"}
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "PtychoDataset", None)
+        with pytest.raises(ConfigError, match=r"run holds a run already .*resume = .*overwrite = True"):
+            run(tmp_path / "run", scan)
+        with pytest.raises(ConfigError, match="leave one of them out"):
+            run(tmp_path / "run", scan, resume=first.checkpoint, overwrite=True)
+        # The checkpoint of another run would take this one's place.
+        other = tmp_path / "other.ckpt"
+        shutil.copy(first.checkpoint, other)
+        with pytest.raises(ConfigError, match="holds a run already"):
+            run(tmp_path / "run", scan, resume=other)
+        with pytest.raises(ConfigError, match="there can be no such folder"):
+            run(other / "run", scan)
+    assert {path: path.read_bytes() for path in folders.run_files(tmp_path / "run")} == before
+
+
+def test_nothing_of_a_run_that_is_overwritten_is_left(scan: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(folder, scan, overrides={"max_epochs": 1})
+    for name in ("checkpoints/epoch=7.ckpt", "reconstructions/a.npz", "reconstructions/other_phase.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"of the old run")
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="leave none for training"):
+        run(folder, scan, overrides={"validation_fraction": 0.99}, overwrite=True)
+    # What cannot train removes nothing.
+    assert (folder / "reconstructions" / "a.npz").is_file()
+    second = run(folder, scan, overrides={"max_epochs": 2}, overwrite=True)
+    assert len(second.history["train_loss"]) == 2
+    assert sorted(path.name for path in folders.run_files(folder)) == [
+        "best.ckpt", "history.json", "history.png", "last.ckpt",
+    ]  # fmt: skip
+    assert len(read_checkpoint(second.best_checkpoint).history["val_loss"]) <= 2
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_inference_takes_the_map_of_training_and_looks_at_its_outputs_first(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = train.main(scan, output_dir="run", progress=False, reconstruct=False, settings=small(max_epochs=1))
+    place = folders.map_folder(scan)
+    assert [path.resolve() for path in Path("data/memmap").iterdir()] == [place.resolve()]
+    manifest = (place / "manifest.json").read_bytes()
+
+    def infer(**names: Any) -> Any:
+        return inference.infer(result.checkpoint, scan, output_dir="objects", progress=False, **names)
+
+    infer(wavelength_m=1e-10, detector_distance_m=2.0, detector_pixel_m=75e-6)
+    assert (place / "manifest.json").read_bytes() == manifest
+    assert sorted(path.name for path in Path("objects").iterdir()) == [
+        f"a{ending}" for ending in sorted(folders.RESULT_ENDINGS) if ending != ".json"
+    ]
+    with monkeypatch.context() as patch:
+        patch.setattr(inference.PtychoPINN, "from_checkpoint", None)
+        for ending in (".npz", "_phase.png"):
+            with pytest.raises(ConfigError, match=f"a{ending} is there already"):
+                infer()
+            Path(f"objects/a{ending}").unlink()
+    # The product of the old object would be taken for the new one's: nothing says its geometry.
+    infer(overwrite=True)
+    assert not Path("objects/a.h5").exists()
+    shutil.copy(scan, "objects/a.npz")
+    with pytest.raises(ConfigError, match="is the scan itself"):
+        inference.infer(result.checkpoint, "objects/a.npz", output_dir="objects", overwrite=True, progress=False)
 
 
 def test_a_finished_run_is_not_trained_any_further(scan: Path, tmp_path: Path) -> None:

@@ -1,0 +1,207 @@
+"""The folders that commands read and fill: scans, probes, memory maps, runs and reconstructions.
+
+Nothing heavy is imported here, so that a wrong path and a folder that is filled already are told before PyTorch loads.
+
+<doc-ref type="guide">docs/workflows/pytorch.md</doc-ref>
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from ptycho_torch.contract import violation
+from ptycho_torch.errors import CheckpointError, ConfigError
+
+MAPS = Path("data/memmap")
+"""Holds the memory maps that no ``data_dir`` was named for, one folder for each set of scans."""
+
+RUN_FILES = ("checkpoints/*.ckpt", "history.json", "history.png")
+"""What a run leaves in its folder, beside the objects in ``reconstructions``."""
+
+RESULT_ENDINGS = (".npz", ".h5", ".json", ".png", "_amplitude.png", "_phase.png", "_colour.png")
+"""Endings of the files of one reconstruction; before them comes the stem of its scan."""
+
+# ---------------------------------------------------------------------------------------------------------- input
+
+
+def scan_paths(folder: Path) -> tuple[Path, ...]:
+    """Return the scans of a folder in the order of their names; a single file is its own folder.
+
+    Raises:
+        DataContractError: SCAN-14.
+    """
+    folder = Path(folder)
+    if _is_file(folder, "SCAN-14"):
+        return (folder,)
+    return _npz_files(folder, "SCAN-14")
+
+
+def probe_paths(scans: tuple[Path, ...], folder: Path) -> tuple[Path, ...]:
+    """Return the probe file of each scan: the folder's only one, or the one of the scan's stem.
+
+    Raises:
+        DataContractError: PROBE-02.
+    """
+    folder = Path(folder)
+    if _is_file(folder, "PROBE-02"):
+        return (folder,) * len(scans)
+    files = _npz_files(folder, "PROBE-02")
+    if len(files) == 1:
+        return files * len(scans)
+    by_stem = {path.stem: path for path in files}
+    for scan in scans:
+        if scan.stem not in by_stem:
+            names = ", ".join(path.name for path in files[:8])
+            raise violation("PROBE-02", f"no probe {scan.stem}.npz; there are {names}", path=folder)
+    return tuple(by_stem[scan.stem] for scan in scans)
+
+
+def _is_file(path: Path, clause: str) -> bool:
+    try:
+        return path.is_file()
+    except OSError as err:
+        raise violation(clause, f"a path that cannot be read ({err.strerror})", path=path) from err
+
+
+def _npz_files(folder: Path, clause: str) -> tuple[Path, ...]:
+    if not folder.is_dir():
+        raise violation(clause, "no such folder", path=folder)
+    try:
+        entries = list(folder.iterdir())
+    except OSError as err:
+        raise violation(clause, f"a folder that cannot be read ({err.strerror})", path=folder) from err
+    files = tuple(sorted(path for path in entries if path.suffix == ".npz" and not path.name.startswith(".")))
+    if not files:
+        raise violation(clause, "no .npz file", path=folder)
+    return files
+
+
+def checkpoint_of(path: Path) -> Path:
+    """Return the checkpoint that a path means: the file, or the last one of a run's folder.
+
+    Raises:
+        CheckpointError: there is no such file.
+    """
+    path = Path(path)
+    found = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    if not found.is_file():
+        raise CheckpointError(
+            f"{found}: no such checkpoint. Training writes checkpoints/last.ckpt and checkpoints/best.ckpt."
+        )
+    return found
+
+
+def map_folder(ptycho_dir: str | Path, data_dir: str | Path | None = None) -> Path:
+    """Return the folder of the memory map of these scans, the same one for every command.
+
+    Args:
+        ptycho_dir: folder of scans, or one scan.
+        data_dir: the folder as the caller names it; None is one of ``MAPS``, named after the scans and their path.
+
+    >>> map_folder("/data/star.npz").as_posix()
+    'data/memmap/star-6778b2b1'
+    """
+    if data_dir is not None:
+        return Path(data_dir)
+    path = Path(ptycho_dir).resolve()
+    return MAPS / f"{path.stem or 'scans'}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"
+
+
+# --------------------------------------------------------------------------------------------------------- output
+
+_REMEDY = (
+    "Resume it with resume = its checkpoints/last.ckpt, replace it with overwrite = True, or choose another output_dir."
+)
+_ENDINGS = tuple(sorted({Path(f"a{ending}").suffix for ending in RESULT_ENDINGS}))
+
+
+def refuse_folder(folder: Path) -> None:
+    """Raise where a folder is not there and cannot be made, or where nothing can be written in it.
+
+    Raises:
+        ConfigError: what stands in the way.
+    """
+    there = existing_folder(folder)
+    if not there.is_dir():
+        raise ConfigError(f"{folder}: {there} is a file, so there can be no such folder; choose another one.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{folder}: nothing can be written in {there}; choose a folder of your own.")
+
+
+def existing_folder(folder: Path) -> Path:
+    """Return the folder, or the nearest above it that is there; it is on the same disk.
+
+    >>> existing_folder(Path("/no/such/folder")).as_posix()
+    '/'
+    """
+    return next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+
+
+def run_files(output_dir: Path) -> tuple[Path, ...]:
+    """Return what a run has left in a folder: checkpoints, history, and the objects in ``reconstructions``."""
+    found = [path for pattern in RUN_FILES for path in output_dir.glob(pattern)]
+    found += [
+        path for path in (output_dir / "reconstructions").glob("*") if path.is_file() and path.name.endswith(_ENDINGS)
+    ]
+    return tuple(sorted(found))
+
+
+def refuse_run(output_dir: Path, *, resume: Path | None, overwrite: bool, remedy: str = _REMEDY) -> None:
+    """Raise where a new run would mix with what another run has left in its folder.
+
+    Args:
+        output_dir: folder of the new run.
+        resume: checkpoint that it resumes, or None.
+        overwrite: whether the files of the other run are to be removed.
+        remedy: what to do where another run is there.
+
+    Raises:
+        ConfigError: another run is there; overwrite would remove the checkpoint to resume; or the folder cannot be
+            made.
+    """
+    refuse_folder(output_dir)
+    own = resume is not None and output_dir.resolve() in resume.resolve().parents
+    if own and overwrite:
+        raise ConfigError(
+            f"{resume}: overwrite removes the run in {output_dir}, which is the one to resume; leave one of them out."
+        )
+    found = run_files(output_dir)
+    if own or overwrite or not found:
+        return
+    names = ", ".join(str(path.relative_to(output_dir)) for path in found[:3]) + (", …" if len(found) > 3 else "")
+    raise ConfigError(f"{output_dir} holds a run already ({names}). {remedy}")
+
+
+def clear_run(output_dir: Path) -> None:
+    """Remove what a run has left in a folder, and nothing else.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    for path in run_files(output_dir):
+        path.unlink(missing_ok=True)
+
+
+def refuse_results(output_dir: Path, scans: Iterable[Path], *, overwrite: bool) -> None:
+    """Raise where files of the reconstructions of these scans are there already, or cannot be written.
+
+    Raises:
+        ConfigError: which file is there, or why there can be no such folder.
+    """
+    refuse_folder(output_dir)
+    for scan in scans:
+        for ending in RESULT_ENDINGS:
+            path = output_dir / f"{scan.stem}{ending}"
+            if not os.path.lexists(path):
+                continue
+            if path.resolve() == scan.resolve():
+                raise ConfigError(f"{path} is the scan itself; choose another output folder.")
+            if not path.is_file():
+                raise ConfigError(f"{path} is there and is no file; choose another output folder.")
+            if not overwrite:
+                raise ConfigError(
+                    f"{path} is there already; choose another output folder, or give --overwrite to replace it."
+                )

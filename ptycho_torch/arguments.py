@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from pathlib import Path
 
 
@@ -33,13 +32,6 @@ def add_progress(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="progress bars (default: where a terminal shows them; elsewhere training prints a line an epoch)",
     )
-
-
-def wants_progress(options: argparse.Namespace) -> bool:
-    """Whether to show progress bars: as asked for, else where a terminal shows them."""
-    if options.progress is not None:
-        return bool(options.progress)
-    return sys.stdout.isatty() and sys.stderr.isatty()
 
 
 def whole(text: str) -> int:

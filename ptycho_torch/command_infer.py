@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from ptycho_torch.arguments import add_data_dir, add_probe_dir, add_progress, positive, wants_progress, whole
+from ptycho_torch.arguments import add_data_dir, add_probe_dir, add_progress, positive, whole
 from ptycho_torch.config_params import Device
 from ptycho_torch.folders import checkpoint_of, map_folder, probe_paths, refuse_results, scan_paths
 
@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
         weighting=options.weighting,
         crop_px=options.crop_px,
         device=options.device,
-        progress=wants_progress(options),
+        progress=options.progress,
         overwrite=options.overwrite,
         wavelength_m=options.wavelength_m,
         detector_distance_m=options.distance_m,

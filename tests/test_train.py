@@ -344,10 +344,11 @@ def test_inference_takes_the_map_of_training_and_looks_at_its_outputs_first(
     ]
     with monkeypatch.context() as patch:
         patch.setattr(inference.PtychoPINN, "from_checkpoint", None)
-        for ending in (".npz", "_phase.png"):
-            with pytest.raises(ConfigError, match=f"a{ending} is there already"):
-                infer()
-            Path(f"objects/a{ending}").unlink()
+        for name in ("a.npz", "a_phase.png"):
+            Path(name).mkdir()
+            Path(name, name).touch()
+            with pytest.raises(ConfigError, match=f"{name}/{name} is there already"):
+                inference.infer(result.checkpoint, scan, output_dir=name, progress=False)
     # The product of the old object would be taken for the new one's: nothing says its geometry.
     infer(overwrite=True)
     assert not Path("objects/a.h5").exists()

@@ -158,7 +158,8 @@ def compare(
 def _from_mean(amplitude: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(amplitude, dim=(1, 2), keepdim=True)
     unit = amplitude / norm.clamp_min(torch.finfo(amplitude.dtype).tiny)
-    return unit - unit.mean(0)
+    from_mean: Tensor = unit - unit.mean(0)
+    return from_mean
 
 
 def _error(amplitude: Tensor, measured: Tensor) -> float:
@@ -220,7 +221,9 @@ def _check(module: PtychoPINN, dataset: PtychoDataset, groups: Tensor) -> Object
     parts = [_look_at(module, dataset[some].to(device)) for some in groups.split(_GROUPS_AT_ONCE)]
     patterns = [torch.cat(each).flatten(0, 1) for each in zip(*(part[0] for part in parts), strict=True)]
     mask = dataset[groups[:1]].good_pixels
-    correlation, error, constant_error = compare(*patterns, good_pixels=None if mask is None else mask[0, 0])
+    measured, predicted, constant = patterns
+    good_pixels = None if mask is None else mask[0, 0]
+    correlation, error, constant_error = compare(measured, predicted, constant, good_pixels)
     squares = torch.stack([part[1] for part in parts]).sum(0)
     return ObjectCheck(
         pattern_correlation=correlation,

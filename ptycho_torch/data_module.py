@@ -72,7 +72,7 @@ class PtychoDataModule(pl.LightningDataModule):
         probe_dir: folder of probes; None takes ``probeGuess`` of each scan.
         settings: ``data`` decides how groups are made, ``training`` how they are split and batched; None takes what the
             three singletons say now.
-        data_dir: folder of the memory map.
+        data_dir: folder of the memory map; None is the one that every command has for these scans.
         remake_map: build the map anew, by the first process of several.
         probe: (N, N) or (modes, N, N) probe for every scan, in place of files.
 
@@ -94,7 +94,7 @@ class PtychoDataModule(pl.LightningDataModule):
         probe_dir: str | Path | None = None,
         settings: Settings | None = None,
         *,
-        data_dir: str | Path = "data/memmap",
+        data_dir: str | Path | None = None,
         remake_map: bool = False,
         probe: np.ndarray | Tensor | None = None,
     ) -> None:

@@ -86,6 +86,8 @@ class _Stitching(Callback):
     ) -> None:
         assert isinstance(outputs, ObjectPatches)
         assert isinstance(batch, PtychoBatch)
+        assert outputs.centres_px is not None
+        assert outputs.experiment_ids is not None
         objects, centres, experiments = outputs.objects[:, 0].cpu(), outputs.centres_px.cpu(), outputs.experiment_ids
         self.stitcher.add(objects, centres, experiments.cpu(), batch.indices.cpu())
 

@@ -300,7 +300,9 @@ class PtychoPINN(pl.LightningModule):
     def on_train_start(self) -> None:
         """Keep the order of the batches with ``overfit_batches``, as Lightning does for the loaders of ``torch``."""
         loader = self.trainer.train_dataloader
-        if self.trainer.overfit_batches and isinstance(loader, TensorDictDataLoader) and loader.batch_sampler.shuffle:
+        # Lightning sets the attribute without declaring it.
+        overfits = bool(self.trainer.overfit_batches)  # type: ignore[attr-defined]
+        if overfits and isinstance(loader, TensorDictDataLoader) and loader.batch_sampler.shuffle:
             log.warning("overfit_batches trains on the same batches in every epoch; their shuffling is switched off.")
             loader.batch_sampler.shuffle = False
 
@@ -488,7 +490,7 @@ class PtychoPINN(pl.LightningModule):
             self._schedule.load_state_dict(self._schedule_state)
 
 
-def _parts(batch: Batch) -> Sequence[Tensor]:
+def _parts(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return (images, coords, probe, scale) of a batch.
 
     Raises:
@@ -500,7 +502,8 @@ def _parts(batch: Batch) -> Sequence[Tensor]:
             f"A batch is a PtychoBatch or a tuple (images, coords, probe, scale); found {type(batch).__name__} of "
             f"{len(parts)} parts. Let the loader's collate_fn return such a tuple."
         )
-    return parts
+    images, coords, probe, scale = parts
+    return images, coords, probe, scale
 
 
 def _searches_rate(trainer: pl.Trainer) -> bool:

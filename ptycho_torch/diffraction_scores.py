@@ -218,7 +218,7 @@ def predict_intensity(reconstruction: Reconstruction, local_px: np.ndarray) -> n
     return intensity
 
 
-def _scores(amplitude: np.ndarray, intensity: np.ndarray) -> dict[str, float | None]:
+def _scores(amplitude: np.ndarray, intensity: np.ndarray) -> dict[str, Any]:
     """Return the scores of (n, P) measured amplitude and predicted intensity, some patterns at a time."""
 
     def parts() -> Any:

@@ -131,7 +131,8 @@ class Evaluation:
             "contrast": self.contrast,
             "diffraction": None if self.diffraction is None else self.diffraction.numbers(),
         }
-        return finite_or_none(found)
+        numbers: dict[str, Any] = finite_or_none(found)
+        return numbers
 
 
 def compare(

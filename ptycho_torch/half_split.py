@@ -42,7 +42,7 @@ def split_patterns(count: int) -> np.ndarray:
     Groups of one pattern then share no pattern between the halves. Groups of several overlap so much that no split
     that leaves each half with the whole object avoids it: ``HalfSplit.patterns_in_both`` says how many are shared.
     """
-    return np.random.RandomState(0).permutation(count) % 2 == 1
+    return np.asarray(np.random.RandomState(0).permutation(count) % 2 == 1)
 
 
 def half_of_groups(halves: np.ndarray) -> np.ndarray:

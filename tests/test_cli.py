@@ -535,6 +535,8 @@ def test_infer_hands_over_what_was_asked_for(
             pictures=(Path("out/a.png"),),
             product=Path("out/a.h5"),
             reconstruction=reconstruction,
+            scores=types.SimpleNamespace(describe=lambda: ("contrast 0.1", "R-factor 0.2")),
+            json=Path("out/a.json"),
         )
         return (result,)
 
@@ -546,7 +548,15 @@ def test_infer_hands_over_what_was_asked_for(
         "--distance-m", "2", "--pixel-m", "75e-6", "--no-progress",
     )  # fmt: skip
     assert (code, err) == (0, "")
-    assert out.splitlines() == ["a: object of 16 × 12 pixels from 5 groups", "  out/a.npz", "  out/a.h5", "  out/a.png"]
+    assert out.splitlines() == [
+        "a: object of 16 × 12 pixels from 5 groups",
+        "  contrast 0.1",
+        "  R-factor 0.2",
+        "  out/a.npz",
+        "  out/a.json",
+        "  out/a.h5",
+        "  out/a.png",
+    ]
     assert calls == [
         {
             # A folder of a run stands for where its training stands.
@@ -588,7 +598,7 @@ def test_the_commands_call_the_functions_that_are_there() -> None:
     assert {"module", "checkpoint", "best_checkpoint", "history", "reconstructions"} <= set(
         train.TrainingResult.__dataclass_fields__
     )
-    assert {"name", "npz", "pictures", "product", "reconstruction"} <= set(
+    assert {"name", "npz", "pictures", "product", "reconstruction", "scores", "json"} <= set(
         inference.InferenceResult.__dataclass_fields__
     )
 

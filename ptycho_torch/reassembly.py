@@ -184,7 +184,8 @@ class Stitcher:
     @property
     def covered(self) -> Bool[Tensor, "H W"]:
         """True where a patch reaches."""
-        return self._sums[2] > 0
+        covered: Tensor = self._sums[2] > 0
+        return covered
 
     def cut(self, rows: slice, columns: slice) -> Complex[Tensor, "h w"]:
         """Return a part of the object of the patches so far, all of it covered."""

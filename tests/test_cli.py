@@ -780,6 +780,8 @@ def test_infer_hands_over_what_was_asked_for(
             pictures=(Path("out/a.png"),),
             product=Path("out/a.h5"),
             reconstruction=reconstruction,
+            scores=types.SimpleNamespace(describe=lambda: ("contrast 0.1", "R-factor 0.2")),
+            json=Path("out/a.json"),
         )
         return (result,)
 
@@ -793,7 +795,10 @@ def test_infer_hands_over_what_was_asked_for(
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         "a: object of 16 × 12 pixels from 5 groups",
+        "  contrast 0.1",
+        "  R-factor 0.2",
         "  out/a.npz",
+        "  out/a.json",
         "  out/a.h5",
         "  out/a.png",
         "out holds the files of 1 scans, map the memory map",
@@ -840,7 +845,7 @@ def test_the_commands_call_the_functions_that_are_there() -> None:
     assert {"module", "checkpoint", "best_checkpoint", "history", "reconstructions", "seconds"} <= set(
         train.TrainingResult.__dataclass_fields__
     )
-    assert {"name", "npz", "pictures", "product", "reconstruction"} <= set(
+    assert {"name", "npz", "pictures", "product", "reconstruction", "scores", "json"} <= set(
         inference.InferenceResult.__dataclass_fields__
     )
 

@@ -190,7 +190,8 @@ class Stitcher:
     def cut(self, rows: slice, columns: slice) -> Complex[Tensor, "h w"]:
         """Return a part of the object of the patches so far, all of it covered."""
         real, imaginary, weight = self._sums[:3, rows, columns]
-        return torch.complex(real, imaginary) / weight
+        part: Tensor = torch.complex(real, imaginary) / weight
+        return part
 
     def absorb(self, other: "Stitcher") -> None:
         """Add all patches of a stitcher that was made with the same arguments."""

@@ -417,3 +417,9 @@ def test_numbers_out_of_range_never_start(argument: str, tmp_path: Path, capsys:
     with pytest.raises(SystemExit):
         small(tmp_path / "scan.npz", argument)
     assert argument.partition("=")[0] in capsys.readouterr().err
+
+
+def test_the_command_offers_what_there_is() -> None:
+    assert tuple(specimens.SPECIMENS) == command_simulate.OBJECTS
+    assert simulate.POSITIONS == command_simulate.POSITIONS
+    assert command_simulate.MAX_FRAME_PX == specimens.MAX_OBJECT_PX

@@ -13,7 +13,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import TQDMProgressBar
-from tqdm import tqdm
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 _NUMBERS_S = 0.5
@@ -62,32 +62,32 @@ class ProgressBar(TQDMProgressBar):
         self._numbers: dict[str, str] = {}
         self._looked_s = -math.inf
 
-    def _bar(self, what: str, unit: str, **names: Any) -> tqdm[Any]:
-        return tqdm(
+    def _bar(self, what: str, unit: str, **names: Any) -> Tqdm:
+        return Tqdm(
             desc=what, unit=unit, disable=self.is_disabled, leave=False, dynamic_ncols=True, file=sys.stderr, **names
         )
 
-    def init_train_tqdm(self) -> tqdm[Any]:
+    def init_train_tqdm(self) -> Tqdm:
         """Return the bar of the whole training."""
         done = self.trainer.global_step
         return self._bar("training", " updates", total=planned_updates(self.trainer), initial=done, smoothing=0)
 
-    def init_predict_tqdm(self) -> tqdm[Any]:
+    def init_predict_tqdm(self) -> Tqdm:
         """Return the bar of a prediction."""
         return self._bar("predicting", " batches")
 
-    def init_test_tqdm(self) -> tqdm[Any]:
+    def init_test_tqdm(self) -> Tqdm:
         """Return the bar of a test."""
         return self._bar("testing", " batches")
 
-    def init_sanity_tqdm(self) -> tqdm[Any]:
+    def init_sanity_tqdm(self) -> Tqdm:
         """Return the bar of the first look at the validation data."""
         return self._bar("checking", " batches")
 
-    def init_validation_tqdm(self) -> tqdm[Any]:
+    def init_validation_tqdm(self) -> Tqdm:
         """Return the bar of a validation; within a training it has none."""
         if self.trainer.state.fn == "fit":
-            return tqdm(disable=True)
+            return Tqdm(disable=True)
         return self._bar("validating", " batches")
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:

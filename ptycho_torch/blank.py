@@ -157,9 +157,8 @@ def compare(
 
 def _from_mean(amplitude: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(amplitude, dim=(1, 2), keepdim=True)
-    unit = amplitude / norm.clamp_min(torch.finfo(amplitude.dtype).tiny)
-    from_mean: Tensor = unit - unit.mean(0)
-    return from_mean
+    unit: Tensor = amplitude / norm.clamp_min(torch.finfo(amplitude.dtype).tiny)
+    return unit - unit.mean(0)
 
 
 def _error(amplitude: Tensor, measured: Tensor) -> float:
@@ -219,11 +218,11 @@ def check_objects(module: PtychoPINN, dataset: PtychoDataset, groups: Tensor | N
 def _check(module: PtychoPINN, dataset: PtychoDataset, groups: Tensor) -> ObjectCheck:
     device = module.network.log_scale.device
     parts = [_look_at(module, dataset[some].to(device)) for some in groups.split(_GROUPS_AT_ONCE)]
-    patterns = [torch.cat(each).flatten(0, 1) for each in zip(*(part[0] for part in parts), strict=True)]
+    measured, predicted, constant = (
+        torch.cat(each).flatten(0, 1) for each in zip(*(part[0] for part in parts), strict=True)
+    )
     mask = dataset[groups[:1]].good_pixels
-    measured, predicted, constant = patterns
-    good_pixels = None if mask is None else mask[0, 0]
-    correlation, error, constant_error = compare(measured, predicted, constant, good_pixels)
+    correlation, error, constant_error = compare(measured, predicted, constant, None if mask is None else mask[0, 0])
     squares = torch.stack([part[1] for part in parts]).sum(0)
     return ObjectCheck(
         pattern_correlation=correlation,

@@ -7,6 +7,7 @@ EXTRAS ?= tf,mlflow,dev
 ARGS ?=
 
 BIN := $(VENV)/bin
+PROGRAM := $(abspath $(BIN))/ptycho-torch
 comma := ,
 # One stamp for each set of extras, so that EXTRAS=dev first and all of them later installs the rest.
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
@@ -26,26 +27,18 @@ venv: $(STAMP) ## make the environment, with TensorFlow and the tools
 
 # Threads of OpenMP that wait without spinning: on a machine that is busy, training is else many times slower.
 demo: export OMP_WAIT_POLICY = passive
-demo: $(STAMP) ## simulate a scan, train a minute on the CPU, reconstruct, evaluate: pictures in demo/
-	@rm -rf demo && mkdir -p demo/scans
-	@echo "== simulate: an object that is known, and its patterns"
-	@$(BIN)/ptycho-torch simulate -o demo/scans/star.npz --object siemens_star --contrast 0.3 \
-		--patterns 400 --step 8 --jitter 2 --plot demo/scan.png
-	@echo "== check-data"
-	@$(BIN)/ptycho-torch check-data demo/scans --gridsize 1
-	@echo "== train: about a minute on two cores"
-	@$(BIN)/ptycho-torch train demo/scans -o demo/run --data-dir demo/memmap --no-reconstruct --no-tracking \
-		--device cpu --gridsize 1 --n-filters-scale 1 --no-probe-big --batch-size 4 --max-epochs 16 \
-		--gradient-clip-val none --scheduler Default
-	@echo "== infer"
-	@$(BIN)/ptycho-torch infer demo/run demo/scans -o demo/reconstructions --data-dir demo/memmap --device cpu
-	@echo "== evaluate"
-	@$(BIN)/ptycho-torch evaluate demo/reconstructions/star.npz --truth demo/scans/star.npz --plot demo/demo.png
+demo: $(STAMP) ## simulate a scan, train on it with the defaults, reconstruct, evaluate: pictures in demo/
+	rm -rf demo && mkdir demo
+	cd demo && $(PROGRAM) simulate -o scans/star.npz --object siemens_star --contrast 0.3 --jitter 2 --plot scan.png
+	cd demo && $(PROGRAM) check-data scans
+	cd demo && $(PROGRAM) train scans -o run
+	cd demo && $(PROGRAM) infer run scans -o reconstructions
+	cd demo && $(PROGRAM) evaluate reconstructions/star.npz --truth scans/star.npz --plot demo.png
 	@echo "== reconstruction beside truth: demo/demo.png"
 
 # blank.png shows a training that was too short.
 pictures: demo ## make the pictures of the documents again, from those of the demo
-	@$(BIN)/ptycho-torch train demo/scans -o demo/blank --max-epochs 1 --gridsize 1 --device cpu --no-tracking
+	cd demo && $(PROGRAM) train scans -o blank --max-epochs 1
 	@$(BIN)/python docs/pictures/shrink.py demo/demo.png docs/pictures/demo.png demo/scan.png docs/pictures/scan.png \
 		demo/reconstructions/star.png docs/pictures/reconstruction.png demo/run/history.png docs/pictures/history.png \
 		demo/blank/reconstructions/star.png docs/pictures/blank.png

@@ -46,8 +46,8 @@ _BOUND = 0.01
 """Distance to a bound of the amplitude's activation within which its gradient is all but zero."""
 
 ADVICE = (
-    "Try more epochs, --gradient-clip-val none, a smaller --batch-size or a lower --learning-rate, and look at "
-    "positions, probe and orientation with ptycho-torch check-data."
+    "Try more epochs (--max-epochs), the defaults for clipping, --batch-size and --learning-rate, and look at positions, "
+    "probe and orientation with ptycho-torch check-data; docs/blank_object.md has more."
 )
 """What helps against a blank object."""
 

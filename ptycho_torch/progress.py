@@ -115,6 +115,7 @@ class ProgressBar(TQDMProgressBar):
             metrics = trainer.callback_metrics
             self._numbers |= {short: f"{float(metrics[name]):.5g}" for name, short in names.items() if name in metrics}
             self._show(trainer)
+            self.train_progress_bar.refresh()
 
     def _show(self, trainer: pl.Trainer) -> None:
         rate = trainer.optimizers[0].param_groups[0]["lr"]

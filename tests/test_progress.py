@@ -77,7 +77,7 @@ def test_the_bar_shows_epoch_losses_and_learning_rate(
     # 18 groups in batches of 4 are 5 updates an epoch.
     last = [bar for bar in bars if bar.startswith("training, epoch 2/2")][-1]
     assert "10/10" in last
-    assert f"validation loss {result.history['val_loss'][0]:.5g}" in last
+    assert f"validation loss {result.history['val_loss'][1]:.5g}" in last
     assert "learning rate 0.001" in last
     assert re.search(r"loss -?[\d.]+", last)
     assert any(bar.startswith("predicting") for bar in bars)

@@ -46,7 +46,7 @@ _BOUND = 0.01
 """Distance to a bound of the amplitude's activation within which its gradient is all but zero."""
 
 ADVICE = (
-    "Try more epochs (--max-epochs), the defaults for clipping, --batch-size and --learning-rate, and look at positions, "
+    "Try more epochs (--max-epochs), the defaults of clipping, batch size and learning rate, and look at positions, "
     "probe and orientation with ptycho-torch check-data; docs/blank_object.md has more."
 )
 """What helps against a blank object."""

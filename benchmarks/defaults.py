@@ -127,7 +127,9 @@ def _scan(name: str, real: Path | None, folder: Path) -> Path | None:
         path = None if real is None else real / f"{name}.npz"
         return path if path is not None and path.is_file() else None
     path = folder / f"{name}.npz"
-    subprocess.run([sys.executable, "-m", "ptycho_torch", "simulate", "-o", path, *case.simulate.split()], check=True)
+    if not path.exists():
+        command = [sys.executable, "-m", "ptycho_torch", "simulate", "-o", path, *case.simulate.split()]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return path
 
 
@@ -144,6 +146,8 @@ def _run(path: Path, scan: str, name: str, seed: int, pictures: Path | None) -> 
 
 
 def _train(path: str, scan: str, name: str, seed: int, picture: str | None = None) -> dict[str, Any]:
+    import torch
+
     from ptycho_torch import inference, train
     from ptycho_torch.config_params import Settings
     from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
@@ -179,7 +183,7 @@ def _train(path: str, scan: str, name: str, seed: int, picture: str | None = Non
             plot_evaluation(evaluate(read_reconstruction(written.npz), truth), Path(picture))
     return {
         "scan": scan, "settings": name, "seed": seed, "epochs": len(result.history["train_loss"]),
-        "cpu_seconds": round(cpu, 1), "loss": result.history["train_loss"][-1],
+        "threads": torch.get_num_threads(), "cpu_seconds": round(cpu, 1), "loss": result.history["train_loss"][-1],
         **{key: value for key, value in dataclasses.asdict(found).items() if math.isfinite(value)},
     }  # fmt: skip
 

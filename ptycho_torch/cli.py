@@ -55,7 +55,7 @@ COMMANDS = {
     ),
     "check-data": Command(
         "ptycho_torch.command_check",
-        "hold scan files against the data contract",
+        "check scan files against the data contract",
         "ptycho-torch check-data scans/ --plot pictures",
     ),
     "convert-scan": Command(

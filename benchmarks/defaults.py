@@ -235,7 +235,7 @@ def report(rows: list[dict[str, Any]]) -> tuple[str, bool]:
         lines.append(f"| {name} | {' | '.join('' if math.isnan(cell) else f'{cell:.3f}' for cell in cells)} |")
     lines += [
         "",
-        "| defaults on | seeds | correlation | phase error (rad) | amplitude error | CPU seconds | of the best | goal |",
+        "| defaults on | seeds | correlation | phase error (rad) | amplitude error | CPU (s) | of the best | goal |",
         f"|---|{'---|' * 7}",
     ]
     all_met = True

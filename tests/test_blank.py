@@ -105,7 +105,7 @@ def test_disagreement_is_counted_in_contrasts() -> None:
     ("check", "words"),
     [
         (ObjectCheck(0.02, 0.061, 0.0565, 0.1, 0.9), ("blank", "6.1 %", "5.65 %", "0.02", "90 % of the amplitude")),
-        (ObjectCheck(0.02, 0.061, 0.0565, 0.1, 0.1), ("--gradient-clip-val none", "--batch-size", "check-data")),
+        (ObjectCheck(0.02, 0.061, 0.0565, 0.1, 0.1), ("--max-epochs", "batch size", "check-data", "blank_object.md")),
         (ObjectCheck(0.9, 0.01, 0.0565, 0.1, 0.9, 3.0), ("3.0 times the contrast", "positions")),
     ],
 )
@@ -201,7 +201,7 @@ def test_training_and_inference_say_that_the_object_is_blank(tmp_path: Path, cap
         caplog.clear()
         # At this rate nothing is learned.
         slow = settings(learning_rate=1e-30, max_epochs=2)
-        result = train.main(scan, settings=slow, output_dir=tmp_path, reconstruct=reconstruct, **common)
+        result = train.main(scan, settings=slow, output_dir=tmp_path, overwrite=True, reconstruct=reconstruct, **common)
         during, after = [record.getMessage() for record in caplog.records if "is blank" in record.getMessage()]
         assert during.startswith("epoch 1/2: after 5 updates the object is blank")
         assert after.startswith("a.npz: the object is blank")
@@ -258,7 +258,7 @@ def test_checks_take_a_small_part_of_the_time(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(training_callbacks, "checked_groups", lambda dataset: None)
     watch = training_callbacks.BlankWatch(None)  # type: ignore[arg-type]
     trainer = SimpleNamespace(
-        is_global_zero=True, max_epochs=1000, estimated_stepping_batches=10**6, global_step=10**4, current_epoch=0
+        is_global_zero=True, max_epochs=1000, estimated_stepping_batches=10**6, global_step=10**6 - 1, current_epoch=0
     )
     for _ in range(200):
         clock.now += 3

@@ -73,6 +73,8 @@ class _Stitching(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         assert isinstance(outputs, ObjectPatches)
+        assert outputs.centres_px is not None
+        assert outputs.experiment_ids is not None
         self.stitcher.add(outputs.objects[:, 0].cpu(), outputs.centres_px.cpu(), outputs.experiment_ids.cpu())
 
 

@@ -292,8 +292,8 @@ class PtychoPINN(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Keep the order of the batches with ``overfit_batches``, as Lightning does for the loaders of ``torch``."""
-        loader = self.trainer.train_dataloader
-        if self.trainer.overfit_batches and isinstance(loader, TensorDictDataLoader) and loader.batch_sampler.shuffle:
+        loader, overfits = self.trainer.train_dataloader, self.trainer.overfit_batches  # type: ignore[attr-defined]
+        if overfits and isinstance(loader, TensorDictDataLoader) and loader.batch_sampler.shuffle:
             log.warning("overfit_batches trains on the same batches in every epoch; their shuffling is switched off.")
             loader.batch_sampler.shuffle = False
 
@@ -473,7 +473,7 @@ def _parts(batch: Batch) -> Sequence[Tensor]:
     Raises:
         DataContractError: it has other parts. A TensorDict would be taken apart into its samples.
     """
-    parts = batch if isinstance(batch, PtychoBatch | tuple | list) else ()
+    parts: Sequence[Tensor] = tuple(batch) if isinstance(batch, PtychoBatch | tuple | list) else ()
     if len(parts) != 4:
         raise DataContractError(
             f"A batch is a PtychoBatch or a tuple (images, coords, probe, scale); found {type(batch).__name__} of "

@@ -496,7 +496,7 @@ def _parts(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     Raises:
         DataContractError: it has other parts. A TensorDict would be taken apart into its samples.
     """
-    parts = batch if isinstance(batch, PtychoBatch | tuple | list) else ()
+    parts: Sequence[Tensor] = tuple(batch) if isinstance(batch, PtychoBatch | tuple | list) else ()
     if len(parts) != 4:
         raise DataContractError(
             f"A batch is a PtychoBatch or a tuple (images, coords, probe, scale); found {type(batch).__name__} of "

@@ -170,9 +170,10 @@ def _batches_noted() -> Iterator[list[np.ndarray]]:
 def run_main(scans: SmallScans, case: RunCase, output: Path, **named: Any) -> RealRun:
     """Train by the public face, with the network that stands in for the real one."""
     import torch
+    from lightning.pytorch.callbacks import Callback
 
     from conformance.plain_training import StandIn
-    from ptycho_torch import lightning_module, train
+    from ptycho_torch import lightning_module, train, training_callbacks
 
     given: dict[str, Any] = {
         "ptycho_dir": scans.root / "scans",
@@ -182,7 +183,10 @@ def run_main(scans: SmallScans, case: RunCase, output: Path, **named: Any) -> Re
     }
     with (
         mock.patch.object(lightning_module, "PtychoNet", StandIn),
-        mock.patch.object(train, "plot_history"),
+        mock.patch.object(training_callbacks, "plot_history"),
+        # The stand-in predicts no patches whose diffraction could be compared.
+        mock.patch.object(train, "BlankWatch", return_value=Callback()),
+        mock.patch.object(train, "check_objects", return_value={}),
         tempfile.TemporaryDirectory(dir=scans.root) as elsewhere,
         _checkpoints_kept(Path(elsewhere)) as versions,
         _batches_noted() as fed,

@@ -75,10 +75,16 @@ ROWS: tuple[tuple[str, Any, str, str, Any], ...] = (
 )
 """Setting and value here; dataclass field, legacy key and value there. No value is a default of its side."""
 
+OF_BOTH: Values = {
+    "n_filters_scale": 2, "offset": 4, "max_position_jitter": 10, "batch_size": 16, "max_epochs": 50,
+    "lr_warmup_epochs": 0, "lr_min_ratio": 0.1, "gradient_clip_val": None, "gradient_clip_algorithm": "norm",
+    "seed": 42, "K": 4, "nphotons": 1e9,
+}  # fmt: skip
+"""What the TensorFlow side and the reference's PyTorch side both have where nothing is stated."""
+
 CODE: Values = {
-    "offset": 4, "max_position_jitter": 10, "group_sampler": "reference", "early_stop_patience": 3,
-    "gradient_clip_val": None, "validation_selection": "last", "seed": 42, "K": 4, "nphotons": 1e9,
-    "nll_weight": 1.0, "mae_weight": 0.0,
+    **OF_BOTH, "group_sampler": "reference", "early_stop_patience": 3, "validation_selection": "last",
+    "scheduler": "ReduceLROnPlateau", "nll_weight": 1.0, "mae_weight": 0.0,
 }  # fmt: skip
 """What TensorFlow has where nothing is stated, whatever the route; what is here by default is left out."""
 
@@ -90,9 +96,8 @@ UNSTATED: Mapping[str, Values] = {
 """The same for each route: the legacy dictionary and the dataclass have other defaults."""
 
 OF_PYTORCH: Values = {
-    "offset": 4, "max_position_jitter": 10, "intensity_scale_trainable": True, "scheduler": "Default",
-    "plateau_min_lr": 5e-5, "plateau_threshold": 0.0, "gradient_clip_val": None, "seed": 42, "gridsize": 1, "K": 4,
-    "nphotons": 1e9,
+    **OF_BOTH, "intensity_scale_trainable": True, "scheduler": "Default", "plateau_min_lr": 5e-5,
+    "plateau_threshold": 0.0, "gridsize": 1,
 }  # fmt: skip
 """What the reference's PyTorch side has where a file states nothing but that it is meant."""
 

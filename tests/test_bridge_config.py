@@ -723,6 +723,7 @@ def test_the_report_shows_every_finding_or_counts_it(full: bool) -> None:
 
 def test_the_settings_of_a_checkpoint_can_be_translated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings().override({"max_epochs": 9})
+    (tmp_path / "last.ckpt").touch()
     monkeypatch.setattr(checkpoint, "read_checkpoint", lambda path: types.SimpleNamespace(settings=settings))
     assert command(tmp_path / "last.ckpt", "--to", "tf-yaml", "-o", tmp_path / "theirs.yaml") == 0
     assert from_yaml(tmp_path / "theirs.yaml").settings.training.max_epochs == 9

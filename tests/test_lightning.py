@@ -158,7 +158,7 @@ def test_time_ends_an_epoch(data: PtychoDataModule, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_small_network")
 def test_a_plateau_waits_for_epochs_that_are_validated(data: PtychoDataModule, tmp_path: Path) -> None:
     # Nothing improves by 1e9: the validations behind epochs 2, 4 and 6 are the best one and two without improvement.
-    settings = SETTINGS.override({"plateau_threshold": 1e9, "plateau_patience": 2})
+    settings = SETTINGS.override({"scheduler": "ReduceLROnPlateau", "plateau_threshold": 1e9, "plateau_patience": 2})
     module = module_of(data, settings)
     trainer_of(tmp_path, max_epochs=7, check_val_every_n_epoch=2).fit(module, datamodule=data)
     assert module.history["learning_rate"] == [1e-3] * 6 + [5e-4]
@@ -261,7 +261,6 @@ def test_any_checkpoint_of_lightning_resumes(data: PtychoDataModule, tmp_path: P
             assert torch.equal(resumed.network.state_dict()[name], weight), path.name
 
 
-@pytest.mark.usefixtures("_small_network")
 def test_loggers_and_callbacks_of_one_s_own_stand_beside_ours(data: PtychoDataModule, tmp_path: Path) -> None:
     witness = Witness()
     result = train.main(

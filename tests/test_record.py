@@ -258,7 +258,7 @@ WRONG_USE: dict[str, tuple[list[str], str]] = {
     "a scan alone": (["--scan", "scan.npz"], "--scan goes with --archive"),
     "no archive": (["--archive", "nowhere.zip"], "nowhere.zip"),
     "another reference": (["--reference", "jax"], "--reference jax: found no such reference; expected keras"),
-    "a folder that is not there": (["-o", "nowhere/a.npz"], "there is no folder nowhere"),
+    "a folder that cannot be made": (["-o", "/dev/null/a.npz"], "/dev/null"),
 }
 
 

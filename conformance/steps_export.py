@@ -85,7 +85,8 @@ class Exported:
         self.runs = _runs()
         self.settings = Settings().override(
             of_network(TODAY) | {"nphotons": COUNTS, "max_epochs": 7, "batch_size": 8, "nll_weight": 0.4,
-                                  "mae_weight": 0.75, "probe_scale": 7.0, "K": 9, "group_sampler": "reference"}
+                                  "mae_weight": 0.75, "probe_scale": 7.0, "K": 9, "group_sampler": "reference",
+                                  "gradient_clip_algorithm": "norm"}
         )  # fmt: skip
         self.written: dict[str, Export] = {}
 

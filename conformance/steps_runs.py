@@ -37,7 +37,8 @@ def _cases() -> dict[str, RunCase]:
     own = {
         "loss_function": "MAE", "learning_rate": 1.0, "adam_beta1": 0.8, "batch_size": 4, "validation_fraction": 0.35,
         "seed": 3, "scheduler": "ReduceLROnPlateau", "plateau_factor": 0.6, "plateau_patience": 1,
-        "plateau_threshold": 0.02, "plateau_min_lr": 0.01, "gradient_clip_val": 0.02, "early_stop_patience": 2,
+        "plateau_threshold": 0.02, "plateau_min_lr": 0.01, "gradient_clip_val": 0.02,
+        "gradient_clip_algorithm": "norm", "early_stop_patience": 2,
         "early_stop_monitor": "val_loss", "max_epochs": 7, "checkpoint_every_n_steps": EVERY,
     }  # fmt: skip
     shared = {

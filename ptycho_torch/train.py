@@ -279,6 +279,8 @@ def main(
         _start_from(module, checkpoints.read_checkpoint(start_from))
     if settings.training.compile:
         module.network.compile()
+    # What cannot train is refused before anything is removed.
+    validate = bool(data.val_dataloader())
     if overwrite and process_number() == 0:
         folders.clear_run(output_dir)
     # The environment decides where runs are tracked. To decide it here, uncomment:
@@ -292,7 +294,7 @@ def main(
         trainer = make_trainer(
             settings.training,
             output_dir,
-            validate=bool(data.val_dataloader()),
+            validate=validate,
             callbacks=(*tracker.callbacks, BlankWatch(data.dataset), *callbacks),
             logger=logger,
             progress=progress,

@@ -62,9 +62,9 @@ at single width; a cosine that falls to a fiftieth, and no clipping where nothin
 | warm-up over 1 epoch, learning rate 2e-3 | 12 | 0.921 | 0.142 |
 
 The warm-up decides most: it leaves the first plateau sooner, and makes the learning rate matter less. Before, the
-defaults clipped at norm 1 with twice the width, batches of 16 and the plateau rule: 0.08 after 20 epochs, a blank object.
-On simulated scans (lines, Gaussian random field, weak phase) no setting of these was more than a tenth better than
-batches of 4, at this short length.
+defaults clipped at norm 1 with twice the width, batches of 16 and the plateau rule: 0.08 after 20 epochs, and blank.
+At this short length simulated scans tell less: on lines and a Gaussian random field all of these lie within a tenth of
+each other, on a weak phase a warm-up over 10 of 38 epochs gives 0.393 for 0.356.
 
 ## Medians
 """
@@ -268,9 +268,9 @@ def report(rows: list[dict[str, Any]]) -> tuple[str, bool]:
             _median(rows, scan, "default", key)
             for key in ("phase_correlation", "phase_error_rad", "amplitude_error", "cpu_seconds")
         )
-        share = correlation / max(
-            value for name in names if math.isfinite(value := _median(rows, scan, name, "phase_correlation"))
-        )
+        others = [value for name in names[1:] if math.isfinite(value := _median(rows, scan, name, "phase_correlation"))]
+        # Alone, the defaults would be the best of all.
+        share = correlation / max(correlation, *others) if others else math.nan
         met = cpu <= CPU_SECONDS
         if CASES[scan].simulate:
             met &= share >= SHARE_OF_BEST
@@ -279,8 +279,8 @@ def report(rows: list[dict[str, Any]]) -> tuple[str, bool]:
         all_met &= met
         seeds = sum((row["scan"], row["settings"]) == (scan, "default") for row in rows)
         lines.append(
-            f"| {scan} | {seeds} | {correlation:.3f} | {error:.3f} | {amplitude:.3f} | {cpu:.0f} | {share:.2f} "
-            f"| {'met' if met else 'MISSED'} |"
+            f"| {scan} | {seeds} | {correlation:.3f} | {error:.3f} | {amplitude:.3f} | {cpu:.0f} "
+            f"| {'not compared' if math.isnan(share) else f'{share:.2f}'} | {'met' if met else 'open'} |"
         )
     return "\n".join(lines), all_met
 

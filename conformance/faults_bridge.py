@@ -265,7 +265,7 @@ CONFIGURATION: tuple[Fault, ...] = (
     ),
     _configuration("learning rate ignored", "used", lightning_module, "KerasAdam", _without("lr"), "setting ignored"),
     _configuration(
-        "clipping ignored", "used", train, "make_trainer", _training_with(gradient_clip_val=1.0), "setting ignored"
+        "clipping ignored", "used", train, "make_trainer", _training_with(gradient_clip_val=3.0), "setting ignored"
     ),
     _configuration(
         "amplitude activation ignored", "used", model.HeadActivation, "__init__", _activation_fixed, "setting ignored"

@@ -295,7 +295,7 @@ def _geometry(_: StepBench) -> Outcome:
 
 
 UNUSUAL: Mapping[str, Any] = {
-    "amp_activation": "softplus", "probe_scale": 3.0, "n_filters_scale": 1, "object_big": False, "probe_big": False,
+    "amp_activation": "softplus", "probe_scale": 3.0, "n_filters_scale": 2, "object_big": False, "probe_big": False,
     "probe_mask": True, "gaussian_smoothing_sigma": 0.6, "offset": 6, "max_position_jitter": 12, "gridsize": 3,
     "nphotons": 4096.0, "learning_rate": 3e-4, "adam_beta1": 0.8, "adam_beta2": 0.95, "adam_eps": 1e-5,
     "scheduler": "ReduceLROnPlateau", "plateau_factor": 0.7, "plateau_min_lr": 2e-5,

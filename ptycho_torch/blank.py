@@ -21,7 +21,6 @@ from ptycho_torch.probe import normalise_probe
 if TYPE_CHECKING:
     from ptycho_torch.dset_loader_pt_mmap import PtychoBatch, PtychoDataset
     from ptycho_torch.lightning_module import PtychoPINN
-    from ptycho_torch.reassembly import Stitched
 
 LEAST_CORRELATION = 0.1
 """Objects whose patterns correlate less are blank. After training with too low a clip, 0.02 was found."""
@@ -62,8 +61,8 @@ class ObjectCheck:
         constant_error: likewise, of the patterns of a constant object.
         contrast: RMS deviation of the object from its mean over the magnitude of that mean, where the probe shines.
         saturated: part of the amplitude that lies at a bound of its activation.
-        disagreement: RMS deviation of overlapping patches from their mean, over that of the object from its own mean;
-            None before the patches are stitched.
+        disagreement: ``Reconstruction.relative_disagreement``; None before the patches are stitched, and of a constant
+            object.
     """
 
     pattern_correlation: float
@@ -116,9 +115,9 @@ class ObjectCheck:
         }
         return {"blank": self.is_blank, "inconsistent": self.is_inconsistent, **values}
 
-    def with_patches(self, stitched: Stitched) -> ObjectCheck:
-        """Return the check with the disagreement of the patches that were stitched."""
-        return dataclasses.replace(self, disagreement=relative_disagreement(stitched))
+    def with_disagreement(self, relative: float) -> ObjectCheck:
+        """Return the check with ``Reconstruction.relative_disagreement``; NaN, of a constant object, leaves it out."""
+        return self if math.isnan(relative) else dataclasses.replace(self, disagreement=relative)
 
 
 def compare(
@@ -165,20 +164,6 @@ def _error(amplitude: Tensor, measured: Tensor) -> float:
     """Return Σ (s·amplitude − measured)² / Σ measured² at the best s."""
     scale = (amplitude * measured).sum() / amplitude.square().sum().clamp_min(torch.finfo(amplitude.dtype).tiny)
     return float((scale * amplitude - measured).square().sum() / measured.square().sum())
-
-
-def relative_disagreement(stitched: Stitched) -> float:
-    """Return RMS disagreement of patches over the RMS deviation of the object from its mean, weighted by coverage.
-
-    0 where no patches overlap; infinite where they do, differ, and the object is constant.
-    """
-    weight = stitched.coverage
-    mean = (weight * stitched.object).sum() / weight.sum()
-    between = float((weight * stitched.disagreement.square()).sum())
-    within = float((weight * (stitched.object - mean).abs().square()).sum())
-    if within == 0:
-        return math.inf if between else 0.0
-    return math.sqrt(between / within)
 
 
 def checked_groups(dataset: PtychoDataset, groups: Tensor | None = None) -> Tensor:

@@ -186,38 +186,26 @@ def write_results(
         ConfigError: a file is there and may not be overwritten.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    digest = _sha256(source) if source.is_file() else None
     program = f"ptycho-torch {importlib.metadata.version('ptycho-torch')}"
+    common = {
+        "program": program,
+        "torch": torch.__version__,
+        "checkpoint": source.name,
+        "checkpoint_sha256": _sha256(source) if source.is_file() else None,
+        "weighting": weighting,
+        "settings": module.settings.as_dict(),
+        "network": dataclasses.asdict(module.network.settings),
+    }
     checks = check_objects(module, dataset)
     results = []
     for number, stitched in objects.items():
         scan = dataset.names[number]
-        check = checks[number].with_patches(stitched)
-        warn_of(scan, check)
         geometry = None if geometries is None else geometries.get(number)
-        provenance = {
-            "program": program,
-            "torch": torch.__version__,
-            "scan": scan,
-            "checkpoint": source.name,
-            "checkpoint_sha256": digest,
-            "weighting": weighting,
-            "object_check": check.numbers(),
-            "settings": module.settings.as_dict(),
-            "network": dataclasses.asdict(module.network.settings),
-        }
-        own = dataset.experiment_ids == number
-        probe = dataset.probes[number].numpy()
-        reconstruction = Reconstruction(
-            object=stitched.object.numpy().astype(np.complex64),
-            coverage=stitched.coverage.numpy().astype(np.float32),
-            origin_px=stitched.origin_px,
-            positions_px=dataset.centres_px[own].numpy(),
-            probe=probe[0] if len(probe) == 1 else probe,
-            provenance=provenance,
-            disagreement=stitched.disagreement.numpy().astype(np.float32),
-            pixel_size_m=None if geometry is None else geometry.object_pixel_m,
-        )
+        reconstruction = _reconstruction(stitched, dataset, number, geometry)
+        check = checks[number].with_disagreement(reconstruction.relative_disagreement)
+        warn_of(scan, check)
+        provenance = common | {"scan": scan, "object_check": check.numbers()}
+        reconstruction = dataclasses.replace(reconstruction, provenance=provenance)
         stem = Path(scan).stem
         scores = score_reconstruction(reconstruction, stitched.half_split, dataset, number)
         npz, overview, numbers = (output_dir / f"{stem}.{suffix}" for suffix in ("npz", "png", "json"))
@@ -243,6 +231,23 @@ def write_results(
             )
         results.append(InferenceResult(stem, npz, pictures, product, reconstruction, scores, numbers, check))
     return tuple(results)
+
+
+def _reconstruction(
+    stitched: Stitched, dataset: PtychoDataset, number: int, geometry: Geometry | None
+) -> Reconstruction:
+    """Return the reconstruction of a scan by its number, with everything but its provenance."""
+    probe = dataset.probes[number].numpy()
+    return Reconstruction(
+        object=stitched.object.numpy().astype(np.complex64),
+        coverage=stitched.coverage.numpy().astype(np.float32),
+        origin_px=stitched.origin_px,
+        positions_px=dataset.centres_px[dataset.experiment_ids == number].numpy(),
+        probe=probe[0] if len(probe) == 1 else probe,
+        provenance={},
+        disagreement=stitched.disagreement.numpy().astype(np.float32),
+        pixel_size_m=None if geometry is None else geometry.object_pixel_m,
+    )
 
 
 def warn_of(scan: str, check: ObjectCheck) -> None:

@@ -309,8 +309,9 @@ def main(
                 write_history(module.history, output_dir)
         else:
             trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-        result = _finish(module, trainer, data.dataset, output_dir, tracker, reconstruct=reconstruct, progress=progress)
-        return dataclasses.replace(result, seconds=time.monotonic() - begun_s)
+        return _finish(
+            module, trainer, data.dataset, output_dir, tracker, begun_s, reconstruct=reconstruct, progress=progress
+        )
 
 
 def _settings_of(saved: checkpoints.Checkpoint | None, settings: Settings | None) -> Settings:
@@ -367,6 +368,7 @@ def _finish(
     dataset: PtychoDataset,
     output_dir: Path,
     tracker: Tracker,
+    begun_s: float,
     *,
     reconstruct: bool,
     progress: bool | None,
@@ -391,4 +393,5 @@ def _finish(
         else:
             for number, check in check_objects(module, dataset).items():
                 inference.warn_of(dataset.names[number], check)
-    return TrainingResult(module, last, best, module.history, files, tracker.run_id, 0.0)
+    seconds = time.monotonic() - begun_s
+    return TrainingResult(module, last, best, module.history, files, tracker.run_id, seconds)

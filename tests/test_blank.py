@@ -18,11 +18,10 @@ from training_runs import SMALL, write_scan
 pytest.importorskip("lightning", reason="training needs lightning; pip install lightning")
 pytest.importorskip("tensordict", reason="the memory map is a TensorDict; pip install tensordict")
 
-from ptycho_torch import blank, inference, simulate, train, training_callbacks
+from ptycho_torch import inference, simulate, train, training_callbacks
 from ptycho_torch.blank import CHECKED_PATTERNS, ObjectCheck, check_objects, checked_groups, compare
 from ptycho_torch.config_params import Settings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
-from ptycho_torch.reassembly import Stitched
 from ptycho_torch.simulate import choose_probe, plan_positions
 from ptycho_torch.specimens import transmission
 
@@ -89,16 +88,11 @@ def test_a_prediction_that_is_not_finite_is_blank() -> None:
     assert json.loads(json.dumps(check.numbers(), allow_nan=False))["diffraction_error"] is None
 
 
-def test_disagreement_is_counted_in_contrasts() -> None:
-    values = torch.tensor([[1.0, 3.0]], dtype=torch.complex128)
-    coverage, disagreement = torch.tensor([[1.0, 1.0]]).double(), torch.tensor([[3.0, 1.0]]).double()
-    # The object is 1 from its mean, and the patches √5 from theirs.
-    stitched = Stitched(values, coverage, disagreement, (0.0, 0.0))
-    assert blank.relative_disagreement(stitched) == pytest.approx(math.sqrt(5))
-    flat = Stitched(torch.ones_like(values), coverage, disagreement, (0.0, 0.0))
-    assert blank.relative_disagreement(flat) == math.inf
-    alone = Stitched(torch.ones_like(values), coverage, 0 * disagreement, (0.0, 0.0))
-    assert blank.relative_disagreement(alone) == 0
+def test_the_disagreement_of_a_constant_object_says_nothing() -> None:
+    check = ObjectCheck(0.5, 0.03, 0.05, 0.1, 0.0)
+    assert not check.with_disagreement(math.nan).is_inconsistent
+    assert not check.with_disagreement(1.5).is_inconsistent
+    assert check.with_disagreement(2.0).is_inconsistent
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ venv: $(STAMP) ## make the environment, with TensorFlow and the tools
 demo: export OMP_WAIT_POLICY = passive
 demo: $(STAMP) ## simulate a scan, train on it with the defaults, reconstruct, evaluate: pictures in demo/
 	rm -rf demo && mkdir demo
-	cd demo && $(PROGRAM) simulate -o scans/star.npz --object siemens_star --contrast 0.3 --jitter 2 --plot scan.png
+	cd demo && $(PROGRAM) simulate -o scans/star.npz --object siemens_star --contrast 0.3 --jitter 2 \
+		--probe zone_plate --plot scan.png
 	cd demo && $(PROGRAM) check-data scans
 	cd demo && $(PROGRAM) train scans -o run
 	cd demo && $(PROGRAM) infer run scans -o reconstructions

@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     light.add_argument(
         "--probe",
         default="default",
-        help="default, focused, or an NPZ file with 'probe' or 'probeGuess'",
+        help="default (a flat disk), focused, zone_plate, or an NPZ file with 'probe' or 'probeGuess'",
     )
     light.add_argument("--nphotons", type=positive, default=1e6, help="mean counts of a pattern (default 1e6)")
     light.add_argument(

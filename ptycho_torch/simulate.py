@@ -187,8 +187,8 @@ def choose_probe(choice: str, N: int) -> Num[np.ndarray, "modes N N"]:
     """Return the probe that a user chose.
 
     Args:
-        choice: ``default`` (``ptycho_torch.probe.default_probe``), ``focused``, or an NPZ file with ``probe`` or
-            ``probeGuess``.
+        choice: ``default`` (``ptycho_torch.probe.default_probe``), ``focused``, ``zone_plate`` (a wide lens with a
+            central stop, far from its focus, as at an X-ray beamline), or an NPZ file with ``probe`` or ``probeGuess``.
         N: side of the frames.
 
     Raises:
@@ -199,8 +199,12 @@ def choose_probe(choice: str, N: int) -> Num[np.ndarray, "modes N N"]:
         return default_probe(N).numpy()[None]
     if choice == "focused":
         return focused_probe(N)[None]
+    if choice == "zone_plate":
+        return focused_probe(N, aperture_px=N / 3, defocus_px=N / 4, central_stop=0.5)[None]
     if not Path(choice).is_file():
-        raise ConfigError(f"There is no probe {choice!r}. Choose default, focused, or an NPZ file with 'probe'.")
+        raise ConfigError(
+            f"There is no probe {choice!r}. Choose default, focused, zone_plate, or an NPZ file with 'probe'."
+        )
     return read_probe(Path(choice), N)
 
 

@@ -308,7 +308,7 @@ def probe_file(tmp_path: Path) -> Path:
 def test_every_combination_makes_a_file_that_holds_every_clause(
     choice: str, positions: str, tmp_path: Path, probe_file: Path
 ) -> None:
-    for number, probe in enumerate(("default", "focused", probe_file)):
+    for number, probe in enumerate(("default", "focused", "zone_plate", probe_file)):
         target = tmp_path / f"scan-{number}.npz"
         small(target, "--object", choice, "--positions", positions, "--probe", probe)
         examination = examine(target)

@@ -37,9 +37,9 @@ NOT_NUMERICAL: Mapping[str, tuple[str, ...]] = MappingProxyType(
         ),
         "conformance": (
             *("__init__", "__main__", "certificate", "clauses", "cli", "command_calibrate", "command_gate"),
-            *("command_record", "command_study", "command_verify", "command_words", "difference"),
+            *("command_migrate", "command_record", "command_study", "command_verify", "command_words", "difference"),
             *("digest", "document", "errors", "evidence", "gate", "json_files", "machine", "page", "plugin", "policy"),
-            *("report", "report_page", "sign_off", "suite", "worst"),
+            *("progress", "report", "report_page", "sign_off", "suite", "worst"),
             *("test_data_contract", "test_reference_defects", "test_spec"),
         ),
     }

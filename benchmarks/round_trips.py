@@ -1,14 +1,14 @@
 """Round trips through the real TensorFlow program: its archives to us and back, and its configuration files.
 
-Each row is one network. The program's own training makes an archive (one epoch: the weights need only be its own), and
-its own loader and grouping predict with it. Then `ptycho-bridge convert`, `ptycho-torch infer` and `verify` run on that.
-The other way, `ptycho-torch train` and `ptycho-bridge export` make an archive, the program's own loader predicts with it,
-and our checkpoint predicts the same groups. Rows are kept in a JSON file; those that are there are not run again.
+Each row is one network. The program's own training makes an archive (one epoch: the weights need only be its own),
+and its own loader and grouping predict with it. Then `ptycho-bridge convert`, `ptycho-torch infer` and `verify` run on
+that. The other way, `ptycho-torch train` and `ptycho-bridge export` make an archive, the program's own loader predicts
+with it, and our checkpoint predicts the same groups. Rows are kept in a JSON file; those there are not run again.
 
     python benchmarks/round_trips.py CHECKOUT --scan-64 n64.npz --scan-128 n128.npz -o round_trips
 
-CHECKOUT is a checkout of the program; its package `ptycho` alone is put on the path, since its `ptycho_torch` is a rival
-of ours. It runs in processes of its own.
+CHECKOUT is a checkout of the program; its package `ptycho` alone is put on the path, since its `ptycho_torch` is a
+rival of ours. It runs in processes of its own, with `--python` in an environment that has what it needs.
 """
 
 from __future__ import annotations
@@ -108,6 +108,7 @@ class Lab:
     """Where everything is."""
 
     checkout: Path
+    python: str
     output: Path
     scans: dict[int, Path]
 
@@ -117,7 +118,7 @@ class Lab:
         packages.mkdir(parents=True, exist_ok=True)
         if not (packages / "ptycho").exists():
             (packages / "ptycho").symlink_to(self.checkout / "ptycho")
-        return run([sys.executable, *arguments], self.output, {"PYTHONPATH": str(packages)})
+        return run([self.python, *arguments], self.output, {"PYTHONPATH": str(packages)})
 
     def side(self, action: str, *arguments: object) -> str:
         """Run one of the functions above there."""
@@ -225,7 +226,9 @@ def name_of(path: Path) -> str:
 def flat(values: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of the model beside the others, numbers that are written as text as numbers."""
     whole = {**values.pop("model"), **values}
-    return {key: float(value) if re.fullmatch(r"[\d.]+e[+-]?\d+", str(value)) else value for key, value in whole.items()}
+    return {
+        key: float(value) if re.fullmatch(r"[\d.]+e[+-]?\d+", str(value)) else value for key, value in whole.items()
+    }
 
 
 def table(content: dict[str, Any]) -> str:
@@ -239,8 +242,8 @@ def table(content: dict[str, Any]) -> str:
         held = f"{verdict.group(1)} hold, ≤ {verdict.group(2)}" if verdict else each["sentence"]
         recorded = each["recorded"]
         lines.append(
-            f"| {each['network']} | {recorded['object']:.1e} | {recorded['stitched']:.1e} | {held} | {each['object']} | "
-            f"{each['exported']:.1e} |"
+            f"| {each['network']} | {recorded['object']:.1e} | {recorded['stitched']:.1e} | {held} | "
+            f"{each['object']} | {each['exported']:.1e} |"
         )
     lines += ["", "| file | fields | changed |", "|---|---|---|"]
     for each in content["configurations"]:
@@ -255,11 +258,13 @@ def main() -> None:
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--scan-64", type=Path, required=True)
     parser.add_argument("--scan-128", type=Path, required=True)
+    parser.add_argument("--python", default=sys.executable, help="interpreter for the program (default: this one)")
     parser.add_argument("-o", "--output", type=Path, default=Path("round_trips"))
     parser.add_argument("--rows", type=int, default=len(NETWORKS), help="make no more than the first rows")
     options = parser.parse_args()
     lab = Lab(
         options.checkout.resolve(),
+        options.python,
         options.output.resolve(),
         {64: options.scan_64.resolve(), 128: options.scan_128.resolve()},
     )

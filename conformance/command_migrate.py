@@ -83,7 +83,8 @@ def run(options: argparse.Namespace) -> int:
         f"network    N = {network.N}, gridsize = {network.gridsize}, n_filters_scale = {network.n_filters_scale}, "
         f"{network.amp_activation}; {len(archive.weights)} arrays",
         f"converted  {migration.checkpoint}",
-        f"settings   {migration.settings_file}: {changed} findings that are more than a name, in {migration.report}",
+        f"settings   {migration.settings_file}",
+        f"report     {migration.report}: every field; of {len(migration.findings)}, {changed} are not simply the same",
     ]
     for result in results:
         height, width = result.reconstruction.object.shape

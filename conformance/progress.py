@@ -29,7 +29,7 @@ class Progress:
         self._started, self._told = time.monotonic(), -math.inf
         self._lines = shown and not sys.stderr.isatty()
         disable = not shown or self._lines
-        self._bar = tqdm(total=units, disable=disable, leave=False, dynamic_ncols=True, bar_format=_BAR, smoothing=0.1)
+        self._bar = tqdm(total=units, disable=disable, leave=False, dynamic_ncols=True, bar_format=_BAR, mininterval=0)
 
     def begin(self, what: str) -> None:
         """Say what is being done from here on."""

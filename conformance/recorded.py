@@ -101,9 +101,7 @@ def judge_recorded(
     """
     names = tuple(predictions.recorded)
     progress.begin(f"{', '.join(names)} of {len(predictions.diffraction)} groups as recorded")
-    run = _oracle(
-        case, lambda some: predictions.diffraction[some], predictions.offsets_px, names, FREE_DRAWS, progress
-    )
+    run = _oracle(case, lambda some: predictions.diffraction[some], predictions.offsets_px, names, FREE_DRAWS, progress)
     parts = [
         _predict(module, predictions.diffraction[some], predictions.offsets_px[some])
         for some in _parts(len(predictions.diffraction), _AT_ONCE)

@@ -42,8 +42,15 @@ _EXPLAINED = 1e-4
 """Largest relative difference that an explanation may leave: far above rounding, far below a wrong reading."""
 
 _STAGES_UNITS = 40
-"""What judging every stage in one dtype takes, and each run of live Keras besides, in runs of the oracle over one group:
-the unit of the progress. Measured on real archives; only the estimate of time stands on it."""
+"""What judging every stage in one dtype takes, and each run of live Keras, in units of the progress: runs of the oracle
+over one group. Measured on real archives; only the estimate of time stands on it."""
+
+_EXPLAINED = 1e-4
+"""Largest relative difference that an explanation may leave: far above rounding, far below a wrong reading."""
+
+_STAGES_UNITS = 40
+"""What judging every stage in one dtype takes, and each run of live Keras, in runs of the oracle over one group: the unit
+of the progress. Measured on real archives; only the estimate of time stands on it."""
 
 
 @dataclass(frozen=True)

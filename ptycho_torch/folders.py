@@ -95,9 +95,9 @@ def checkpoint_of(path: Path) -> Path:
     found = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
     if not (path.is_dir() and found.is_file()) and _holds_keras_model(path):
         raise CheckpointError(
-            f"{path}: a model of the TensorFlow program, where a checkpoint of ptycho-torch is expected. `ptycho-bridge "
-            f"convert {path} -o converted` makes one of it, which `converted` then stands for; `ptycho-bridge migrate` "
-            "converts, reconstructs and verifies in one."
+            f"{path}: a model of the TensorFlow program; expected a checkpoint of ptycho-torch. Make one with "
+            f"`ptycho-bridge convert {path} -o converted` and give 'converted' here, or let `ptycho-bridge migrate` "
+            "convert, reconstruct and verify in one."
         )
     if not found.is_file():
         raise CheckpointError(

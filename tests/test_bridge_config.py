@@ -476,7 +476,9 @@ def test_keys_that_the_reference_drops_are_reported_all_at_once(tmp_path: Path) 
 
 
 def test_a_file_without_any_field_is_refused_with_every_key(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"line 1: 'nepoch' is no field.*nepochs.*line 2: 'colour' is no field.*Nothing"):
+    with pytest.raises(
+        ConfigError, match=r"line 1: 'nepoch' is no field.*nepochs.*line 2: 'colour' is no field.*Nothing"
+    ):
         from_yaml(written(tmp_path, "nepoch: 3\ncolour: red"))
 
 

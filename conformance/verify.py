@@ -41,16 +41,9 @@ _TRAINING_ALONE = ("intensity_scale_trainable", "probe_trainable")
 _EXPLAINED = 1e-4
 """Largest relative difference that an explanation may leave: far above rounding, far below a wrong reading."""
 
-_STAGES_UNITS = 40
+_STAGES_UNITS = 60
 """What judging every stage in one dtype takes, and each run of live Keras, in units of the progress: runs of the oracle
-over one group. Measured on real archives; only the estimate of time stands on it."""
-
-_EXPLAINED = 1e-4
-"""Largest relative difference that an explanation may leave: far above rounding, far below a wrong reading."""
-
-_STAGES_UNITS = 40
-"""What judging every stage in one dtype takes, and each run of live Keras, in runs of the oracle over one group: the unit
-of the progress. Measured on real archives; only the estimate of time stands on it."""
+over one group. Measured on a real archive; only the estimate of time stands on it."""
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,9 @@ def _read(at: str, name: str, node: yaml.Node) -> _Stated:
 
 def _text(node: yaml.Node) -> str:
     """Return what stands in the file for a key that counts for nothing."""
-    return str(node.value)[:80] if isinstance(node, yaml.ScalarNode) else f"a {node.id}"
+    if isinstance(node, yaml.ScalarNode):
+        return str(node.value)[:80]
+    return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
 
 
 def _field(name: str, *sections: str) -> ReferenceField | None:

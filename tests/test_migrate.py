@@ -200,6 +200,7 @@ def test_one_command_converts_reconstructs_and_verifies(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "theirs").mkdir()
     archive = write_reference_archive(tmp_path / "theirs" / "wts.h5.zip", SETTINGS)
     scan = write_scan(tmp_path / "scans" / "star.npz")
     command = ["migrate", str(archive.parent), str(scan.parent), "-o", "migrated", "--quick", "--no-progress"]
@@ -224,6 +225,7 @@ def test_one_command_converts_reconstructs_and_verifies(
 def test_an_archive_in_the_place_of_a_run_is_named_with_what_converts_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "theirs").mkdir()
     archive = write_reference_archive(tmp_path / "theirs" / "wts.h5.zip", SETTINGS)
     scan = write_scan(tmp_path / "star.npz")
     (tmp_path / "alone").mkdir()

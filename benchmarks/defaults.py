@@ -88,7 +88,7 @@ CASES: Mapping[str, Case] = MappingProxyType(
         "siemens_star_n64": Case(),
         "siemens_star_n128": Case(settings={"N": 128}),
         "lines": Case("--object lines --patterns 400 --nphotons 1e5 --jitter 2 --probe focused"),
-        "grf": Case("--object grf --patterns 1000 --nphotons 1e4 --positions spiral --step 6 --probe focused"),
+        "grf": Case("--object grf --patterns 1000 --nphotons 1e4 --positions spiral --step 6 --probe zone_plate"),
         "dead_leaves": Case("--object dead_leaves --patterns 2000 --nphotons 1e6 --positions random --step 6"),
         "weak_phase": Case("--object lines --contrast 0.1 --patterns 100 --nphotons 1e6 --step 6 --jitter 2"),
         "star_g1": Case(
@@ -109,7 +109,8 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "twice the width": {"n_filters_scale": 2},
         "learning rate 5e-4": {"learning_rate": 5e-4},
         "learning rate 2e-3": {"learning_rate": 2e-3},
-        "warm-up": {"lr_warmup_epochs": 2},
+        "bias of zero": {"initial_amplitude": "zero_bias"},
+        "warm-up of two epochs": {"lr_warmup_epochs": 2},
         "plateau rule": {"scheduler": "ReduceLROnPlateau"},
         "constant rate": {"scheduler": "Default"},
         "two groups a point": {"n_subsample": 2},

@@ -468,8 +468,8 @@ class TrainingSettings(_Checked):
         batch_size: groups in a batch of one process.
         accumulate_grad_batches: batches whose gradients are averaged before a step.
         learning_rate: of the optimiser, at the start.
-        initial_amplitude: of the object before the first update: ``mean_counts`` gives as many counts as the mean pattern
-            has; ``zero_bias`` is whatever a bias of zero gives, as the reference.
+        initial_amplitude: of the object before the first update: ``mean_counts``, the one that gives the counts of the
+            mean pattern, or ``zero_bias``, whatever a bias of zero gives, as the reference.
         optimizer: ``keras_adam`` (as the reference), ``adam`` or ``adamw`` (PyTorch's).
         adam_beta1: decay of the first moment.
         adam_beta2: decay of the second moment.

@@ -179,7 +179,8 @@ def focused_probe(
     if not (1 <= a <= N / 2 and 0 <= central_stop < 1 and abs(d) <= N / 2 and edge_px >= 1):
         raise ConfigError(
             f"A lens of radius {a:g} px with a stop of {central_stop:g}, a defocus of {d:g} px and edges of "
-            f"{edge_px:g} px in frames of {N} px; expected 1 to {N / 2:g}, 0 to below 1, at most {N / 2:g}, and 1 or more."
+            f"{edge_px:g} px in frames of {N} px; expected 1 to {N / 2:g}, 0 to below 1, at most {N / 2:g}, and at "
+            "least 1."
         )
     q_line = np.fft.fftfreq(N, 1 / N)
     q = np.hypot(q_line[:, None], q_line[None, :])

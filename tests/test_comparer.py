@@ -334,9 +334,9 @@ def test_in_float32_a_small_bias_is_pooled_with_its_kernel(measurement: Measurem
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_gradient_says_how_many_terms_it_sums(measurement: Measurement, dtype: str) -> None:
-    """One group of four patches, 64 × 64 at the network's entry and head, half of that in the decoder's centre."""
+    """One group of four patches: 64 × 64 pixels at the network's entry, a quarter of them in the decoder's centre."""
     found = measurement.of(Fake(measurement.truth, dtype))
-    expected = {"encoder.0.conv1": 64**2, "decoder_amp.outer.head": 64**2, "decoder_phase.central": 32**2}
+    expected = {"encoder.0.conv1": 64**2, "encoder.1.conv2": 32**2, "decoder_phase.central": 32**2}
     for clause in (GRADIENT_FREE, GRADIENT_FORCED):
         assert {stage: found[clause, f"{stage}.kernel"].terms for stage in expected} == expected
     assert found[BACKWARD_FREE, "merged"].terms == 1

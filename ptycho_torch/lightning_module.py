@@ -112,7 +112,8 @@ class PtychoPINN(pl.LightningModule):
             raise ConfigError("probe_trainable needs one probe for all scans; train each scan alone, or give one.")
         generator = torch.Generator().manual_seed(settings.training.seed)
         self.network = PtychoNet(network, probe, generator=generator, dtype=self._dtype)
-        if settings.training.initial_amplitude == "mean_counts":
+        # A probe of zeros waits for the weights of a checkpoint.
+        if settings.training.initial_amplitude == "mean_counts" and self.network.probe_parts.any():
             self._start_with_mean_counts()
         self.save_hyperparameters(
             {

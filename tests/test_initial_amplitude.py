@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 
@@ -45,9 +46,11 @@ def test_the_reference_starts_with_a_bias_of_zero(kind: AmplitudeActivation) -> 
     assert not module.network.decoder_amp.head.bias.any()
 
 
-def test_a_checkpoint_keeps_its_bias(tmp_path: Path) -> None:
+@pytest.mark.parametrize("modes", [1, 2])
+def test_a_checkpoint_keeps_its_bias(tmp_path: Path, modes: int) -> None:
     settings = Settings().override({"nphotons": 1e5, "initial_amplitude": "mean_counts"})
-    module = PtychoPINN(settings)
+    probe = torch.from_numpy(np.stack([focused_probe(64, defocus_px=4 + mode) for mode in range(modes)]))
+    module = PtychoPINN(settings, probe=probe, statistics={"probe_modes": modes, "one_probe": True})
     torch.nn.init.constant_(module.network.decoder_amp.head.bias, 0.25)
     path = tmp_path / "model.ckpt"
     write_checkpoint(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from conformance.oracle import rms
+from conformance.oracle_stages import rms
 from conformance.truth import Truth
 
 Gradients = Mapping[str, np.ndarray]
@@ -54,7 +54,8 @@ def recorded_pieces(truth: Truth, reach: Mapping[str, float], shares: Shares) ->
     doubts = _doubts(truth, reach, wrong)
     changes = [_difference(truth.gradients_on(_flipped(truth, [each])).constants, own) for each in doubts]
     chosen: list[int] = []
-    explained, left = own, _total(found)
+    explained: Gradients = own
+    left = _total(found)
     while max(found.values()) > 1 and len(chosen) < len(doubts):
         tried = {
             number: _total(shares(_sum(explained, change)))

@@ -34,12 +34,14 @@ NOT_NUMERICAL: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "command_export",
             "command_inspect",
             "errors",
+            "reference_path",
+            "start",
         ),
         "conformance": (
             *("__init__", "__main__", "certificate", "clauses", "cli", "command_calibrate", "command_gate"),
             *("command_record", "command_study", "command_verify", "command_words", "difference"),
             *("digest", "document", "errors", "evidence", "gate", "json_files", "machine", "page", "plugin", "policy"),
-            *("report", "report_page", "sign_off", "suite", "worst"),
+            *("reference_package", "report", "report_page", "sign_off", "suite", "worst"),
             *("test_data_contract", "test_reference_defects", "test_spec"),
         ),
     }

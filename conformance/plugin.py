@@ -149,6 +149,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_NOTES] = []
     if getattr(config.option, "numprocesses", None) and _is_asked_for(config.args):
         raise pytest.UsageError("-n: one measurement serves many tests, so they run in one process; leave -n out.")
+    if _is_asked_for(config.args):
+        from ptycho_tf_bridge.start import mixed_up
+
+        if line := mixed_up():
+            raise pytest.UsageError(line.removeprefix("error: "))
     report = config.getoption("--parity-report")
     if report:
         try:

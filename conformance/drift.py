@@ -1,8 +1,8 @@
 """The dataclasses of a reference against those that ``specs/configuration.yaml`` knows.
 
-``pytest conformance --parity-tf-config PACKAGE.MODULE`` lists every drift, as the row of the table that would be right and
-what the drift means for a converted configuration. The module is the one that holds the reference's configuration,
-normally ``ptycho.config.config``; nothing else of the reference is used.
+``pytest conformance --parity-tf-config PACKAGE.MODULE`` lists every drift, with what it means for a converted
+configuration and the row of the table that would be right. The module is the one that holds the reference's
+configuration, normally ``ptycho.config.config``; nothing else of the reference is used.
 """
 
 from __future__ import annotations
@@ -299,9 +299,7 @@ def _plain(value: Any) -> Any:
 # --------------------------------------------------------------------------------------------------------- differences
 
 
-def _drifts(
-    dataclass: str, table: Mapping[str, ReferenceField], read: Mapping[str, ReferenceField]
-) -> Iterator[Drift]:
+def _drifts(dataclass: str, table: Mapping[str, ReferenceField], read: Mapping[str, ReferenceField]) -> Iterator[Drift]:
     gone = {name: entry for name, entry in table.items() if name not in read and not entry.retired}
     fresh = {name: found for name, found in read.items() if name not in table}
     for name, found in fresh.items():
@@ -405,8 +403,8 @@ def _what_vanishing_means(entry: ReferenceField) -> str:
         return _unchanged(what)
     default = entry.default if entry.becomes is None else entry.becomes
     return (
-        f"A configuration of this reference says nothing of it, and is converted to {_here(what, default)}; an exported "
-        "one that says it is refused there."
+        f"A configuration of this reference says nothing of it, and is converted to {_here(what, default)}; an "
+        "exported one that says it is refused there."
     )
 
 
@@ -418,8 +416,8 @@ def _what_default_means(entry: ReferenceField, found: ReferenceField) -> str:
     if found.required:
         return f"Every file of this reference says it; one that leaves it out is converted to {_here(what, before)}."
     return (
-        f"A file that leaves it out is converted to {_here(what, before)}, and this reference runs with {now!r}, which is "
-        f"{_here(what, now)}."
+        f"A file that leaves it out is converted to {_here(what, before)}, and this reference runs with {now!r}, which "
+        f"is {_here(what, now)}."
     )
 
 
@@ -438,7 +436,7 @@ def _what_choices_mean(entry: ReferenceField, found: ReferenceField) -> str:
             f"None is converted to {_here(what, None)}." if found.optional else "An exported None is refused there."
         )
     if not means:
-        means.append(f"Values of {found.type} are converted to {what.name} where they are {what.type}, and else refused.")
+        means.append(f"Values of {found.type} are converted to {what.name} where they are {what.type}, else refused.")
     return " ".join(means)
 
 
@@ -491,7 +489,8 @@ def as_markdown(about: str, comparison: Comparison) -> str:
     lines += [f"- {drift}" for drift in comparison.drifts] + [""] * bool(comparison.drifts)
     changed = list(patch(comparison))
     if changed:
-        lines += ["What `reference:` of `specs/configuration.yaml` would have to say:", "", "```diff", *changed, "```", ""]
+        lines += ["What `reference:` of `specs/configuration.yaml` would have to say:", ""]
+        lines += ["```diff", *changed, "```", ""]
     lines += ["| field | type | default | legacy key | here |", "|---|---|---|---|---|"]
     for field in comparison.fields:
         what = counterparts.get(field.full_name)

@@ -68,9 +68,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--parity-reference",
         metavar="keras|live:PACKAGE|recorded|PATH.npz",
-        help="judge against live Keras alone, against a reference package, which is judged too (installed, live:ptycho, "
-        "or of a checkout, live:/src/PtychoPINN), against the embedded recordings alone, or against one recording alone (default: the embedded "
-        "recordings, and live Keras where TensorFlow is installed)",
+        help="judge against live Keras alone, against a reference package, which is judged too (installed, "
+        "live:ptycho, or of a checkout, live:/src/PtychoPINN), against the embedded recordings alone, or against one "
+        "recording alone (default: the embedded recordings, and live Keras where TensorFlow is installed)",
     )
     group.addoption(
         "--parity-scan",

@@ -74,7 +74,7 @@ def keras_recorder(case: Case) -> Recorder:
 
 
 def live_recorder(case: Case, package: str) -> Recorder:
-    """Return a reference package for a case, named or by its path. How it trains is its own affair, and is not recorded.
+    """Return a reference package, by name or path, for a case. How it trains is its own affair, and is not recorded.
 
     Raises:
         BackendMissingError: no TensorFlow.
@@ -82,9 +82,8 @@ def live_recorder(case: Case, package: str) -> Recorder:
     """
     driven = LiveReference(package, case.settings)
     about = identify(driven.package)
-    return Recorder(
-        TensorFlowSubject(case.settings, "float32", driven), None, _provenance(f"{about.name} {about.known_as}, sha256 {about.sha256}")
-    )
+    reference = f"{about.name} {about.known_as}, sha256 {about.sha256}"
+    return Recorder(TensorFlowSubject(case.settings, "float32", driven), None, _provenance(reference))
 
 
 def _provenance(reference: str) -> dict[str, str]:

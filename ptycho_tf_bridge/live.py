@@ -204,11 +204,13 @@ class LiveReference:
             LiveReferenceError: none gives it, or they give different ones.
         """
         module = self._model_module.__name__
-        tried = [each for each in dict.fromkeys(vars(self._model_module).values()) if _may_build(each, module)]
+        tried = list(dict.fromkeys(each for each in vars(self._model_module).values() if _may_build(each, module)))
         models, refused = {}, []
         for function in tried:
             try:
-                models[function] = self._whole_model(function)
+                # Each finds the dictionary as if it were the first.
+                with self._configured():
+                    models[function] = self._whole_model(function)
             except LiveReferenceError as err:
                 refused.append(str(err).removesuffix(f". {_ADVICE}"))
         if not models:

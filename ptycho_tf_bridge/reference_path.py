@@ -69,10 +69,11 @@ def import_name(reference: str) -> str:
             f"{reference}: a package in a folder {folder.name!r} cannot be imported; expected {_PACKAGE}. Rename it."
         )
     loaded = sys.modules.get(folder.name)
-    if loaded is not None and folder.resolve() not in {Path(each).resolve() for each in getattr(loaded, "__path__", ())}:
+    places = {Path(each).resolve() for each in getattr(loaded, "__path__", ())}
+    if loaded is not None and folder.resolve() not in places:
         raise LiveReferenceError(
-            f"{reference}: {folder.name} is imported from {loaded.__file__} in this process already; expected none yet. "
-            "Give each package a process of its own."
+            f"{reference}: {folder.name} is imported from {loaded.__file__} in this process already; expected none "
+            "yet. Give each package a process of its own."
         )
     if loaded is None:
         sys.meta_path[:] = [each for each in sys.meta_path if getattr(each, "folder", None) != folder]

@@ -1,8 +1,8 @@
 """Where the commands start, before anything of ``ptycho_torch`` is imported.
 
-The TensorFlow reference's project installs a package ``ptycho_torch`` too. With both in one environment their files mix in
-one folder: a folder ``cli`` there hides ``cli.py`` here, and of files with one name the last that was installed stays. This
-module has a name that the other project has not, looks for that, and says it in one line.
+The TensorFlow reference's project installs a package ``ptycho_torch`` too. With both in one environment their files
+mix in one folder: a folder ``cli`` there hides ``cli.py`` here, and of files with one name the last that was installed
+stays. This module has a name that the other project has not, looks for that, and says it in one line.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def mixed_up() -> str:
         else f"No distribution owns them: take {os.path.dirname(folder) or 'it'} off PYTHONPATH and sys.path, {again}"
     )
     return (
-        f"error: the package {_PACKAGE} in {folder or 'no folder'} has files of {owner or 'another project'}, which stand "
-        f"in the place of those of {_DISTRIBUTION}; expected {_DISTRIBUTION} alone. {remedy}. The TensorFlow reference "
-        "can stay a checkout that nobody installs: pytest conformance --parity-reference live:/PATH/OF/CHECKOUT"
+        f"error: the package {_PACKAGE} in {folder or 'no folder'} has files of {owner or 'another project'}, which "
+        f"stand in the place of ours; expected {_DISTRIBUTION} alone. {remedy}. The TensorFlow reference can stay "
+        "a checkout that nobody installs: pytest conformance --parity-reference live:/PATH/OF/CHECKOUT"
     )
 
 

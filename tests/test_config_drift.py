@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from conformance.drift import CLAUSES, Drift, as_markdown, compare, has_legacy_names, import_reference, patch
+from conformance.drift import CLAUSES, Drift, compare, has_legacy_names, import_reference
 from conformance.errors import DriftError
 
 SOURCE = (Path(__file__).parent / "stand_in_config.py").read_text(encoding="utf-8")

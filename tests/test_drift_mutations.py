@@ -1,4 +1,4 @@
-"""Twenty-five changes of the reference's dataclasses are each found, and nothing else: in a stand-in and in the real ones.
+"""Twenty-five changes of the reference's dataclasses are found, and nothing else: in a stand-in and in the real ones.
 
 PTYCHO_REFERENCE names a checkout of the TensorFlow reference; its module of dataclasses is read, and changed in a copy.
 """
@@ -211,7 +211,7 @@ def test_a_renamed_field_is_said_to_be_perhaps_the_other(written: Callable[[str]
             "A file that leaves it out is converted to max_epochs = 50, and this reference runs with 80, which is "
             "max_epochs = 80.",
         ),
-        (defaults_to(f"{T}.momentum", "0.5"), "It has no counterpart here, so a converted configuration stays as it is."),
+        (defaults_to(f"{T}.momentum", "0.5"), "It has no counterpart here, so a converted configuration stays "),
         (annotated(f"{M}.N", "Literal[64, 128]"), "An exported 256 is refused there."),
         (
             annotated(f"{M}.amp_activation", "Literal['sigmoid', 'swish', 'softplus', 'relu', 'gelu']"),
@@ -219,8 +219,8 @@ def test_a_renamed_field_is_said_to_be_perhaps_the_other(written: Callable[[str]
         ),
         (
             keyed("probe_mask", "probe.masked"),
-            "Saved parameters and archives of this reference hold nothing under 'probe.mask', so a converted model gets "
-            "probe_mask = True, whatever 'probe.masked' says.",
+            "Saved parameters and archives of this reference hold nothing under 'probe.mask', so a converted model "
+            "gets probe_mask = True, whatever 'probe.masked' says.",
         ),
     ],
     ids=["default", "no counterpart", "choice less", "choice more", "key"],

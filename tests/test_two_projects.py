@@ -81,7 +81,9 @@ def test_a_command_says_in_one_line_who_owns_the_other_files(site: Path, order: 
     assert found.returncode == 1
     assert found.stdout == ""
     (line,) = found.stderr.splitlines()
-    assert line.startswith(f"{COMMANDS[function]}: error: the package ptycho_torch in {site / 'ptycho_torch'} has files")
+    assert line.startswith(
+        f"{COMMANDS[function]}: error: the package ptycho_torch in {site / 'ptycho_torch'} has files"
+    )
     assert "has files of ptychopinn 1.2," in line
     assert "pip uninstall -y ptychopinn, then pip install --force-reinstall --no-deps ptycho-torch" in line
     assert "--parity-reference live:/PATH/OF/CHECKOUT" in line

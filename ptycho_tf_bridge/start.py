@@ -58,7 +58,7 @@ def _owner(folder: str) -> str:
         if name.lower().replace("_", "-") == _DISTRIBUTION:
             continue
         for file in each.files or ():
-            if file.parts[:1] == (_PACKAGE,) and os.path.samefile(each.locate_file(_PACKAGE), folder):
+            if file.parts[:1] == (_PACKAGE,) and os.path.samefile(str(each.locate_file(_PACKAGE)), folder):
                 return f"{name} {each.version}"
     return ""
 

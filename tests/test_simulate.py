@@ -210,7 +210,7 @@ def test_a_focused_probe_is_a_lens_on_the_detector_and_spreads_with_defocus() ->
         assert np.linalg.norm(focused_probe(N)) == pytest.approx(1)
     peaks = [np.abs(focused_probe(64, defocus_px=defocus)).max() for defocus in (0, 4, 10)]
     assert peaks == sorted(peaks, reverse=True)
-    for wrong in ({"aperture_px": 40}, {"central_stop": 1}, {"defocus_px": 50}):
+    for wrong in ({"aperture_px": 40}, {"central_stop": 1}, {"defocus_px": 50}, {"edge_px": 0}):
         with pytest.raises(ConfigError, match="A lens of radius"):
             focused_probe(64, **wrong)  # type: ignore[arg-type]
 
@@ -391,7 +391,7 @@ def test_a_file_that_is_there_is_kept_unless_told_otherwise(tmp_path: Path) -> N
     before = small(target)
     for arguments, words in {
         ("--seed", "1"): "is there already",
-        ("--overwrite", "--plot", str(target)): "is the scan itself",
+        ("--overwrite", "--plot", str(target)): "would have this name",
         ("--overwrite", "--probe", str(tmp_path / "none.npz")): "no probe",
     }.items():
         with pytest.raises(ConfigError, match=words):

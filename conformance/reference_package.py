@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from conformance.digest import text_digest
+from conformance.digest import file_digest
 
 _SHOWN_DIGITS = 12
 _GIT_S = 60
@@ -24,7 +25,7 @@ class ReferencePackage:
         version: distribution and version; empty where no distribution installed it.
         commit: of the checkout that it is in, and whether files differ from it; empty outside of one.
         path: of its folder, or of its file where it is one module.
-        sha256: over names and texts of its Python files.
+        sha256: over a line "NAME SHA256" for each of its Python files, in the order of the names.
         built_by: the function that builds its model; empty where none was called.
     """
 
@@ -61,8 +62,9 @@ def identify(name: str, built_by: str = "") -> ReferencePackage:
     module = sys.modules[name]
     place = Path(next(iter(getattr(module, "__path__", ())), str(module.__file__))).resolve()
     folder, found = (place, place.rglob("*.py")) if place.is_dir() else (place.parent, [place])
-    files = {path.relative_to(folder).as_posix(): path for path in found}
-    return ReferencePackage(name, _version(name, place), _commit(folder), str(place), text_digest(files), built_by)
+    lines = sorted(f"{path.relative_to(folder).as_posix()} {file_digest(path)}\n" for path in found)
+    sha256 = hashlib.sha256("".join(lines).encode()).hexdigest()
+    return ReferencePackage(name, _version(name, place), _commit(folder), str(place), sha256, built_by)
 
 
 def _version(name: str, place: Path) -> str:

@@ -50,7 +50,10 @@ DATACLASSES: Mapping[str, str] = MappingProxyType(
 _CONFIGURATION = "config.config"
 """Module of the reference's package that holds the dataclasses."""
 
-_KNOWN_AS = {"default": ("default", "required", "becomes"), "choices": ("type", "optional", "choices", "unlisted", "also")}
+_KNOWN_AS = {
+    "default": ("default", "required", "becomes"),
+    "choices": ("type", "optional", "choices", "unlisted", "also"),
+}
 """Kind of drift → attributes of a row that it is about."""
 
 

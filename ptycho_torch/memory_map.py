@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAP_FORMAT = 1
+GROUPS_FORMAT = 2
+"""Rises when the same settings make other groups, so that those of an older map are made anew."""
+
 MANIFEST = "manifest.json"
 _LOCK = "map.lock"
 _TABLES = {"patterns": {"patterns": ""}, "groups": {name: name for name in ("scan", "groups", "experiments")}}
@@ -143,7 +146,7 @@ def fingerprint(inputs: Inputs, settings: DataSettings) -> dict[str, dict[str, A
     return {
         "patterns": {"format": MAP_FORMAT, "settings": detector, "scans": frames},
         "groups": {
-            "format": MAP_FORMAT,
+            "format": GROUPS_FORMAT,
             "settings": everything,
             "scans": scans,
             "probe files": probes,

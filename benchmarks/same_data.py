@@ -3,10 +3,11 @@
 Example: python benchmarks/same_data.py ~/PtychoPINN scans/star.npz scans/raster.npz
 
 The first argument is a checkout of the reference, with whatever it needs installed: it is run, by the functions of its
-training script, and nothing of it is copied. For each scan and gridsize 1, 2, 3 groups are drawn in six ways: some, all,
-in sequence, oversampled, oversampled from every scan point, oversampled in sequence. A cell such as 14/14 says in how
-many of these draws every number is the same. Offsets are compared as float32, as both networks take them, of corrected
-and of nominal positions; normalised input by its largest difference in units of its RMS.
+training script, and nothing of it is copied. For each scan and gridsize 1, 2, 3 groups are drawn in these ways: some,
+all, in sequence; and, where gridsize is above 1, oversampled, oversampled from every scan point, oversampled in
+sequence. A cell such as 15/15 says in how many draws every number is the same. Offsets are compared as float32,
+as both networks take them, of corrected and of nominal positions; normalised input by its largest difference in units
+of its RMS.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 from ptycho_torch.scan import examine
 
 SEED = 45
-K = {1: 4, 2: 6, 3: 11}
+K = {1: 4, 2: 6, 3: 10}
 """Gridsize → neighbours to draw from."""
 
 
@@ -131,11 +132,12 @@ def _draws(scan: Any) -> Iterator[DataSettings]:
             {"n_groups": max(1, M // 2), "sequential_sampling": True},
         ]
         if C > 1:
-            many = {"enable_oversampling": True, "neighbor_pool_size": neighbours + 1}
+            oversampled = {"enable_oversampling": True, "neighbor_pool_size": C + 1}
+            # Of C + 1 neighbours C + 1 groups can be made, and the reference takes twice the points that suffice.
             draws += [
-                {"n_groups": M + M // 2, **many},
-                {"n_groups": M * math.comb(neighbours, C) // 2 + 1, **many | {"neighbor_pool_size": neighbours}},
-                {"n_groups": M + M // 2, "sequential_sampling": True, **many},
+                {"n_groups": M + M // 4, **oversampled},
+                {"n_groups": M * (C + 1) // 2 + 1, **oversampled},
+                {"n_groups": M + M // 4, "sequential_sampling": True, **oversampled},
             ]
         for draw in draws:
             yield DataSettings(N=N, gridsize=gridsize, K=neighbours, group_sampler="reference", group_seed=SEED, **draw)

@@ -139,11 +139,11 @@ def _refuse_folded(file: NpzFile, network: NetworkSettings) -> None:
     batch = next((size for size in batches if _objects_of(groups, size, network.C) == objects < groups), None)
     if batch is not None:
         raise PredictionsError(
-            f"{file.path}: key 'object' holds {objects} objects for {groups} groups, as the reference returns them from "
-            f"batches of {batch}: from {_FOLDED_PATCHES} patches a call on it merges all groups of a batch into one "
-            "object (REF-01), in its inference script too, and what it stitches of them is no reconstruction. Predict "
-            f"again with at most {max((_FOLDED_PATCHES - 1) // network.C, 1)} groups a call; docs/migration.md has a "
-            "script."
+            f"{file.path}: key 'object' holds {objects} objects for {groups} groups, as the reference returns them "
+            f"from batches of {batch}: from {_FOLDED_PATCHES} patches a call on, it merges all groups of a batch into "
+            "one object (REF-01), in its inference script too, and what it stitches of them is no reconstruction. "
+            f"Predict again with at most {max((_FOLDED_PATCHES - 1) // network.C, 1)} groups a call; "
+            "docs/migration.md has a script."
         )
 
 

@@ -254,8 +254,8 @@ def _photons(module: PtychoPINN, dataset: PtychoDataset, number: int) -> tuple[f
         return trained, "what the model was trained for"
     if trained is not None and not math.isclose(stated, trained, rel_tol=_SAME_DOSE):
         log.warning(
-            "%s: nphotons = %.6g of its %s; the model was trained for %.6g. The object is the same, predicted counts are "
-            "those of the model. To train for this dose: ptycho-torch train --nphotons %.6g.",
+            "%s: nphotons = %.6g of its %s; the model was trained for %.6g. The object is the same, predicted counts "
+            "are those of the model. To train for this dose: ptycho-torch train --nphotons %.6g.",
             dataset.names[number], stated, METADATA, trained, stated,
         )  # fmt: skip
     return stated, f"of {METADATA} in the scan"

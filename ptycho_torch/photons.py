@@ -1,7 +1,9 @@
 """How many photons a pattern holds: what a scan says of it, and whether its patterns are roots of counts at all.
 
 The TensorFlow reference normalises what it simulates, and keeps the photon number as JSON in ``_metadata`` of the scan.
-Its training obeys that number. Clauses NPZ-02 and PREP-02 of <doc-ref type="contract">specs/data_contracts.md</doc-ref>.
+Its training obeys that number.
+
+Clauses NPZ-02 and PREP-02 of <doc-ref type="contract">specs/data_contracts.md</doc-ref>.
 """
 
 from __future__ import annotations
@@ -90,7 +92,7 @@ def are_counts(amplitude: np.ndarray) -> bool | None:
 def normalised_notice(nphotons: float) -> str:
     """Return what to tell where patterns are no roots of counts and nobody says the photon number."""
     return (
-        f"nphotons = {nphotons:.6g} is the mean of Σ amplitude², and these patterns are no √counts: their squares are no "
-        "whole numbers. If they are normalised, this is not the photon number, and the Poisson loss is that of another "
-        "dose. Give the mean counts of a pattern: --nphotons NUMBER (nphotons in a settings file)."
+        f"nphotons = {nphotons:.6g} is the mean of Σ amplitude², and these patterns are no √counts: their squares are "
+        "no whole numbers. If they are normalised, this is not the photon number, and the Poisson loss is that of "
+        "another dose. Give the mean counts of a pattern: --nphotons NUMBER (nphotons in a settings file)."
     )

@@ -325,8 +325,9 @@ class _Examiner:
         self.judged.update(clauses)
 
     def _headers(self, npz: NpzFile) -> dict[str, ArrayHeader]:
-        """Read the header of every member that the contract names; of the others, see that they are no pickles. Read what
-        ``_metadata`` says of photons.
+        """Read the header of every member that the contract names; of the others, see that they are no pickles.
+
+        ``_metadata``, which is one, is read for what it says of photons.
         """
         headers: dict[str, ArrayHeader] = {}
         named = load_contract().files["scan"].names

@@ -25,8 +25,6 @@ help: ## list the targets
 
 venv: $(STAMP) ## make the environment, with TensorFlow and the tools
 
-# Threads of OpenMP that wait without spinning: on a machine that is busy, training is else many times slower.
-demo: export OMP_WAIT_POLICY = passive
 demo: $(STAMP) ## simulate a scan, train on it with the defaults, reconstruct, evaluate: pictures in demo/
 	rm -rf demo && mkdir demo
 	cd demo && $(PROGRAM) simulate -o scans/star.npz --object siemens_star --contrast 0.3 --jitter 2 \

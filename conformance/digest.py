@@ -1,8 +1,8 @@
 """Digests: for which code and which specification does a number hold?
 
-A measured number holds for the sources that compute and judge, and for the clauses. It does not hold for less because a
-report looks different, or because the number itself was committed: what only speaks is left out by name. Line ends do
-not count, so that a checkout on any system, and an installed wheel, have the same digest.
+A measured number holds for what the sources do and the specification demands, not for how that is worded: the digest of
+a Python source is taken over its syntax tree without docstrings, that of a specification over its content without
+prose. So comments, line ends, docstrings and the layout of a file do not count.
 """
 
 from __future__ import annotations
@@ -10,44 +10,19 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
-from collections.abc import Iterable, Mapping
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import yaml
 
 from ptycho_torch.contract import specs_dir
 
 PACKAGES = ("ptycho_torch", "ptycho_tf_bridge", "conformance")
-
-NOT_NUMERICAL: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "ptycho_torch": (
-            *("__init__", "__main__", "arguments", "check", "cli", "command_infer", "command_plot", "command_train"),
-            *("errors", "hints", "orientation", "pictures", "plots", "settings_options", "tracking"),
-        ),
-        "ptycho_tf_bridge": (
-            "__init__",
-            "__main__",
-            "cli",
-            "command_config",
-            "command_export",
-            "command_inspect",
-            "errors",
-        ),
-        "conformance": (
-            *("__init__", "__main__", "certificate", "clauses", "cli", "command_calibrate", "command_gate"),
-            *("command_record", "command_study", "command_verify", "command_words", "difference"),
-            *("digest", "document", "errors", "evidence", "gate", "json_files", "machine", "page", "plugin", "policy"),
-            *("report", "report_page", "sign_off", "suite", "worst"),
-            *("test_data_contract", "test_reference_defects", "test_spec"),
-        ),
-    }
-)
-"""Modules, by package, that print, draw, parse or look up, and compute no number that a verdict stands on.
-
-Every other module counts, and a new one counts until it is named here.
-"""
 
 MEASURED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -59,16 +34,19 @@ MEASURED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "updates": ("conformance.updates",),
     }
 )
-"""Kind of evidence → modules in which its measurement begins; any other kind stands on every numerical source."""
+"""Kind of evidence → modules in which its measurement begins; any other kind stands on every source."""
 
 POLICY_FILES = frozenset({"release_policy.yaml", "merge_policy.yaml", "waivers.yaml"})
 """What the specs folder says about releases and not about the network."""
+
+PROSE = frozenset({"meaning", "note", "reason", "remedy", "symptom", "text", "title"})
+"""Keys of specifications that speak to people alone."""
 
 _CHUNK = 1 << 20
 
 
 def numerical_digest(kind: str = "") -> str:
-    """Return the SHA-256, as 64 hexadecimal digits, of numerical sources and of the specification.
+    """Return the SHA-256, as 64 hexadecimal digits, of what the sources do and the specification demands.
 
     Two checkouts with one digest compute and judge the same.
 
@@ -76,12 +54,12 @@ def numerical_digest(kind: str = "") -> str:
         kind: of evidence. Where ``MEASURED_BY`` has it, the sources are those that its measurement can reach, and the
             specification is the files that these name; otherwise both are whole.
     """
-    sources, specified = numerical_sources(), specification()
+    sources, specified = python_sources(), specification()
     if kind in MEASURED_BY:
         sources = reached(MEASURED_BY[kind], sources)
         named = frozenset[str]().union(*(_read(path).named for path in sources.values()))
         specified = {name: path for name, path in specified.items() if path.name in named}
-    return text_digest(sources | specified)
+    return meaning_digest(sources | specified)
 
 
 def reached(entries: Iterable[str], sources: Mapping[str, Path]) -> dict[str, Path]:
@@ -89,11 +67,10 @@ def reached(entries: Iterable[str], sources: Mapping[str, Path]) -> dict[str, Pa
 
     Args:
         entries: modules, as ``conformance.study``.
-        sources: ``package/module.py`` → file. A module that is none of them ends the way: what computes no number has
-            none behind it that a verdict stands on.
+        sources: ``package/module.py`` → file. A module that is none of them ends the way.
     """
     found: dict[str, Path] = {}
-    waiting = [f"{entry.replace('.', '/')}.py" for entry in entries]
+    waiting = [file for entry in entries for file in _files(entry)]
     while waiting:
         name = waiting.pop()
         if name not in found and name in sources:
@@ -108,25 +85,57 @@ class _Said(NamedTuple):
     Attributes:
         imported: ``package/module.py`` of everything that may be a module that it imports.
         named: texts in it that are names of files of the specification.
+        meaning: SHA-256 of its syntax tree without docstrings.
     """
 
     imported: tuple[str, ...]
     named: frozenset[str]
+    meaning: bytes
 
 
 @cache
 def _said(text: str) -> _Said:
     imported: list[str] = []
     named: set[str] = set()
-    for node in ast.walk(ast.parse(text)):
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            imported += (f"{each.name.replace('.', '/')}.py" for each in node.names)
+            imported += (file for each in node.names for file in _files(each.name))
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
-            folder = node.module.replace(".", "/")
-            imported += (f"{folder}.py", *(f"{folder}/{each.name}.py" for each in node.names))
+            imported += _files(node.module)
+            imported += (file for each in node.names for file in _files(f"{node.module}.{each.name}"))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.endswith(".yaml"):
             named.add(node.value)
-    return _Said(tuple(imported), frozenset(named))
+    return _Said(tuple(imported), frozenset(named), hashlib.sha256("\n".join(_said_by(tree)).encode()).digest())
+
+
+def _files(module: str) -> tuple[str, str]:
+    place = module.replace(".", "/")
+    return f"{place}.py", f"{place}/__init__.py"
+
+
+def _said_by(tree: ast.Module) -> Iterator[str]:
+    """Write a syntax tree down, node by node, breadth first, alike in every version of Python; docstrings are left out.
+
+    A text that stands alone as a statement does nothing, wherever it is.
+    """
+    waiting: deque[ast.AST] = deque([tree])
+    while waiting:
+        node = waiting.popleft()
+        yield type(node).__name__
+        for name, value in ast.iter_fields(node):
+            if isinstance(value, list):
+                value = [each for each in value if not _is_text(each)]
+            # Newer versions have more fields, all of them empty in what an older one can read.
+            if value is None or value == [] or name == "kind":
+                continue
+            parts = value if isinstance(value, list) else [value]
+            waiting.extend(each for each in parts if isinstance(each, ast.AST))
+            yield f"{name} {len(parts)} {[None if isinstance(each, ast.AST) else repr(each) for each in parts]}"
+
+
+def _is_text(node: object) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def _read(path: Path) -> _Said:
@@ -135,16 +144,16 @@ def _read(path: Path) -> _Said:
 
 def spec_digest() -> str:
     """Return the SHA-256, as 64 hexadecimal digits, of the specification alone."""
-    return text_digest(specification())
+    return meaning_digest(specification())
 
 
-def numerical_sources() -> dict[str, Path]:
-    """Return the modules that compute or judge, as ``package/module.py`` → file."""
+def python_sources() -> dict[str, Path]:
+    """Return all modules of the packages, in folders of any depth, as ``package/folder/module.py`` → file."""
     return {
-        f"{package}/{path.name}": path
+        f"{package}/{path.relative_to(folder).as_posix()}": path
         for package in PACKAGES
-        for path in _folder(package).glob("*.py")
-        if path.stem not in NOT_NUMERICAL[package]
+        for folder in [_folder(package)]
+        for path in folder.rglob("*.py")
     }
 
 
@@ -160,14 +169,27 @@ def _folder(package: str) -> Path:
     return Path(specification.submodule_search_locations[0])
 
 
-def text_digest(files: Mapping[str, Path]) -> str:
-    """Return the SHA-256 over names and texts, in the order of the names; all line ends are taken as one."""
+def meaning_digest(files: Mapping[str, Path]) -> str:
+    """Return the SHA-256 over names and meanings of Python sources and specifications, in the order of the names."""
     whole = hashlib.sha256()
     for name in sorted(files):
-        text = files[name].read_bytes().replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        meaning = _read(files[name]).meaning if name.endswith(".py") else _demanded(files[name].read_bytes())
         # The digest of each part has a fixed length, so that nothing can move from one part into the next.
-        whole.update(hashlib.sha256(name.encode()).digest() + hashlib.sha256(text).digest())
+        whole.update(hashlib.sha256(name.encode()).digest() + meaning)
     return whole.hexdigest()
+
+
+@cache
+def _demanded(content: bytes) -> bytes:
+    """Return the SHA-256 of what a specification demands, without its prose."""
+    demanded = _without_prose(yaml.safe_load(content))
+    return hashlib.sha256(json.dumps(demanded, sort_keys=True, default=str).encode()).digest()
+
+
+def _without_prose(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _without_prose(value) for key, value in content.items() if key not in PROSE}
+    return [_without_prose(each) for each in content] if isinstance(content, list) else content
 
 
 def file_digest(path: Path | str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance.digest import numerical_sources, text_digest
+from conformance.digest import meaning_digest, python_sources
 from conformance.errors import BundleError
 from conformance.judge import Errors
 from conformance.parity import BACKWARD_FORCED, GRADIENT_FORCED, GRADIENT_FREE, LOSS, Key, stage_clauses
@@ -46,13 +46,13 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 def digests_now() -> dict[str, str]:
     """Return the digests of the specification and of the code that recordings hold for, as they are here."""
-    sources = numerical_sources()
+    sources = python_sources()
     content = read_yaml(_STAGES_FILE)
     # How parity is judged stands in the same file, and is no part of what was recorded.
     stages = json.dumps({part: content[part] for part in ("stages", "branch")}, sort_keys=True)
     return {
         SPECIFICATION: hashlib.sha256(stages.encode()).hexdigest(),
-        CODE: text_digest({name: sources[name] for name in _CODE_FILES}),
+        CODE: meaning_digest({name: sources[name] for name in _CODE_FILES}),
     }
 
 

@@ -445,6 +445,7 @@ Strategy = Literal["auto", "ddp"]
 OptimizerName = Literal["keras_adam", "adam", "adamw"]
 SchedulerName = Literal["Default", "Exponential", "WarmupCosine", "ReduceLROnPlateau"]
 ClipAlgorithm = Literal["adaptive", "norm", "value"]
+InitialAmplitude = Literal["mean_counts", "zero_bias"]
 Monitor = Literal["train_loss", "val_loss"]
 Precision = Literal["32-true", "64-true", "bf16-mixed"]
 ValidationSelection = Literal["random", "last"]
@@ -467,6 +468,8 @@ class TrainingSettings(_Checked):
         batch_size: groups in a batch of one process.
         accumulate_grad_batches: batches whose gradients are averaged before a step.
         learning_rate: of the optimiser, at the start.
+        initial_amplitude: of the object before the first update: ``mean_counts``, the one that gives the counts of the
+            mean pattern, or ``zero_bias``, whatever a bias of zero gives, as the reference.
         optimizer: ``keras_adam`` (as the reference), ``adam`` or ``adamw`` (PyTorch's).
         adam_beta1: decay of the first moment.
         adam_beta2: decay of the second moment.
@@ -513,6 +516,7 @@ class TrainingSettings(_Checked):
     batch_size: int = 4
     accumulate_grad_batches: int = 1
     learning_rate: float = 1e-3
+    initial_amplitude: InitialAmplitude = "mean_counts"
     optimizer: OptimizerName = "keras_adam"
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
@@ -550,6 +554,7 @@ class TrainingSettings(_Checked):
                 "device": Device,
                 "strategy": Strategy,
                 "precision": Precision,
+                "initial_amplitude": InitialAmplitude,
                 "optimizer": OptimizerName,
                 "scheduler": SchedulerName,
                 "gradient_clip_algorithm": ClipAlgorithm,
@@ -687,7 +692,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             {
                 "n_filters_scale": 2, "offset": 4, "max_position_jitter": 10, "group_sampler": "reference", "K": 4,
                 "batch_size": 16, "max_epochs": 50, "scheduler": "ReduceLROnPlateau", "lr_warmup_epochs": 0,
-                "lr_min_ratio": 0.1,
+                "lr_min_ratio": 0.1, "initial_amplitude": "zero_bias",
                 "gradient_clip_val": None, "gradient_clip_algorithm": "norm", "early_stop_patience": 3,
                 "validation_selection": "last",
             }

@@ -18,14 +18,14 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.tuner import lr_finder
-from torch import Tensor
+from torch import Tensor, nn
 
 from ptycho_torch import checkpoint as checkpoints
 from ptycho_torch.config_params import NetworkSettings, Settings, TrainingSettings
 from ptycho_torch.dset_loader_pt_mmap import PtychoBatch, PtychoDataset, TensorDictDataLoader
 from ptycho_torch.errors import CheckpointError, ConfigError, DataContractError, TrainingError
 from ptycho_torch.losses import LossTerms, total_loss
-from ptycho_torch.model import Prediction, PtychoNet
+from ptycho_torch.model import Prediction, PtychoNet, head_bias
 from ptycho_torch.optim import AdaptiveClip, KerasAdam, KerasPlateau, clip_gradients
 from ptycho_torch.preparation import REFERENCE_JITTER_PX, REFERENCE_OFFSET_PX
 from ptycho_torch.probe import normalise_probe
@@ -34,6 +34,9 @@ log = logging.getLogger(__name__)
 
 WARMUP_SHARE = 0.1
 """Part of the epochs over which the learning rate rises where ``lr_warmup_epochs`` is None, rounded up."""
+
+
+_MOST_INITIAL_AMPLITUDE = 0.95
 
 
 class ObjectPatches(NamedTuple):
@@ -109,6 +112,9 @@ class PtychoPINN(pl.LightningModule):
             raise ConfigError("probe_trainable needs one probe for all scans; train each scan alone, or give one.")
         generator = torch.Generator().manual_seed(settings.training.seed)
         self.network = PtychoNet(network, probe, generator=generator, dtype=self._dtype)
+        # A probe of zeros waits for the weights of a checkpoint.
+        if settings.training.initial_amplitude == "mean_counts" and self.network.probe_parts.any():
+            self._start_with_mean_counts()
         self.save_hyperparameters(
             {
                 "settings": settings.as_dict(),
@@ -122,6 +128,16 @@ class PtychoPINN(pl.LightningModule):
         training = settings.training
         adaptive = training.gradient_clip_val is not None and training.gradient_clip_algorithm == "adaptive"
         self.clip = AdaptiveClip(training.gradient_clip_val or math.inf) if adaptive else None
+
+    def _start_with_mean_counts(self) -> None:
+        """Set the bias of the amplitude's head so that a constant object gives as many counts as the mean pattern.
+
+        A mean pattern has Σ amplitude² = (N/2)² as normalised, a constant object of amplitude c gives c²·Σ|P|² (both
+        times s_I²), so c = N/2/‖P‖; at most 0.95, which a sigmoid can leave.
+        """
+        amplitude = self.network.settings.N / 2 / self.network.probe_parts.detach().norm().item()
+        bias = head_bias(self.network.settings.amp_activation, min(amplitude, _MOST_INITIAL_AMPLITUDE))
+        nn.init.constant_(self.network.decoder_amp.head.bias, bias)
 
     @classmethod
     def for_dataset(cls, dataset: PtychoDataset, settings: Settings | None = None) -> PtychoPINN:

@@ -14,6 +14,7 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
+import scipy.optimize
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
@@ -132,6 +133,23 @@ class HeadActivation(Stage):
                 return torch.logaddexp(features, features.new_zeros(()))
             case "relu":
                 return features.relu()
+
+
+def head_bias(kind: AmplitudeActivation, amplitude: float) -> float:
+    """Return the x at which an activation of the amplitude is ``amplitude``, above 0 and below 1.
+
+    >>> head_bias("sigmoid", 0.5), round(head_bias("swish", 0.8), 4)
+    (0.0, 1.0735)
+    """
+    match kind:
+        case "sigmoid":
+            return math.log(amplitude / (1 - amplitude))
+        case "softplus":
+            return math.log(math.expm1(amplitude))
+        case "relu":
+            return amplitude
+        case "swish":
+            return float(scipy.optimize.brentq(lambda x: x / (1 + math.exp(-x)) - amplitude, 0, 2))
 
 
 class DecoderOutput(Stage):
@@ -304,6 +322,11 @@ class Decoder(nn.Module):
         if settings.has_outer_path:
             self.outer = self._outer_path(settings, channels, head_channels, generator)
         self.output = DecoderOutput(settings.N) if settings.pad_object else HeadActivation(activation)
+
+    @property
+    def head(self) -> Convolution:
+        """The convolution before the activation."""
+        return self.central if self.pad_object else self.outer.get_submodule("head")  # type: ignore[return-value]
 
     @staticmethod
     def _outer_path(

@@ -147,19 +147,26 @@ def plan_positions(
 
 
 def focused_probe(
-    N: int, *, aperture_px: float | None = None, defocus_px: float | None = None, central_stop: float = 0.0
+    N: int,
+    *,
+    aperture_px: float | None = None,
+    defocus_px: float | None = None,
+    central_stop: float = 0.0,
+    edge_px: float = 1.0,
 ) -> Complex128[np.ndarray, "N N"]:
     """Return a focused beam behind a round lens, away from its focus.
 
-    P = FFT⁻¹(A(q)·exp(i·φ(q))),  φ(q) = π·a·d/N·(q/a)², q the distance to the zero frequency in detector pixels. A is
-    1 for central_stop·a < q < a, with edges one pixel wide. In geometrical optics its rays fill a disk of radius d.
-    The centre is pixel (N // 2, N // 2), and Σ|P|² = 1.
+    P = FFT⁻¹(A(q)·exp(-i·φ(q))),  φ(q) = π·a·d/N·(q/a)², q the distance to the zero frequency in detector pixels. A is
+    1 for central_stop·a < q < a, with edges edge_px wide. In geometrical optics its rays fill a disk of radius |d|, and
+    the ray to q passes the object at r = d·q/a: behind the focus, d > 0, the detector shows the object upright, before
+    it upside down. The centre is pixel (N // 2, N // 2), and Σ|P|² = 1.
 
     Args:
         N: side.
         aperture_px: a, radius of the lens on the detector in detector pixels, at most N/2; None is N/6.
-        defocus_px: d, object pixels, either sign; 0 is in focus; None is N/6.
+        defocus_px: d, object pixels, positive behind the focus; 0 is in focus; None is N/6.
         central_stop: radius of the stop in the middle of the lens as a part of a, 0 for none, below 1.
+        edge_px: width of the edges of lens and stop, detector pixels, at least 1.
 
     Raises:
         ConfigError: an aperture, stop or defocus out of range.
@@ -169,17 +176,18 @@ def focused_probe(
     """
     a = N / 6 if aperture_px is None else aperture_px
     d = N / 6 if defocus_px is None else defocus_px
-    if not (1 <= a <= N / 2 and 0 <= central_stop < 1 and abs(d) <= N / 2):
+    if not (1 <= a <= N / 2 and 0 <= central_stop < 1 and abs(d) <= N / 2 and edge_px >= 1):
         raise ConfigError(
-            f"A lens of radius {a:g} px with a stop of {central_stop:g} and a defocus of {d:g} px in frames of {N} "
-            f"px; expected 1 to {N / 2:g}, 0 to below 1, and at most {N / 2:g}."
+            f"A lens of radius {a:g} px with a stop of {central_stop:g}, a defocus of {d:g} px and edges of "
+            f"{edge_px:g} px in frames of {N} px; expected 1 to {N / 2:g}, 0 to below 1, at most {N / 2:g}, and at "
+            "least 1."
         )
     q_line = np.fft.fftfreq(N, 1 / N)
     q = np.hypot(q_line[:, None], q_line[None, :])
-    lens = np.clip(a - q + 0.5, 0, 1)
+    lens = np.clip((a - q) / edge_px + 0.5, 0, 1)
     if central_stop > 0:
-        lens = lens * np.clip(q - central_stop * a + 0.5, 0, 1)
-    probe = np.fft.fftshift(np.fft.ifft2(lens * np.exp(1j * math.pi * a * d / N * (q / a) ** 2)))
+        lens = lens * np.clip((q - central_stop * a) / edge_px + 0.5, 0, 1)
+    probe = np.fft.fftshift(np.fft.ifft2(lens * np.exp(-1j * math.pi * a * d / N * (q / a) ** 2)))
     return np.asarray(probe / np.linalg.norm(probe))
 
 
@@ -200,7 +208,7 @@ def choose_probe(choice: str, N: int) -> Num[np.ndarray, "modes N N"]:
     if choice == "focused":
         return focused_probe(N)[None]
     if choice == "zone_plate":
-        return focused_probe(N, aperture_px=N / 3, defocus_px=N / 4, central_stop=0.5)[None]
+        return focused_probe(N, aperture_px=3 * N / 8, defocus_px=N / 4, central_stop=0.5, edge_px=N / 8)[None]
     if not Path(choice).is_file():
         raise ConfigError(
             f"There is no probe {choice!r}. Choose default, focused, zone_plate, or an NPZ file with 'probe'."

@@ -163,7 +163,7 @@ def make_trainer(
     )
 
 
-GROUPS_SHOWN = 10_000
+GROUPS_SHOWN = 6_000
 """Groups of patches of 64 px that a run without ``max_epochs`` shows the network, each as often as the others."""
 
 LEAST_EPOCHS, MOST_EPOCHS = 5, 200
@@ -181,7 +181,7 @@ def epochs_for(groups: int, N: int) -> int:
         N: side of a patch in pixels.
 
     >>> epochs_for(320, 64), epochs_for(320, 128), epochs_for(100_000, 64)
-    (32, 16, 5)
+    (19, 10, 5)
     """
     return min(max(math.ceil(GROUPS_SHOWN * 64 / N / groups), LEAST_EPOCHS), MOST_EPOCHS)
 

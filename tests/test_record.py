@@ -125,11 +125,11 @@ def test_the_digest_of_the_code_sees_the_reference_and_not_the_candidate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = manifest.digests_now()
-    sources = dict(manifest.numerical_sources())
+    sources = dict(manifest.python_sources())
     for name, seen in (("ptycho_tf_bridge/keras_reference.py", True), ("ptycho_torch/model.py", False)):
         changed = tmp_path / Path(name).name
         changed.write_bytes(sources[name].read_bytes() + b"\nX = 1\n")
-        monkeypatch.setattr(manifest, "numerical_sources", lambda name=name, file=changed: sources | {name: file})
+        monkeypatch.setattr(manifest, "python_sources", lambda name=name, file=changed: sources | {name: file})
         assert (manifest.digests_now()[manifest.CODE] != before[manifest.CODE]) is seen, name
 
 

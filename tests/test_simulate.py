@@ -210,7 +210,7 @@ def test_a_focused_probe_is_a_lens_on_the_detector_and_spreads_with_defocus() ->
         assert np.linalg.norm(focused_probe(N)) == pytest.approx(1)
     peaks = [np.abs(focused_probe(64, defocus_px=defocus)).max() for defocus in (0, 4, 10)]
     assert peaks == sorted(peaks, reverse=True)
-    for wrong in ({"aperture_px": 40}, {"central_stop": 1}, {"defocus_px": 50}):
+    for wrong in ({"aperture_px": 40}, {"central_stop": 1}, {"defocus_px": 50}, {"edge_px": 0}):
         with pytest.raises(ConfigError, match="A lens of radius"):
             focused_probe(64, **wrong)  # type: ignore[arg-type]
 

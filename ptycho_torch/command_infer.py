@@ -68,6 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     geometry.add_argument("--wavelength-m", type=positive, metavar="METRES", help="wavelength")
     geometry.add_argument("--distance-m", type=positive, metavar="METRES", help="from object to detector")
     geometry.add_argument("--pixel-m", type=positive, metavar="METRES", help="side of a detector pixel, before binning")
+    groups.add_argument(
+        "--K", type=whole, metavar="INT", help="neighbours that groups are drawn from; TensorFlow's inference has 4"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -99,6 +102,7 @@ def run(options: argparse.Namespace) -> int:
         detector_pixel_m=options.pixel_m,
         group_seed=options.group_seed,
         n_groups=options.n_groups,
+        K=options.K,
     )
     for result in results:
         height, width = result.reconstruction.object.shape

@@ -302,10 +302,11 @@ def infer(
     detector_pixel_m: float | None = None,
     group_seed: int | None = None,
     n_groups: int | None = None,
+    K: int | None = None,
 ) -> tuple[InferenceResult, ...]:
     """Reconstruct scans with a checkpoint, and write the objects.
 
-    Groups are made as for the checkpoint's training, unless ``group_seed`` or ``n_groups`` say otherwise.
+    Groups are made as for the checkpoint's training, unless ``group_seed``, ``n_groups`` or ``K`` say otherwise.
 
     Args:
         checkpoint: of training, or converted from an archive.
@@ -325,6 +326,7 @@ def infer(
         detector_pixel_m: p, likewise.
         group_seed: draws other groups, at random also where training took the scan points in sequence.
         n_groups: how many groups, for models whose groups are drawn by the sampler ``reference``.
+        K: nearest neighbours that groups are drawn from.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
@@ -336,7 +338,7 @@ def infer(
     scans = folders.scan_paths(Path(ptycho_dir))
     folders.refuse_results(output_dir, scans, overwrite=overwrite)
     module = PtychoPINN.from_checkpoint(checkpoint)
-    data = _with_groups(module.settings.data, group_seed, n_groups)
+    data = _with_groups(module.settings.data, group_seed, n_groups, K)
     output_dir.mkdir(parents=True, exist_ok=True)
     dataset = PtychoDataset(ptycho_dir, probe_dir, data_dir, settings=data)
     given = {
@@ -366,8 +368,8 @@ def infer(
     )
 
 
-def _with_groups(data: DataSettings, group_seed: int | None, n_groups: int | None) -> DataSettings:
-    """Return settings that draw other groups, or more or fewer of them."""
+def _with_groups(data: DataSettings, group_seed: int | None, n_groups: int | None, K: int | None) -> DataSettings:
+    """Return settings that draw other groups, more or fewer of them, or from other neighbours."""
     if n_groups is not None and data.group_sampler != "reference":
         raise ConfigError(
             f"n_groups = {n_groups}: this model has group_sampler = {data.group_sampler!r}, which makes "
@@ -376,7 +378,9 @@ def _with_groups(data: DataSettings, group_seed: int | None, n_groups: int | Non
         )
     if group_seed is not None:
         data = dataclasses.replace(data, group_seed=group_seed, sequential_sampling=False)
-    return data if n_groups is None else dataclasses.replace(data, n_groups=n_groups)
+    return dataclasses.replace(
+        data, n_groups=data.n_groups if n_groups is None else n_groups, K=data.K if K is None else K
+    )
 
 
 def _geometries(

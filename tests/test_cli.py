@@ -796,6 +796,7 @@ def test_infer_hands_over_what_was_asked_for(
         "infer", "run", "scans", "-o", "out", "--overwrite", "--probe-dir", "probes", "--data-dir", "map",
         "--batch-size", "8", "--weighting", "uniform", "--crop-px", "20", "--device", "cpu", "--wavelength-m", "1e-10",
         "--distance-m", "2", "--pixel-m", "75e-6", "--no-progress", "--group-seed", "45", "--n-groups", "80",
+        "--K", "4",
     )  # fmt: skip
     assert (code, err) == (0, "")
     assert out.splitlines() == [
@@ -828,6 +829,7 @@ def test_infer_hands_over_what_was_asked_for(
             "detector_pixel_m": 75e-6,
             "group_seed": 45,
             "n_groups": 80,
+            "K": 4,
         }
     ]
 
@@ -844,7 +846,7 @@ def test_the_commands_call_the_functions_that_are_there() -> None:
         ),
         inference.infer: (
             "output_dir", "probe_dir", "data_dir", "batch_size", "weighting", "crop_px", "device", "progress",
-            "overwrite", "wavelength_m", "detector_distance_m", "detector_pixel_m", "group_seed", "n_groups",
+            "overwrite", "wavelength_m", "detector_distance_m", "detector_pixel_m", "group_seed", "n_groups", "K",
         ),
     }  # fmt: skip
     for function, names in named.items():

@@ -216,13 +216,13 @@ def test_inference_takes_the_number_of_the_scan(
 
 def test_inference_draws_the_groups_that_are_asked_for() -> None:
     trained = DataSettings(group_sampler="reference", n_groups=7, sequential_sampling=True)
-    assert inference._with_groups(trained, None, None) == trained
-    drawn = inference._with_groups(trained, 45, 80)
+    assert inference._with_groups(trained, None, None, None) == trained
+    drawn = inference._with_groups(trained, 45, 80, 9)
     # In sequence, the seed would decide nothing.
-    assert (drawn.group_seed, drawn.n_groups, drawn.sequential_sampling) == (45, 80, False)
+    assert (drawn.group_seed, drawn.n_groups, drawn.K, drawn.sequential_sampling) == (45, 80, 9, False)
 
 
 def test_a_number_of_groups_is_refused_where_every_point_has_its_own() -> None:
-    assert inference._with_groups(DataSettings(), 45, None).group_seed == 45
+    assert inference._with_groups(DataSettings(), 45, None, None).group_seed == 45
     with pytest.raises(ConfigError, match=r"n_groups = 80: this model has group_sampler = 'with_centre'"):
-        inference._with_groups(DataSettings(), None, 80)
+        inference._with_groups(DataSettings(), None, 80, None)

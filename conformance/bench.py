@@ -27,7 +27,7 @@ from conformance.replay import (
     fresh_verdicts,
     package_verdicts,
     recorded_errors,
-    recorded_gains,
+    recorded_run,
     reference_verdicts,
     stored_truth_verdicts,
     train_verdicts,
@@ -266,16 +266,23 @@ class _Work:
         return TensorFlowSubject(settings, "float32", LiveReference(package, settings))
 
     @cached_property
-    def reference_gains(self) -> Gains | None:
-        """What float32 costs the reference on this case, recorded with it or measured here; None if neither."""
+    def reference_runs(self) -> list[dict[Key, Quantity]] | None:
+        """What the reference's runs on this case show, recorded with it or live; None if neither."""
         if self.planned.kind == "bundle":
-            return None if self.bundle.envelope is None else recorded_gains(self.bundle.envelope, self.measurement)
-        return None if self.keras_runs is None else widest(self.keras_runs)
+            return None if self.bundle.envelope is None else [recorded_run(self.bundle.envelope, self.measurement)]
+        return self.keras_runs
 
-    @property
+    @cached_property
+    def reference_gains(self) -> Gains | None:
+        """What float32 costs the reference on this case; None if neither recorded nor live."""
+        return None if self.reference_runs is None else widest(self.reference_runs)
+
+    @cached_property
     def envelope_verdicts(self) -> Mapping[Key, Verdict]:
-        """The recorded gains against those of the spec (clause REFERENCE); empty where none were recorded."""
-        return {} if self.reference_gains is None else envelope_verdicts(self.reference_gains, load_measured())
+        """A recorded envelope against the ceilings of the spec (clause REFERENCE); empty where none was recorded."""
+        if self.reference_runs is None:
+            return {}
+        return envelope_verdicts(self.reference_runs[0], self.truth, load_measured())
 
     @cached_property
     def package_verdicts(self) -> Mapping[Key, Verdict]:

@@ -14,6 +14,23 @@ from ptycho_torch.contract import SpecError
 Table = Mapping[str, Mapping[str, Errors]]
 """Judgement clause → stage clause → [e, m]."""
 
+SMALLEST_SUM, LARGEST_SUM = 64**2, 256**2
+"""Products in the gradient of one weight, of one image at N = 64 and at N = 256; gains are tabulated for the latter."""
+
+
+def growth(judgement: str, terms: int) -> float:
+    """Return the gain of a sum of so many terms, as a share of the tabulated one: max(terms, 64²) / 256².
+
+    A weight's gradient fed with the truth is a sum over all pixels, added one by one, and every addition rounds what
+    was summed until then. Where terms differ, the roundings add like √terms; where terms are alike, so are the
+    roundings, and they add like terms. Noise, by which a condition is measured, averages out instead. So the gain
+    grows with the size of the network: specs/README.md has the arithmetic, and what was measured.
+
+    >>> growth(GRADIENT_FORCED, 128**2), growth(GRADIENT_FREE, 128**2)
+    (0.25, 1.0)
+    """
+    return max(terms, SMALLEST_SUM) / LARGEST_SUM if judgement == GRADIENT_FORCED else 1.0
+
 
 def stage_clause(stage: str) -> str:
     """Return the clause id of a stage id: ``encoder.0.conv1`` is judged by ``encoder.{i}.conv1``.
@@ -40,7 +57,8 @@ class Gains:
     """The reference's largest errors over its condition, measured in some runs.
 
     Attributes:
-        table: judgement clause → stage clause → errors in units of κε and κ'ε.
+        table: judgement clause → stage clause → errors in units of κε and κ'ε, those of sums over pixels as
+            ``growth`` says.
     """
 
     table: Table
@@ -77,20 +95,21 @@ class Gains:
     def envelope(self, key: Key, measured: Mapping[Key, Quantity]) -> Errors:
         """Return the reference's envelope for a quantity.
 
-        A gradient running free has the rounding of its own convolution too, as it has when fed with the truth.
+        A gradient running free has the rounding of its own sum too, as it has when fed with the truth.
 
         Args:
             key: the quantity.
             measured: all quantities of the run, for their conditions.
         """
         judgement, name = key
-        found = self._times_condition(judgement, measured[key])
+        found = self.times_condition(judgement, measured[key])
         if judgement == GRADIENT_FREE:
-            found = found.largest(self._times_condition(GRADIENT_FORCED, measured[GRADIENT_FORCED, name]))
+            found = found.largest(self.times_condition(GRADIENT_FORCED, measured[GRADIENT_FORCED, name]))
         return found
 
-    def _times_condition(self, judgement: str, quantity: Quantity) -> Errors:
-        gain = self.of(judgement, quantity.stage)
+    def times_condition(self, judgement: str, quantity: Quantity) -> Errors:
+        """Return the errors that the gain of a clause and the condition of a quantity explain, in float32."""
+        gain = self.of(judgement, quantity.stage).scaled(growth(judgement, quantity.terms))
         # The reference runs in float32, whatever the candidate's convolutions run in.
         amplified = quantity.amplified.scaled(min(1.0, ONE_ULP["float32"] / ONE_ULP[quantity.unit]))
         return Errors(gain.e * amplified.e, gain.m * amplified.m)
@@ -105,6 +124,7 @@ def widest(runs: Iterable[Mapping[Key, Quantity]]) -> Gains:
             gain = Errors(0.0, 0.0)
             if amplified.e > 0:
                 gain = Errors(quantity.errors.e / amplified.e, quantity.errors.m / amplified.m)
+                gain = gain.scaled(1 / growth(judgement, quantity.terms))
             rows, clause = table.setdefault(judgement, {}), stage_clause(quantity.stage)
             rows[clause] = rows.get(clause, gain).largest(gain)
     return Gains(table)

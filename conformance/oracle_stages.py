@@ -118,6 +118,11 @@ class Stage(ABC):
             return 0.0
         return self._margin([operations.wide(array) for array in inputs], branch, constants)
 
+    def distances(self, inputs: Arrays, constants: Constants) -> np.ndarray | None:
+        """Return how far every element is from its kink, in units of the RMS; None for a stage without a ReLU."""
+        before = self._before_relu([operations.wide(array) for array in inputs], constants) if self.piecewise else None
+        return None if before is None else np.abs(before) / rms(before)
+
     def pullback(self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece) -> Pullback:
         """Pull the cotangent of the output back, on the stage's own linear piece where ``branch`` is None."""
         inputs = [operations.wide(array) for array in inputs]
@@ -132,6 +137,9 @@ class Stage(ABC):
     @abstractmethod
     def _pullback(self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece) -> Pullback:
         """Pull the cotangent back; ``branch`` is None for a smooth stage and only for one."""
+
+    def _before_relu(self, inputs: Arrays, constants: Constants) -> np.ndarray | None:
+        return None
 
     def _branch(self, inputs: Arrays, output: np.ndarray) -> np.ndarray:
         raise NotImplementedError(f"{type(self).__name__} is smooth")
@@ -226,6 +234,9 @@ class Convolution(Stage):
     def _branch(self, inputs: Arrays, output: np.ndarray) -> np.ndarray:
         return output > 0
 
+    def _before_relu(self, inputs: Arrays, constants: Constants) -> np.ndarray:
+        return self._linear(inputs, constants)
+
     def _margin(self, inputs: Arrays, branch: np.ndarray, constants: Constants) -> float:
         return _relu_margin(self._linear(inputs, constants), branch)
 
@@ -318,6 +329,9 @@ class Activation(Stage):
 
     def _branch(self, inputs: Arrays, output: np.ndarray) -> np.ndarray:
         return output > 0
+
+    def _before_relu(self, inputs: Arrays, constants: Constants) -> np.ndarray:
+        return inputs[0]
 
     def _margin(self, inputs: Arrays, branch: np.ndarray, constants: Constants) -> float:
         return _relu_margin(inputs[0], branch)

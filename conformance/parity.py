@@ -91,6 +91,7 @@ class Quantity:
         mismatch: why it cannot be compared at all; empty if it can.
         place: where it deviates most, if that was asked for.
         unit: the rounding that ``amplified`` is of.
+        terms: how many products each element sums over images, rows and columns; 1 but for gradients of weights.
     """
 
     stage: str
@@ -99,6 +100,7 @@ class Quantity:
     mismatch: str = ""
     place: Place | None = field(default=None, compare=False, repr=False)
     unit: str = "float32"
+    terms: int = 1
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ def _free(
         )
         yield (BACKWARD_FREE, name), ruler.quantity(name, [part])
     expected = {name: gradients.constants[name] for name in truth.case.weights}
-    yield from _weights(GRADIENT_FREE, run.gradients, expected, lambda: condition(ruler.products), ruler)
+    yield from _weights(truth, GRADIENT_FREE, run.gradients, expected, lambda: condition(ruler.products), ruler)
     yield from _losses("free", truth, run.losses, run.stages, lambda: condition(ruler.products), ruler)
 
 
@@ -251,7 +253,7 @@ def _forced(
         expected |= by_weight
     loss = truth.oracle.loss_pullback(truth.stages, truth.network_input, truth.loss_weights, pieces.branches["loss"])
     yield from _pulled("loss", run.pulled.get("loss", {}), loss, condition, ruler, ruler.dtype)
-    yield from _weights(GRADIENT_FORCED, run.gradients, expected, lambda: condition(ruler.products), ruler)
+    yield from _weights(truth, GRADIENT_FORCED, run.gradients, expected, lambda: condition(ruler.products), ruler)
     yield from _losses("forced", truth, run.losses, fed, lambda: condition(ruler.dtype), ruler, ruler.dtype)
 
 
@@ -285,6 +287,7 @@ def _pulled(
 
 
 def _weights(
+    truth: Truth,
     clause: str,
     found: Mapping[str, np.ndarray],
     expected: Mapping[str, np.ndarray],
@@ -300,10 +303,10 @@ def _weights(
         stage, _, kind = name.rpartition(".")
         bias = parts[f"{stage}.bias"]
         pooled = ruler.dtype == "float32" and bias.truth.size < SMALL
-        if not pooled:
-            yield (clause, name), ruler.quantity(stage, [part], axes=KERNEL)
-        elif kind == "kernel":
-            yield (clause, name), ruler.quantity(stage, [part, bias], axes=KERNEL)
+        if pooled and kind == "bias":
+            continue
+        quantity = ruler.quantity(stage, [part, bias] if pooled else [part], axes=KERNEL)
+        yield (clause, name), dataclasses.replace(quantity, terms=truth.terms(stage))
 
 
 def _losses(

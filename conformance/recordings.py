@@ -18,7 +18,7 @@ from conformance.record import Recorder, coarse_weights, keras_recorder, live_re
 from conformance.verify import archive_case
 from ptycho_tf_bridge.archive import read_archive
 from ptycho_torch.config_params import NetworkSettings
-from ptycho_torch.npz_writer import refuse_target
+from ptycho_torch.folders import refuse_target
 
 REFERENCES: dict[str, Callable[[Case], Recorder]] = {"keras": keras_recorder}
 """What ``--reference`` takes beside ``live:PACKAGE``, with the recorder of a case."""

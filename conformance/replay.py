@@ -12,7 +12,7 @@ import numpy as np
 from conformance.bundle import Bundle, rms
 from conformance.case import NOTHING_FORCED, NOTHING_FREE, Case, ForcedRun, FreeRun
 from conformance.condition import STEP, Amplified, Condition, noisy_run
-from conformance.gains import Gains, widest
+from conformance.gains import Gains
 from conformance.judge import (
     NONE,
     ONE_ULP,
@@ -34,6 +34,7 @@ from conformance.parity import (
     FLOAT64,
     FORWARD_FREE,
     FRESH,
+    GRADIENT_FORCED,
     GRADIENT_FREE,
     LOSS,
     NETWORK_CLAUSES,
@@ -43,6 +44,7 @@ from conformance.parity import (
     Measurement,
     Quantity,
 )
+from conformance.recorded_pieces import recorded_pieces
 from conformance.torch_subject import TorchSubject
 from conformance.torch_training import train_torch
 from conformance.training import TrainingRun
@@ -115,24 +117,20 @@ def reference_verdicts(bundle: Bundle, measurement: Measurement, measured: Measu
 
     A reference that has moved away from the truth is a failure, never a wider budget. Gradients are recorded without
     the linear pieces they were taken on. An envelope has their errors on those pieces, and is judged by them; where
-    there is none, they have one ceiling that covers flips of pieces in networks with drawn weights.
+    there is none, the few elements that rounding may put on another piece are found, and ceilings of the encoder, which
+    has most of them, cover flips in networks with drawn weights.
     """
-    verdicts: dict[Key, Verdict] = {}
     factor, truth, condition = measured.reference_factor, measurement.truth, measurement.condition.free("float32")
-    for (clause, name), found in recorded_errors(bundle).items():
-        if clause != FORWARD_FREE and bundle.envelope is not None:
-            continue
-        if clause == FORWARD_FREE:
-            key, stage = (clause, name), name
-            amplified = condition.stages[name].largest(rounding(truth.stages[name], "float32"))
-        else:
-            key, stage = (REFERENCE, name), name.rpartition(".")[0]
-            gradient = truth.gradients.constants[name]
-            amplified = condition.gradients[name].largest(rounding(gradient, "float32"))
-        gain = measured.gains.of(key[0], stage)
-        ceiling = Errors(max(gain.e, 1) * amplified.e, max(gain.m, 1) * amplified.m)
-        budget = Errors(ceiling.e * factor.e, ceiling.m * factor.m)
-        verdicts[REFERENCE, name] = Verdict(REFERENCE, name, found, found, budget)
+    found = recorded_errors(bundle)
+    verdicts: dict[Key, Verdict] = {}
+    for name in bundle.stages:
+        amplified = condition.stages[name].largest(rounding(truth.stages[name], "float32"))
+        ceiling = measured.gains.times_condition(FORWARD_FREE, Quantity(name, NONE, amplified)).largest(amplified)
+        mine = found[FORWARD_FREE, name]
+        verdicts[REFERENCE, name] = Verdict(REFERENCE, name, mine, mine, _times_factor(ceiling, factor))
+    if bundle.envelope is None:
+        reach = {stage: verdict.budget.e for (_, stage), verdict in verdicts.items()}
+        verdicts |= _gradient_verdicts(bundle, measurement, measured, reach)
     loss_errors = errors(
         [deviation(np.array(bundle.losses[name]), np.array(value)) for name, value in bundle.truth_losses.items()]
     )
@@ -141,6 +139,63 @@ def reference_verdicts(bundle: Bundle, measurement: Measurement, measured: Measu
     budget = Errors(factor.e * max(ceiling.e, 1) * amplified.e, factor.m * max(ceiling.m, 1) * amplified.m)
     verdicts[REFERENCE, "loss"] = Verdict(REFERENCE, "loss", loss_errors, loss_errors, budget)
     return verdicts
+
+
+def _gradient_verdicts(
+    bundle: Bundle, measurement: Measurement, measured: Measured, reach: Mapping[str, float]
+) -> dict[Key, Verdict]:
+    """Judge recorded gradients; where one fails, on the pieces that rounding may have put the reference on.
+
+    Args:
+        bundle: without an envelope.
+        measurement: of its case.
+        measured: the spec's numbers.
+        reach: stage id → how far from the truth it may be, in units of the RMS.
+    """
+    budgets = {
+        name: _times_factor(_gradient_ceiling(name, measurement, measured.gains), measured.reference_factor)
+        for name in bundle.gradients
+    }
+
+    def verdicts(gradients: Mapping[str, np.ndarray]) -> dict[str, Verdict]:
+        found = {
+            name: _sampled_errors(sampled.values, sampled.pick(gradients[name]), bundle.rms[f"grad/{name}"])
+            for name, sampled in bundle.gradients.items()
+        }
+        return {name: Verdict(REFERENCE, name, each, each, budgets[name]) for name, each in found.items()}
+
+    def shares(gradients: Mapping[str, np.ndarray]) -> dict[str, float]:
+        return {name: verdict.share for name, verdict in verdicts(gradients).items()}
+
+    truth = measurement.truth
+    judged = verdicts(truth.gradients.constants)
+    if not all(verdict.passed for verdict in judged.values()):
+        of_loss = {"loss": reach["predicted_amplitude"]}
+        explained = recorded_pieces(truth, {**reach, **of_loss}, shares)
+        judged = judged if explained is None else verdicts(explained)
+    return {(REFERENCE, name): verdict for name, verdict in judged.items()}
+
+
+def _gradient_ceiling(name: str, measurement: Measurement, gains: Gains) -> Errors:
+    """Return how far a gradient running free may be from the truth: by its history, or by its own sum."""
+    truth, stage = measurement.truth, name.rpartition(".")[0]
+    rounded = rounding(truth.gradients.constants[name], "float32")
+    amplified = measurement.condition.free("float32").gradients[name].largest(rounded)
+    history = gains.times_condition(REFERENCE, Quantity(stage, NONE, amplified)).largest(amplified)
+    if not _has_long_sums(truth):
+        return history
+    alone = measurement.condition.forced("float32").gradients[name].largest(rounded)
+    own_sum = gains.times_condition(GRADIENT_FORCED, Quantity(stage, NONE, alone, terms=truth.terms(stage)))
+    return history.largest(own_sum)
+
+
+def _has_long_sums(truth: Truth) -> bool:
+    """Whether a gradient's own sum can outgrow its history: up to N = 128 the history's ceiling holds it."""
+    return truth.case.settings.N > 128
+
+
+def _times_factor(ceiling: Errors, factor: Errors) -> Errors:
+    return Errors(ceiling.e * factor.e, ceiling.m * factor.m)
 
 
 class _Silent:
@@ -157,33 +212,26 @@ class _Silent:
         return NOTHING_FORCED
 
 
-def recorded_gains(envelope: RecordedErrors, measurement: Measurement) -> Gains:
-    """Return a recorded envelope in units of the condition, as the case's condition is measured here."""
-    conditions = measurement.of(_Silent())
-    return widest(
-        [
-            {
-                key: dataclasses.replace(each, errors=envelope.widest[key])
-                for key, each in conditions.items()
-                if key in envelope.widest
-            }
-        ]
-    )
+def recorded_run(envelope: RecordedErrors, measurement: Measurement) -> dict[Key, Quantity]:
+    """Return a recorded envelope beside the case's condition, as that is measured here."""
+    return {
+        key: dataclasses.replace(each, errors=envelope.widest.get(key, NONE), mismatch="")
+        for key, each in measurement.of(_Silent()).items()
+    }
 
 
-def envelope_verdicts(gains: Gains, measured: Measured) -> dict[Key, Verdict]:
-    """Judge the gains that a recorded envelope shows against measured ones (clause REFERENCE).
+def envelope_verdicts(run: Mapping[Key, Quantity], truth: Truth, measured: Measured) -> dict[Key, Verdict]:
+    """Judge a recorded envelope against the measured ceilings (clause REFERENCE).
 
     An envelope decides what a candidate may use. One that is wider than any that was measured is not believed.
     """
+    gains, factor = measured.gains, measured.reference_factor
     verdicts: dict[Key, Verdict] = {}
-    factor = measured.reference_factor
-    for clause, rows in gains.table.items():
-        for stage, found in rows.items():
-            known = measured.gains.of(clause, stage)
-            budget = Errors(max(known.e, 1) * factor.e, max(known.m, 1) * factor.m)
-            name = f"envelope/{clause}/{stage}"
-            verdicts[REFERENCE, name] = Verdict(REFERENCE, name, found, found, budget)
+    for (clause, name), each in run.items():
+        found = gains.envelope((clause, name), run) if _has_long_sums(truth) else gains.times_condition(clause, each)
+        budget = _times_factor(found.largest(each.amplified), factor)
+        key = REFERENCE, f"envelope/{clause}/{name}"
+        verdicts[key] = Verdict(*key, each.errors, each.errors, budget)
     return verdicts
 
 
@@ -214,9 +262,8 @@ def package_verdicts(run: Mapping[Key, Quantity], measured: Measured) -> dict[Ke
     for clause, name in sorted(run, key=lambda key: order.index(key[0])):
         quantity, amplified = run[clause, name], run[clause, name].amplified
         ceiling = measured.gains.envelope((clause, name), run).largest(amplified)
-        factor = measured.reference_factor
-        budget = Errors(ceiling.e * factor.e, ceiling.m * factor.m)
         key = REFERENCE, f"{name} ({clause})"
+        budget = _times_factor(ceiling, measured.reference_factor)
         verdicts[key] = Verdict(*key, quantity.errors, quantity.errors, budget, quantity.mismatch)
     return verdicts
 

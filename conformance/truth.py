@@ -79,6 +79,11 @@ class Truth:
         """Stage id → output."""
         return self.oracle.forward(self.network_input, self.constants)
 
+    def terms(self, stage: str) -> int:
+        """Return how many products the gradient of a weight sums: one for each image, row and column of the output."""
+        images, rows, columns, _ = self.stages[stage].shape
+        return int(images * rows * columns)
+
     @cached_property
     def losses(self) -> dict[str, float]:
         """``nll``, ``mae``, ``total``."""

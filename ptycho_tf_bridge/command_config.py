@@ -66,10 +66,11 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ConfigError: a file or a setting that cannot be; it names file, line and field.
     """
-    from ptycho_torch.npz_writer import refuse_target, replacing
+    from ptycho_torch.folders import refuse_outputs
+    from ptycho_torch.npz_writer import replacing
 
     if options.output is not None:
-        refuse_target(options.output, overwrite=options.overwrite)
+        refuse_outputs([options.output], [options.file], overwrite=options.overwrite)
     if options.as_run and options.to != "torch":
         raise ConfigError(f"--as-run belongs to --to torch, not to --to {options.to}; leave it out.")
     text, report = _translated(options.file, options.to, as_run=options.as_run)

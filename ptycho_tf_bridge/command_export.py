@@ -37,11 +37,10 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         PtychoError: a checkpoint that cannot be read or exported, or a file that is there.
     """
-    from ptycho_torch.folders import checkpoint_of
-    from ptycho_torch.npz_writer import refuse_target
+    from ptycho_torch.folders import checkpoint_of, refuse_outputs
 
     checkpoint = checkpoint_of(options.checkpoint)
-    refuse_target(options.output, overwrite=options.overwrite)
+    refuse_outputs([options.output], [checkpoint], overwrite=options.overwrite)
     # These load PyTorch.
     from ptycho_tf_bridge.command_config import report_lines
     from ptycho_tf_bridge.export import export

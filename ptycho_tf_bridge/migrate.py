@@ -24,8 +24,9 @@ from ptycho_tf_bridge.weights import to_torch
 from ptycho_torch.checkpoint import write_checkpoint
 from ptycho_torch.config_params import NetworkSettings, Settings
 from ptycho_torch.errors import one_line
+from ptycho_torch.folders import refuse_outputs
 from ptycho_torch.model import PtychoNet
-from ptycho_torch.npz_writer import refuse_target, replacing
+from ptycho_torch.npz_writer import replacing
 from ptycho_torch.settings_options import config_text
 
 CHECKPOINT = Path("checkpoints", "last.ckpt")
@@ -153,8 +154,7 @@ def convert(
         findings=findings,
     )
     files = (migration.checkpoint, migration.settings_file, migration.report, migration.report_json, migration.picture)
-    for path in files:
-        refuse_target(path, overwrite=overwrite)
+    refuse_outputs(files, [archive.path], overwrite=overwrite)
     write_checkpoint(
         migration.checkpoint,
         settings,

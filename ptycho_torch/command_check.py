@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ptycho_torch.arguments import add_probe_dir
 from ptycho_torch.errors import DataContractError
-from ptycho_torch.folders import refuse_folder, scan_paths
+from ptycho_torch.folders import distinct_stems, refuse_folder, refuse_outputs, scan_paths
 
 if TYPE_CHECKING:
     from ptycho_torch.check import Verdict
@@ -35,39 +35,39 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ConfigError: the folder of the pictures cannot be made.
     """
-    if options.plot is not None:
-        refuse_folder(options.plot)
-    passed = total = notices = 0
     conclusion: list[str] = []
+    scans: list[Path] = []
     for path in options.paths:
         try:
-            scans = scan_paths(path)
+            scans += scan_paths(path)
         except DataContractError as err:
-            total += 1
             conclusion.append(f"  {err}")
-            continue
+    pictures: dict[Path, Path] = {}
+    if options.plot is not None:
+        refuse_folder(options.plot)
+        pictures = {scan: options.plot / f"{stem}.png" for scan, stem in distinct_stems(scans).items()}
+        refuse_outputs(pictures.values(), scans, overwrite=True)
+    passed, total, notices = 0, len(conclusion) + len(scans), 0
+    if scans:
         from ptycho_torch import check
-
-        for scan in scans:
-            verdict = check.judge(scan, options.probe_dir, gridsize=options.gridsize, with_hints=options.hints)
-            print(*verdict.details(every_clause=options.verbose), sep="\n", flush=True)  # noqa: T201 - the answer
-            total += 1
-            passed += verdict.examination.passed
-            notices += sum(finding.state == "notice" for finding in verdict.examination.findings)
-            conclusion += verdict.conclusion()
-            if options.plot is not None:
-                _plot(verdict, options.plot)
+    for scan in scans:
+        verdict = check.judge(scan, options.probe_dir, gridsize=options.gridsize, with_hints=options.hints)
+        print(*verdict.details(every_clause=options.verbose), sep="\n", flush=True)  # noqa: T201 - the answer
+        passed += verdict.examination.passed
+        notices += sum(finding.state == "notice" for finding in verdict.examination.findings)
+        conclusion += verdict.conclusion()
+        if scan in pictures:
+            _plot(verdict, pictures[scan])
     more = f" ({notices} notices: -v shows them)" if notices and not options.verbose else ""
     print(f"{passed} of {total} files hold every clause{more}", *conclusion, sep="\n")  # noqa: T201 - the verdict
     return 0 if passed == total else 1
 
 
-def _plot(verdict: Verdict, folder: Path) -> None:
+def _plot(verdict: Verdict, picture: Path) -> None:
     """Write the picture of a scan whose patterns could be read."""
     from ptycho_torch.plots import plot_scan
 
     if verdict.examination.mean_counts is None:
         return
-    picture = folder / f"{verdict.path.stem}.png"
     plot_scan(verdict.examination, picture, verdict.hints)
     print(f"  picture    {picture}", file=sys.stderr, flush=True)  # noqa: T201

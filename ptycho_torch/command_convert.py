@@ -11,6 +11,7 @@ from typing import Literal
 
 from ptycho_torch.arguments import positive, whole
 from ptycho_torch.errors import ConfigError
+from ptycho_torch.folders import refuse_outputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,9 +79,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(f"{options.source}: there is no such file.")
     if options.centre is not None and options.crop is None:
         raise ConfigError("--centre says around which pixel frames are cut; say to what side: --crop N.")
-    from ptycho_torch.npz_writer import refuse_target
-
-    refuse_target(target, overwrite=options.overwrite)
+    refuse_outputs([target], [options.source], overwrite=options.overwrite)
     from ptycho_torch import convert
 
     return convert.run(options)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ptycho_torch.folders import refuse_outputs
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``evaluate``."""
@@ -28,14 +30,11 @@ def run(options: argparse.Namespace) -> int:
         PtychoError: a file that cannot be read or written, or an object that cannot be compared.
     """
     from ptycho_torch.npz import NpzFile
-    from ptycho_torch.npz_writer import refuse_target
 
-    for path in (options.reconstruction, options.truth, options.scan):
-        if path is not None:
-            NpzFile(path)
-    for path in (options.plot, options.json):
-        if path is not None:
-            refuse_target(path, overwrite=True)
+    inputs = [path for path in (options.reconstruction, options.truth, options.scan) if path is not None]
+    for path in inputs:
+        NpzFile(path)
+    refuse_outputs([path for path in (options.plot, options.json) if path is not None], inputs, overwrite=True)
     from ptycho_torch.evaluate import BORDER_PX, describe, evaluate, plot_evaluation, read_truth
     from ptycho_torch.json_numbers import write_numbers
     from ptycho_torch.products import read_reconstruction

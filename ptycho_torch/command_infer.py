@@ -80,9 +80,8 @@ def run(options: argparse.Namespace) -> int:
         PtychoError: a checkpoint or scan that cannot be read or does not fit, or files that are there.
     """
     checkpoint, scans = checkpoint_of(options.checkpoint), scan_paths(options.ptycho_dir)
-    if options.probe_dir is not None:
-        probe_paths(scans, options.probe_dir)
-    refuse_results(options.output_dir, scans, overwrite=options.overwrite)
+    probes = () if options.probe_dir is None else probe_paths(scans, options.probe_dir)
+    refuse_results(options.output_dir, scans, overwrite=options.overwrite, inputs=(checkpoint, *probes))
     from ptycho_torch import inference
 
     results = inference.infer(

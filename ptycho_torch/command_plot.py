@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from ptycho_torch.errors import DataContractError
+from ptycho_torch.folders import PICTURE_ENDINGS, distinct_stems, refuse_outputs
 
 MAX_HISTORY_BYTES = 64 * 2**20
 
@@ -30,17 +31,24 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         DataContractError: a file that is neither, or that breaks a clause.
     """
-    for path in options.paths:
-        folder = path.parent if options.output_dir is None else options.output_dir
-        folder.mkdir(parents=True, exist_ok=True)
-        for picture in _draw(path, folder, images=options.images):
+    folder: Path | None = options.output_dir
+    if folder is None:
+        targets = {path: path.with_suffix("") for path in dict.fromkeys(options.paths)}
+    else:
+        targets = {path: folder / stem for path, stem in distinct_stems(options.paths).items()}
+    endings = PICTURE_ENDINGS if options.images else PICTURE_ENDINGS[:1]
+    pictures = [target.with_name(target.name + ending) for target in targets.values() for ending in endings]
+    refuse_outputs(pictures, targets, overwrite=True)
+    for path, target in targets.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for picture in _draw(path, target, images=options.images):
             print(picture, flush=True)  # noqa: T201 - the command's answer
     return 0
 
 
-def _draw(path: Path, folder: Path, *, images: bool) -> tuple[Path, ...]:
-    """Draw one file; return the pictures."""
-    picture = folder / f"{path.stem}.png"
+def _draw(path: Path, target: Path, *, images: bool) -> tuple[Path, ...]:
+    """Draw one file; return the pictures, whose names are that of the target and an ending."""
+    picture = target.with_name(f"{target.name}.png")
     if path.suffix == ".json":
         history = _history(path)
         from ptycho_torch.pictures import plot_history
@@ -56,7 +64,7 @@ def _draw(path: Path, folder: Path, *, images: bool) -> tuple[Path, ...]:
 
         reconstruction = read_reconstruction(path)
         plot_reconstruction(reconstruction, picture)
-        return (picture, *(write_images(reconstruction, folder, path.stem) if images else ()))
+        return (picture, *(write_images(reconstruction, target.parent, target.name) if images else ()))
     if "diff3d" in keys or "diffraction" in keys:
         from ptycho_torch.plots import plot_scan
         from ptycho_torch.scan import examine

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ptycho_torch.arguments import positive, seed, whole, zero_or_more
 from ptycho_torch.errors import ConfigError
+from ptycho_torch.folders import refuse_outputs
 
 OBJECTS = ("lines", "grf", "dead_leaves", "siemens_star")
 POSITIONS = ("raster", "spiral", "random")
@@ -72,13 +73,10 @@ def run(options: argparse.Namespace) -> int:
     target: Path = options.output
     if target.suffix != ".npz":
         raise ConfigError(f"{target}: a scan has the suffix .npz.")
-    from ptycho_torch.npz_writer import refuse_target
-
-    refuse_target(target, overwrite=options.overwrite)
-    if options.plot is not None:
-        if options.plot.resolve() == target.resolve():
-            raise ConfigError(f"--plot {options.plot} is the scan itself; give the picture a name of its own.")
-        refuse_target(options.plot, overwrite=options.overwrite)
+    # A name that is no file is refused later, as no probe and no object.
+    inputs = [Path(options.probe), Path(options.object.removeprefix("image:"))]
+    outputs = [target] if options.plot is None else [target, options.plot]
+    refuse_outputs(outputs, inputs, overwrite=options.overwrite)
     from ptycho_torch import simulate
 
     return simulate.run(options)

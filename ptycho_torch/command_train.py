@@ -169,8 +169,7 @@ def _check_paths(options: argparse.Namespace, resume: Path | None) -> bool:
         PtychoError: scans, probes or settings that are not there, or an output folder with another run in it.
     """
     scans = scan_paths(options.ptycho_dir)
-    if options.probe_dir is not None:
-        probe_paths(scans, options.probe_dir)
+    probes = () if options.probe_dir is None else probe_paths(scans, options.probe_dir)
     if options.config is not None:
         read_config(options.config)
     # A run that was interrupted before its first checkpoint leaves losses, which nobody can resume.
@@ -182,6 +181,7 @@ def _check_paths(options: argparse.Namespace, resume: Path | None) -> bool:
         options.output_dir,
         resume=resume,
         overwrite=overwrite,
+        inputs=[*scans, *probes, *(path for path in (options.config, options.start_from) if path is not None)],
         remedy=f"{how} it with --overwrite, or choose another folder with -o.",
     )
     return overwrite

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,7 +22,10 @@ MAPS = Path("data/memmap")
 RUN_FILES = ("checkpoints/*.ckpt", "history.json", "history.png")
 """What a run leaves in its folder, beside the objects in ``reconstructions``."""
 
-RESULT_ENDINGS = (".npz", ".h5", ".json", ".png", "_amplitude.png", "_phase.png", "_colour.png")
+PICTURE_ENDINGS = (".png", "_amplitude.png", "_phase.png", "_colour.png")
+"""Endings of the pictures of one reconstruction; before them comes the stem of its scan."""
+
+RESULT_ENDINGS = (".npz", ".h5", ".json", *PICTURE_ENDINGS)
 """Endings of the files of one reconstruction; before them comes the stem of its scan."""
 
 # ---------------------------------------------------------------------------------------------------------- input
@@ -131,6 +135,81 @@ def refuse_folder(folder: Path) -> None:
         raise ConfigError(f"{folder}: nothing can be written in {there}; choose a folder of your own.")
 
 
+def refuse_target(target: Path, *, overwrite: bool) -> None:
+    """Raise ``ConfigError`` where a file must not be written.
+
+    Raises:
+        ConfigError: its folder is not there and cannot be made, or something is there that may not be overwritten.
+    """
+    refuse_folder(target.parent)
+    if not os.path.lexists(target):
+        return
+    if not target.is_file():
+        raise ConfigError(f"{target} is there and is no file; choose another name.")
+    if not overwrite:
+        raise ConfigError(f"{target} is there already; choose another name, or give --overwrite to replace it.")
+
+
+def refuse_outputs(outputs: Iterable[Path], inputs: Iterable[Path], *, overwrite: bool) -> None:
+    """Raise where a command must not write one of its files; before it begins.
+
+    Args:
+        outputs: files that it will write.
+        inputs: files that it reads. None of them may be replaced, whatever the name or link it goes by.
+        overwrite: whether other files may be.
+
+    Raises:
+        ConfigError: as ``refuse_target``; or an output is an input; or two outputs have one name.
+    """
+    refuse_inputs(outputs := tuple(outputs), inputs)
+    for path in outputs:
+        refuse_target(path, overwrite=overwrite)
+    places = Counter(path.resolve() for path in outputs)
+    for path in outputs:
+        if places[path.resolve()] > 1:
+            raise ConfigError(f"{path}: two outputs of this command would have this name; give each its own.")
+
+
+def refuse_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Raise where a file that a command writes or removes is one that it reads, whatever the name or link it goes by.
+
+    Raises:
+        ConfigError: which one.
+    """
+    read = {identity: path for path in inputs if (identity := _identity(path)) is not None}
+    for path in outputs:
+        identity = _identity(path)
+        if identity is not None and (source := read.get(identity)) is not None:
+            same = "" if path == source else f" ({source})"
+            raise ConfigError(f"{path} is an input of this command{same} and stays as it is; choose another output.")
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return what a file is on its disk, whatever the name or link it goes by; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def distinct_stems(paths: Iterable[Path]) -> dict[Path, str]:
+    """Name what is made of each file: its stem, where others have that too with the folders before it.
+
+    >>> list(distinct_stems([Path("run1/history.json"), Path("run2/history.json"), Path("a.npz")]).values())
+    ['run1_history', 'run2_history', 'a']
+    """
+    places = {path: path.absolute().with_suffix("").parts[1:] for path in dict.fromkeys(paths)}
+    names = dict.fromkeys(places, "")
+    for depth in range(1, 1 + max(map(len, places.values()), default=0)):
+        counts = Counter(names.values())
+        names = {
+            path: name if name and counts[name] == 1 else "_".join(places[path][-depth:])
+            for path, name in names.items()
+        }
+    return names
+
+
 def existing_folder(folder: Path) -> Path:
     """Return the folder, or the nearest above it that is there; it is on the same disk.
 
@@ -149,18 +228,21 @@ def run_files(output_dir: Path) -> tuple[Path, ...]:
     return tuple(sorted(found))
 
 
-def refuse_run(output_dir: Path, *, resume: Path | None, overwrite: bool, remedy: str = _REMEDY) -> None:
+def refuse_run(
+    output_dir: Path, *, resume: Path | None, overwrite: bool, inputs: Iterable[Path] = (), remedy: str = _REMEDY
+) -> None:
     """Raise where a new run would mix with what another run has left in its folder.
 
     Args:
         output_dir: folder of the new run.
         resume: checkpoint that it resumes, or None.
         overwrite: whether the files of the other run are to be removed.
+        inputs: other files that the run reads, which are not to be removed.
         remedy: what to do where another run is there.
 
     Raises:
-        ConfigError: another run is there; overwrite would remove the checkpoint to resume; or the folder cannot be
-            made.
+        ConfigError: another run is there; overwrite would remove the checkpoint to resume or another input; or the
+            folder cannot be made.
     """
     refuse_folder(output_dir)
     own = resume is not None and output_dir.resolve() in resume.resolve().parents
@@ -169,6 +251,7 @@ def refuse_run(output_dir: Path, *, resume: Path | None, overwrite: bool, remedy
             f"{resume}: overwrite removes the run in {output_dir}, which is the one to resume; leave one of them out."
         )
     found = run_files(output_dir)
+    refuse_inputs(found, inputs)
     if own or overwrite or not found:
         return
     names = ", ".join(str(path.relative_to(output_dir)) for path in found[:3]) + (", …" if len(found) > 3 else "")
@@ -185,23 +268,22 @@ def clear_run(output_dir: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def refuse_results(output_dir: Path, scans: Iterable[Path], *, overwrite: bool) -> None:
+def result_files(output_dir: Path, scans: Iterable[Path]) -> tuple[Path, ...]:
+    """Return all files that the reconstructions of these scans may have."""
+    return tuple(output_dir / f"{scan.stem}{ending}" for scan in scans for ending in RESULT_ENDINGS)
+
+
+def refuse_results(output_dir: Path, scans: Iterable[Path], *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
     """Raise where files of the reconstructions of these scans are there already, or cannot be written.
 
+    Args:
+        output_dir: folder of the files.
+        scans: to be reconstructed.
+        overwrite: whether files of other reconstructions may be replaced.
+        inputs: what is read beside the scans: probes and the checkpoint.
+
     Raises:
-        ConfigError: which file is there, or why there can be no such folder.
+        ConfigError: as ``refuse_outputs``.
     """
-    refuse_folder(output_dir)
-    for scan in scans:
-        for ending in RESULT_ENDINGS:
-            path = output_dir / f"{scan.stem}{ending}"
-            if not os.path.lexists(path):
-                continue
-            if path.resolve() == scan.resolve():
-                raise ConfigError(f"{path} is the scan itself; choose another output folder.")
-            if not path.is_file():
-                raise ConfigError(f"{path} is there and is no file; choose another output folder.")
-            if not overwrite:
-                raise ConfigError(
-                    f"{path} is there already; choose another output folder, or give --overwrite to replace it."
-                )
+    scans = tuple(scans)
+    refuse_outputs(result_files(output_dir, scans), (*scans, *inputs), overwrite=overwrite)

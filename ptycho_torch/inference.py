@@ -336,7 +336,8 @@ def infer(
     """
     checkpoint, output_dir = Path(checkpoint), Path(output_dir)
     scans = folders.scan_paths(Path(ptycho_dir))
-    folders.refuse_results(output_dir, scans, overwrite=overwrite)
+    probes = () if probe_dir is None else folders.probe_paths(scans, Path(probe_dir))
+    folders.refuse_results(output_dir, scans, overwrite=overwrite, inputs=(checkpoint, *probes))
     module = PtychoPINN.from_checkpoint(checkpoint)
     data = _with_groups(module.settings.data, group_seed, n_groups, K)
     output_dir.mkdir(parents=True, exist_ok=True)

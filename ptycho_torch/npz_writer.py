@@ -18,8 +18,8 @@ from typing import BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 
-from ptycho_torch.errors import ConfigError, PtychoError
-from ptycho_torch.folders import refuse_folder
+from ptycho_torch.errors import PtychoError
+from ptycho_torch.folders import refuse_target
 from ptycho_torch.system_errors import NO_SPACE, REMEDIES
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -141,21 +141,6 @@ def replacing(target: Path, *, overwrite: bool, check: Callable[[Path], object] 
     finally:
         part.unlink(missing_ok=True)
     _sync(target.parent)
-
-
-def refuse_target(target: Path, *, overwrite: bool) -> None:
-    """Raise ``ConfigError`` where a file must not be written.
-
-    Raises:
-        ConfigError: its folder is not there and cannot be made, or something is there that may not be overwritten.
-    """
-    refuse_folder(target.parent)
-    if not os.path.lexists(target):
-        return
-    if not target.is_file():
-        raise ConfigError(f"{target} is there and is no file; choose another name.")
-    if not overwrite:
-        raise ConfigError(f"{target} is there already; choose another name, or give --overwrite to replace it.")
 
 
 def _sync(folder: Path) -> None:

@@ -262,7 +262,14 @@ def main(
     if resume is not None and start_from is not None:
         raise ConfigError("resume goes on with a run and start_from begins a new one; give one of them.")
     output_dir = Path(output_dir)
-    folders.refuse_run(output_dir, resume=None if resume is None else Path(resume), overwrite=overwrite)
+    scans = folders.scan_paths(Path(ptycho_dir))
+    probes = () if probe_dir is None else folders.probe_paths(scans, Path(probe_dir))
+    folders.refuse_run(
+        output_dir,
+        resume=None if resume is None else Path(resume),
+        overwrite=overwrite,
+        inputs=[*scans, *probes, *([] if start_from is None else [Path(start_from)])],
+    )
     saved = None if resume is None else checkpoints.read_checkpoint(resume)
     settings = _settings_of(saved, settings).override(overrides)
     if saved is not None:

@@ -332,6 +332,16 @@ def test_in_float32_a_small_bias_is_pooled_with_its_kernel(measurement: Measurem
         ].mismatch == "missing"  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_gradient_says_how_many_terms_it_sums(measurement: Measurement, dtype: str) -> None:
+    """One group of four patches: 64 × 64 pixels at the network's entry, a quarter of them in the decoder's centre."""
+    found = measurement.of(Fake(measurement.truth, dtype))
+    expected = {"encoder.0.conv1": 64**2, "encoder.1.conv2": 32**2, "decoder_phase.central": 32**2}
+    for clause in (GRADIENT_FREE, GRADIENT_FORCED):
+        assert {stage: found[clause, f"{stage}.kernel"].terms for stage in expected} == expected
+    assert found[BACKWARD_FREE, "merged"].terms == 1
+
+
 def test_in_float32_losses_are_pooled_with_the_predicted_intensity(measurement: Measurement) -> None:
     size = measurement.truth.stages["predicted_intensity"].size
     for where in ("free", "forced"):

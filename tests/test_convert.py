@@ -455,13 +455,14 @@ def test_options_that_contradict_the_file_are_refused(tmp_path: Path) -> None:
 def test_nothing_is_overwritten_unless_it_is_asked_for(tmp_path: Path) -> None:
     scan = draw_scan(M, N)
     np.savez(tmp_path / "source.npz", **scan)
-    before = (tmp_path / "source.npz").read_bytes()
+    target = tmp_path / "target.npz"
+    target.write_bytes(b"before")
     with pytest.raises(ConfigError, match="--overwrite"):
-        run(tmp_path / "source.npz", tmp_path / "source.npz", "--crop", "8")
-    assert (tmp_path / "source.npz").read_bytes() == before
-    run(tmp_path / "source.npz", tmp_path / "source.npz", "--crop", "8", "--overwrite")
-    assert examine(tmp_path / "source.npz").passed
-    with np.load(tmp_path / "source.npz") as file:
+        run(tmp_path / "source.npz", target, "--crop", "8")
+    assert target.read_bytes() == b"before"
+    run(tmp_path / "source.npz", target, "--crop", "8", "--overwrite")
+    assert examine(target).passed
+    with np.load(target) as file:
         np.testing.assert_array_equal(file["diff3d"], scan["diff3d"][:, 4:12, 4:12])
     (tmp_path / "folder.npz").mkdir()
     with pytest.raises(ConfigError, match="no file"):

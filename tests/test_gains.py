@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import pytest
 
-from conformance.gains import Gains, stage_clause, widest
+from conformance.gains import Gains, growth, stage_clause, widest
 from conformance.judge import NONE, Errors
+from conformance.measured import load_measured
 from conformance.parity import (
     FORWARD_FORCED,
     FORWARD_FREE,
@@ -20,8 +21,10 @@ from conformance.parity import (
 from ptycho_torch.contract import SpecError
 
 
-def quantity(stage: str, e: float, m: float, kappa: float = 1.0, unit: str = "float32") -> Quantity:
-    return Quantity(stage, Errors(e, m), Errors(kappa, 2 * kappa), unit=unit)
+def quantity(
+    stage: str, e: float, m: float, kappa: float = 1.0, unit: str = "float32", terms: int = 256**2
+) -> Quantity:
+    return Quantity(stage, Errors(e, m), Errors(kappa, 2 * kappa), unit=unit, terms=terms)
 
 
 def test_the_clause_of_a_stage() -> None:
@@ -92,3 +95,44 @@ def test_the_envelope_is_gain_times_condition() -> None:
     assert gains().envelope((FORWARD_FREE, name), coarse) == Errors(6.0, 18.0).scaled(2.0**-13)
     fine = {(FORWARD_FREE, name): quantity(name, 0, 0, 3.0, "float64")}
     assert gains().envelope((FORWARD_FREE, name), fine) == Errors(6.0, 18.0)
+
+
+SUMS = {
+    ("n64_g1", 0, "outer.head"): (64**2, 3.18),
+    ("n64_g1", 0, "outer.conv1"): (32**2, 5.61),
+    ("n256_g1", 1, "outer.conv1"): (128**2, 63.7),
+    ("n256_g1", 1, "outer.conv2"): (128**2, 78.3),
+    ("n256_g1", 1, "outer.head"): (256**2, 481.0),
+    ("n256_g1", 2, "outer.conv1"): (128**2, 34.2),
+    ("n256_g1", 2, "outer.head"): (256**2, 64.9),
+}
+"""Graph, seed and stage of decoder_amp → terms and gain of live Keras 3.15 on one thread: e of GRADIENT-FORCED over one
+half ulp, as the envelope of `python -m conformance record --graph GRAPH --seed SEED --batch 1 -o FILE` holds it. These
+sums have terms of one sign, so their condition is that of rounding the result."""
+
+
+def test_the_gain_of_a_sum_grows_with_its_terms() -> None:
+    assert growth(GRADIENT_FORCED, 3 * 256**2) == 3.0
+    assert growth(GRADIENT_FORCED, 128**2) == 0.25
+    # The sums of a small network, and those of deep layers of a large one, cost what the largest at N = 64 do.
+    assert growth(GRADIENT_FORCED, 1) == growth(GRADIENT_FORCED, 64**2) == 1 / 16
+    assert growth(GRADIENT_FREE, 3 * 256**2) == growth(FORWARD_FORCED, 1) == 1.0
+
+
+def test_measured_sums_keep_to_the_law_and_small_ones_to_no_more_than_before() -> None:
+    measured = load_measured()
+    tabulated = measured.gains.of(GRADIENT_FORCED, "decoder_amp.outer.head").e
+    for case, (terms, gain) in SUMS.items():
+        share = gain / (measured.reference_factor.e * tabulated * growth(GRADIENT_FORCED, terms))
+        assert share < 0.65, case
+    # Independent roundings would explain a growth by √16 from N = 64 to 256, and not this one.
+    assert SUMS["n256_g1", 1, "outer.head"][1] > 16 * SUMS["n64_g1", 0, "outer.head"][1]
+
+
+def test_gains_and_envelopes_follow_the_terms() -> None:
+    """Measured on a short sum, a gain is tabulated for a long one, and comes back for the short one."""
+    key = GRADIENT_FORCED, "encoder.0.conv1.kernel"
+    short = quantity("encoder.0.conv1", 2.0, 3.0, terms=128**2)
+    table = widest([{key: short}])
+    assert table.of(GRADIENT_FORCED, "encoder.0.conv1") == Errors(8.0, 6.0)
+    assert table.envelope(key, {key: short}) == Errors(2.0, 3.0)

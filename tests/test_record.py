@@ -25,7 +25,7 @@ from conformance.manifest import manifest_member
 from conformance.measured import load_measured
 from conformance.parity import Measurement
 from conformance.record import Recorder, coarse_weights, record, write_bundle
-from conformance.replay import fresh_verdicts, recorded_gains
+from conformance.replay import fresh_verdicts, recorded_run
 from conformance.report import headline
 from conformance.torch_subject import TorchSubject
 from conformance.torch_training import train_torch
@@ -187,7 +187,7 @@ def test_a_damaged_recording_is_refused_by_name(arrays: Arrays, tmp_path: Path, 
 
 
 def failing_envelope(path: Path) -> tuple[list[str], Bench, Planned]:
-    """Judge a recording; return which of its gains are not believed."""
+    """Judge a recording; return which of its errors are not believed."""
     (planned,) = plan(str(path), None, "quick")
     bench = Bench()
     verdicts = bench.record(planned).values()
@@ -207,7 +207,7 @@ def test_gains_are_recorded_errors_over_the_condition(bundle: Bundle) -> None:
     measurement = Measurement(Truth(bundle.case), load_measured().limits)
     live = widest(reference_runs(measurement, TorchSubject("cpu", "float32"))).table
     assert bundle.envelope is not None
-    found = recorded_gains(bundle.envelope, measurement).table
+    found = widest([recorded_run(bundle.envelope, measurement)]).table
     assert found.keys() == live.keys()
     for clause, rows in live.items():
         assert found[clause].keys() == rows.keys()
@@ -228,7 +228,7 @@ def test_a_gradient_that_moved_away_shows_in_the_envelope(path: Path, monkeypatc
     case = draw_case(GRAPHS["n64_g1"], seed=5, batch=1)
     target = path.with_name("wrong.npz")
     write_bundle(target, record(case, torch_recorder(), lambda line: None), overwrite=True)
-    assert failing_envelope(target)[0] == ["envelope/GRADIENT-FORCED/encoder.{i}.conv2"]
+    assert failing_envelope(target)[0] == ["envelope/GRADIENT-FORCED/encoder.1.conv2.kernel"]
 
 
 def test_a_reference_that_cannot_be_compared_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

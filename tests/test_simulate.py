@@ -391,7 +391,7 @@ def test_a_file_that_is_there_is_kept_unless_told_otherwise(tmp_path: Path) -> N
     before = small(target)
     for arguments, words in {
         ("--seed", "1"): "is there already",
-        ("--overwrite", "--plot", str(target)): "is the scan itself",
+        ("--overwrite", "--plot", str(target)): "would have this name",
         ("--overwrite", "--probe", str(tmp_path / "none.npz")): "no probe",
     }.items():
         with pytest.raises(ConfigError, match=words):

@@ -353,7 +353,7 @@ def test_inference_takes_the_map_of_training_and_looks_at_its_outputs_first(
     infer(overwrite=True)
     assert not Path("objects/a.h5").exists()
     shutil.copy(scan, "objects/a.npz")
-    with pytest.raises(ConfigError, match="is the scan itself"):
+    with pytest.raises(ConfigError, match="is an input of this command"):
         inference.infer(result.checkpoint, "objects/a.npz", output_dir="objects", overwrite=True, progress=False)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -74,6 +74,7 @@ class Planned:
         case: of an archive, which has more to say than its file, and of a draw beside the oracle alone.
         dated: whether it says for which specification and code it holds.
         package: reference package that is judged live; None for our own Keras model.
+        live: whether live Keras may stand beside it; if not, the measured gains of the specification do.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Planned:
     case: Case | None = dataclasses.field(default=None, compare=False)
     dated: bool = False
     package: ReferencePackage | None = None
+    live: bool = True
 
 
 @dataclass(frozen=True)
@@ -205,8 +207,9 @@ CANDIDATE_ERRORS = (RuntimeError, ValueError, TypeError, LookupError, Arithmetic
 class _Work:
     """What all devices and dtypes of one case share."""
 
-    def __init__(self, planned: Planned) -> None:
+    def __init__(self, planned: Planned, on_run: Callable[[], None] = lambda: None) -> None:
         self.planned = planned
+        self._on_run = on_run
 
     @cached_property
     def bundle(self) -> Bundle:
@@ -244,7 +247,7 @@ class _Work:
             return f"recorded; envelope from {where}"
         if self.planned.kind == "drawn":
             return "the oracle"
-        if backend.is_available():
+        if self.planned.live and backend.is_available():
             package = self.planned.package
             return "Keras, live" if package is None else f"{package.name}, live: {package.label}"
         return "none; envelope from specs/measured.yaml"
@@ -252,9 +255,13 @@ class _Work:
     @cached_property
     def keras_runs(self) -> list[dict[Key, Quantity]] | None:
         """Runs of live float32 Keras on the case and on copies moved by an ulp; None where the spec stands in."""
-        if self.planned.kind == "bundle" or not backend.is_available():
+        if self.planned.kind == "bundle" or not (self.planned.live and backend.is_available()):
             return None
-        return list(reference_runs(self.measurement, self.live_subject))
+        runs = []
+        for run in reference_runs(self.measurement, self.live_subject):
+            runs.append(run)
+            self._on_run()
+        return runs
 
     @cached_property
     def live_subject(self) -> TensorFlowSubject:
@@ -313,13 +320,17 @@ class _Work:
 
 
 class Bench:
-    """Runs cases on demand and keeps what was found."""
+    """Runs cases on demand and keeps what was found.
 
-    def __init__(self) -> None:
+    Args:
+        on_run: is called after each run of a live reference, which take long.
+    """
+
+    def __init__(self, on_run: Callable[[], None] = lambda: None) -> None:
         self.reports: dict[tuple[str, str, str], CaseReport] = {}
         self.records: dict[str, Mapping[Key, Verdict]] = {}
         self.steps = StepBench()
-        self._work = cache(_Work)
+        self._work = cache(lambda planned: _Work(planned, on_run))
 
     def record(self, planned: Planned) -> Mapping[Key, Verdict]:
         """Judge the reference itself: a recording's, with the oracle against its truth, or an installed package."""

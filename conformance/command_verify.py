@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 
@@ -28,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="what the reference predicted with this model (.npz, specs/README.md); with --scan, which then is the "
         "predicted scan, the whole object is compared too",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="leave out live Keras, whose place the measured numbers of the specification take, and the whole object",
     )
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="where the converted model runs (default cpu)"
@@ -67,7 +71,8 @@ def run(options: argparse.Namespace) -> int:
             scan=options.scan,
             predictions=options.predictions,
             device=options.device,
-            tell=lambda line: print(line, file=sys.stderr, flush=True),  # noqa: T201 - a command shows its progress
+            quick=options.quick,
+            shown=True,
         )
         written = write_certificate(options.output, found)
     print(found.sentence)  # noqa: T201 - the command's answer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -131,7 +131,7 @@ def noisy_run(truth: Truth, move: Move) -> NoisyRun:
     """
     oracle, branches = truth.oracle, truth.own_branches
     network_input, constants = move(truth.network_input), _move_constants(truth.constants, move)
-    stages = _noisy_stages(truth, network_input, constants, move)
+    stages = _noisy_stages(truth, network_input, constants, move, oracle.stages)
     cotangents = {stage: np.zeros_like(output) for stage, output in stages.items()}
     from_loss = oracle.loss_pullback(stages, network_input, truth.loss_weights, branches["loss"])
     for stage, cotangent in from_loss.items():
@@ -146,14 +146,22 @@ def noisy_run(truth: Truth, move: Move) -> NoisyRun:
     return NoisyRun(stages, cotangents, gradients, oracle.losses(stages, network_input, truth.loss_weights))
 
 
-def noisy_stages(truth: Truth, move: Move) -> dict[str, np.ndarray]:
-    """Run the forward half alone of a noisy run."""
-    return _noisy_stages(truth, move(truth.network_input), _move_constants(truth.constants, move), move)
+def noisy_stages(truth: Truth, move: Move, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """Run the forward half alone of a noisy run, up to the named stages; None is all of them."""
+    oracle = truth.oracle
+    needed = set(oracle.stages if names is None else names)
+    for stage in reversed(oracle.stages):
+        if stage in needed:
+            needed.update(oracle.inputs[stage])
+    chosen = [stage for stage in oracle.stages if stage in needed]
+    return _noisy_stages(truth, move(truth.network_input), _move_constants(truth.constants, move), move, chosen)
 
 
-def _noisy_stages(truth: Truth, network_input: np.ndarray, constants: Constants, move: Move) -> dict[str, np.ndarray]:
+def _noisy_stages(
+    truth: Truth, network_input: np.ndarray, constants: Constants, move: Move, chosen: Sequence[str]
+) -> dict[str, np.ndarray]:
     stages: dict[str, np.ndarray] = {}
-    for stage in truth.oracle.stages:
+    for stage in chosen:
         stages[stage] = move(truth.oracle.evaluate(stage, truth.values_of(stage, stages, network_input), constants))
     return stages
 

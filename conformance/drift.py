@@ -318,8 +318,8 @@ def _drifts(dataclass: str, table: Mapping[str, ReferenceField], read: Mapping[s
         for kind, attributes in _KNOWN_AS.items():
             if not all(_equal(getattr(entry, each), getattr(found, each)) for each in attributes):
                 meaning = _what_default_means if kind == "default" else _what_choices_mean
-                before, now = (_shown(each, kind) for each in (entry, found))
-                yield Drift(kind, f"{dataclass}.{name}", before, now, meaning(entry, found))
+                there, here = (_shown(each, kind) for each in (entry, found))
+                yield Drift(kind, f"{dataclass}.{name}", there, here, meaning(entry, found))
         if entry.legacy != found.legacy:
             yield Drift("legacy name", f"{dataclass}.{name}", entry.legacy, found.legacy, _what_key_means(entry, found))
 

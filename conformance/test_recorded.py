@@ -15,6 +15,7 @@ import torch
 from conformance.draws import draw_case
 from conformance.measured import load_measured
 from conformance.predictions import Predictions
+from conformance.progress import Progress
 from conformance.recorded import judge_recorded
 from conformance.truth import Truth
 from ptycho_tf_bridge.weights import to_torch
@@ -46,7 +47,7 @@ def test_predictions_belong_to_one_model(is_same: bool, parity_device: str) -> N
     module.network.load_state_dict({**module.network.state_dict(), **weights})
     module.to(parity_device)
     measured = load_measured()
-    found = judge_recorded(case, predictions, None, module, measured.gains, measured)
+    found = judge_recorded(case, predictions, None, module, measured.gains, measured, Progress(1, shown=False))
     assert [each.name for each in found] == list(RECORDED)
     assert all(each.reference.passed for each in found)
     wrong = [each.converted.explain() for each in found if not each.converted.passed]

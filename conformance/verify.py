@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from conformance.bench import CANDIDATE_ERRORS, Bench, CaseReport, Planned
+from conformance.calibrate import RUNS
 from conformance.case import Case
 from conformance.draws import BOTH_LOSSES, draw_case
 from conformance.errors import ScanError
@@ -19,10 +20,12 @@ from conformance.judge import compare
 from conformance.measured import load_measured
 from conformance.parity import worst
 from conformance.predictions import Predictions, read_predictions, scan_amplitude
-from conformance.recorded import Recorded, judge_recorded
+from conformance.progress import Progress
+from conformance.recorded import Recorded, judge_recorded, runs_of_the_oracle
 from conformance.scan import GROUPS, measured_groups
 from conformance.torch_subject import CheckpointSubject
 from conformance.truth import Truth
+from ptycho_tf_bridge import backend
 from ptycho_tf_bridge.archive import Archive
 from ptycho_tf_bridge.errors import ArchiveError
 from ptycho_tf_bridge.weights import tensorflow_shapes, to_tensorflow
@@ -38,7 +41,9 @@ _TRAINING_ALONE = ("intensity_scale_trainable", "probe_trainable")
 _EXPLAINED = 1e-4
 """Largest relative difference that an explanation may leave: far above rounding, far below a wrong reading."""
 
-Tell = Callable[[str], None]
+_STAGES_UNITS = 60
+"""What judging every stage in one dtype takes, and each run of live Keras, in units of the progress: runs of the oracle
+over one group. Measured on a real archive; only the estimate of time stands on it."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,8 @@ def verify(
     scan: Path | None = None,
     predictions: Path | None = None,
     device: str = "cpu",
-    tell: Tell = lambda line: None,
+    quick: bool = False,
+    shown: bool = False,
 ) -> Verification:
     """Hold a converted model against its archive.
 
@@ -158,7 +164,8 @@ def verify(
         scan: scan file; with predictions, the one that they were made from.
         predictions: what the reference predicted with the archived model.
         device: torch device where the converted model runs.
-        tell: is told what is being done.
+        quick: leave out live Keras, and the whole object of the predictions.
+        shown: whether to show progress, on standard error.
 
     Raises:
         CheckpointError: no checkpoint, or one whose weights do not fit its settings.
@@ -175,22 +182,30 @@ def verify(
     recorded = None if predictions is None else read_predictions(predictions, archive.network)
     case, inputs = archive_case(archive, scan, recorded)
     groups = None
-    if recorded is not None and recorded.stitched is not None and scan is not None:
+    if recorded is not None and recorded.stitched is not None and scan is not None and not quick:
         groups = scan_amplitude(recorded, scan, archive.network)
     elif recorded is not None:
-        missing = "the predictions hold none" if recorded.stitched is None else "it needs the scan that was predicted"
+        missing = "left out by --quick" if quick else "it needs the scan that was predicted"
+        missing = "the predictions hold none" if recorded.stitched is None else missing
         not_compared.append(f"the stitched object: {missing}")
-    bench, planned = Bench(), Planned(case.name, "archive", archive.path, case.settings, case=case)
+    live = backend.is_available() and not quick
+    oracle_runs = 0 if recorded is None else runs_of_the_oracle(recorded, whole=groups is not None)
+    keras_runs = 1 + RUNS if live else 0
+    progress = Progress(_STAGES_UNITS * (len(DTYPES) + keras_runs) + oracle_runs, shown=shown)
+    bench = Bench(lambda: progress.advance(_STAGES_UNITS))
+    planned = Planned(case.name, "archive", archive.path, case.settings, case=case, live=live)
     reports = []
     for dtype in DTYPES:
-        tell(f"{case.name}: every stage in {dtype}, {len(case.diffraction)} groups ({inputs})")
+        beside = f", beside {keras_runs} runs of live Keras" if live and dtype == "float32" else ""
+        progress.begin(f"every stage in {dtype}{beside}, {len(case.diffraction)} groups ({inputs})")
         reports.append(bench.judge(planned, CheckpointSubject(device, dtype, checkpoint=content)))
+        progress.advance(_STAGES_UNITS)
     found: tuple[Recorded, ...] = ()
     if recorded is not None:
-        tell(f"{case.name}: {', '.join(recorded.recorded)}{', the whole object' if groups else ''} as recorded")
-        found = judge_recorded(case, recorded, groups, module, bench.gains(planned), load_measured())
+        found = judge_recorded(case, recorded, groups, module, bench.gains(planned), load_measured(), progress)
+    progress.close()
     differs = any(not verdict.passed for each in found for verdict in each.verdicts)
-    shown = CheckpointSubject(device, "float32", checkpoint=content)
+    drawn = CheckpointSubject(device, "float32", checkpoint=content)
     return Verification(
         archive=archive,
         checkpoint=Path(checkpoint),
@@ -203,7 +218,7 @@ def verify(
         recorded=found,
         cause=_cause(case, recorded) if differs and recorded is not None else "",
         not_compared=tuple(not_compared),
-        objects=(bench.truth(planned).stages["object"][..., 0], _objects(shown, case)),
+        objects=(bench.truth(planned).stages["object"][..., 0], _objects(drawn, case)),
         seconds=time.perf_counter() - started,
     )
 

@@ -15,10 +15,12 @@ from ptycho_tf_bridge.members import Members, open_members, open_members_of
 from ptycho_tf_bridge.saved_parameters import SCALE_KEY, choose_probe, choose_scale, era_of, peculiarities, settle
 from ptycho_tf_bridge.stored_model import StoredModel, read_keras_model, read_savedmodel
 from ptycho_tf_bridge.torch_bundle import is_torch_bundle, torch_bundle_error
-from ptycho_tf_bridge.unpickle import MAX_BYTES, read_pickle
+from ptycho_tf_bridge.unpickle import read_pickle
 from ptycho_torch.config_params import NetworkSettings
 from ptycho_torch.npz import listed
+from ptycho_torch.restricted_pickle import MAX_BYTES
 
+_ARCHIVE = "wts.h5.zip"
 _MANIFEST, _PARAMETERS, _KERAS, _SCALE_FILE = "manifest.dill", "params.dill", "model.keras", "model.h5"
 _SAVED_MODEL = ("saved_model.pb", "variables/variables.index")
 _PREDICTING = "diffraction_to_obj"
@@ -71,7 +73,8 @@ def read_archive(path: str | Path, *, model: str | None = None) -> Archive:
     What it is follows from what it contains, never from its name.
 
     Args:
-        path: ``wts.h5.zip`` of any year, a ``.keras`` file, a folder of a SavedModel, or an unpacked archive.
+        path: ``wts.h5.zip`` of any year, a ``.keras`` file, a folder of a SavedModel, an unpacked archive, or the
+            folder of a training, in which ``archive_of`` finds the archive.
         model: name of the stored model to take, where an archive holds several; None takes
             ``diffraction_to_obj``, which the reference predicts with, and the other one has to have the same weights.
 
@@ -79,7 +82,7 @@ def read_archive(path: str | Path, *, model: str | None = None) -> Archive:
         ArchiveError: it is damaged, hostile, of a kind that cannot be converted, or its parts contradict each other;
             the message says which and why.
     """
-    path = Path(path)
+    path = archive_of(Path(path))
     with open_members(path) as members:
         if is_torch_bundle(members):
             raise torch_bundle_error(members)
@@ -122,6 +125,20 @@ def read_archive(path: str | Path, *, model: str | None = None) -> Archive:
         missing=(*(name for name, value in given.items() if value is None), *unknown),
         notes=tuple(notes),
     )
+
+
+def archive_of(path: Path) -> Path:
+    """Return the archive that a path means: itself, or in the folder of a training ``wts.h5.zip``, else its only ZIP.
+
+    Raises:
+        ArchiveError: the folder holds several ZIP files, and none of that name.
+    """
+    if (inside := path / _ARCHIVE).is_file() or not path.is_dir():
+        return inside if inside.is_file() else path
+    found = sorted(path.glob("*.zip"))
+    if len(found) > 1:
+        raise ArchiveError(f"{path}: holds {listed([each.name for each in found])}; give one of them, not the folder.")
+    return found[0] if found else path
 
 
 # ------------------------------------------------------------------------------------------------------------- layout

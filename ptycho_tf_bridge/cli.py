@@ -22,6 +22,12 @@ PTYCHO_BRIDGE = Program(
             "turn an archive of the reference into a checkpoint, settings and a migration report",
             "ptycho-bridge convert wts.h5.zip -o converted",
         ),
+        # It verifies, so its module is of the package above this one; only its name is known here.
+        "migrate": Command(
+            "conformance.command_migrate",
+            "convert an archive, reconstruct scans with it and verify it (minutes), with one summary",
+            "ptycho-bridge migrate wts.h5.zip scans/ -o migrated",
+        ),
         "export": Command(
             "ptycho_tf_bridge.command_export",
             "turn a checkpoint into an archive that the reference loads",

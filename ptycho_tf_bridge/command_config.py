@@ -19,6 +19,7 @@ from ptycho_torch.errors import ConfigError, one_line
 FORMATS = ("torch", "tf-yaml")
 
 _TITLES: tuple[tuple[Change, str], ...] = (
+    ("unknown", "Not read: the reference drops such keys without a word"),
     ("collision", "A name that has another meaning too"),
     ("ignored", "Stated, but the reference does something else"),
     ("default", "Stated on one side alone; the other has its default"),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from ptycho_tf_bridge.archive import Archive
+    from ptycho_tf_bridge.migrate import Migration
 
 _DEFAULT = "default"
 
@@ -51,16 +52,7 @@ def run(options: argparse.Namespace) -> int:
 
     refuse_folder(options.output_dir)
     archive = read_archive(options.archive, model=options.model)
-    # This one loads PyTorch.
-    from ptycho_tf_bridge.migrate import convert
-
-    given = given_flags(options)
-    # The reference's normalisation of a given probe is a setting, and no part of the model.
-    probe_scale = given.pop("probe_scale", None)
-    if options.probe is None and probe_scale is not None:
-        raise ArchiveError("--probe-scale normalises the probe of --probe; give both, or leave it out.")
-    probe = None if options.probe is None else _probe(options.probe, archive, probe_scale)
-    migration = convert(archive, options.output_dir, probe=probe, given=given, overwrite=options.overwrite)
+    migration = converted(archive, options)
     network = migration.network
     print(  # noqa: T201 - the command's answer
         f"{archive.path}: N = {network.N}, gridsize = {network.gridsize}, {len(archive.weights)} arrays; {archive.era}"
@@ -76,6 +68,24 @@ def run(options: argparse.Namespace) -> int:
     for note in archive.notes:
         print(f"note: {note}")  # noqa: T201
     return 0
+
+
+def converted(archive: Archive, options: argparse.Namespace) -> Migration:
+    """Convert an archive as the options of the command say.
+
+    Raises:
+        PtychoError: as ``run``.
+    """
+    # This one loads PyTorch.
+    from ptycho_tf_bridge.migrate import convert
+
+    given = given_flags(options)
+    # The reference's normalisation of a given probe is a setting, and no part of the model.
+    probe_scale = given.pop("probe_scale", None)
+    if options.probe is None and probe_scale is not None:
+        raise ArchiveError("--probe-scale normalises the probe of --probe; give both, or leave it out.")
+    probe = None if options.probe is None else _probe(options.probe, archive, probe_scale)
+    return convert(archive, options.output_dir, probe=probe, given=given, overwrite=options.overwrite)
 
 
 def _probe(source: str, archive: Archive, probe_scale: float | None) -> np.ndarray:

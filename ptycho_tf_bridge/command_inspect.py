@@ -26,7 +26,8 @@ def add_archive(parser: argparse.ArgumentParser) -> None:
         "archive",
         type=Path,
         metavar="ARCHIVE",
-        help="wts.h5.zip of a training, a .keras file, or the folder of a SavedModel; recognised by its content",
+        help="wts.h5.zip of a training or the folder that holds it, a .keras file, or the folder of a SavedModel; "
+        "recognised by its content",
     )
     parser.add_argument(
         "--model", metavar="NAME", help="which stored model to take, where they differ (default diffraction_to_obj)"

@@ -62,6 +62,12 @@ __all__ = [
 ]
 
 
+_AT_THE_TOP = ("training", "model", "inference")
+"""Sections whose fields stand at the top of a YAML file, the one that is looked in first first."""
+
+_ALIKE = 0.75
+"""Likeness from which a name may be a slip for another one."""
+
 _LEAST_SHARE = 0.75
 """Of the fields of an instance, how many the table has to know to take it for one of the reference."""
 
@@ -100,12 +106,15 @@ def from_yaml(path: Path, *, as_run: bool = False) -> Translation:
         path: its size and nesting are bounded, and nothing but single values is made of it.
         as_run: take what ``ptycho_train --config FILE`` ran with in place of what the file says.
 
+    Keys that no dataclass of the reference has are reported, and change nothing: its own reader of such files drops
+    them without a word. A file in which no key is known is refused.
+
     Raises:
-        ConfigError: no such YAML, an unknown field with the nearest one, two values for one thing, or a value that
+        ConfigError: no such YAML, no field in it that the reference has, two values for one thing, or a value that
             cannot be here. It names file, line and field.
     """
     schema = load_schema()
-    fields = {field.name for field in schema.reference.values()}
+    names = {field.name for field in schema.reference.values()}
     with yaml_errors(path):
         top = yaml_pairs(path, compose_yaml(path), "the file", "fields of the reference")
         own = [name for name in ("training", "data") if name in top and isinstance(top[name][1], yaml.MappingNode)]
@@ -115,15 +124,21 @@ def from_yaml(path: Path, *, as_run: bool = False) -> Translation:
                 "fields at the top or in 'model'. ptycho-bridge config --to tf-yaml translates from ptycho-torch."
             )
         nested = yaml_pairs(path, top.pop("model")[1], "'model'", "fields of the model") if "model" in top else None
-        if nested is None and any(name in schema.counterparts["legacy"] and name not in fields for name in top):
+        if nested is None and any(name in schema.counterparts["legacy"] and name not in names for name in top):
             stated = {name: _read(at, name, node) for name, (at, node) in top.items()}
             return _translate(stated, "legacy", f"{path}", as_run=as_run)
-        stated = {}
+        stated, unknown = {}, {}
         for name, (at, node) in (nested or {}).items():
-            field = _field(at, f"model.{name}", name, "model")
-            stated[field.full_name] = _read(at, field.full_name, node)
+            field = _field(name, "model")
+            if field is None:
+                unknown[f"model.{name}"] = _Stated(_text(node), at)
+            else:
+                stated[field.full_name] = _read(at, field.full_name, node)
         for name, (at, node) in top.items():
-            field = _field(at, name, name, "training", "model", "inference")
+            field = _field(name, *_AT_THE_TOP)
+            if field is None:
+                unknown[name] = _Stated(_text(node), at)
+                continue
             entry, known = _read(at, name, node), stated.get(field.full_name)
             if known is not None and not same_value(known.value, entry.value):
                 raise ConfigError(
@@ -133,20 +148,38 @@ def from_yaml(path: Path, *, as_run: bool = False) -> Translation:
             if known is None:
                 overruled, instead = flag_wins(field, plain(entry.value))
                 stated[field.full_name] = dataclasses.replace(entry, overruled=overruled, instead=instead)
-    return _translate(stated, "tensorflow", f"{path}", as_run=as_run)
+    if unknown and not stated:
+        every = " ".join(f"{entry.at} {name!r} {_no_field(name)}" for name, entry in unknown.items())
+        raise ConfigError(f"{every} Nothing else is in the file.")
+    translation = _translate(stated, "tensorflow", f"{path}", as_run=as_run)
+    ignored = [
+        Finding(name, entry.value, "", None, "unknown", f"It {_no_field(name)}", in_effect=False)
+        for name, entry in unknown.items()
+    ]
+    return dataclasses.replace(translation, report=(*translation.report, *ignored))
 
 
 def _read(at: str, name: str, node: yaml.Node) -> _Stated:
     return _Stated(yaml_scalar(f"{at} {name!r}", node), f"{at} {name!r}")
 
 
-def _field(at: str, shown: str, name: str, *sections: str) -> ReferenceField:
+def _text(node: yaml.Node) -> str:
+    """Return what stands in the file for a key that counts for nothing."""
+    if isinstance(node, yaml.ScalarNode):
+        return str(node.value)[:80]
+    return "a list" if isinstance(node, yaml.SequenceNode) else "a mapping"
+
+
+def _field(name: str, *sections: str) -> ReferenceField | None:
     """Return the field of a name, in the first of the sections that has one."""
     fields = load_schema().reference
-    for section in sections:
-        if (field := fields.get(f"{section}.{name}")) is not None:
-            return field
-    raise ConfigError(f"{at} {shown!r} is no field of the reference; {_nearest(name, *sections)}")
+    return next((fields[f"{section}.{name}"] for section in sections if f"{section}.{name}" in fields), None)
+
+
+def _no_field(name: str) -> str:
+    """Say of an unknown key what may have been meant."""
+    bare = name.removeprefix("model.")
+    return f"is no field of the reference; {_nearest(bare, *(_AT_THE_TOP if bare == name else ('model',)))}"
 
 
 def from_dataclass(*instances: Any, as_run: bool = False) -> Translation:
@@ -411,8 +444,10 @@ def _nearest(name: str, *sections: str) -> str:
     """Give advice for a name that no field has."""
     if (elsewhere := hint(name)) is not None:
         return f"a name of the reference from elsewhere; {elsewhere.removesuffix('.')}."
+    if name in load_schema().settings:
+        return f"{name} is a setting here, for the file that this translation gives."
     known = [field.name for field in load_schema().reference.values() if field.section in sections]
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=_ALIKE)
     return f"did you mean {near[0]!r}?" if near else "remove it, or look it up in specs/configuration.yaml."
 
 

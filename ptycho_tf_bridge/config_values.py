@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 from ptycho_torch.config_schema import ReferenceField, Setting, Value, load_schema, same_value
 
-Change = Literal["same", "renamed", "converted", "default", "ignored", "collision", "not here", "not there"]
+Change = Literal["same", "renamed", "converted", "default", "ignored", "collision", "not here", "not there", "unknown"]
 """What became of a field.
 
 ``same`` and ``renamed`` keep the value; ``converted`` spells it otherwise; ``default`` is stated on one side only, the
 other has its default; ``ignored`` is stated, but the reference does something else, which is taken; ``collision`` is a
-name that means something else on the other side; ``not here`` and ``not there`` have no counterpart.
+name that means something else on the other side; ``not here`` and ``not there`` have no counterpart; ``unknown`` is a
+key of a file that the reference drops without a word.
 """
 
 KEPT: tuple[Change, ...] = ("same", "renamed", "converted")

@@ -7,7 +7,9 @@ Nothing heavy is imported here, so that a wrong path and a folder that is filled
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -15,6 +17,7 @@ from pathlib import Path
 
 from ptycho_torch.contract import violation
 from ptycho_torch.errors import CheckpointError, ConfigError
+from ptycho_torch.zip_reader import ZipReader
 
 MAPS = Path("data/memmap")
 """Holds the memory maps that no ``data_dir`` was named for, one folder for each set of scans."""
@@ -27,6 +30,9 @@ PICTURE_ENDINGS = (".png", "_amplitude.png", "_phase.png", "_colour.png")
 
 RESULT_ENDINGS = (".npz", ".h5", ".json", *PICTURE_ENDINGS)
 """Endings of the files of one reconstruction; before them comes the stem of its scan."""
+
+_OF_KERAS = frozenset({"wts.h5.zip", "model.keras", "saved_model.pb", "model.weights.h5"})
+"""Names of files that a model of the TensorFlow program is in, or is."""
 
 # ---------------------------------------------------------------------------------------------------------- input
 
@@ -87,15 +93,33 @@ def checkpoint_of(path: Path) -> Path:
     """Return the checkpoint that a path means: the file, or the last one of a run's folder.
 
     Raises:
-        CheckpointError: there is no such file.
+        CheckpointError: there is no such file, or it is a model of the TensorFlow program.
     """
     path = Path(path)
     found = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    if not (path.is_dir() and found.is_file()) and _holds_keras_model(path):
+        raise CheckpointError(
+            f"{path}: a model of the TensorFlow program; expected a checkpoint of ptycho-torch. Make one with "
+            f"`ptycho-bridge convert {path} -o converted` and give 'converted' here, or let `ptycho-bridge migrate` "
+            "convert, reconstruct and verify in one."
+        )
     if not found.is_file():
         raise CheckpointError(
             f"{found}: no such checkpoint. Training writes checkpoints/last.ckpt and checkpoints/best.ckpt."
         )
     return found
+
+
+def _holds_keras_model(path: Path) -> bool:
+    """Return True for an archive of the TensorFlow program, packed or not, and for a folder with one in it."""
+    names: list[str] = []
+    with contextlib.suppress(Exception):  # whatever is wrong with a ZIP file, it is no model then
+        if path.is_dir():
+            names = [each.name for each in itertools.islice(itertools.chain(path.iterdir(), path.glob("*/*")), 1024)]
+        else:
+            reader = ZipReader(lambda: path.open("rb", buffering=0), max_members=1024, max_directory_bytes=2**20)
+            names = [member.filename.rpartition("/")[2] for member in reader.members]
+    return not _OF_KERAS.isdisjoint(names)
 
 
 def map_folder(ptycho_dir: str | Path, data_dir: str | Path | None = None) -> Path:

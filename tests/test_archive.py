@@ -114,6 +114,22 @@ def test_an_unpacked_archive_is_the_same(tmp_path: Path) -> None:
     assert same_weights(archive, draw_weights(SETTINGS))
 
 
+def test_the_folder_of_a_training_stands_for_its_archive(tmp_path: Path) -> None:
+    path = write_reference_archive(tmp_path / "wts.h5.zip", SETTINGS)
+    (tmp_path / "prediction.npz").write_bytes(b"")
+    (tmp_path / "link.png").symlink_to(path)
+    archive = read_archive(tmp_path)
+    assert (archive.path, archive.digest) == (path, read_archive(path).digest)
+
+
+def test_of_several_archives_in_a_folder_one_has_to_be_named(tmp_path: Path) -> None:
+    one = write_reference_archive(tmp_path / "one.zip", SETTINGS)
+    assert read_archive(tmp_path).path == one
+    write_reference_archive(tmp_path / "two.zip", SETTINGS)
+    with pytest.raises(ArchiveError, match=r"holds one\.zip, two\.zip; give one of them"):
+        read_archive(tmp_path)
+
+
 def test_a_keras_file_alone_says_what_it_lacks(tmp_path: Path) -> None:
     path = tmp_path / "model.keras"
     path.write_bytes(keras_file(Graph(SETTINGS), draw_weights(SETTINGS)))

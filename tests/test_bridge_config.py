@@ -461,6 +461,27 @@ def test_the_former_name_of_n_groups_is_taken_and_reported(tmp_path: Path) -> No
     assert next(each for each in translation.report if each.field_there == "training.n_images").change == "collision"
 
 
+def test_keys_that_the_reference_drops_are_reported_all_at_once(tmp_path: Path) -> None:
+    content = "N: 64\ngridsize: 1\nnepoch: 3\nlearning_rate: 0.001\nstitch_crop_size: [20]\nmodel: {grid_size: 2}"
+    translation = from_yaml(written(tmp_path, content))
+    assert translation.settings == from_yaml(written(tmp_path, "N: 64\ngridsize: 1")).settings
+    unknown = {each.field_there: each for each in translation.report if each.change == "unknown"}
+    assert list(unknown) == ["model.grid_size", "nepoch", "learning_rate", "stitch_crop_size"]
+    assert "did you mean 'nepochs'?" in unknown["nepoch"].reason
+    assert "gridsize" in unknown["model.grid_size"].reason
+    assert "learning_rate is a setting here" in unknown["learning_rate"].reason
+    assert not any(each.in_effect for each in unknown.values())
+    lines = [*report_lines(translation.report)]
+    assert lines[1].startswith("Not read"), "what is dropped is said first"
+
+
+def test_a_file_without_any_field_is_refused_with_every_key(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"line 1: 'nepoch' is no field.*nepochs.*line 2: 'colour' is no field.*Nothing"
+    ):
+        from_yaml(written(tmp_path, "nepoch: 3\ncolour: red"))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -18,6 +19,7 @@ from reference_archives import draw_weights, write_reference_archive
 from conformance.certificate import certificate, certificate_page, pictures, write_certificate
 from conformance.cli import main
 from conformance.draws import draw_case
+from conformance.progress import Progress
 from conformance.verify import Verification, verify
 from ptycho_tf_bridge import backend
 from ptycho_torch.config_params import NetworkSettings
@@ -150,6 +152,50 @@ def test_the_command_verifies_and_fails(
     assert main(["verify", str(archive), "--checkpoint", str(wrong), "-o", str(tmp_path / "bad")]) == 1
     assert "first stage that differs is encoder.1.conv2" in capsys.readouterr().out
     assert json.loads((tmp_path / "bad" / "certificate.json").read_text())["passed"] is False
+
+
+def test_quick_leaves_keras_and_the_whole_object_out_and_says_so(tmp_path: Path) -> None:
+    case = draw_case(SETTINGS, seed=3, batch=1)
+    archive = archive_of(case)
+    C = SETTINGS.C
+    whole = {
+        "nn_indices": np.zeros((1, C), np.int64),
+        "coords_offsets": np.zeros((1, 1, 2, 1)),
+        "coords_relative": np.zeros((1, 1, 2, C)),
+        "stitched": np.zeros((20, 20, 1), np.complex64),
+        "M": np.int64(20),
+    }
+    predictions = predictions_of(case, tmp_path / "prediction.npz", **whole)
+    checkpoint = checkpoint_of(archive, tmp_path / "model.ckpt")
+    found = verify(archive, checkpoint, scan=tmp_path / "unread.npz", predictions=predictions, quick=True)
+    assert found.passed, found.sentence
+    assert found.reference == "none; envelope from specs/measured.yaml"
+    assert [each.name for each in found.recorded] == ["object", "predicted_amplitude"]
+    assert found.not_compared == ("the stitched object: left out by --quick",)
+
+
+def test_progress_is_lines_with_the_time_left_off_a_terminal_and_a_bar_on_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = itertools.count(0.0, 6.0)
+    monkeypatch.setattr("conformance.progress.time.monotonic", lambda: next(now))
+    progress = Progress(4)
+    progress.begin("the first half")
+    progress.advance()
+    progress.advance()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "  0% after 6.0 s: the first half"
+    assert lines[-1].startswith(" 50% after ")
+    assert lines[-1].endswith(" left: the first half")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    bar = Progress(4)
+    bar.begin("the whole object")
+    bar.advance(2)
+    bar.close()
+    said = capsys.readouterr().err
+    assert "the whole object" in said
+    assert "50%" in said
+    assert "\r" in said
 
 
 def test_the_command_says_in_one_line_what_it_cannot_do(

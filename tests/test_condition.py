@@ -116,6 +116,9 @@ def test_a_noisy_run_without_noise_is_the_truth(truth: Truth) -> None:
         np.testing.assert_allclose(array, truth.gradients.constants[name], rtol=1e-10, atol=1e-18)
     assert run.losses == truth.losses
     assert conditions.noisy_stages(truth, lambda array: array).keys() == truth.stages.keys()
+    few = conditions.noisy_stages(truth, lambda array: array, ["merged"])
+    assert list(few)[-1] == "merged"
+    assert all(np.array_equal(array, truth.stages[name]) for name, array in few.items())
     free = conditions._measure_free(truth, lambda array: array)
     forced = conditions._measure_forced(truth, lambda array: array, truth.oracle.stages)
     for found in (free, forced):
@@ -170,7 +173,11 @@ def test_each_input_moves_what_reads_it(truth: Truth, seen: str) -> None:
 
     done: list[tuple[int, ...]] = []
     stages = conditions._noisy_stages(
-        truth, move(truth.network_input), conditions._move_constants(truth.constants, move), lambda array: array
+        truth,
+        move(truth.network_input),
+        conditions._move_constants(truth.constants, move),
+        lambda array: array,
+        truth.oracle.stages,
     )
     changed = [name for name, array in truth.stages.items() if not np.array_equal(stages[name], array)]
     assert changed[0] == first

@@ -334,7 +334,7 @@ def test_imports_follow_the_arrow(package: str) -> None:
         ("`max_epochs = 0`", "expected 1 or more"),
         ("| `TrainingConfig` | of training | `gridsize` |", "setting gridsize of TrainingConfig"),
         ("run `ptycho-torch reconstruct`", "command ptycho-torch reconstruct"),
-        ("run `ptycho-bridge migrate`", "command ptycho-bridge migrate"),
+        ("run `ptycho-bridge upgrade`", "command ptycho-bridge upgrade"),
         ("```\npython -m ptycho_tf_bridge convert a.zip --to b\n```", "unrecognized arguments"),
         ("run `make conform`", "make conform, which is no target"),
         ('```\nmake test ARG="-x"\n```', "make ARG="),

@@ -193,6 +193,52 @@ def test_results_do_not_depend_on_the_order_of_archives(tmp_path: Path) -> None:
     assert not torch.allclose(first["a"], first["b"])
 
 
+# --------------------------------------------------------------------------------------------------------- in one go
+
+
+def test_one_command_converts_reconstructs_and_verifies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "theirs").mkdir()
+    archive = write_reference_archive(tmp_path / "theirs" / "wts.h5.zip", SETTINGS)
+    scan = write_scan(tmp_path / "scans" / "star.npz")
+    command = ["migrate", str(archive.parent), str(scan.parent), "-o", "migrated", "--quick", "--no-progress"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    for words in (
+        f"archive    {archive}",
+        "network    N = 64",
+        "object     migrated",
+        "is the archived one",
+    ):
+        assert words in said
+    named = [word.strip(":") for word in said.split() if word.startswith("migrated")]
+    assert {Path(name).name for name in named} >= {
+        *("last.ckpt", "settings.yaml", "migration.md", "star.npz", "certificate.json", "certificate.html"),
+    }
+    assert all(Path(name).is_file() for name in named)
+    assert main(command) == 1
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_an_archive_in_the_place_of_a_run_is_named_with_what_converts_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "theirs").mkdir()
+    archive = write_reference_archive(tmp_path / "theirs" / "wts.h5.zip", SETTINGS)
+    scan = write_scan(tmp_path / "star.npz")
+    (tmp_path / "alone").mkdir()
+    alone = tmp_path / "alone" / "model.keras"
+    alone.write_bytes(keras_file(Graph(SETTINGS), draw_weights(SETTINGS)))
+    for given in (archive, archive.parent, alone, alone.parent):
+        assert torch_cli.main(["infer", str(given), str(scan), "-o", str(tmp_path / "out")]) == 1
+        said = capsys.readouterr().err
+        assert f"`ptycho-bridge convert {given} -o converted`" in said
+        assert "ptycho-bridge migrate" in said
+        assert said.count("\n") == 1
+
+
 # ------------------------------------------------------------------------------------------------------------ missing
 
 

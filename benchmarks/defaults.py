@@ -257,7 +257,7 @@ def _epoch(path: str, settings: Any, folder: str) -> tuple[int, float]:
         seconds.append(time.process_time() - start)
         if number > _TIMED_BATCHES:
             break
-    return train.epochs_for(len(dataset), settings.data.N), statistics.median(seconds) * len(training)
+    return train.epochs_for(len(dataset)), statistics.median(seconds) * len(training)
 
 
 def report(rows: list[dict[str, Any]]) -> tuple[str, bool]:

@@ -21,6 +21,7 @@ from conformance.gains import Gains, widest
 from conformance.judge import Errors, Verdict, compare
 from conformance.measured import load_measured
 from conformance.parity import Key, Measurement, Quantity, envelope, first_failing_stage, judge
+from conformance.reference_package import ReferencePackage, identify
 from conformance.replay import (
     TrainingTruth,
     envelope_verdicts,
@@ -72,7 +73,7 @@ class Planned:
         training: whether it records training steps.
         case: of an archive, which has more to say than its file, and of a draw beside the oracle alone.
         dated: whether it says for which specification and code it holds.
-        package: installed reference package that is judged live; None for our own Keras model.
+        package: reference package that is judged live; None for our own Keras model.
         live: whether live Keras may stand beside it; if not, the measured gains of the specification do.
     """
 
@@ -83,7 +84,7 @@ class Planned:
     training: bool = False
     case: Case | None = dataclasses.field(default=None, compare=False)
     dated: bool = False
-    package: str | None = None
+    package: ReferencePackage | None = None
     live: bool = True
 
 
@@ -153,7 +154,7 @@ def plan(reference: str | None, scan: str | None, tier: str) -> tuple[Planned, .
     Raises:
         BundleError, DataContractError, ScanError: what is wrong with a file. A scan that breaks a clause is no
             case; its clauses are judged one by one.
-        LiveReferenceError: an installed package that cannot be driven; it names what is missing.
+        LiveReferenceError: a package that cannot be driven; it names what is missing.
     """
     live = tuple(Planned(f"keras_{name}", "live", None, GRAPHS[name]) for name in LIVE_GRAPHS[tier])
     if scan is not None:
@@ -172,13 +173,14 @@ def plan(reference: str | None, scan: str | None, tier: str) -> tuple[Planned, .
     return recorded if reference == "recorded" else (*recorded, *live)
 
 
-def _planned_package(package: str, tier: str) -> tuple[Planned, ...]:
+def _planned_package(reference: str, tier: str) -> tuple[Planned, ...]:
     from ptycho_tf_bridge.live import LiveReference
 
     names = [name for name in LIVE_GRAPHS[tier] if not GRAPHS[name].shared_amplitude_head]
     # Whether it can be driven is said before any test is listed.
-    LiveReference(package, GRAPHS[names[0]])
-    return tuple(Planned(f"{package}_{name}", "live", None, GRAPHS[name], package=package) for name in names)
+    driven = LiveReference(reference, GRAPHS[names[0]])
+    package = identify(driven.package, str(driven.builder))
+    return tuple(Planned(f"{package.name}_{name}", "live", None, GRAPHS[name], package=package) for name in names)
 
 
 def _planned_bundle(path: Path) -> Planned:
@@ -246,7 +248,8 @@ class _Work:
         if self.planned.kind == "drawn":
             return "the oracle"
         if self.planned.live and backend.is_available():
-            return "Keras, live" if self.planned.package is None else f"{self.planned.package}, live"
+            package = self.planned.package
+            return "Keras, live" if package is None else f"{package.name}, live: {package.label}"
         return "none; envelope from specs/measured.yaml"
 
     @cached_property
@@ -270,7 +273,7 @@ class _Work:
         package, settings = self.planned.package, self.planned.settings
         if package is None:
             return KerasSubject(settings)
-        return TensorFlowSubject(settings, "float32", LiveReference(package, settings))
+        return TensorFlowSubject(settings, "float32", LiveReference(package.name, settings))
 
     @cached_property
     def reference_runs(self) -> list[dict[Key, Quantity]] | None:

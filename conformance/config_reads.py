@@ -212,7 +212,7 @@ def live_reads(package: str) -> frozenset[str]:
     Patch side and grid size are arguments of the function that builds it, so they count as read.
 
     Args:
-        package: importable name, as for ``--parity-reference live:PACKAGE``.
+        package: importable name or path, as for ``--parity-reference live:PACKAGE``.
 
     Raises:
         LiveReferenceError: the package cannot be driven.
@@ -223,7 +223,7 @@ def live_reads(package: str) -> frozenset[str]:
     settings = NetworkSettings(gridsize=2, n_filters_scale=1)
     amplitude = np.ones((1, SIDE_PX, SIDE_PX, settings.C), np.float32)
     # The module is there once the package has been driven.
-    LiveReference(package, settings)
+    package = LiveReference(package, settings).package
     with recorded_parameters(sys.modules[f"{package}.params"].cfg) as recording:
         LiveReference(package, settings).run_stages(amplitude, np.zeros((1, 1, 2, settings.C), np.float32))
     return frozenset(recording.reads) | {"N", "gridsize"}

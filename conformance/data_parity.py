@@ -5,6 +5,7 @@ The reference's path is the oracle's; ours is the one that training uses.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -139,9 +140,13 @@ def draw_settings(rng: np.random.Generator, *, M: int, N: int) -> DataSettings:
     if C > M:
         gridsize, C = 1, 1
     K = int(rng.integers(C, C + 4))
-    mode = rng.choice(["some", "all", "sequential", "oversampled"]) if C > 1 else rng.choice(["some", "all"])
-    oversampled = mode == "oversampled"
-    n_groups = {"all": M, "oversampled": M + int(rng.integers(1, M))}.get(str(mode), int(rng.integers(1, M + 1)))
+    modes = ["some", "all", "sequential", "oversampled", "oversampled from all", "oversampled in sequence"]
+    mode = str(rng.choice(modes if C > 1 else modes[:2]))
+    oversampled = mode.startswith("oversampled")
+    n_groups = M if mode == "all" else int(rng.integers(1, M + 1))
+    if oversampled:
+        # Twice the seed points that suffice are all there are.
+        n_groups = M * math.comb(K + 1, C) if mode == "oversampled from all" else M + int(rng.integers(1, M))
     return DataSettings(
         N=N,
         gridsize=gridsize,
@@ -149,7 +154,7 @@ def draw_settings(rng: np.random.Generator, *, M: int, N: int) -> DataSettings:
         group_sampler="reference",
         group_seed=int(rng.integers(2**32)),
         n_groups=n_groups,
-        sequential_sampling=mode == "sequential",
+        sequential_sampling=mode in ("sequential", "oversampled in sequence"),
         enable_oversampling=oversampled,
         neighbor_pool_size=K + 1 if oversampled else None,
     )

@@ -147,7 +147,7 @@ def _split_in_front(original: Body) -> Body:
 def _with_itself(original: Body) -> Body:
     def wrong(positions_px: np.ndarray, seeds: np.ndarray, K: int) -> np.ndarray:
         right: np.ndarray = original(positions_px, seeds, K)
-        return np.concatenate([seeds[:, None], right[:, :-1]], axis=1)
+        return np.concatenate([right[:, :1], right[:, :-1]], axis=1)
 
     return wrong
 
@@ -235,7 +235,7 @@ DATA: tuple[Fault, ...] = (
         after(lambda xy: xy.astype(np.float32).astype(np.float64)),
         "positions of float32",
     ),
-    _data("a point in its own group", "groups", grouping, "_without_nearest", _with_itself, "a point in its own group"),
+    _data("a point in its own group", "groups", grouping, "_nearest", _with_itself, "a point in its own group"),
     _data(
         "seed of the groups ignored",
         "groups",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,7 +95,7 @@ def draw_groups(
     """Return (groups, C) indices: seed points, and for each some of its neighbours in random order.
 
     The draws are those of NumPy's legacy generator in the order in which the reference asks for them; oversampling
-    draws ``spare`` times the seed points that suffice.
+    draws ``spare`` times the seed points that suffice, or takes all points, or the first ones where ``sequential``.
 
     Raises:
         RefusedError: too few points or neighbours, or more groups than points without leave.
@@ -107,7 +107,10 @@ def draw_groups(
         pool = K if pool_size is None else pool_size
         if not oversampling or pool < C:
             raise RefusedError(f"{n_groups} groups of {M} points")
-        return _oversample(np.random.RandomState(seed), positions_px, C, pool, n_groups, spare)
+        draw = np.random.RandomState(seed)
+        count = min(spare * math.ceil(n_groups / math.comb(pool, C)), M)
+        points = range(count) if sequential or count == M else draw.choice(M, count, replace=False)
+        return _oversample(draw, positions_px, C, pool, n_groups, points)
     if C > 1 and K < C:
         raise RefusedError(f"K = {K} for groups of {C}")
     draw = np.random.RandomState(seed)
@@ -175,13 +178,12 @@ def subsampled_groups(
 
 
 def _oversample(
-    draw: np.random.RandomState, positions_px: np.ndarray, C: int, pool: int, n_groups: int, spare: int
+    draw: np.random.RandomState, positions_px: np.ndarray, C: int, pool: int, n_groups: int, points: Iterable[int]
 ) -> np.ndarray:
-    M = len(positions_px)
-    seeds = draw.choice(M, min(spare * math.ceil(n_groups / math.comb(pool, C)), M), replace=False)
     candidates: list[tuple[int, ...]] = []
-    for point in seeds:
-        candidates += itertools.combinations(neighbours(positions_px, int(point), pool).tolist(), C)
+    for point in points:
+        near = [each for each in neighbours(positions_px, int(point), pool).tolist() if each != point]
+        candidates += itertools.combinations(near if len(near) >= C else [int(point), *near], C)
         if len(candidates) >= 2 * n_groups:
             break
     candidates = candidates[: 2 * n_groups]

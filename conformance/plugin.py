@@ -68,9 +68,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--parity-reference",
         metavar="keras|live:PACKAGE|recorded|PATH.npz",
-        help="judge against live Keras alone, against an installed reference package, which is judged too "
-        "(live:ptycho), against the embedded recordings alone, or against one recording alone (default: the embedded "
-        "recordings, and live Keras where TensorFlow is installed)",
+        help="judge against live Keras alone, against a reference package, which is judged too (installed, "
+        "live:ptycho, or of a checkout, live:/src/PtychoPINN), against the embedded recordings alone, or against one "
+        "recording alone (default: the embedded recordings, and live Keras where TensorFlow is installed)",
     )
     group.addoption(
         "--parity-scan",
@@ -80,9 +80,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--parity-tf-config",
-        metavar="PACKAGE.MODULE",
-        help="hold the dataclasses of an installed TensorFlow reference, for example ptycho.config.config, against "
-        "specs/configuration.yaml, and list every drift",
+        metavar="PACKAGE.MODULE|PATH",
+        help="compare the dataclasses of a TensorFlow reference (installed, ptycho.config.config, or the path of a "
+        "checkout) with specs/configuration.yaml, and list every drift and what it means; with --parity-report also "
+        "configuration.md, a row for each field",
     )
     group.addoption(
         "--parity-report",
@@ -148,6 +149,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_NOTES] = []
     if getattr(config.option, "numprocesses", None) and _is_asked_for(config.args):
         raise pytest.UsageError("-n: one measurement serves many tests, so they run in one process; leave -n out.")
+    if _is_asked_for(config.args):
+        from ptycho_tf_bridge.start import mixed_up
+
+        if line := mixed_up():
+            raise pytest.UsageError(line.removeprefix("error: "))
     report = config.getoption("--parity-report")
     if report:
         try:
@@ -283,6 +289,7 @@ def planned_cases(config: pytest.Config) -> tuple[Planned, ...]:
         except PtychoError as err:
             raise pytest.UsageError(str(err)) from err
         config.stash[_PLAN] = cases
+        config.stash[_NOTES] += [str(each) for each in {case.package for case in cases if case.package is not None}]
     return config.stash[_PLAN]
 
 
@@ -486,6 +493,7 @@ def _outcome(
         devices=_devices(config),
         command=shlex.join(["pytest", *map(str, config.invocation_params.args)]),
         digests=config.stash.get(_DIGESTS, None),
+        package=next((case.package for case in config.stash.get(_PLAN, ()) if case.package is not None), None),
     )
 
 

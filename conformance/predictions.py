@@ -43,6 +43,12 @@ _BESIDE = ("intensity_scale", "loss", "val_loss", "seconds")
 _REQUIRED = ("X", "offsets", "object")
 _STITCHING = ("nn_indices", "coords_offsets", "coords_relative", "stitched")
 
+_FOLDED_PATCHES = 64
+"""Patches a call from which on the reference merges a batch into one object (REF-01)."""
+
+_KERAS_BATCH = 32
+"""Groups that Keras predicts at once unless it is told otherwise; the reference's inference does not."""
+
 _SAME_POSITION_PX = 1e-3
 _SAME_AMPLITUDE = 1e-4
 """Largest difference, in units of the RMS, between amplitude of one scan that was normalised in float32 or float64."""
@@ -109,6 +115,7 @@ def read_predictions(path: Path, network: NetworkSettings) -> Predictions:
             f"{path}: found {', '.join(stitching)} without {missing}; a stitched object needs all of them. "
             "Add what is missing, or drop the others."
         )
+    _refuse_folded(file, network)
     found = _arrays(file, network)
     recorded = {"object": found["object"]}
     if "amplitude" in found:
@@ -120,6 +127,30 @@ def read_predictions(path: Path, network: NetworkSettings) -> Predictions:
         recorded=recorded,
         stitched=_stitched(path, found, network) if stitching else None,
     )
+
+
+def _refuse_folded(file: NpzFile, network: NetworkSettings) -> None:
+    """Refuse predictions of fewer objects than groups that are few because whole batches became one (REF-01)."""
+    shapes = file.header("X").shape, file.header("object").shape
+    if not network.object_big or not all(shapes):
+        return
+    groups, objects = (shape[0] for shape in shapes)
+    batches = (_KERAS_BATCH, *range(1, groups + 1))
+    batch = next((size for size in batches if _objects_of(groups, size, network.C) == objects < groups), None)
+    if batch is not None:
+        raise PredictionsError(
+            f"{file.path}: key 'object' holds {objects} objects for {groups} groups, as the reference returns them "
+            f"from batches of {batch}: from {_FOLDED_PATCHES} patches a call on, it merges all groups of a batch into "
+            "one object (REF-01), in its inference script too, and what it stitches of them is no reconstruction. "
+            f"Predict again with at most {max((_FOLDED_PATCHES - 1) // network.C, 1)} groups a call; "
+            "docs/migration.md has a script."
+        )
+
+
+def _objects_of(groups: int, batch: int, C: int) -> int:
+    """Return how many objects the reference returns for groups of C patches, predicted in batches."""
+    full, rest = divmod(groups, batch)
+    return sum(1 if size * C >= _FOLDED_PATCHES else size for size in [batch] * full + [rest])
 
 
 def _arrays(file: NpzFile, network: NetworkSettings) -> dict[str, np.ndarray]:

@@ -24,6 +24,7 @@ from conformance.keras_subject import KerasSubject
 from conformance.manifest import RecordedErrors, envelope_member, manifest_member
 from conformance.measured import load_measured
 from conformance.parity import Key, Measurement, Quantity, Subject, envelope
+from conformance.reference_package import identify
 from conformance.tensorflow_subject import TensorFlowSubject
 from conformance.training import TrainingRun, Trajectory
 from conformance.truth import Truth
@@ -73,21 +74,16 @@ def keras_recorder(case: Case) -> Recorder:
 
 
 def live_recorder(case: Case, package: str) -> Recorder:
-    """Return an installed reference package for a case. How it trains is its own affair, and is not recorded.
+    """Return a reference package, by name or path, for a case. How it trains is its own affair, and is not recorded.
 
     Raises:
         BackendMissingError: no TensorFlow.
         LiveReferenceError: no such package, or one that cannot be driven.
     """
-    try:
-        version = metadata.version(package)
-    except metadata.PackageNotFoundError:
-        version = "of unknown version"
-    return Recorder(
-        TensorFlowSubject(case.settings, "float32", LiveReference(package, case.settings)),
-        None,
-        _provenance(f"{package} {version}"),
-    )
+    driven = LiveReference(package, case.settings)
+    about = identify(driven.package)
+    reference = f"{about.name} {about.known_as}, sha256 {about.sha256}"
+    return Recorder(TensorFlowSubject(case.settings, "float32", driven), None, _provenance(reference))
 
 
 def _provenance(reference: str) -> dict[str, str]:

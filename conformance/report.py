@@ -30,6 +30,7 @@ from conformance.parity import (
     Key,
     worst,
 )
+from conformance.reference_package import ReferencePackage
 from conformance.report_page import report_page
 
 SCHEMA = "report.json"
@@ -214,6 +215,7 @@ class Outcome:
         devices: torch devices that were judged.
         command: the command line.
         digests: of the numerical sources and of the specification when the run began; None takes those of now.
+        package: of the reference that was driven live; None for none.
     """
 
     exit_status: int
@@ -224,6 +226,7 @@ class Outcome:
     devices: tuple[str, ...] = ("cpu",)
     command: str = ""
     digests: tuple[str, str] | None = None
+    package: ReferencePackage | None = None
 
     def count(self, outcome: str) -> int:
         """Return how many tests had an outcome."""
@@ -289,6 +292,7 @@ def as_json(bench: Bench, outcome: Outcome) -> dict[str, Any]:
         "numerical_digest": numerical,
         "spec_digest": specified,
         "versions": versions(),
+        **({} if outcome.package is None else {"package": dataclasses.asdict(outcome.package)}),
         "tests": {
             "exit_status": outcome.exit_status,
             **{state: outcome.count(state) for state in OUTCOMES},

@@ -89,7 +89,7 @@ def _numbers(**numbers: float) -> Arrays:
 
 
 def _found(derived: DerivedSettings) -> Arrays:
-    return _numbers(**dataclasses.asdict(derived))
+    return _numbers(**{name: value for name, value in vars(derived).items() if name != "nphotons_source"})
 
 
 def _combinations() -> Iterator[tuple[str, Given]]:

@@ -53,6 +53,8 @@ SAMPLINGS: Mapping[str, tuple[int, DataSettings]] = {
     "oversampled, another seed": (POINTS, dataclasses.replace(_OVERSAMPLED, group_seed=6)),
     "oversampled from a pool": (POINTS, dataclasses.replace(_OVERSAMPLED, neighbor_pool_size=7)),
     "oversampled many times": (POINTS, dataclasses.replace(_OVERSAMPLED, K=4, n_groups=3 * POINTS)),
+    "oversampled from every point": (POINTS, dataclasses.replace(_OVERSAMPLED, n_groups=3 * POINTS)),
+    "oversampled in sequence": (POINTS, dataclasses.replace(_OVERSAMPLED, sequential_sampling=True)),
 }
 """Name → points of the scan, and settings."""
 

@@ -12,7 +12,9 @@ import pytest
 
 from conformance.bench import NO_TENSORFLOW
 from conformance.config_reads import Reads, findings, keras_reads, legacy_findings, live_reads, torch_reads
-from conformance.drift import CLAUSES, DATACLASSES, Drift, drifts, has_legacy_names, import_reference
+from conformance.drift import CLAUSES, DATACLASSES, Drift, as_markdown, compare, has_legacy_names, import_reference
+from conformance.json_files import write_text
+from conformance.reference_package import identify
 from ptycho_tf_bridge import backend
 from ptycho_tf_bridge.config import (
     KEPT,
@@ -49,11 +51,15 @@ def reference(request: pytest.FixtureRequest) -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def found(reference: ModuleType, parity_notes: list[str]) -> tuple[Drift, ...]:
-    """Return every drift, each of which the summary lists too."""
-    every = drifts(reference)
-    parity_notes += [f"{reference.__name__}: {len(every)} drifts from specs/configuration.yaml", *map(str, every)]
-    return every
+def found(reference: ModuleType, parity_notes: list[str], request: pytest.FixtureRequest) -> tuple[Drift, ...]:
+    """Return every drift, each of which the summary lists too; the report gets a page with every field."""
+    compared = compare(reference)
+    about = str(identify(reference.__name__.partition(".")[0]))
+    count = f"{len(compared.drifts)} drifts from specs/configuration.yaml in {len(compared.fields)} fields"
+    parity_notes += [about, f"{reference.__name__}: {count}", *map(str, compared.drifts)]
+    if directory := request.config.getoption("--parity-report"):
+        write_text(Path(directory) / "configuration.md", as_markdown(about, compared))
+    return compared.drifts
 
 
 @pytest.mark.parity_tf_config

@@ -205,7 +205,7 @@ def verify(
         found = judge_recorded(case, recorded, groups, module, bench.gains(planned), load_measured(), progress)
     progress.close()
     differs = any(not verdict.passed for each in found for verdict in each.verdicts)
-    shown = CheckpointSubject(device, "float32", checkpoint=content)
+    drawn = CheckpointSubject(device, "float32", checkpoint=content)
     return Verification(
         archive=archive,
         checkpoint=Path(checkpoint),
@@ -218,7 +218,7 @@ def verify(
         recorded=found,
         cause=_cause(case, recorded) if differs and recorded is not None else "",
         not_compared=tuple(not_compared),
-        objects=(bench.truth(planned).stages["object"][..., 0], _objects(shown, case)),
+        objects=(bench.truth(planned).stages["object"][..., 0], _objects(drawn, case)),
         seconds=time.perf_counter() - started,
     )
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from ptycho_tf_bridge.cli import main
+from ptycho_tf_bridge.start import run_bridge
 
-sys.exit(main())
+sys.exit(run_bridge())

@@ -15,9 +15,10 @@ from ptycho_tf_bridge.members import Members, open_members, open_members_of
 from ptycho_tf_bridge.saved_parameters import SCALE_KEY, choose_probe, choose_scale, era_of, peculiarities, settle
 from ptycho_tf_bridge.stored_model import StoredModel, read_keras_model, read_savedmodel
 from ptycho_tf_bridge.torch_bundle import is_torch_bundle, torch_bundle_error
-from ptycho_tf_bridge.unpickle import MAX_BYTES, read_pickle
+from ptycho_tf_bridge.unpickle import read_pickle
 from ptycho_torch.config_params import NetworkSettings
 from ptycho_torch.npz import listed
+from ptycho_torch.restricted_pickle import MAX_BYTES
 
 _ARCHIVE = "wts.h5.zip"
 _MANIFEST, _PARAMETERS, _KERAS, _SCALE_FILE = "manifest.dill", "params.dill", "model.keras", "model.h5"

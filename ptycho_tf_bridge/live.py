@@ -1,4 +1,4 @@
-"""An installed TensorFlow reference package, driven as it is: its model is built, and every stage of it read.
+"""A TensorFlow reference package, driven as it is: its model is built, and every stage of it read.
 
 Nothing of the package is copied, and it is imported only when its name is given. It keeps its settings in one
 dictionary for the whole process, and its scale in a cache of its own; both are put back as they were after every use.
@@ -10,10 +10,14 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import json
+import logging
 import math
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +27,7 @@ from ptycho_tf_bridge.backend import keras, tensorflow
 from ptycho_tf_bridge.errors import ArchiveError, LiveReferenceError
 from ptycho_tf_bridge.keras_graph import Graph, find_roles, read_graph
 from ptycho_tf_bridge.keras_reference import MAX_PATCHES_PER_CALL, OnStage, keep
+from ptycho_tf_bridge.reference_path import import_name
 from ptycho_tf_bridge.weights import check_weights, tensorflow_shapes, weight_table
 from ptycho_torch.config_params import NetworkSettings
 from ptycho_torch.errors import one_line
@@ -56,8 +61,34 @@ _INPUTS = ("input", "input_positions")
 _ADVICE = "Name a package of the TensorFlow reference, at a commit since February 2026."
 
 
+@dataclass(frozen=True)
+class Builder:
+    """The function of a package that builds its model.
+
+    Attributes:
+        call: of keywords ``gridsize`` and ``N``; returns Keras models.
+        module: that it stands in.
+        same: further functions there that give the same model, for example compiled.
+    """
+
+    call: Callable[..., Any]
+    module: str
+    same: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Name it, and what was not taken."""
+        others = f" ({', '.join(self.same)}: the same model)" if self.same else ""
+        return f"{self.module}.{self.call.__name__}{others}"
+
+
+_BUILDERS: weakref.WeakKeyDictionary[ModuleType, Builder] = weakref.WeakKeyDictionary()
+"""Model module → its builder, since each try builds a model."""
+
+_LOGGER = logging.getLogger(__name__)
+
+
 class LiveReference:
-    """One model of an installed reference package.
+    """One model of a reference package.
 
     The package reads its dictionary while it builds, so the dictionary is filled first: the dataclasses through
     ``update_legacy_dict``, then what only the dictionary has, then the factory is called.
@@ -66,7 +97,7 @@ class LiveReference:
     therefore called for few groups at a time; every other layer sees the whole batch.
 
     Args:
-        package: importable name, normally ``ptycho``.
+        package: importable name, normally ``ptycho``, or the path of a checkout; ``package`` is then its name.
         settings: of the network.
 
     Raises:
@@ -84,6 +115,7 @@ class LiveReference:
                 "take settings without it."
             )
         tensorflow()
+        package = import_name(package)
         self.package, self.settings = package, settings
         self._params = _module(package, "params")
         self._config = _module(package, "config.config")
@@ -158,33 +190,67 @@ class LiveReference:
             return made(**fields)
 
     def _build(self) -> Any:
-        """Call the one function of the package's model module that takes gridsize and N."""
-        factories = [
-            value
-            for name, value in vars(self._model_module).items()
-            if inspect.isfunction(value)
-            and not name.startswith("_")
-            and value.__module__ == self._model_module.__name__
-            and {"gridsize", "N"} <= set(inspect.signature(value).parameters)
-        ]
-        named = [each for each in factories if "model" in each.__name__]
-        factories = named if len(factories) > 1 else factories
-        if len(factories) != 1:
-            names = ", ".join(each.__name__ for each in factories) or "none"
+        """Build the model by the function of the package's model module that does; the first time, find it."""
+        if self._model_module not in _BUILDERS:
+            return self._find_builder()
+        return self._whole_model(_BUILDERS[self._model_module].call)
+
+    def _find_builder(self) -> Any:
+        """Try every public function that needs gridsize and N alone; keep the one that gives the model.
+
+        Of several that give the same graph, one that does not compile it is taken, the first in the file.
+
+        Raises:
+            LiveReferenceError: none gives it, or they give different ones.
+        """
+        module = self._model_module.__name__
+        tried = list(dict.fromkeys(each for each in vars(self._model_module).values() if _may_build(each, module)))
+        models, refused = {}, []
+        for function in tried:
+            try:
+                # Each finds the dictionary as if it were the first.
+                with self._configured():
+                    models[function] = self._whole_model(function)
+            except LiveReferenceError as err:
+                refused.append(str(err).removesuffix(f". {_ADVICE}"))
+        if not models:
+            found = "; ".join(each.removeprefix(f"live:{self.package}: ") for each in refused)
+            names = ", ".join(each.__name__ for each in tried) or "none"
             raise self._lacks(
-                f"{self._model_module.__name__} has {len(factories)} functions that take gridsize and N ({names}); "
-                "expected one that builds the model"
+                f"{module} has {len(tried)} functions that take gridsize and N ({names}), and none builds the model"
+                f"{': ' if found else ''}{found}"
             )
-        with _their_errors(self.package, f"{factories[0].__name__} of {self._model_module.__name__}"):
-            made = factories[0](gridsize=self.settings.gridsize, N=self.settings.N)
+        graphs = {function: _shape_of(model) for function, model in models.items()}
+        if len(set(graphs.values())) > 1:
+            names = ", ".join(each.__name__ for each in models)
+            raise self._lacks(
+                f"{module} has {len(models)} functions that build a model from diffraction to diffraction, and not the "
+                f"same one ({names}); expected one model"
+            )
+        call = min(models, key=lambda each: bool(models[each].compiled))
+        builder = Builder(call, module, tuple(each.__name__ for each in models if each is not call))
+        _LOGGER.info("live:%s: the model is built by %s", self.package, builder)
+        _BUILDERS[self._model_module] = builder
+        return models[call]
+
+    @property
+    def builder(self) -> Builder:
+        """The function that built the model."""
+        return _BUILDERS[self._model_module]
+
+    def _whole_model(self, build: Callable[..., Any]) -> Any:
+        """Call a function of the package; return that of its Keras models that goes from diffraction to diffraction."""
+        name = f"{build.__name__} of {self._model_module.__name__}"
+        with _their_errors(self.package, name):
+            made = build(gridsize=self.settings.gridsize, N=self.settings.N)
         models = [each for each in _flat(made) if isinstance(each, keras().Model)]
         whole = [each for each in models if _classes(each) >= {*_PHYSICS.values()}]
         if not whole:
             most = max((_classes(each) for each in models), key=len, default=set())
             missing = ", ".join(sorted({*_PHYSICS.values()} - most))
             raise self._lacks(
-                f"{factories[0].__name__} of {self._model_module.__name__} gave {len(models)} Keras models, none of "
-                f"which goes from diffraction to diffraction; missing layers: {missing}"
+                f"{name} gave {len(models)} Keras models, none of which goes from diffraction to diffraction; missing "
+                f"layers: {missing}"
             )
         return whole[0]
 
@@ -382,6 +448,30 @@ def _attribute(package: str, module: ModuleType, name: str, kind: Any) -> Any:
             f"live:{package}: {module.__name__}.{name} {found}; expected the reference's. Check the package's version."
         )
     return value
+
+
+def _may_build(value: Any, module: str) -> bool:
+    """Whether a value of a module is a public function of its own that can be called with gridsize and N alone."""
+    if not inspect.isfunction(value) or value.__name__.startswith("_") or value.__module__ != module:
+        return False
+    parameters = inspect.signature(value).parameters
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return all(name in parameters and parameters[name].kind in named for name in ("gridsize", "N")) and all(
+        each.default is not inspect.Parameter.empty or each.kind in optional or name in ("gridsize", "N")
+        for name, each in parameters.items()
+    )
+
+
+def _shape_of(model: Any) -> str:
+    """Return what a model is made of: kinds, arguments and connections of its layers, without their numbered names."""
+    graph = read_graph(model.to_json().encode(), "model")
+    numbers = {name: number for number, name in enumerate(graph.layers)}
+    layers = [
+        (each.kind, {**each.config, "name": ""}, [numbers[name] for name in each.inputs], each.slices)
+        for each in graph.layers.values()
+    ]
+    return json.dumps([layers, [numbers[name] for name in graph.outputs]], sort_keys=True, default=str)
 
 
 def _classes(model: Any) -> set[str]:

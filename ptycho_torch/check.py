@@ -16,6 +16,7 @@ from ptycho_torch.contract import load_contract
 from ptycho_torch.errors import DataContractError
 from ptycho_torch.folders import probe_paths
 from ptycho_torch.grouping import group_scan
+from ptycho_torch.photons import METADATA, normalised_notice
 from ptycho_torch.preparation import derive, median_step
 from ptycho_torch.scan import Examination, Finding, Scan, examine, read_probe
 
@@ -50,7 +51,12 @@ def scan_numbers(scan: Scan, mean_energy: float, gridsize: int) -> tuple[str, ..
     members = positions[group_scan(positions, settings)]  # (L, C, 2)
     reach = np.abs(members - members.mean(axis=1, keepdims=True)).max(axis=(1, 2))
     derived = derive(
-        mean_counts=mean_energy, step_px=median_step(positions), reach_px=reach, gridsize=settings.gridsize
+        mean_counts=mean_energy,
+        step_px=median_step(positions),
+        reach_px=reach,
+        gridsize=settings.gridsize,
+        nphotons=scan.nphotons,
+        nphotons_source=f"of {METADATA} in the scan",
     )
     return derived.describe()
 
@@ -102,6 +108,8 @@ def judge(path: Path, probe_dir: Path | None = None, *, gridsize: int = 2, with_
         from ptycho_torch.hints import scan_hints
 
         hints = tuple(scan_hints(scan, examination.mean_counts))
+        if examination.are_counts is False and scan.nphotons is None and examination.mean_energy is not None:
+            hints += (normalised_notice(examination.mean_energy),)
     numbers: tuple[str, ...] = ()
     if scan is not None and examination.mean_energy is not None:
         try:

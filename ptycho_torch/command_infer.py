@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from ptycho_torch.arguments import add_data_dir, add_probe_dir, add_progress, positive, whole
+from ptycho_torch.arguments import add_data_dir, add_probe_dir, add_progress, positive, seed, whole
 from ptycho_torch.config_params import Device
 from ptycho_torch.folders import checkpoint_of, map_folder, probe_paths, refuse_results, scan_paths
 
@@ -54,10 +54,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_data_dir(parser)
     add_progress(parser)
+    groups = parser.add_argument_group("groups", "as in training, unless these say otherwise")
+    groups.add_argument(
+        "--group-seed", type=seed, metavar="INT", help="seed of the draw of groups; TensorFlow's inference has 45"
+    )
+    groups.add_argument(
+        "--n-groups",
+        type=whole,
+        metavar="INT",
+        help="how many groups, for models of TensorFlow's sampler; its inference makes patterns // gridsize²",
+    )
     geometry = parser.add_argument_group("geometry", "where the scans do not say it; products need it")
     geometry.add_argument("--wavelength-m", type=positive, metavar="METRES", help="wavelength")
     geometry.add_argument("--distance-m", type=positive, metavar="METRES", help="from object to detector")
     geometry.add_argument("--pixel-m", type=positive, metavar="METRES", help="side of a detector pixel, before binning")
+    groups.add_argument(
+        "--K", type=whole, metavar="INT", help="neighbours that groups are drawn from; TensorFlow's inference has 4"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -86,6 +99,9 @@ def run(options: argparse.Namespace) -> int:
         wavelength_m=options.wavelength_m,
         detector_distance_m=options.distance_m,
         detector_pixel_m=options.pixel_m,
+        group_seed=options.group_seed,
+        n_groups=options.n_groups,
+        K=options.K,
     )
     for result in results:
         height, width = result.reconstruction.object.shape
@@ -93,6 +109,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"{result.name}: object of {width} × {height} pixels from {groups} groups")  # noqa: T201
         for line in result.scores.describe():
             print(f"  {line}")  # noqa: T201
+        if (photons := result.reconstruction.provenance["nphotons"]) is not None:
+            print(f"  nphotons = {photons:.6g} ({result.reconstruction.provenance['nphotons_source']})")  # noqa: T201
         products = () if result.product is None else (result.product,)
         for path in (result.npz, result.json, *products, *result.pictures):
             print(f"  {path}")  # noqa: T201

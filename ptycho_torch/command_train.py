@@ -136,6 +136,9 @@ def run(options: argparse.Namespace) -> int:
     if result.module.global_rank == 0:
         for line in _outcome(result.history, result.module.settings.training.max_epochs, result.seconds):
             print(line)  # noqa: T201
+        if result.module.settings.model.intensity_scale is None:
+            known = result.module.statistics
+            print(f"nphotons = {known['nphotons']:.6g} ({known['nphotons_source']})")  # noqa: T201
         paths = [result.checkpoint, result.best_checkpoint, options.output_dir / "history.png", *result.reconstructions]
         for path in paths:
             print(f"  {path}")  # noqa: T201

@@ -281,7 +281,7 @@ class DataSettings(_Checked):
         position_source: ``corrected`` (xcoords) or ``nominal`` (xcoords_start).
         normalize: bring amplitude to the network's normalisation (clause GROUP-04).
         probe_dir_get: take probes from the probe folder where one is given; False takes ``probeGuess`` of each scan.
-        nphotons: mean counts of a pattern; None derives them from the scan (clause PREP-02).
+        nphotons: mean counts of a pattern; None takes what the scan says or holds (clause PREP-02).
         detector_bin: b; b × b detector pixels become one.
         detector_crop: cut frames that are larger than N, after binning, to N × N.
         detector_centre_row_px: row of the zero frequency in the file's frames; None is frame // 2.

@@ -133,6 +133,8 @@ class ReferenceField:
         becomes: what ``__post_init__`` puts in the place of None; None for nothing.
         minimum: the least value, or None.
         choices: accepted values; empty for any.
+        unlisted: whether the annotation of the field does not list the choices.
+        also: values of another type that the annotation lists.
         legacy: its key in the legacy dictionary; empty for none.
         retired: whether the reference has given it up.
     """
@@ -146,6 +148,8 @@ class ReferenceField:
     becomes: Value = None
     minimum: float | None = None
     choices: tuple[Value, ...] = ()
+    unlisted: bool = False
+    also: tuple[Value, ...] = ()
     legacy: str = ""
     retired: bool = False
 

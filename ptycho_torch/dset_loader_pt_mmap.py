@@ -5,6 +5,7 @@ Shapes and units: tables *One batch of groups* and *Memory map* of
 """
 
 import dataclasses
+import functools
 import itertools
 import logging
 import math
@@ -24,6 +25,8 @@ from ptycho_torch.config_params import DataConfig, DataSettings
 from ptycho_torch.errors import ConfigError
 from ptycho_torch.folders import map_folder, probe_paths, scan_paths
 from ptycho_torch.memory_map import Inputs, MemoryMap, open_map
+from ptycho_torch.npz import NpzFile
+from ptycho_torch.photons import METADATA, PATTERNS_LOOKED_AT, are_counts, normalised_notice, stated_photons
 from ptycho_torch.preparation import DerivedSettings, derive, median_step
 
 log = logging.getLogger(__name__)
@@ -157,7 +160,7 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
             raise ConfigError("probe and probe_dir each give the probe; give one of them.")
         data_dir = map_folder(ptycho_dir, data_dir)
         self._arguments = (ptycho_dir, probe_dir, data_dir, self.settings, probe)
-        scans = scan_paths(Path(ptycho_dir))
+        self._scans = scans = scan_paths(Path(ptycho_dir))
         probes = None
         if probe_dir is not None and self.settings.probe_dir_get:
             probes = probe_paths(scans, Path(probe_dir))
@@ -360,20 +363,53 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
         """
         positions, groups = self._positions.numpy(), self._nn_indices.numpy()
         energy = self._map.patterns["energy"].numpy()
-        firsts = [*self._map.experiments["first_row"].tolist(), len(positions)]
-        steps = [median_step(positions[first:end]) for first, end in itertools.pairwise(firsts)]
+        steps = [median_step(positions[rows]) for rows in self.rows.values()]
+        nphotons, source = self._nphotons()
         derived = derive(
             mean_counts=float(energy[groups].mean()),
             step_px=float(np.median(steps)),
             reach_px=self._coords.abs().amax(dim=(1, 2, 3)).numpy(),
             gridsize=self.settings.gridsize,
-            nphotons=self.settings.nphotons,
+            nphotons=nphotons,
+            nphotons_source=source,
             offset=offset,
             max_position_jitter=max_position_jitter,
         )
         for line in derived.describe():
             log.info("%s", line)
         return derived
+
+    @functools.cached_property
+    def stated_nphotons(self) -> tuple[float | None, ...]:
+        """Mean counts of a pattern of each scan, where its ``_metadata`` says it, or None."""
+        stated = [stated_photons(NpzFile(path)) for path in self._scans]
+        for path, each in zip(self._scans, stated, strict=True):
+            if each.note:
+                log.log(logging.WARNING if each.nphotons is None else logging.INFO, "%s: %s", path, each.note)
+        return tuple(each.nphotons for each in stated)
+
+    def _nphotons(self) -> tuple[float | None, str]:
+        """Return the photon number that settings or scans give, and who does; None where the patterns decide."""
+        stated, given = self.stated_nphotons, self.settings.nphotons
+        if given is not None:
+            for path, number in zip(self._scans, stated, strict=True):
+                if number not in (None, given):
+                    log.warning("%s: nphotons = %.6g as given, not %.6g of its %s", path, given, number, METADATA)
+            return given, "as given"
+        energy, ids = self._map.patterns["energy"].numpy(), self._experiment_id.numpy()
+        nphotons, shares = [], np.bincount(ids, minlength=len(stated))
+        for number, (path, rows) in enumerate(zip(self._scans, self.rows.values(), strict=True)):
+            mean = float(energy[self._nn_indices.numpy()[ids == number]].mean())
+            nphotons.append(mean if (own := stated[number]) is None else own)
+            looked_at = self._amplitude[rows][:: max(1, (rows.stop - rows.start) // PATTERNS_LOOKED_AT)]
+            if own is None and are_counts(looked_at.numpy()) is False:
+                log.warning("%s: %s", path, normalised_notice(mean))
+        if not any(stated):
+            return None, ""
+        # The mean of equal numbers is rounded, and they are told exactly.
+        mean = nphotons[0] if len(set(nphotons)) == 1 else float(np.average(nphotons, weights=shares))
+        where = "the scan" if len(stated) == 1 else f"{sum(map(bool, stated))} of {len(stated)} scans"
+        return mean, f"of {METADATA} in {where}"
 
 
 def _reopen(

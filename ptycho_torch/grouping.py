@@ -12,7 +12,7 @@ import itertools
 import math
 
 import numpy as np
-from scipy.spatial import KDTree
+from scipy.spatial import cKDTree
 
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.contract import violation
@@ -71,7 +71,7 @@ def group_scan(positions_px: np.ndarray, settings: DataSettings) -> np.ndarray:
             expected=f"at least n_subsample = {settings.n_subsample}, and fewer than 2⁶²",
         )
     draw = np.random.RandomState(settings.group_seed)
-    tree = KDTree(positions_px)
+    tree = cKDTree(positions_px)
     groups = np.empty((M, settings.n_subsample, C), np.int64)
     for first in range(0, M, _POINTS_AT_ONCE):
         points = np.arange(first, min(first + _POINTS_AT_ONCE, M))
@@ -85,7 +85,7 @@ def group_scan(positions_px: np.ndarray, settings: DataSettings) -> np.ndarray:
     return groups.reshape(-1, C)
 
 
-def _neighbours(tree: KDTree, positions_px: np.ndarray, points: np.ndarray, K: int) -> np.ndarray:
+def _neighbours(tree: cKDTree, positions_px: np.ndarray, points: np.ndarray, K: int) -> np.ndarray:
     """Return the K nearest other points of each point, nearest first; of points at one place any may come first."""
     if K == 0:
         return np.empty((len(points), 0), np.int64)
@@ -135,8 +135,11 @@ def reference_groups(
     n_groups seed points are drawn without replacement (all of them, in order, where there are no more), and for each
     one C of its K nearest neighbours, in random order and without the point itself. ``sequential`` takes points 0, 1,
     2, … and draws neighbours with seed 0. ``oversampling`` makes more groups than points: from
-    min(2·⌈n_groups / (K choose C)⌉, M) random points all C-subsets of the ``pool_size`` nearest neighbours, until
-    there are 2·n_groups, and n_groups of those.
+    min(2·⌈n_groups / (K choose C)⌉, M) points, drawn unless they are all or ``sequential``, all C-subsets of the
+    ``pool_size`` nearest neighbours, until there are 2·n_groups, and n_groups of those.
+
+    On a raster many points are equally near, and which of them are among the K depends on how the tree was cut: it is
+    the reference's, ``cKDTree`` with leaves of 16 points.
 
     Args:
         positions_px: (M, 2) positions.
@@ -170,29 +173,34 @@ def reference_groups(
                 expected="no more groups than scan points",
                 remedy="Set enable_oversampling = True, or lower n_groups.",
             )
-        return _oversampled(draw, positions_px, C, pool, n_groups)
+        return _oversampled(draw, positions_px, C, pool, n_groups, sequential=sequential)
     if sequential:
         seeds, draw = np.arange(min(n_groups, M)), np.random.RandomState(0)
     else:
         seeds = np.arange(M) if n_groups >= M else draw.choice(M, n_groups, replace=False)
     if C == 1:
         return seeds.astype(np.int64)[:, None]
-    return np.stack([draw.choice(row, C, replace=False) for row in _without_nearest(positions_px, seeds, K)])
+    neighbours = _nearest(positions_px, seeds, K)
+    if M > K:
+        neighbours = neighbours[:, 1:]
+    return np.stack([draw.choice(row, C, replace=False) for row in neighbours])
 
 
-def _without_nearest(positions_px: np.ndarray, seeds: np.ndarray, K: int) -> np.ndarray:
-    """Return the K nearest of each seed as the reference has them: of more than K points the first is dropped."""
+def _nearest(positions_px: np.ndarray, seeds: np.ndarray, K: int) -> np.ndarray:
+    """Return (seeds, min(K + 1, M)) points, nearest first; a seed that shares its place need not be the first."""
+    _, found = cKDTree(positions_px).query(positions_px[seeds], k=min(K + 1, len(positions_px)))
+    return np.asarray(found, np.int64).reshape(len(seeds), -1)
+
+
+def _oversampled(
+    draw: np.random.RandomState, positions_px: np.ndarray, C: int, pool: int, n_groups: int, *, sequential: bool
+) -> np.ndarray:
     M = len(positions_px)
-    _, found = KDTree(positions_px).query(positions_px[seeds], k=min(K + 1, M))
-    found = np.asarray(found, np.int64).reshape(len(seeds), -1)
-    return found if M <= K else found[:, 1:]
-
-
-def _oversampled(draw: np.random.RandomState, positions_px: np.ndarray, C: int, pool: int, n_groups: int) -> np.ndarray:
-    M = len(positions_px)
-    seeds = draw.choice(M, min(2 * math.ceil(n_groups / math.comb(pool, C)), M), replace=False)
-    subsets = (
-        subset for row in _without_nearest(positions_px, seeds, pool) for subset in itertools.combinations(row, C)
-    )
+    count = min(2 * math.ceil(n_groups / math.comb(pool, C)), M)
+    seeds = np.arange(count) if sequential or count == M else draw.choice(M, count, replace=False)
+    neighbours = _nearest(positions_px, seeds, pool)[:, 1:]
+    if neighbours.shape[1] < C:
+        neighbours = np.column_stack([seeds, neighbours])
+    subsets = itertools.chain.from_iterable(itertools.combinations(row, C) for row in neighbours)
     candidates = np.array(list(itertools.islice(subsets, 2 * n_groups)), np.int64)
     return candidates[draw.choice(len(candidates), n_groups, replace=len(candidates) < n_groups)]

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from ptycho_torch.errors import ConfigError
 from ptycho_torch.half_split import split_patterns
 from ptycho_torch.json_numbers import write_numbers
 from ptycho_torch.lightning_module import ObjectPatches, PtychoPINN, accelerator, quiet_lightning
+from ptycho_torch.photons import METADATA
 from ptycho_torch.pictures import plot_reconstruction, write_images
 from ptycho_torch.products import Geometry, Reconstruction, write_product, write_reconstruction
 from ptycho_torch.progress import ProgressBar, log_above_bars, shows_bars
@@ -39,6 +41,9 @@ log = logging.getLogger(__name__)
 
 BATCH_SIZE = 64
 """Groups predicted at once; the result does not depend on it (REF-01)."""
+
+_SAME_DOSE = 0.01
+"""Share by which the photon numbers of two scans of one dose may differ."""
 
 REFERENCE_CROP_PX = 20
 """M of the reference's inference, for ``uniform``."""
@@ -204,7 +209,13 @@ def write_results(
         reconstruction = _reconstruction(stitched, dataset, number, geometry)
         check = checks[number].with_disagreement(reconstruction.relative_disagreement)
         warn_of(scan, check)
-        provenance = common | {"scan": scan, "object_check": check.numbers()}
+        photons, photons_source = _photons(module, dataset, number)
+        provenance = common | {
+            "scan": scan,
+            "object_check": check.numbers(),
+            "nphotons": photons,
+            "nphotons_source": photons_source,
+        }
         reconstruction = dataclasses.replace(reconstruction, provenance=provenance)
         stem = Path(scan).stem
         scores = score_reconstruction(reconstruction, stitched.half_split, dataset, number)
@@ -225,12 +236,29 @@ def write_results(
                 geometry,
                 name=stem,
                 comments=program,
-                photons=module.statistics.get("nphotons"),
+                photons=photons,
                 losses=np.array(module.history.get("train_loss", [])),
                 overwrite=overwrite,
             )
         results.append(InferenceResult(stem, npz, pictures, product, reconstruction, scores, numbers, check))
     return tuple(results)
+
+
+def _photons(module: PtychoPINN, dataset: PtychoDataset, number: int) -> tuple[float | None, str]:
+    """Return the mean counts of a pattern of a scan, as it states them or the model was trained for, and who says so.
+
+    Warns where the two are different numbers: objects do not depend on them, predicted counts do.
+    """
+    stated, trained = dataset.stated_nphotons[number], module.statistics.get("nphotons")
+    if stated is None:
+        return trained, "what the model was trained for"
+    if trained is not None and not math.isclose(stated, trained, rel_tol=_SAME_DOSE):
+        log.warning(
+            "%s: nphotons = %.6g of its %s; the model was trained for %.6g. The object is the same, predicted counts "
+            "are those of the model. To train for this dose: ptycho-torch train --nphotons %.6g.",
+            dataset.names[number], stated, METADATA, trained, stated,
+        )  # fmt: skip
+    return stated, f"of {METADATA} in the scan"
 
 
 def _reconstruction(
@@ -272,10 +300,13 @@ def infer(
     wavelength_m: float | None = None,
     detector_distance_m: float | None = None,
     detector_pixel_m: float | None = None,
+    group_seed: int | None = None,
+    n_groups: int | None = None,
+    K: int | None = None,
 ) -> tuple[InferenceResult, ...]:
     """Reconstruct scans with a checkpoint, and write the objects.
 
-    Groups are made as for the checkpoint's training.
+    Groups are made as for the checkpoint's training, unless ``group_seed``, ``n_groups`` or ``K`` say otherwise.
 
     Args:
         checkpoint: of training, or converted from an archive.
@@ -293,10 +324,14 @@ def infer(
         wavelength_m: λ, where the scans do not say it.
         detector_distance_m: z, likewise.
         detector_pixel_m: p, likewise.
+        group_seed: draws other groups, at random also where training took the scan points in sequence.
+        n_groups: how many groups, for models whose groups are drawn by the sampler ``reference``.
+        K: nearest neighbours that groups are drawn from.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
-        ConfigError: a file is there and may not be overwritten, or the device is not there.
+        ConfigError: a file is there and may not be overwritten, the device is not there, or ``n_groups`` is given for
+            a model of another sampler.
         DataContractError: a scan or probe that breaks a clause.
     """
     checkpoint, output_dir = Path(checkpoint), Path(output_dir)
@@ -304,7 +339,7 @@ def infer(
     probes = () if probe_dir is None else folders.probe_paths(scans, Path(probe_dir))
     folders.refuse_results(output_dir, scans, overwrite=overwrite, inputs=(checkpoint, *probes))
     module = PtychoPINN.from_checkpoint(checkpoint)
-    data = module.settings.data
+    data = _with_groups(module.settings.data, group_seed, n_groups, K)
     output_dir.mkdir(parents=True, exist_ok=True)
     dataset = PtychoDataset(ptycho_dir, probe_dir, data_dir, settings=data)
     given = {
@@ -331,6 +366,21 @@ def infer(
         geometries=geometries,
         weighting=weighting,
         overwrite=overwrite,
+    )
+
+
+def _with_groups(data: DataSettings, group_seed: int | None, n_groups: int | None, K: int | None) -> DataSettings:
+    """Return settings that draw other groups, more or fewer of them, or from other neighbours."""
+    if n_groups is not None and data.group_sampler != "reference":
+        raise ConfigError(
+            f"n_groups = {n_groups}: this model has group_sampler = {data.group_sampler!r}, which makes "
+            f"n_subsample = {data.n_subsample} groups of every scan point. Leave n_groups out; it belongs to models "
+            "converted from TensorFlow, or trained with group_sampler = 'reference'."
+        )
+    if group_seed is not None:
+        data = dataclasses.replace(data, group_seed=group_seed, sequential_sampling=False)
+    return dataclasses.replace(
+        data, n_groups=data.n_groups if n_groups is None else n_groups, K=data.K if K is None else K
     )
 
 

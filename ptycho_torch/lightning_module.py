@@ -161,6 +161,7 @@ class PtychoPINN(pl.LightningModule):
         probes = dataset.probes
         statistics = {
             "nphotons": derived.nphotons,
+            "nphotons_source": derived.nphotons_source,
             "step_px": derived.step_px,
             "reach_px": derived.reach_px,
             "clipped_groups": derived.clipped_groups,

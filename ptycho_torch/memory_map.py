@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAP_FORMAT = 1
+GROUPS_FORMAT = 2
+"""Rises when the same settings make other groups, so that those of an older map are made anew."""
+
 MANIFEST = "manifest.json"
 _LOCK = "map.lock"
 _TABLES = {"patterns": {"patterns": ""}, "groups": {name: name for name in ("scan", "groups", "experiments")}}
@@ -143,7 +146,7 @@ def fingerprint(inputs: Inputs, settings: DataSettings) -> dict[str, dict[str, A
     return {
         "patterns": {"format": MAP_FORMAT, "settings": detector, "scans": frames},
         "groups": {
-            "format": MAP_FORMAT,
+            "format": GROUPS_FORMAT,
             "settings": everything,
             "scans": scans,
             "probe files": probes,
@@ -382,11 +385,16 @@ def prepare_groups(
     prepared = []
     for number, (scan, preparation) in enumerate(zip(scans, preparations, strict=True)):
         places = preparation.positions(chosen_positions(scan, settings))
+        searched = places
+        if settings.group_sampler == "reference":
+            # The reference searches corrected positions for neighbours, and only then takes the nominal ones.
+            corrected = dataclasses.replace(settings, position_source="corrected")
+            searched = preparation.positions(chosen_positions(scan, corrected))
         good = scan.stack.good_pixels
         prepared.append(
             ScanGroups(
                 positions_px=places,
-                members=group_scan(places, settings),
+                members=group_scan(searched, settings),
                 probe=preparation.probe(_probe(scan, number, inputs)),
                 good_pixels=preparation.good_pixels(
                     np.ones((scan.stack.frame_px,) * 2, bool) if good is None else good
@@ -452,9 +460,11 @@ def _coordinates(positions_px: np.ndarray, members: np.ndarray) -> tuple[np.ndar
     centres, coords = np.empty((L, 1, 1, 2)), np.empty((L, C, 1, 2), np.float32)
     for first in range(0, L, _GROUPS_AT_ONCE):
         part = slice(first, first + _GROUPS_AT_ONCE)
-        places = positions_px[members[part]][:, :, None]  # (l, C, 1, 2)
-        centres[part] = places.mean(axis=1, keepdims=True)
-        coords[part] = centres[part] - places
+        # NumPy adds the C numbers of a contiguous axis in the reference's order, from 9 patterns on another than here.
+        places = np.ascontiguousarray(positions_px[members[part]].swapaxes(1, 2))  # (l, 2, C)
+        mean = places.mean(axis=2, keepdims=True)
+        centres[part] = mean[:, None, :, :].swapaxes(2, 3)
+        coords[part] = (mean - places).swapaxes(1, 2)[:, :, None]
     return centres, coords
 
 

@@ -23,6 +23,7 @@ from numpy.lib import format as npy
 
 from ptycho_torch.contract import violation
 from ptycho_torch.errors import DataContractError, one_line
+from ptycho_torch.restricted_pickle import RefusedPickleError, read_plain
 from ptycho_torch.system_errors import REMEDIES
 from ptycho_torch.zip_reader import ZipReader, ZipRefusedError
 
@@ -34,6 +35,9 @@ MAX_MEMBERS = 4096
 MAX_DIRECTORY_BYTES = 8 * 2**20
 MAX_READ_BYTES = 4 * 2**30
 """Largest member that is read whole; only the patterns are streamed and may be larger."""
+
+MAX_TEXT_BYTES = 2**20
+"""Longest member that is read as one text."""
 
 MAX_RATIO = 250
 RATIO_FROM_BYTES = 256 * 2**20
@@ -129,6 +133,22 @@ class NpzFile:
         Raises:
             DataContractError: NPZ-01 damaged or missing, NPZ-02 objects, NPZ-03 out of proportion.
         """
+        shape, fortran_order, dtype, start = self._parsed(key)
+        if dtype.hasobject:
+            raise violation("NPZ-02", f"dtype {dtype}, which only unpickling could read", path=self.path, key=key)
+        stored = self._member(key).file_size - start
+        header = ArrayHeader(shape, dtype, fortran_order, start)
+        if min(shape, default=0) < 0 or header.content_bytes != stored:
+            raise violation(
+                "NPZ-01",
+                f"shape {shape} of {dtype}, which does not fit the {stored} bytes stored",
+                path=self.path,
+                key=key,
+            )
+        return header
+
+    def _parsed(self, key: str) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+        """Return shape, Fortran order and dtype as a member's header states them, and where its content begins."""
         member = self._member(key)
         if member.file_size > max(RATIO_FROM_BYTES, MAX_RATIO * member.compress_size):
             raise violation(
@@ -149,18 +169,32 @@ class NpzFile:
                 # Headers written by Python 2 are read with a warning; they are as good as others.
                 warnings.simplefilter("ignore")
                 shape, fortran_order, dtype = _READ_HEADER[version](file)
-            start = file.tell()
-        if dtype.hasobject:
-            raise violation("NPZ-02", f"dtype {dtype}, which only unpickling could read", path=self.path, key=key)
-        header = ArrayHeader(tuple(shape), dtype, fortran_order, start)
-        if min(shape, default=0) < 0 or header.content_bytes != member.file_size - start:
-            raise violation(
-                "NPZ-01",
-                f"shape {shape} of {dtype}, which does not fit the {member.file_size - start} bytes stored",
-                path=self.path,
-                key=key,
-            )
-        return header
+            return tuple(shape), fortran_order, dtype, file.tell()
+
+    def read_text(self, key: str) -> str:
+        """Read a member that holds one text, as a NumPy string or as a pickled object, which is not unpickled.
+
+        Raises:
+            DataContractError: NPZ-01, NPZ-02 for anything but a text, NPZ-03 above 1 MiB.
+        """
+        shape, _, dtype, start = self._parsed(key)
+        member = self._member(key)
+        if member.file_size > MAX_TEXT_BYTES:
+            raise violation("NPZ-03", f"a text of {member.file_size} bytes", path=self.path, key=key)
+        text: object = None
+        if dtype.kind == "U" and shape == ():
+            text = self.read(key).item()
+        elif dtype.hasobject:
+            with self._guard(key, "a damaged member"), self._zip.content(member) as fill:
+                content = bytearray(member.file_size)
+                fill(memoryview(content))
+            try:
+                text = read_plain(bytes(content[start:]))
+            except RefusedPickleError as err:
+                raise violation("NPZ-02", one_line(err.found), path=self.path, key=key) from err
+        if not isinstance(text, str):
+            raise violation("NPZ-02", f"shape {shape} of {dtype} that holds no text", path=self.path, key=key)
+        return text
 
     def read(self, key: str) -> np.ndarray:
         """Read one whole member.

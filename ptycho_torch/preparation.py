@@ -158,6 +158,7 @@ class DerivedSettings:
 
     Attributes:
         nphotons: mean Σ amplitude² of a grouped pattern, or as given.
+        nphotons_source: where that number comes from.
         offset: nominal scan step in whole pixels, or as given.
         max_position_jitter: pixels added to the canvas, or as given.
         step_px: median distance from a position to its nearest neighbour.
@@ -170,6 +171,7 @@ class DerivedSettings:
     """
 
     nphotons: float
+    nphotons_source: str
     offset: int
     max_position_jitter: int
     step_px: float
@@ -183,7 +185,7 @@ class DerivedSettings:
     def describe(self) -> tuple[str, ...]:
         """Return the numbers as lines for people."""
         lines = [
-            f"nphotons = {self.nphotons:.6g} (mean counts of a pattern, if the patterns are √counts)",
+            f"nphotons = {self.nphotons:.6g} ({self.nphotons_source})",
             f"offset = {self.offset} px (median step to the nearest position {self.step_px:.2f} px)",
             f"max_position_jitter = {self.max_position_jitter} px (the widest of {self.groups} groups reaches "
             f"{self.reach_px:.2f} px from its centre; the canvas has {self.padding_px} px a side)",
@@ -205,6 +207,7 @@ def derive(
     reach_px: np.ndarray,
     gridsize: int,
     nphotons: float | None = None,
+    nphotons_source: str = "as given",
     offset: int | None = None,
     max_position_jitter: int | None = None,
 ) -> DerivedSettings:
@@ -217,7 +220,8 @@ def derive(
         step_px: median distance from a position to its nearest neighbour.
         reach_px: (L,) largest |o_c| component of each group.
         gridsize: g.
-        nphotons: as given by the user, or None.
+        nphotons: as given by the user or a scan, or None.
+        nphotons_source: who gave it.
         offset: as given by the user, or None.
         max_position_jitter: as given by the user, or None.
 
@@ -241,8 +245,11 @@ def derive(
         max_position_jitter += (spread + max_position_jitter) % 2
     padding = (spread + max_position_jitter) // 2
     reference_padding = ((gridsize - 1) * REFERENCE_OFFSET_PX + REFERENCE_JITTER_PX) // 2
+    if nphotons is None:
+        nphotons, nphotons_source = mean_counts, "mean counts of a pattern, if the patterns are √counts"
     return DerivedSettings(
-        nphotons=mean_counts if nphotons is None else nphotons,
+        nphotons=nphotons,
+        nphotons_source=nphotons_source,
         offset=offset,
         max_position_jitter=max_position_jitter,
         step_px=step_px,

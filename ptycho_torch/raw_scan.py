@@ -23,6 +23,7 @@ from ptycho_torch.contract import load_contract, violation
 from ptycho_torch.cxi import frame_axes, open_hdf5
 from ptycho_torch.errors import DataContractError
 from ptycho_torch.npz import ArrayHeader, NpzFile
+from ptycho_torch.photons import METADATA, stated_photons
 from ptycho_torch.scan import MAX_FRAME_PX, MAX_MODES, MAX_TEXT_BYTES
 
 Axes = Literal["mhw", "hwm", "mhw1"]
@@ -228,7 +229,7 @@ class _NpzReader:
             try:
                 header = self._npz.header(key)
             except DataContractError as err:
-                if err.clause == "NPZ-02" and (key == "_metadata" or self._drop_pickles):
+                if err.clause == "NPZ-02" and (key == METADATA or self._drop_pickles):
                     pickles.append(key)
                 elif err.clause == "NPZ-02":
                     raise violation(
@@ -249,6 +250,8 @@ class _NpzReader:
                 unknown.append(key)
         if pickles:
             self._notices.append(f"left out, because only unpickling could read them: {', '.join(pickles)}")
+        if METADATA in pickles and (stated := stated_photons(self._npz)).nphotons is not None:
+            self._notices.append(f"{METADATA!r} says the photon number; train with --nphotons {stated.nphotons:.12g}")
         if unknown:
             self._notices.append(f"left out, because the contract does not know them: {', '.join(unknown)}")
         return headers

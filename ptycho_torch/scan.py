@@ -19,6 +19,7 @@ from ptycho_torch.config_params import DataSettings
 from ptycho_torch.contract import Key, load_contract, shape_fits, violation
 from ptycho_torch.errors import DataContractError
 from ptycho_torch.npz import CHUNK_BYTES, ArrayHeader, NpzFile, listed
+from ptycho_torch.photons import METADATA, PATTERNS_LOOKED_AT, StatedPhotons, are_counts, stated_photons
 from ptycho_torch.preparation import object_pixel_m
 from ptycho_torch.probe import disk_mask
 
@@ -36,7 +37,7 @@ _DISTINCT_COUNTS = 8
 
 _AMPLITUDE = ("amplitude", "normalized_amplitude")
 _INTENSITY = ("intensity", "count_intensity")
-_PICKLED_METADATA = "_metadata"
+_PIXELS_LOOKED_AT = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +129,7 @@ class Scan:
         wavelength_m: λ, or None.
         detector_distance_m: z, or None.
         detector_pixel_m: p, or None.
+        nphotons: mean counts of a pattern, where ``_metadata`` says it, or None.
     """
 
     stack: PatternStack
@@ -138,6 +140,7 @@ class Scan:
     wavelength_m: float | None = None
     detector_distance_m: float | None = None
     detector_pixel_m: float | None = None
+    nphotons: float | None = None
 
     @property
     def path(self) -> Path:
@@ -251,6 +254,7 @@ class _Examiner:
         self.keys: Mapping[str, Key] = load_contract().files["scan"].keys
         self.judged: set[str] = set()
         self._letters: dict[str, int] = {}
+        self._photons = StatedPhotons(None)
 
     def broken(self, error: DataContractError) -> None:
         if self._strict:
@@ -312,6 +316,7 @@ class _Examiner:
             nominal_positions_px=nominal,
             probe=probe,
             scan_index=np.zeros(count, np.int64) if scan_index is None else scan_index,
+            nphotons=self._photons.nphotons,
             **geometry,
         )
 
@@ -320,17 +325,21 @@ class _Examiner:
         self.judged.update(clauses)
 
     def _headers(self, npz: NpzFile) -> dict[str, ArrayHeader]:
-        """Read the header of every member that the contract names; of the others, see that they are no pickles."""
+        """Read the header of every member that the contract names; of the others, see that they are no pickles.
+
+        ``_metadata``, which is one, is read for what it says of photons.
+        """
         headers: dict[str, ArrayHeader] = {}
         named = load_contract().files["scan"].names
         unread = []
         for key in npz.keys:
+            if key == METADATA:
+                self._photons = stated_photons(npz)
+                self.note("NPZ-02", self._photons.note)
+                continue
             try:
                 headers[key] = npz.header(key)
             except DataContractError as err:
-                if key == _PICKLED_METADATA and err.clause == "NPZ-02":
-                    self.note("NPZ-02", "'_metadata' needs unpickling and is not read")
-                    continue
                 if key in named or err.clause == "NPZ-02":
                     self.broken(err)
                     continue
@@ -564,6 +573,7 @@ class Examination:
         scan: the open scan where all clauses hold, else None.
         mean_counts: (N, N) float64 mean of amplitude², or None where the patterns could not be read.
         mean_energy: mean Σ amplitude² of a pattern, or None.
+        are_counts: whether the patterns look like roots of counts, or None where that is not known.
     """
 
     path: Path
@@ -571,6 +581,7 @@ class Examination:
     scan: Scan | None
     mean_counts: np.ndarray | None = None
     mean_energy: float | None = None
+    are_counts: bool | None = None
 
     @property
     def passed(self) -> bool:
@@ -583,19 +594,23 @@ def examine(path: Path) -> Examination:
     path = Path(path)
     examiner = _Examiner(path, strict=False)
     stack, scan = examiner.run()
-    mean_counts, mean_energy = None, None
+    mean_counts, mean_energy, counts = None, None, None
     if stack is not None:
         examiner.judged.update(("SCAN-04", "SCAN-05"))
         sums = np.zeros((stack.frame_px, stack.frame_px))
+        step, pixel_step = max(1, stack.count // PATTERNS_LOOKED_AT), -(-stack.frame_px // _PIXELS_LOOKED_AT)
+        looked_at = []
         try:
             audit = stack.audit()
-            for _, amplitude, _ in stack.chunks(audit):
+            for first, amplitude, _ in stack.chunks(audit):
                 sums += np.square(amplitude).sum(axis=0, dtype=np.float64)
+                looked_at.append(amplitude[-first % step :: step, ::pixel_step, ::pixel_step].copy())
         except DataContractError as err:
             examiner.broken(err)
             scan = None
         else:
             mean_counts, mean_energy = sums / audit.count, audit.total_counts / audit.count
+            counts = are_counts(np.concatenate(looked_at))
             if audit.dark:
                 examiner.note("SCAN-04", f"{audit.dark} of {audit.count} patterns are dark")
     findings = []
@@ -603,7 +618,7 @@ def examine(path: Path) -> Examination:
         if clause.id != "SCAN-14":
             silent: State = "holds" if clause.id in examiner.judged else "not judged"
             findings.append(examiner.findings.get(clause.id, Finding(clause.id, silent)))
-    return Examination(path, tuple(findings), scan, mean_counts, mean_energy)
+    return Examination(path, tuple(findings), scan, mean_counts, mean_energy, counts)
 
 
 def read_probe(path: Path, frame_px: int) -> np.ndarray:

@@ -164,26 +164,25 @@ def make_trainer(
 
 
 GROUPS_SHOWN = 6_000
-"""Groups of patches of 64 px that a run without ``max_epochs`` shows the network, each as often as the others."""
+"""Groups that a run without ``max_epochs`` shows the network, each as often as the others."""
 
 LEAST_EPOCHS, MOST_EPOCHS = 5, 200
 """Bounds of ``epochs_for``."""
 
 
-def epochs_for(groups: int, N: int) -> int:
+def epochs_for(groups: int) -> int:
     """Return how many epochs a run over so many groups takes where ``max_epochs`` is None.
 
-    epochs = GROUPS_SHOWN · (64 / N) / groups, rounded up, within LEAST_EPOCHS … MOST_EPOCHS; so scans of all sizes get
-    about as many updates in about the same time, the fewer the larger their patches are.
+    epochs = GROUPS_SHOWN / groups, rounded up, within LEAST_EPOCHS … MOST_EPOCHS; so scans of all lengths get about as
+    many updates.
 
     Args:
         groups: of the training scans.
-        N: side of a patch in pixels.
 
-    >>> epochs_for(320, 64), epochs_for(320, 128), epochs_for(100_000, 64)
-    (19, 10, 5)
+    >>> epochs_for(320), epochs_for(100_000)
+    (19, 5)
     """
-    return min(max(math.ceil(GROUPS_SHOWN * 64 / N / groups), LEAST_EPOCHS), MOST_EPOCHS)
+    return min(max(math.ceil(GROUPS_SHOWN / groups), LEAST_EPOCHS), MOST_EPOCHS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,7 +276,7 @@ def main(
     accelerator(settings.training.device)
     output_dir.mkdir(parents=True, exist_ok=True)
     data = PtychoDataModule(ptycho_dir, probe_dir, settings, data_dir=data_dir, remake_map=remake_map, probe=probe)
-    epochs = settings.training.max_epochs or epochs_for(len(data.dataset), settings.data.N)
+    epochs = settings.training.max_epochs or epochs_for(len(data.dataset))
     settings = settings.override({"max_epochs": epochs})
     module = PtychoPINN.for_dataset(data.dataset, settings)
     if saved is not None:

@@ -5,12 +5,34 @@ from __future__ import annotations
 from pathlib import Path
 
 _PARAMS = '''
-"""One dictionary for the whole process."""
-cfg = {
+"""One dictionary for the whole process, and its defaults, which come back whenever it is read."""
+DEFAULT_CFG = {
     "N": 128, "gridsize": 2, "offset": 4, "max_position_jitter": 10, "n_filters_scale": 2, "object.big": True,
     "probe.big": False, "probe.mask": True, "pad_object": True, "amp_activation": "sigmoid",
     "gaussian_smoothing_sigma": 0.0, "intensity_scale.trainable": False, "probe.trainable": False,
+    "mae_weight": 0.0, "nll_weight": 1.0, "realspace_weight": 0.0, "use_xla_translate": True,
 }
+cfg = DEFAULT_CFG.copy()
+
+_sealed = False
+
+def ensure_defaults():
+    for key, value in DEFAULT_CFG.items():
+        if key not in cfg:
+            cfg[key] = value
+
+def get(key):
+    ensure_defaults()
+    if key == "bigN":
+        cfg["bigN"] = cfg["N"] + (cfg["gridsize"] - 1) * cfg["offset"]
+    return cfg[key]
+
+def set(key, value):
+    cfg[key] = value
+
+def params():
+    ensure_defaults()
+    return {**cfg, "bigN": get("bigN")}
 '''
 
 _CONFIG = (
@@ -30,6 +52,11 @@ import tensorflow as tf
 from ptycho_tf_bridge import keras_reference as equations
 
 class _Layer(keras.layers.Layer):
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        # Importing the package registers its layers with Keras for the whole process.
+        keras.saving.register_keras_serializable(package="standin")(cls)
+
     def __init__(self, **kwargs):
         super().__init__(autocast=False, **kwargs)
 
@@ -130,6 +157,9 @@ class SquareLayer(_Layer):
 """
 
 _MODEL = """
+import os
+import warnings
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -140,12 +170,18 @@ from . import params
 from .custom_layers import *
 from .custom_layers import _Layer
 
+warnings.filterwarnings("ignore", message="of the package alone")
+
 _lazy_cache = {}
+_model_construction_done = False
 
 def _get_log_scale():
     if "log_scale" not in _lazy_cache:
         _lazy_cache["log_scale"] = tf.Variable(np.float32(np.log(params.cfg["intensity_scale"])))
     return _lazy_cache["log_scale"]
+
+def get_resolution_scale_factor(N):
+    return 2048 // N
 
 class IntensityScaler(_Layer):
     def __init__(self, **kwargs):
@@ -174,11 +210,19 @@ class ProbeIllumination(_Layer):
     def get_config(self):
         return super().get_config() | {"N": self.N}
 
-def create_model_with_gridsize(gridsize, N, **kwargs):
-    keras.backend.clear_session()
+def create_model_with_gridsize(gridsize: int, N: int, **kwargs):
+    before = {key: params.get(key) for key in ("gridsize", "N", "use_xla_translate")}
+    try:
+        keras.backend.clear_session()
+        params.cfg.update({"gridsize": gridsize, "N": N, "use_xla_translate": False, **kwargs})
+        return _models(gridsize, N)
+    finally:
+        params.cfg.update(before)
+
+def _models(gridsize, N):
     np.random.seed(2)
     cfg = params.cfg
-    cfg["bigN"] = N + (gridsize - 1) * cfg["offset"]
+    params.get("bigN")
     s, C, Conv = cfg["n_filters_scale"], gridsize ** 2, keras.layers.Conv2D
     heads = C if cfg["object.big"] else 1
     relu = {"padding": "same", "activation": "relu"}
@@ -230,6 +274,40 @@ def create_model_with_gridsize(gridsize, N, **kwargs):
     intensity = SquareLayer(name="pred_intensity")(amplitude)
     autoencoder = keras.Model([x, positions], [trimmed, amplitude, intensity])
     return autoencoder, keras.Model([x, positions], [trimmed])
+
+def _create_models_from_global_config():
+    return create_model_with_gridsize(params.get("gridsize"), params.get("N"))
+
+def realspace_loss(y_true, y_pred):
+    return tf.reduce_mean(tf.abs(y_true - y_pred))
+
+def negloglik(y_true, y_pred):
+    return tf.nn.log_poisson_loss(y_true, tf.math.log(y_pred), compute_full_loss=False)
+
+def create_compiled_model(gridsize=None, N=None):
+    gridsize = params.get("gridsize") if gridsize is None else gridsize
+    N = params.get("N") if N is None else N
+    autoencoder, diffraction_to_obj = create_model_with_gridsize(gridsize, N)
+    autoencoder.compile(
+        optimizer=keras.optimizers.Adam(learning_rate=0.001),
+        loss=[realspace_loss, "mean_absolute_error", negloglik],
+        loss_weights=[params.get(name) for name in ("realspace_weight", "mae_weight", "nll_weight")],
+        jit_compile=os.environ.get("USE_XLA_COMPILE", "").lower() in ("1", "true", "yes"),
+    )
+    return autoencoder, diffraction_to_obj
+
+def train(epochs, trainset, model_instance=None, use_streaming=None):
+    raise RuntimeError("nobody asked for training")
+
+def __getattr__(name):
+    global _model_construction_done
+    if name not in ("autoencoder", "diffraction_to_obj"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _lazy_cache:
+        warnings.warn(f"{name} is built with whatever params.cfg holds", DeprecationWarning, stacklevel=2)
+        _lazy_cache["autoencoder"], _lazy_cache["diffraction_to_obj"] = create_compiled_model()
+        _model_construction_done = True
+    return _lazy_cache[name]
 """
 
 Edit = tuple[str, str, str]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Literal, Optional, Union
 
 
 @dataclass(frozen=True)
@@ -105,16 +105,21 @@ class InferenceConfig:
     output_dir: Path = Path("inference_outputs")
     backend: Literal["tensorflow", "pytorch"] = "tensorflow"
 
+    def __post_init__(self) -> None:
+        if self.n_images is not None and self.n_groups is None:
+            warnings.warn("n_images is now n_groups", DeprecationWarning, stacklevel=2)
+            self.n_groups = self.n_images
+
 
 @dataclass
 class PyTorchExecutionConfig:
     accelerator: str = "auto"
-    devices: int | str = 1
+    devices: Union[int, Literal["auto"]] = 1  # noqa: UP007 - as the reference writes it
     strategy: str = "auto"
-    deterministic: bool | str = True
-    precision: str = "32-true"
+    deterministic: Union[bool, Literal["warn"]] = True  # noqa: UP007
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     gradient_clip_val: float | None = None
-    gradient_clip_algorithm: str = "norm"
+    gradient_clip_algorithm: Literal["norm", "value", "agc"] = "norm"
     accum_steps: int = 1
     num_workers: int = 0
     pin_memory: bool = False
@@ -144,10 +149,22 @@ class PyTorchExecutionConfig:
     spectral_bottleneck_modes: int = 12
     spectral_bottleneck_share_weights: bool = True
     spectral_bottleneck_gate_init: float = 0.1
-    spectral_bottleneck_gate_mode: str = "shared"
+    spectral_bottleneck_gate_mode: Literal["shared", "per_block"] = "shared"
     inference_batch_size: int | None = None
     middle_trim: int = 0
     pad_eval: bool = False
+
+    def __post_init__(self) -> None:
+        """Check, and put what the machine has in the place of "auto"."""
+        if self.accelerator not in {"auto", "cpu", "gpu", "cuda", "mps"}:
+            raise ValueError(f"Invalid accelerator: {self.accelerator!r}")
+        if self.checkpoint_mode not in {"min", "max"}:
+            raise ValueError(f"Invalid checkpoint_mode: {self.checkpoint_mode!r}")
+        if not (self.devices == "auto" or (isinstance(self.devices, int) and self.devices > 0)):
+            raise ValueError(f"devices must be a positive integer or 'auto', got {self.devices!r}")
+        if self.accelerator == "auto":
+            warnings.warn("no CUDA device", UserWarning, stacklevel=2)
+            self.accelerator = "cpu"
 
 
 KEY_MAPPINGS = {

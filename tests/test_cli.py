@@ -83,7 +83,11 @@ def trained(monkeypatch: pytest.MonkeyPatch, place: Path) -> Calls:
     def main(ptycho_dir: Path, probe_dir: Path | None, **names: Any) -> Any:
         calls.append({"ptycho_dir": ptycho_dir, "probe_dir": probe_dir, **names})
         return types.SimpleNamespace(
-            module=types.SimpleNamespace(global_rank=0, settings=names["settings"].override({"max_epochs": 50})),
+            module=types.SimpleNamespace(
+                global_rank=0,
+                settings=names["settings"].override({"max_epochs": 50}),
+                statistics={"nphotons": 5e4, "nphotons_source": "as given"},
+            ),
             checkpoint=Path("run/checkpoints/last.ckpt"),
             best_checkpoint=Path("run/checkpoints/best.ckpt"),
             history={"train_loss": [3.0, 2.0], "val_loss": [3.5, 2.5]},
@@ -605,6 +609,7 @@ def test_train_hands_over_what_was_asked_for(trained: Calls, run: Run) -> None:
     lines = out.splitlines()
     assert lines[0] == "2 epochs (early stop), 3 min 12 s: training loss 3 → 2, validation loss 3.5 → 2.5"
     assert [line.strip() for line in lines[1:]] == [
+        "nphotons = 50000 (as given)",
         "run/checkpoints/last.ckpt",
         "run/checkpoints/best.ckpt",
         "run/history.png",
@@ -763,7 +768,7 @@ def reconstruction() -> Reconstruction:
         origin_px=(3.0, 4.0),
         positions_px=10 * draw.random((5, 2)),
         probe=np.ones((8, 8), np.complex64),
-        provenance={"scan": "a.npz"},
+        provenance={"scan": "a.npz", "nphotons": 5e4, "nphotons_source": "of _metadata in the scan"},
     )
 
 
@@ -790,13 +795,15 @@ def test_infer_hands_over_what_was_asked_for(
     code, out, err = run(
         "infer", "run", "scans", "-o", "out", "--overwrite", "--probe-dir", "probes", "--data-dir", "map",
         "--batch-size", "8", "--weighting", "uniform", "--crop-px", "20", "--device", "cpu", "--wavelength-m", "1e-10",
-        "--distance-m", "2", "--pixel-m", "75e-6", "--no-progress",
+        "--distance-m", "2", "--pixel-m", "75e-6", "--no-progress", "--group-seed", "45", "--n-groups", "80",
+        "--K", "4",
     )  # fmt: skip
     assert (code, err) == (0, "")
     assert out.splitlines() == [
         "a: object of 16 × 12 pixels from 5 groups",
         "  contrast 0.1",
         "  R-factor 0.2",
+        "  nphotons = 50000 (of _metadata in the scan)",
         "  out/a.npz",
         "  out/a.json",
         "  out/a.h5",
@@ -820,6 +827,9 @@ def test_infer_hands_over_what_was_asked_for(
             "wavelength_m": 1e-10,
             "detector_distance_m": 2.0,
             "detector_pixel_m": 75e-6,
+            "group_seed": 45,
+            "n_groups": 80,
+            "K": 4,
         }
     ]
 
@@ -836,7 +846,7 @@ def test_the_commands_call_the_functions_that_are_there() -> None:
         ),
         inference.infer: (
             "output_dir", "probe_dir", "data_dir", "batch_size", "weighting", "crop_px", "device", "progress",
-            "overwrite", "wavelength_m", "detector_distance_m", "detector_pixel_m",
+            "overwrite", "wavelength_m", "detector_distance_m", "detector_pixel_m", "group_seed", "n_groups", "K",
         ),
     }  # fmt: skip
     for function, names in named.items():

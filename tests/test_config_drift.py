@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from conformance.drift import CLAUSES, drifts, has_legacy_names, import_reference
+from conformance.drift import CLAUSES, Drift, compare, has_legacy_names, import_reference
 from conformance.errors import DriftError
 
 SOURCE = (Path(__file__).parent / "stand_in_config.py").read_text(encoding="utf-8")
@@ -35,6 +35,10 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
     yield written
     for name in names:
         sys.modules.pop(name, None)
+
+
+def drifts(module: ModuleType) -> tuple[Drift, ...]:
+    return compare(module).drifts
 
 
 def changed(old: str, new: str, *, times: int = 1) -> str:
@@ -120,8 +124,8 @@ def test_a_value_that_the_dataclass_checks_is_a_drift_and_no_error(write: Write)
     check = '        if self.batch_size != 16:\n            raise ValueError("a power\\nof two")\n'
     module = write(changed("        if self.n_groups is None:\n", f"{check}        if self.n_groups is None:\n"))
     (drift,) = drifts(module)
-    assert str(drift) == (
-        "CONFIG-05 legacy name: TrainingConfig.batch_size: expected batch_size, found ValueError: a power of two"
+    assert str(drift).startswith(
+        "CONFIG-05 legacy name: TrainingConfig.batch_size: expected batch_size, found ValueError: a power of two. "
     )
 
 
@@ -148,10 +152,12 @@ def test_the_option_passes_a_faithful_reference_and_lists_the_drifts_of_another(
     good = run(tmp_path, SOURCE, "--parity-tf-config", "their_config")
     assert good.returncode == 0, good.stdout + good.stderr
     assert "5 passed" in good.stdout
+    assert "their_config: 0 drifts from specs/configuration.yaml in 115 fields" in good.stdout
     source = changed("nphotons: float = 1e9", "nphotons: float = 1e5").replace('"object.big"', '"object.large"')
     bad = run(tmp_path, source, "--parity-tf-config", "their_config")
     assert bad.returncode == 1
     assert "2 drifts from specs/configuration.yaml" in bad.stdout
+    assert f"reference their_config: of unknown version, {tmp_path}/their_config.py, sha256 " in bad.stdout
     assert (
         "CONFIG-03 default: TrainingConfig.nphotons: expected default 1000000000.0, found default 100000.0"
         in bad.stdout

@@ -61,7 +61,7 @@ LEGACY = {
 LEGACY_ONLY = """model_type realspace_mae_weight positions.provided output_prefix outer_offset_train outer_offset_test
     big_gridsize sim_jitter_scale default_probe_scale nimgs_train nimgs_test data_source set_phi label size h5_path
     use_xla_translate use_xla_compile probe timestamp bigN debug model_path train_data_file_path test_data_file_path
-    _version"""
+    _version object_layout training_canvas training_patch_weighting"""
 SEED = {
     "data.nphotons": 1e5, "data.N": 128, "data.K": 6, "data.n_subsample": 10, "data.grid_size": 2,
     "data.probe_dir_get": True, "data.normalize": True, "model.intensity_scale_trainable": False,

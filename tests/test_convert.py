@@ -155,7 +155,7 @@ def test_names_types_and_unknown_members_are_put_right(
         "probeGuess": star["probeGuess"].astype(np.complex128)[..., None],
         "ground_truth_patches": np.zeros(3),
         "wrong\x1b[31m": np.zeros(3),
-        "_metadata": np.array(json.dumps({"N": 64}), object),
+        "_metadata": np.array(json.dumps({"N": 64, "nphotons": 123456789.0}), object),
     }
     new = converted(stored, folder=tmp_path)
     assert_same(new, {key: star[key] for key in ("diff3d", "xcoords", "ycoords", "probeGuess")})
@@ -163,6 +163,7 @@ def test_names_types_and_unknown_members_are_put_right(
     assert "'diffraction' is now 'diff3d'" in captured.err
     assert "ground_truth_patches" in captured.err
     assert "_metadata" in captured.err
+    assert "train with --nphotons 123456789" in captured.err
     assert "\x1b" not in captured.err
     assert "320 patterns of 64 × 64 pixels" in captured.out
     assert f"{(tmp_path / 'new.npz').stat().st_size} bytes" in captured.out

@@ -74,7 +74,7 @@ def test_a_broken_data_path_is_seen(scan: Path, monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("fault", ["with itself", "sorted", "one seed further"])
 def test_other_groups_are_seen(scan: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    right = grouping.reference_groups
+    right, nearest = grouping.reference_groups, grouping._nearest
 
     def wrong(positions_px: np.ndarray, **given: Any) -> np.ndarray:
         groups = right(positions_px, **(given | ({"seed": given["seed"] + 1} if fault == "one seed further" else {})))
@@ -83,8 +83,8 @@ def test_other_groups_are_seen(scan: Path, monkeypatch: pytest.MonkeyPatch, faul
     if fault == "with itself":
         monkeypatch.setattr(
             grouping,
-            "_without_nearest",
-            lambda positions_px, seeds, K: grouping.KDTree(positions_px).query(positions_px[seeds], k=K)[1],
+            "_nearest",
+            lambda positions_px, seeds, K: nearest(positions_px, seeds, K)[:, [0, *range(K)]],
         )
     else:
         monkeypatch.setattr(grouping, "reference_groups", wrong)

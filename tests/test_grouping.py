@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.spatial import KDTree
+from scan_files import write_scan
+from scipy.spatial import KDTree, cKDTree
 
 from ptycho_torch import grouping
 from ptycho_torch.config_params import DataSettings
@@ -79,6 +80,77 @@ def test_normalised_images_are_those_of_the_reference(
     images = batch.images.numpy().astype(np.float64)
     ours = [images.sum(), np.square(images).sum(), images[-1, -1, 3, 5]]
     np.testing.assert_allclose(ours, recorded[f"{number}/X_checksum"], rtol=1e-6)
+
+
+def raster(side: int, step: float = 8.0) -> np.ndarray:
+    """Positions on an exact raster, where most points have several that are equally near."""
+    return np.stack(np.meshgrid(np.arange(side) * step, np.arange(side) * step), axis=-1).reshape(-1, 2)
+
+
+def neighbours_of_reference(positions: np.ndarray, K: int) -> np.ndarray:
+    """The K + 1 points that the reference finds for each point: SciPy's cKDTree as it comes, with leaves of 16."""
+    return np.asarray(cKDTree(positions, leafsize=16).query(positions, k=K + 1)[1])
+
+
+@pytest.mark.parametrize(("side", "K"), [(15, 4), (15, 6), (20, 6), (7, 11)])
+def test_of_equally_near_points_those_of_the_reference_are_taken(side: int, K: int) -> None:
+    positions = raster(side)
+    draw = np.random.RandomState(45)
+    seeds = draw.choice(side**2, side, replace=False)
+    expected = [draw.choice(neighbours_of_reference(positions, K)[seed, 1:], 4, replace=False) for seed in seeds]
+    np.testing.assert_array_equal(reference_groups(positions, C=4, K=K, n_groups=side, seed=45), expected)
+    # The test is one of ties: a tree of other leaves finds other points.
+    other = cKDTree(positions, leafsize=10).query(positions, k=K + 1)[1]
+    assert (np.sort(other, axis=1) != np.sort(neighbours_of_reference(positions, K), axis=1)).any()
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+@pytest.mark.parametrize("n_groups", [40, 300])
+def test_oversampling_takes_its_seed_points_as_the_reference_does(sequential: bool, n_groups: int) -> None:
+    positions = np.random.default_rng(0).uniform(0, 60, (36, 2))
+    draw, needed = np.random.RandomState(7), 2 * math.ceil(n_groups / math.comb(5, 4))
+    # All points stand in order and nothing is drawn for them; in sequence the first ones do.
+    seeds = np.arange(min(needed, 36)) if sequential or needed >= 36 else draw.choice(36, needed, replace=False)
+    found = [itertools.combinations(neighbours_of_reference(positions, 5)[seed, 1:], 4) for seed in seeds]
+    pool = np.array(list(itertools.chain.from_iterable(found))[: 2 * n_groups])
+    expected = pool[draw.choice(len(pool), n_groups, replace=len(pool) < n_groups)]
+    ours = reference_groups(positions, C=4, K=5, n_groups=n_groups, seed=7, sequential=sequential, oversampling=True)
+    np.testing.assert_array_equal(ours, expected)
+
+
+def test_oversampling_leaves_the_point_out_where_enough_others_are_there() -> None:
+    positions = np.random.default_rng(0).random((5, 2))
+    groups = reference_groups(positions, C=4, K=9, n_groups=8, seed=1, oversampling=True)
+    # Each group is all points but its own, and two points were drawn.
+    assert {10 - sum(row) for row in groups.tolist()} <= set(np.random.RandomState(1).choice(5, 2, replace=False))
+    everyone = reference_groups(positions[:4], C=4, K=9, n_groups=8, seed=1, oversampling=True)
+    np.testing.assert_array_equal(np.sort(everyone, axis=1), np.tile(np.arange(4), (8, 1)))
+
+
+def test_the_mean_of_a_group_is_rounded_as_the_reference_rounds_it(tmp_path: Path) -> None:
+    path = tmp_path / "scan.npz"
+    members = write_scan(path, M=30, N=8, seed=0)
+    chosen = DataSettings(N=8, gridsize=3, K=10, group_sampler="reference")
+    batch = PtychoDataset(path, data_dir=tmp_path / "map", settings=chosen)[:]
+    for axis, key in enumerate(("xcoords", "ycoords")):
+        inside = members[key][batch.indices.numpy()]  # (L, C), added up in NumPy's order of a contiguous axis
+        centres = np.mean(inside, axis=1)
+        np.testing.assert_array_equal(batch.centres.numpy()[:, 0, 0, axis], centres)
+        offsets = (centres[:, None] - inside).astype(np.float32)
+        np.testing.assert_array_equal(batch.coords.numpy()[:, :, 0, axis], offsets)
+
+
+def test_neighbours_are_those_of_the_corrected_positions_whichever_are_trained_on(tmp_path: Path) -> None:
+    path = tmp_path / "scan.npz"
+    members = write_scan(path, M=30, N=8, seed=0)
+    nominal = np.random.default_rng(5).uniform(0, 50, (2, 30))
+    members = write_scan(path, members | {"xcoords_start": nominal[0], "ycoords_start": nominal[1]})
+    corrected = np.stack([members["xcoords"], members["ycoords"]], axis=1)
+    for sampler, searched in (("reference", corrected), ("with_centre", nominal.T)):
+        chosen = DataSettings(N=8, group_sampler=sampler, position_source="nominal")  # type: ignore[arg-type]
+        batch = PtychoDataset(path, data_dir=tmp_path / "map", settings=chosen)[:]
+        np.testing.assert_array_equal(batch.indices.numpy(), group_scan(searched, chosen))
+        np.testing.assert_allclose(batch.centres.numpy()[:, 0, 0], nominal.T[batch.indices.numpy()].mean(axis=1))
 
 
 # ---------------------------------------------------------------------------------------------- every sampler

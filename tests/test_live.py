@@ -16,10 +16,15 @@ from reference_package import Edit, write_package
 
 from conformance.bench import Bench, plan
 from conformance.draws import GRAPHS, draw_case
+from conformance.drift import import_reference
+from conformance.errors import DriftError
 from conformance.measured import load_measured
+from conformance.reference_package import identify
+from conformance.report import read_report
 from conformance.spec import load_stages
-from ptycho_tf_bridge import backend
+from ptycho_tf_bridge import backend, live
 from ptycho_tf_bridge.errors import LiveReferenceError
+from ptycho_tf_bridge.reference_path import import_name
 from ptycho_torch.config_params import NetworkSettings
 
 if not backend.is_available():
@@ -122,7 +127,14 @@ MODEL, CONFIG = "model.py", "config/config.py"
             [(MODEL, "TrimReconstructionLayer", "Cut"), ("custom_layers.py", "TrimReconstructionLayer", "Cut")],
             "missing layers: TrimReconstructionLayer",
         ),
-        ([(MODEL, "def create_model_with_gridsize", "def _hidden")], "0 functions that take gridsize and N (none)"),
+        (
+            [
+                (MODEL, "create_model_with_gridsize", "_hidden"),
+                (MODEL, "def create_compiled_model", "def _compiled"),
+                (MODEL, " = create_compiled_model()", " = _compiled()"),
+            ],
+            "0 functions that take gridsize and N (none), and none builds the model",
+        ),
         ([(CONFIG, "    probe_mask: bool = False\n", "")], "ModelConfig has no field probe_mask"),
         ([(CONFIG, "def update_legacy_dict", "def to_legacy")], "config.config.update_legacy_dict is missing"),
         ([("params.py", "cfg =", "settings =")], "params.cfg is missing"),
@@ -159,6 +171,58 @@ def test_another_surface_is_refused_by_name(
         LiveReference(name, GRAPHS["n64_g2"])
     assert message in str(caught.value), caught.value
     assert f"live:{name}: " in str(caught.value)
+
+
+def test_the_function_that_builds_is_taken_and_the_one_that_wraps_it_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    live._BUILDERS.pop(importlib.import_module(f"{GOOD}.model"), None)
+    driven = LiveReference(GOOD, GRAPHS["n64_g1_nopad"])
+    assert str(driven.builder) == (f"{GOOD}.model.create_model_with_gridsize (create_compiled_model: the same model)")
+    assert not driven.model.compiled
+    assert f"live:{GOOD}: the model is built by {driven.builder}" in caplog.messages
+    assert LiveReference(GOOD, GRAPHS["n64_g2"]).builder is driven.builder
+
+
+COMPILED = "def create_compiled_model(gridsize=None, N=None):"
+OTHER = "def another_model(gridsize, N):\n    params.cfg['object.big'] = False\n    return _models(gridsize, N)\n\n"
+PART = "def encoder_alone(N, gridsize):\n    return keras.Sequential([keras.layers.Dense(1)])\n\n"
+WRONG = "def resize(gridsize, N):\n    raise RuntimeError('no data')\n\n"
+MORE = "def evaluate(gridsize, N, data):\n    raise RuntimeError('called without data')\n\n"
+
+
+@pytest.mark.parametrize(
+    "edits",
+    [
+        [(MODEL, COMPILED, f"{PART}{WRONG}{MORE}{COMPILED}")],
+        [(MODEL, "create_model_with_gridsize", "make"), (MODEL, "create_compiled_model", "compiled")],
+        [(MODEL, "def create_model_with_gridsize(gridsize: int, N: int, **kwargs)", "def f(*, N, gridsize, scale=1)"),
+         (MODEL, ", **kwargs}", "}"), (MODEL, "create_model_with_gridsize(gridsize, N)", "f(gridsize=gridsize, N=N)"),
+         (MODEL, 'create_model_with_gridsize(params.get("gridsize"), params.get("N"))', "f(gridsize=1, N=64)")],
+        [(MODEL, "def create_model_with_gridsize(", "def _made("), (MODEL, "create_model_with_gridsize", "_made")],
+    ],
+    ids=["others beside", "other names", "other parameters", "compiled alone"],
+)  # fmt: skip
+def test_a_builder_is_found_by_what_it_gives(
+    importable: Path, request: pytest.FixtureRequest, edits: list[Edit]
+) -> None:
+    name = write_package(importable, f"standin_{request.node.callspec.id.replace(' ', '_')}", *edits)
+    importlib.invalidate_caches()
+    assert LiveReference(name, GRAPHS["n64_g1_nopad"]).stages >= {"object", "predicted_intensity"}
+
+
+def test_two_builders_of_different_models_are_named(importable: Path) -> None:
+    name = write_package(importable, "standin_two_builders", (MODEL, COMPILED, f"{OTHER}{COMPILED}"))
+    importlib.invalidate_caches()
+    expected = r"3 functions that build .* not the same one \(create_model_with_gridsize, another_model, create_"
+    with pytest.raises(LiveReferenceError, match=expected):
+        LiveReference(name, GRAPHS["n64_g2"])
+
+
+def test_what_the_package_does_at_import_is_done_once_and_its_singletons_are_never_built(importable: Path) -> None:
+    model = importlib.import_module(f"{GOOD}.model")
+    driven(GRAPHS["n64_g2"])
+    assert not model._model_construction_done
+    assert "autoencoder" not in model._lazy_cache
 
 
 def test_a_package_that_is_not_there_is_said_to_be_missing() -> None:
@@ -213,7 +277,9 @@ def test_a_good_package_passes_and_is_the_reference_of_the_candidate() -> None:
     assert {clause for clause, _ in record} == {"REFERENCE"}
     report = bench.report(planned, "cpu", "float32")
     assert report.passed
-    assert report.reference == f"{GOOD}, live"
+    assert report.reference.startswith(f"{GOOD}, live: of unknown version, ")
+    assert planned.package is not None
+    assert planned.package.built_by.startswith(f"{GOOD}.model.create_model_with_gridsize")
     assert report.of("FORWARD-FORCED", "merged")[0].reference is not None
 
 
@@ -236,11 +302,68 @@ def run(importable: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_judges_a_package_and_the_candidate_against_it(importable: Path) -> None:
-    found = run(importable, "--parity-reference", f"live:{GOOD}", "--parity-dtype", "float32", "-k", "n64_g1_nopad")
+    report = importable / "report"
+    options = ("--parity-dtype", "float32", "-k", "n64_g1_nopad", "--parity-report", str(report))
+    found = run(importable, "--parity-reference", f"live:{GOOD}", *options)
     assert found.returncode == 0, found.stdout + found.stderr
     assert f"passed  {GOOD}_n64_g1_nopad on cpu in float32" in found.stdout
     assert f"passed  reference of {GOOD}_n64_g1_nopad" in found.stdout
-    assert f"reference: {GOOD}, live" in found.stdout
+    assert f"reference: {GOOD}, live: of unknown version, {importable / GOOD}, sha256 " in found.stdout
+    content = read_report(report / "parity.json")
+    package = content["package"]
+    assert (package["name"], package["path"]) == (GOOD, str(importable / GOOD))
+    assert package["sha256"] == identify(GOOD).sha256
+    (note,) = [each for each in content["tests"]["notes"] if each.startswith(f"reference {GOOD}: ")]
+    assert package["sha256"] in note
+    assert note.endswith(f"model built by {package['built_by']}")
+    assert note in found.stdout
+    assert package["sha256"] in (report / "parity.html").read_text(encoding="utf-8")
+
+
+def test_the_path_of_a_checkout_is_driven_and_its_rival_is_never_seen(importable: Path) -> None:
+    checkout = importable / "checkout"
+    write_package(checkout, "ptycho")
+    (checkout / "ptycho_torch").mkdir()
+    (checkout / "ptycho_torch" / "__init__.py").write_text("raise RuntimeError('the rival was imported')\n")
+    commands = [
+        ["git", "init", "-q"],
+        ["git", "add", "."],
+        ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "All"],
+        ["git", "rev-parse", "HEAD"],
+    ]
+    commit = [subprocess.run(each, cwd=checkout, capture_output=True, text=True, check=True) for each in commands][-1]
+    options = ("--parity-dtype", "float32", "-k", "n64_g1_nopad")
+    found = run(importable, "--parity-reference", f"live:{checkout}", *options)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "passed  ptycho_n64_g1_nopad on cpu in float32" in found.stdout
+    assert f"reference ptycho: commit {commit.stdout.strip()}, {checkout / 'ptycho'}, sha256 " in found.stdout
+    (checkout / "ptycho" / "params.py").open("a").write("# changed\n")
+    drift = run(importable, "--parity-tf-config", str(checkout / "ptycho"))
+    assert drift.returncode == 0, drift.stdout + drift.stderr
+    assert f"reference ptycho: commit {commit.stdout.strip()}, with changes, {checkout / 'ptycho'}" in drift.stdout
+    assert "ptycho.config.config: 0 drifts" in drift.stdout
+
+
+@pytest.mark.parametrize("option", ["live", "config"])
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [("nowhere", "there is no such folder"), ("empty", "it holds no package"), ("my-ptycho", "cannot be imported")],
+)
+def test_a_path_that_cannot_be_driven_is_refused(importable: Path, folder: str, message: str, option: str) -> None:
+    (importable / "empty").mkdir(exist_ok=True)
+    write_package(importable, "my-ptycho")
+    path = str(importable / folder)
+    with pytest.raises((LiveReferenceError, DriftError), match=message):
+        import_reference(path) if option == "config" else LiveReference(path, GRAPHS["n64_g2"])
+
+
+def test_a_second_package_of_a_name_is_refused(importable: Path) -> None:
+    other = importable / "elsewhere"
+    write_package(other, GOOD)
+    importlib.import_module(f"{GOOD}.params")
+    with pytest.raises(LiveReferenceError, match=f"{GOOD} is imported from .* in this process already"):
+        LiveReference(str(other / GOOD), GRAPHS["n64_g2"])
+    assert import_name(str(importable / GOOD)) == GOOD
 
 
 def test_the_command_says_in_one_line_that_a_package_is_no_reference(importable: Path) -> None:

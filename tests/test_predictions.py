@@ -166,3 +166,42 @@ def test_groups_of_another_scan_are_refused(
     predictions = read_predictions(changed(path, tmp_path / "p.npz", **changes), SETTINGS)
     with pytest.raises(PredictionsError, match=re.escape(message)):
         scan_amplitude(predictions, scan, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("groups", "objects", "batch", "gridsize"),
+    [(80, 3, 32, 2), (20, 5, 16, 2), (20, 1, 32, 2), (33, 2, 32, 2), (128, 2, 64, 1), (9, 2, 8, 3)],
+)
+def test_few_objects_of_many_groups_are_named(
+    groups: int, objects: int, batch: int, gridsize: int, tmp_path: Path
+) -> None:
+    # REF-01, as recorded of the reference: 20 groups in batches of 16 give 5 objects, and its inference gives 3 of 80.
+    network = dataclasses.replace(SETTINGS, N=64, gridsize=gridsize)
+    path = _of_sizes(tmp_path, groups, objects, network.C)
+    with pytest.raises(PredictionsError) as caught:
+        read_predictions(path, network)
+    said = str(caught.value)
+    assert f"{objects} objects for {groups} groups" in said
+    assert f"batches of {batch}:" in said
+    assert "REF-01" in said
+    assert f"at most {63 // network.C} groups a call; docs/migration.md" in said
+
+
+@pytest.mark.parametrize(
+    ("groups", "objects", "object_big"), [(20, 7, True), (20, 21, True), (80, 3, False), (15, 1, True)]
+)
+def test_other_numbers_of_objects_are_not_put_down_to_that_defect(
+    groups: int, objects: int, object_big: bool, tmp_path: Path
+) -> None:
+    path = _of_sizes(tmp_path, groups, objects, 4)
+    with pytest.raises(PredictionsError, match="key 'object' has shape") as caught:
+        read_predictions(path, dataclasses.replace(SETTINGS, object_big=object_big))
+    assert "REF-01" not in str(caught.value)
+
+
+def _of_sizes(folder: Path, groups: int, objects: int, C: int) -> Path:
+    path = folder / "prediction.npz"
+    zeros = {"X": (groups, 64, 64, C), "offsets": (groups, 1, 2, C)}
+    arrays = {key: np.zeros(shape, np.float32) for key, shape in zeros.items()}
+    np.savez(path, **arrays, object=np.zeros((objects, 64, 64, 1), np.complex64))  # type: ignore[arg-type]
+    return path

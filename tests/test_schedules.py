@@ -44,9 +44,7 @@ def test_without_an_end_the_rate_stays_and_a_warning_says_so(caplog: pytest.LogC
     assert "does not fall" in caplog.text
 
 
-@pytest.mark.parametrize("N", [64, 128, 256])
-@pytest.mark.parametrize("groups", [100, 320, 2000])
-def test_scans_of_all_sizes_show_about_as_many_pixels(groups: int, N: int) -> None:
-    epochs = epochs_for(groups, N)
-    shown = epochs * groups * N / 64
-    assert epochs in (LEAST_EPOCHS, MOST_EPOCHS) or GROUPS_SHOWN <= shown <= GROUPS_SHOWN + groups * N / 64
+@pytest.mark.parametrize("groups", [20, 100, 320, 2000, 100_000])
+def test_scans_of_all_lengths_show_about_as_many_groups(groups: int) -> None:
+    epochs = epochs_for(groups)
+    assert epochs in (LEAST_EPOCHS, MOST_EPOCHS) or GROUPS_SHOWN <= epochs * groups <= GROUPS_SHOWN + groups

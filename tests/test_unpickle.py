@@ -20,10 +20,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ptycho_tf_bridge import unpickle
 from ptycho_tf_bridge.errors import ArchiveError
 from ptycho_tf_bridge.members import open_members
 from ptycho_tf_bridge.unpickle import read_pickle
+from ptycho_torch import restricted_pickle
 
 WHERE = "wts.h5.zip: autoencoder/params.dill"
 MIB = 2**20
@@ -209,7 +209,7 @@ def test_every_opcode_that_could_reach_code_is_refused(data: bytes, opcode: str)
 
 
 def test_opcodes_are_allowed_one_by_one() -> None:
-    allowed = set(unpickle._STEPS) | unpickle._VALUES
+    allowed = set(restricted_pickle._STEPS) | restricted_pickle._VALUES
     every = {opcode.name for opcode in pickletools.opcodes}
     assert allowed < every
     assert len(allowed) == 37
@@ -374,7 +374,7 @@ def many_paths() -> bytes:
         (b"\x80\x04" + b"(" * 60_000 + b".", "more than 50000 pickle opcodes"),
         (b"\x80\x04]" + b"N" * 10 + b"." * 2, "bytes behind"),
         (b"\x80\x04](" + b"N" * 30_000 + b"e.", "more than 20000 values"),
-        (b"\x80\x04" + bytes(unpickle.MAX_BYTES), "a pickle of at most"),
+        (b"\x80\x04" + bytes(restricted_pickle.MAX_BYTES), "bytes, more than 16777216"),
         (many_arrays(), "arrays and paths of more than"),
         (many_paths(), "arrays and paths of more than"),
     ],
@@ -387,7 +387,7 @@ def test_a_small_pickle_never_becomes_large_or_slow(data: bytes, found: str) -> 
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < unpickle.MAX_MADE_BYTES + 40 * MIB
+    assert peak < restricted_pickle.MAX_MADE_BYTES + 40 * MIB
 
 
 def test_deep_values_that_are_built_side_by_side_are_refused() -> None:
@@ -430,7 +430,9 @@ def test_damage_is_an_error_or_gives_plain_values(position: int, byte: int, cut:
         assert isinstance(value, dict | list | tuple | str | int | float | bytes | None | np.ndarray)
 
 
-_ALLOWED = [opcode for opcode in pickletools.opcodes if opcode.name in set(unpickle._STEPS) | unpickle._VALUES]
+_ALLOWED = [
+    opcode for opcode in pickletools.opcodes if opcode.name in set(restricted_pickle._STEPS) | restricted_pickle._VALUES
+]
 
 
 @settings(max_examples=1500, deadline=None)

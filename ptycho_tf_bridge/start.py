@@ -1,0 +1,80 @@
+"""Where the commands start, before anything of ``ptycho_torch`` is imported.
+
+The TensorFlow reference's project installs a package ``ptycho_torch`` too. With both in one environment their files
+mix in one folder: a folder ``cli`` there hides ``cli.py`` here, and of files with one name the last that was installed
+stays. This module has a name that the other project has not, looks for that, and says it in one line.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+
+_PACKAGE, _DISTRIBUTION = "ptycho_torch", "ptycho-torch"
+
+_FIRST_WORDS = '"""PtychoPINN in PyTorch: from scanning'
+"""Of our ``ptycho_torch/__init__.py``."""
+
+_HIDES = os.path.join("cli", "__init__.py")
+"""A file of the other project before which Python does not see our ``cli.py``."""
+
+
+def mixed_up() -> str:
+    """Say in one line whose files are in the package ``ptycho_torch`` and what to do; empty where all are ours."""
+    found = importlib.util.find_spec(_PACKAGE)  # imports nothing, since it is no module of a package
+    folder = next(iter((found.submodule_search_locations if found is not None else None) or ()), "")
+    if _is_ours(folder) and not os.path.isfile(os.path.join(folder, _HIDES)):
+        return ""
+    owner = _owner(folder)
+    again = f"then pip install --force-reinstall --no-deps {_DISTRIBUTION}"
+    remedy = (
+        f"Keep one of the two in an environment: pip uninstall -y {owner.partition(' ')[0]}, {again}"
+        if owner
+        else f"No distribution owns them: take {os.path.dirname(folder) or 'it'} off PYTHONPATH and sys.path, {again}"
+    )
+    return (
+        f"error: the package {_PACKAGE} in {folder or 'no folder'} has files of {owner or 'another project'}, which "
+        f"stand in the place of ours; expected {_DISTRIBUTION} alone. {remedy}. The TensorFlow reference can stay "
+        "a checkout that nobody installs: pytest conformance --parity-reference live:/PATH/OF/CHECKOUT"
+    )
+
+
+def _is_ours(folder: str) -> bool:
+    try:
+        with open(os.path.join(folder, "__init__.py"), encoding="utf-8") as file:
+            return file.read(len(_FIRST_WORDS)) == _FIRST_WORDS
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _owner(folder: str) -> str:
+    """Return name and version of the other distribution with files in a folder; empty where there is none."""
+    from importlib import metadata
+
+    for each in metadata.distributions():
+        name = str(each.metadata["Name"] or "")
+        if name.lower().replace("_", "-") == _DISTRIBUTION:
+            continue
+        for file in each.files or ():
+            if file.parts[:1] == (_PACKAGE,) and os.path.samefile(str(each.locate_file(_PACKAGE)), folder):
+                return f"{name} {each.version}"
+    return ""
+
+
+def run_torch() -> int:
+    """Run the command ``ptycho-torch``; return its exit code."""
+    return _run("ptycho-torch", "ptycho_torch.cli")
+
+
+def run_bridge() -> int:
+    """Run the command ``ptycho-bridge``; return its exit code."""
+    return _run("ptycho-bridge", "ptycho_tf_bridge.cli")
+
+
+def _run(program: str, module: str) -> int:
+    if line := mixed_up():
+        print(f"{program}: {line}", file=sys.stderr)  # noqa: T201 - the command's last word
+        return 1
+    return int(importlib.import_module(module).main())

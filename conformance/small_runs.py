@@ -32,6 +32,8 @@ WHOLE = 1e-6
 COMMON: Mapping[str, Any] = {
     "gridsize": GRID, "n_filters_scale": 1, "probe_scale": PROBE_SCALE, "precision": "64-true", "device": "cpu",
     "num_workers": 0, "tracking": False,
+    # A network of four weights has no head whose bias could be set.
+    "initial_amplitude": "zero_bias",
 }  # fmt: skip
 
 

@@ -171,7 +171,8 @@ def _optimiser_module(chosen: Mapping[str, Any]) -> PtychoPINN:
     from ptycho_torch import lightning_module
 
     probe = np.random.default_rng(3).standard_normal((2, 64, 64)) + 1j
-    settings = Settings().override({"gridsize": 2, "precision": "64-true", "nphotons": 1e4, **chosen})
+    common = {"gridsize": 2, "precision": "64-true", "nphotons": 1e4, "initial_amplitude": "zero_bias"}
+    settings = Settings().override({**common, **chosen})
     with mock.patch.object(lightning_module, "PtychoNet", StandIn):
         return lightning_module.PtychoPINN(settings, probe=torch.from_numpy(probe))
 

@@ -32,7 +32,7 @@ from ptycho_torch.errors import ConfigError, DataContractError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
 
-SETTINGS = Settings().override(SMALL)
+SETTINGS = Settings().override({**SMALL, "initial_amplitude": "zero_bias"})
 """18 training groups in 5 batches, the last of 2, and 2 validation groups."""
 
 

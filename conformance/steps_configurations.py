@@ -84,7 +84,7 @@ OF_BOTH: Values = {
 
 CODE: Values = {
     **OF_BOTH, "group_sampler": "reference", "early_stop_patience": 3, "validation_selection": "last",
-    "scheduler": "ReduceLROnPlateau", "nll_weight": 1.0, "mae_weight": 0.0,
+    "scheduler": "ReduceLROnPlateau", "initial_amplitude": "zero_bias", "nll_weight": 1.0, "mae_weight": 0.0,
 }  # fmt: skip
 """What TensorFlow has where nothing is stated, whatever the route; what is here by default is left out."""
 

@@ -29,7 +29,8 @@ def _initial_weights(_: StepBench) -> Outcome:
     kernels = {name.removesuffix(".kernel"): shape for name, shape in shapes.items() if name.endswith(".kernel")}
 
     def drawn(seed: int, **chosen: Any) -> dict[str, np.ndarray]:
-        settings = Settings().override({"seed": seed, "n_filters_scale": 1, "gridsize": 2, "nphotons": 1e4, **chosen})
+        common = {"n_filters_scale": 1, "gridsize": 2, "nphotons": 1e4, "initial_amplitude": "zero_bias"}
+        settings = Settings().override({"seed": seed, **common, **chosen})
         state = PtychoPINN(settings).network.state_dict()
         return {name: each.double().numpy() for name, each in state.items()}
 

@@ -48,6 +48,9 @@ from ptycho_torch.contract import read_yaml
 from ptycho_torch.errors import ConfigError
 from ptycho_torch.settings_options import read_config
 
+# The reference's execution settings warn where the machine has no GPU.
+pytestmark = pytest.mark.filterwarnings("ignore:no CUDA device:UserWarning")
+
 SCHEMA = load_schema()
 ROUTES = ("yaml", "legacy", "dataclass")
 EXAMPLES = hypothesis_settings(

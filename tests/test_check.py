@@ -65,10 +65,11 @@ def test_it_ends_with_the_verdict_and_the_hints(
     for name in ("a.npz", "b.npz"):
         np.savez(tmp_path / name, **(scan | {"xcoords": 1e-6 * scan["xcoords"], "ycoords": 1e-6 * scan["ycoords"]}))
     assert cli.main(["check-data", str(tmp_path)]) == 0
-    verdict, *hints = capsys.readouterr().out.splitlines()[-3:]
+    verdict, *hints = capsys.readouterr().out.splitlines()[-5:]
     assert verdict.startswith("2 of 2 files hold every clause")
-    for name, hint in zip(("a.npz", "b.npz"), hints, strict=True):
-        assert hint.startswith(f"  {tmp_path / name}: hint: Positions span")
+    expected = [(name, kind) for name in ("a.npz", "b.npz") for kind in ("Positions span", "nphotons = ")]
+    for (name, kind), hint in zip(expected, hints, strict=True):
+        assert hint.startswith(f"  {tmp_path / name}: hint: {kind}")
 
 
 def test_one_broken_file_among_good_ones_is_told_apart(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

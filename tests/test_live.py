@@ -337,7 +337,8 @@ def test_the_path_of_a_checkout_is_driven_and_its_rival_is_never_seen(importable
     assert found.returncode == 0, found.stdout + found.stderr
     assert "passed  ptycho_n64_g1_nopad on cpu in float32" in found.stdout
     assert f"reference ptycho: commit {commit.stdout.strip()}, {checkout / 'ptycho'}, sha256 " in found.stdout
-    (checkout / "ptycho" / "params.py").open("a").write("# changed\n")
+    changed = checkout / "ptycho" / "params.py"
+    changed.write_text(changed.read_text() + "# changed\n")
     drift = run(importable, "--parity-tf-config", str(checkout / "ptycho"))
     assert drift.returncode == 0, drift.stdout + drift.stderr
     assert f"reference ptycho: commit {commit.stdout.strip()}, with changes, {checkout / 'ptycho'}" in drift.stdout

@@ -172,6 +172,9 @@ def test_settings_come_back_from_the_reference(settings: Settings, route: str, t
                 before = float(
                     settings.model.loss_function == {"nll_weight": "Poisson", "mae_weight": "MAE"}[setting.name]
                 )
+            if (route, finding.field_there, before) == ("dataclass", "execution.accelerator", "auto"):
+                assert after == "cpu", "what the machine has takes the place of auto there"
+                continue
             assert (type(after), after) == (type(before), before), finding
         else:
             assert finding.reason, finding
@@ -204,7 +207,8 @@ def test_every_field_of_the_reference_ends_in_a_setting_or_in_a_finding(field: R
     others: dict[str, Any] = {
         "training": reference.TrainingConfig(model),
         "inference": reference.InferenceConfig(model, Path("a"), Path("b")),
-        "execution": reference.PyTorchExecutionConfig(),
+        # "auto" becomes what the machine has as soon as the reference makes the dataclass.
+        "execution": reference.PyTorchExecutionConfig(accelerator="cuda"),
     }
     base = from_dataclass(others["training"], others["execution"])
     value = changed(field)

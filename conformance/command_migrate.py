@@ -46,8 +46,9 @@ def run(options: argparse.Namespace) -> int:
     folder = options.output_dir
     refuse_folder(folder)
     scans = scan_paths(options.ptycho_dir)
-    refuse_results(folder / _OBJECTS, scans, overwrite=options.overwrite)
     archive = read_archive(options.archive, model=options.model)
+    read = [archive.path, *([] if options.predictions is None else [options.predictions])]
+    refuse_results(folder / _OBJECTS, scans, overwrite=options.overwrite, inputs=read)
     # These load PyTorch.
     from conformance.certificate import write_certificate
     from conformance.verify import verify

@@ -15,11 +15,12 @@ Table = Mapping[str, Mapping[str, Errors]]
 """Judgement clause → stage clause → [e, m]."""
 
 SMALLEST_SUM, LARGEST_SUM = 64**2, 256**2
-"""Products in the gradient of one weight, of one image at N = 64 and at N = 256; gains are tabulated for the latter."""
+"""Products in the gradient of one weight, of one image at N = 64 and at N = 256; gains are tabulated for the latter, and
+none was measured on a longer sum."""
 
 
 def growth(judgement: str, terms: int) -> float:
-    """Return the gain of a sum of so many terms, as a share of the tabulated one: max(terms, 64²) / 256².
+    """Return the gain of a sum of so many terms, as a share of the tabulated one: max(terms, 64²) / 256², at most 1.
 
     A weight's gradient fed with the truth is a sum over all pixels, added one by one, and every addition rounds what
     was summed until then. Where terms differ, the roundings add like √terms; where terms are alike, so are the
@@ -29,7 +30,7 @@ def growth(judgement: str, terms: int) -> float:
     >>> growth(GRADIENT_FORCED, 128**2), growth(GRADIENT_FREE, 128**2)
     (0.25, 1.0)
     """
-    return max(terms, SMALLEST_SUM) / LARGEST_SUM if judgement == GRADIENT_FORCED else 1.0
+    return min(max(terms, SMALLEST_SUM) / LARGEST_SUM, 1.0) if judgement == GRADIENT_FORCED else 1.0
 
 
 def stage_clause(stage: str) -> str:

@@ -85,7 +85,8 @@ def converted(archive: Archive, options: argparse.Namespace) -> Migration:
     if options.probe is None and probe_scale is not None:
         raise ArchiveError("--probe-scale normalises the probe of --probe; give both, or leave it out.")
     probe = None if options.probe is None else _probe(options.probe, archive, probe_scale)
-    return convert(archive, options.output_dir, probe=probe, given=given, overwrite=options.overwrite)
+    inputs = [] if options.probe in (None, _DEFAULT) else [Path(options.probe)]
+    return convert(archive, options.output_dir, probe=probe, given=given, overwrite=options.overwrite, inputs=inputs)
 
 
 def _probe(source: str, archive: Archive, probe_scale: float | None) -> np.ndarray:

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -121,6 +121,7 @@ def convert(
     probe: np.ndarray | None = None,
     given: Mapping[str, Any] = MappingProxyType({}),
     overwrite: bool = False,
+    inputs: Iterable[Path] = (),
 ) -> Migration:
     """Write checkpoint, settings and report of an archive; every file appears whole or not at all.
 
@@ -130,6 +131,7 @@ def convert(
         probe: (N, N) complex, used as it is, where the archive has none.
         given: fields of the network that the archive does not say, by name, ``intensity_scale`` among them.
         overwrite: whether the files may be there.
+        inputs: files beside the archive that must stay as they are: the one that ``probe`` was read from.
 
     Raises:
         ArchiveError: something is missing and not given, or given and not missing.
@@ -154,7 +156,7 @@ def convert(
         findings=findings,
     )
     files = (migration.checkpoint, migration.settings_file, migration.report, migration.report_json, migration.picture)
-    refuse_outputs(files, [archive.path], overwrite=overwrite)
+    refuse_outputs(files, [archive.path, *inputs], overwrite=overwrite)
     write_checkpoint(
         migration.checkpoint,
         settings,

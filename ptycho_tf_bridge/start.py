@@ -14,18 +14,15 @@ import sys
 
 _PACKAGE, _DISTRIBUTION = "ptycho_torch", "ptycho-torch"
 
-_FIRST_WORDS = '"""PtychoPINN in PyTorch: from scanning'
-"""Of our ``ptycho_torch/__init__.py``."""
-
-_HIDES = os.path.join("cli", "__init__.py")
-"""A file of the other project before which Python does not see our ``cli.py``."""
+_OURS, _HIDES = "cli.py", os.path.join("cli", "__init__.py")
+"""A file of ours, and one of the other project before which Python does not see it."""
 
 
 def mixed_up() -> str:
     """Say in one line whose files are in the package ``ptycho_torch`` and what to do; empty where all are ours."""
     found = importlib.util.find_spec(_PACKAGE)  # imports nothing, since it is no module of a package
     folder = next(iter((found.submodule_search_locations if found is not None else None) or ()), "")
-    if _is_ours(folder) and not os.path.isfile(os.path.join(folder, _HIDES)):
+    if os.path.isfile(os.path.join(folder, _OURS)) and not os.path.isfile(os.path.join(folder, _HIDES)):
         return ""
     owner = _owner(folder)
     again = f"then pip install --force-reinstall --no-deps {_DISTRIBUTION}"
@@ -39,14 +36,6 @@ def mixed_up() -> str:
         f"stand in the place of ours; expected {_DISTRIBUTION} alone. {remedy}. The TensorFlow reference can stay "
         "a checkout that nobody installs: pytest conformance --parity-reference live:/PATH/OF/CHECKOUT"
     )
-
-
-def _is_ours(folder: str) -> bool:
-    try:
-        with open(os.path.join(folder, "__init__.py"), encoding="utf-8") as file:
-            return file.read(len(_FIRST_WORDS)) == _FIRST_WORDS
-    except (OSError, UnicodeDecodeError):
-        return False
 
 
 def _owner(folder: str) -> str:

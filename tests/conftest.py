@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from jaxtyping import install_import_hook
@@ -13,6 +17,7 @@ _CHECKED = ("helper", "probe", "scaling", "losses", "reassembly", "model")
 install_import_hook([f"ptycho_torch.{name}" for name in _CHECKED], "beartype.beartype")
 
 REPOSITORY = Path(__file__).parents[1]
+_NUMBERS = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +27,21 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"recordings outside the repository are absent: {folder}")
     return folder
+
+
+@pytest.fixture
+def import_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """Write a module of the reference's dataclasses, and import it under a name of its own."""
+    from conformance.drift import import_reference
+
+    monkeypatch.syspath_prepend(tmp_path)
+    names = []
+
+    def imported(source: str) -> ModuleType:
+        names.append(f"their_config_{next(_NUMBERS)}")
+        (tmp_path / f"{names[-1]}.py").write_text(source, encoding="utf-8")
+        return import_reference(names[-1])
+
+    yield imported
+    for name in names:
+        sys.modules.pop(name, None)

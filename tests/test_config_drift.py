@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from conformance.drift import CLAUSES, Drift, compare, has_legacy_names, import_reference
+from conformance.drift import CLAUSES, Drift, compare, has_legacy_names
 from conformance.errors import DriftError
 
 SOURCE = (Path(__file__).parent / "stand_in_config.py").read_text(encoding="utf-8")
 ROOT = Path(__file__).parents[1]
-NUMBERS = itertools.count()
 
 Write = Callable[[str], ModuleType]
-
-
-@pytest.fixture
-def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
-    """Write a stand-in for the reference's module, and import it under a name of its own."""
-    monkeypatch.syspath_prepend(tmp_path)
-    names = []
-
-    def written(source: str) -> ModuleType:
-        names.append(f"their_config_{next(NUMBERS)}")
-        (tmp_path / f"{names[-1]}.py").write_text(source, encoding="utf-8")
-        return import_reference(names[-1])
-
-    yield written
-    for name in names:
-        sys.modules.pop(name, None)
 
 
 def drifts(module: ModuleType) -> tuple[Drift, ...]:
@@ -46,8 +28,8 @@ def changed(old: str, new: str, *, times: int = 1) -> str:
     return SOURCE.replace(old, new, times)
 
 
-def test_a_faithful_reference_has_no_drift(write: Write) -> None:
-    assert drifts(write(SOURCE)) == ()
+def test_a_faithful_reference_has_no_drift(import_config: Write) -> None:
+    assert drifts(import_config(SOURCE)) == ()
 
 
 @pytest.mark.parametrize(
@@ -71,8 +53,8 @@ def test_a_faithful_reference_has_no_drift(write: Write) -> None:
         ("    renamed = {}", '    renamed = {}\n    flat.pop("nepochs", 0)', "legacy name", "TrainingConfig.nepochs"),
     ],
 )  # fmt: skip
-def test_a_drift_is_found_and_named(write: Write, old: str, new: str, kind: str, field: str) -> None:
-    found = drifts(write(changed(old, new)))
+def test_a_drift_is_found_and_named(import_config: Write, old: str, new: str, kind: str, field: str) -> None:
+    found = drifts(import_config(changed(old, new)))
     assert (kind, field) in {(drift.kind, drift.field) for drift in found}
     # The same field of another dataclass may follow, and nothing else.
     assert {drift.field.partition(".")[2] for drift in found} == {field.partition(".")[2]}
@@ -80,12 +62,12 @@ def test_a_drift_is_found_and_named(write: Write, old: str, new: str, kind: str,
     assert str(drift).startswith(f"{CLAUSES[kind]} {kind}: {field}: expected ")
 
 
-def test_every_drift_is_listed(write: Write) -> None:
+def test_every_drift_is_listed(import_config: Write) -> None:
     source = changed("probe_scale: float = 4.0", "probe_scale: float = 10.0")
     source = source.replace("    momentum: float = 0.9\n", "").replace('"output_prefix"', '"output"')
     source = source.replace("    plateau_patience: int = 2\n", "    plateau_patience: int = 2\n    cooldown: int = 0\n")
     source = source.replace('Literal["poisson", "mae"]', 'Literal["poisson", "mae", "huber"]')
-    found = {(drift.kind, drift.field) for drift in drifts(write(source))}
+    found = {(drift.kind, drift.field) for drift in drifts(import_config(source))}
     assert found == {
         ("default", "ModelConfig.probe_scale"),
         ("vanished", "TrainingConfig.momentum"),
@@ -96,33 +78,35 @@ def test_every_drift_is_listed(write: Write) -> None:
     }
 
 
-def test_a_dataclass_that_is_new_or_gone_is_a_drift(write: Write) -> None:
+def test_a_dataclass_that_is_new_or_gone_is_a_drift(import_config: Write) -> None:
     source = changed("class PyTorchExecutionConfig", "class ExecutionConfig")
-    found = {(drift.kind, drift.field) for drift in drifts(write(source))}
+    found = {(drift.kind, drift.field) for drift in drifts(import_config(source))}
     assert found == {("vanished", "PyTorchExecutionConfig"), ("new", "ExecutionConfig")}
 
 
-def test_legacy_names_come_from_the_table_of_the_module_where_it_has_no_function(write: Write) -> None:
+def test_legacy_names_come_from_the_table_of_the_module_where_it_has_no_function(import_config: Write) -> None:
     head, _, _ = SOURCE.partition("def dataclass_to_legacy_dict")
-    assert drifts(write(head)) == ()
-    found = drifts(write(head.replace('"probe.big"', '"probe.large"')))
+    assert drifts(import_config(head)) == ()
+    found = drifts(import_config(head.replace('"probe.big"', '"probe.large"')))
     assert [(drift.kind, drift.field) for drift in found] == [("legacy name", "ModelConfig.probe_big")]
     bare, _, _ = head.partition("KEY_MAPPINGS")
-    module = write(bare)
+    module = import_config(bare)
     assert not has_legacy_names(module)
     assert drifts(module) == ()
 
 
-def test_a_dataclass_that_cannot_be_made_is_a_drift_and_no_error(write: Write) -> None:
+def test_a_dataclass_that_cannot_be_made_is_a_drift_and_no_error(import_config: Write) -> None:
     source = changed(
         "        if self.n_groups is None:\n", "        raise RuntimeError('no')\n        if self.n_groups is None:\n"
     )
-    assert [drift.field for drift in drifts(write(source))] == ["TrainingConfig"]
+    assert [drift.field for drift in drifts(import_config(source))] == ["TrainingConfig"]
 
 
-def test_a_value_that_the_dataclass_checks_is_a_drift_and_no_error(write: Write) -> None:
+def test_a_value_that_the_dataclass_checks_is_a_drift_and_no_error(import_config: Write) -> None:
     check = '        if self.batch_size != 16:\n            raise ValueError("a power\\nof two")\n'
-    module = write(changed("        if self.n_groups is None:\n", f"{check}        if self.n_groups is None:\n"))
+    module = import_config(
+        changed("        if self.n_groups is None:\n", f"{check}        if self.n_groups is None:\n")
+    )
     (drift,) = drifts(module)
     assert str(drift).startswith(
         "CONFIG-05 legacy name: TrainingConfig.batch_size: expected batch_size, found ValueError: a power of two. "
@@ -132,9 +116,9 @@ def test_a_value_that_the_dataclass_checks_is_a_drift_and_no_error(write: Write)
 @pytest.mark.parametrize(
     "source", ["x = 1\n", "raise RuntimeError('broken\\ninstall')\n", "import nothing_of_this_name\n"]
 )
-def test_a_module_that_is_no_reference_is_refused_in_one_line(write: Write, source: str) -> None:
+def test_a_module_that_is_no_reference_is_refused_in_one_line(import_config: Write, source: str) -> None:
     with pytest.raises(DriftError, match=r"their_config_\d+ (cannot be imported|holds none)") as caught:
-        write(source)
+        import_config(source)
     assert "\n" not in str(caught.value)
 
 

@@ -6,21 +6,18 @@ PTYCHO_REFERENCE names a checkout of the TensorFlow reference; its module of dat
 from __future__ import annotations
 
 import ast
-import itertools
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from conformance.drift import as_markdown, compare, import_reference, patch
+from conformance.drift import as_markdown, compare, patch
 from ptycho_torch.config_schema import Foreign, load_schema
 
 STAND_IN = Path(__file__).parent / "stand_in_config.py"
 CHECKOUT = os.environ.get("PTYCHO_REFERENCE", "")
-NUMBERS = itertools.count()
 
 Change = Callable[[ast.Module], None]
 
@@ -156,38 +153,22 @@ def source(request: pytest.FixtureRequest) -> str:
     return (Path(CHECKOUT) / "ptycho" / "config" / "config.py").read_text(encoding="utf-8")
 
 
-@pytest.fixture
-def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
-    """Write a module, and import it under a name of its own."""
-    monkeypatch.syspath_prepend(tmp_path)
-    names = []
-
-    def write(text: str) -> ModuleType:
-        names.append(f"mutated_config_{next(NUMBERS)}")
-        (tmp_path / f"{names[-1]}.py").write_text(text, encoding="utf-8")
-        return import_reference(names[-1])
-
-    yield write
-    for name in names:
-        sys.modules.pop(name, None)
-
-
 def test_there_are_twenty_five() -> None:
     assert len(MUTATIONS) == 25
 
 
-def test_nothing_is_found_where_nothing_was_changed(source: str, written: Callable[[str], ModuleType]) -> None:
-    compared = compare(written(source))
+def test_nothing_is_found_where_nothing_was_changed(source: str, import_config: Callable[[str], ModuleType]) -> None:
+    compared = compare(import_config(source))
     assert compared.drifts == ()
     assert list(patch(compared)) == []
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_a_change_is_found_and_nothing_else(source: str, written: Callable[[str], ModuleType], name: str) -> None:
+def test_a_change_is_found_and_nothing_else(source: str, import_config: Callable[[str], ModuleType], name: str) -> None:
     change, expected = MUTATIONS[name]
     tree = ast.parse(source)
     change(tree)
-    compared = compare(written(ast.unparse(ast.fix_missing_locations(tree))))
+    compared = compare(import_config(ast.unparse(ast.fix_missing_locations(tree))))
     assert {(drift.kind, drift.field) for drift in compared.drifts} == expected
     assert len(compared.drifts) == len(expected)
     assert all(drift.means.endswith(".") for drift in compared.drifts)
@@ -195,10 +176,10 @@ def test_a_change_is_found_and_nothing_else(source: str, written: Callable[[str]
     assert {line[1:].split(":")[0].strip() for line in lines} == {field.partition(".")[2] for _, field in expected}
 
 
-def test_a_renamed_field_is_said_to_be_perhaps_the_other(written: Callable[[str], ModuleType]) -> None:
+def test_a_renamed_field_is_said_to_be_perhaps_the_other(import_config: Callable[[str], ModuleType]) -> None:
     tree = ast.parse(STAND_IN.read_text(encoding="utf-8"))
     renamed(f"{T}.neighbor_count", "neighbours")(tree)
-    means = {drift.field: drift.means for drift in compare(written(ast.unparse(tree))).drifts}
+    means = {drift.field: drift.means for drift in compare(import_config(ast.unparse(tree))).drifts}
     assert means[f"{T}.neighbor_count"].endswith("Perhaps it is neighbours under another name.")
     assert means[f"{T}.neighbours"].endswith("Perhaps it is neighbor_count under another name.")
 
@@ -225,17 +206,17 @@ def test_a_renamed_field_is_said_to_be_perhaps_the_other(written: Callable[[str]
     ],
     ids=["default", "no counterpart", "choice less", "choice more", "key"],
 )
-def test_a_drift_says_what_it_means(written: Callable[[str], ModuleType], change: Change, means: str) -> None:
+def test_a_drift_says_what_it_means(import_config: Callable[[str], ModuleType], change: Change, means: str) -> None:
     tree = ast.parse(STAND_IN.read_text(encoding="utf-8"))
     change(tree)
-    (drift,) = compare(written(ast.unparse(ast.fix_missing_locations(tree)))).drifts
+    (drift,) = compare(import_config(ast.unparse(ast.fix_missing_locations(tree)))).drifts
     assert drift.means.startswith(means)
 
 
 def test_the_page_has_a_row_for_every_field_with_its_counterpart_or_the_reason(
-    source: str, written: Callable[[str], ModuleType]
+    source: str, import_config: Callable[[str], ModuleType]
 ) -> None:
-    compared = compare(written(source))
+    compared = compare(import_config(source))
     rows = [line for line in as_markdown("the reference", compared).splitlines() if line.startswith("| `")]
     assert len(rows) == len(compared.fields) == 115
     counterparts = load_schema().counterparts["tensorflow"]

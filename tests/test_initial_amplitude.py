@@ -37,7 +37,9 @@ def test_a_constant_object_gives_the_mean_counts(kind: AmplitudeActivation, pad_
         for decoder in (module.network.decoder_amp, module.network.decoder_phase):
             decoder.head.weight.zero_()
         intensity = module.network(torch.rand(2, 4, N, N), torch.zeros(2, 4, 1, 2)).intensity
-    assert intensity.sum((-2, -1)).mean().item() == pytest.approx(counts, rel=0.05)
+    assert intensity.sum((-2, -1)).mean().item() == pytest.approx(counts, rel=0.005), (
+        "0.2 % of this probe lie beyond what the head fills"
+    )
 
 
 @pytest.mark.parametrize("kind", ACTIVATIONS)

@@ -215,6 +215,23 @@ def test_a_focused_probe_is_a_lens_on_the_detector_and_spreads_with_defocus() ->
             focused_probe(64, **wrong)  # type: ignore[arg-type]
 
 
+def local_frequency(probe: np.ndarray) -> float:
+    """Return q/x of the rays along the rows of a probe (N, N), detector pixels over object pixels."""
+    N = len(probe)
+    steps = probe[:, 1:] * probe[:, :-1].conj()
+    x = np.broadcast_to(np.arange(1, N) - N // 2 - 0.5, steps.shape)
+    weight = np.abs(steps)
+    return float((weight * np.angle(steps) * x).sum() / (weight * x**2).sum() * N / (2 * np.pi))
+
+
+def test_the_shadow_of_the_object_is_upright_behind_the_focus() -> None:
+    before, behind = (local_frequency(focused_probe(64, defocus_px=d)) for d in (-12, 12))
+    assert before == pytest.approx(-behind)
+    assert behind > 0.5
+    # a/d = 24/16; the soft edges take 1.7 % off.
+    assert local_frequency(choose_probe("zone_plate", 64)[0]) == pytest.approx(24 / 16, rel=0.02)
+
+
 # ---------------------------------------------------------------------------------------------------------- objects
 
 

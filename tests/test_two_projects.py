@@ -132,16 +132,13 @@ def test_the_suite_says_it_too(site: Path) -> None:
 
 
 @pytest.mark.parametrize("program", ["run_torch", "run_bridge"])
-def test_help_is_quick_and_imports_no_framework(program: str) -> None:
+def test_help_imports_no_framework(program: str) -> None:
     script = (
-        "import sys, time\nsys.argv = ['x', '--help']\n"
+        "import sys\nsys.argv = ['x', '--help']\n"
         f"from ptycho_tf_bridge.start import {program}\n"
         f"try:\n    {program}()\nexcept SystemExit:\n    pass\n"
-        "print(time.process_time(), [n for n in ('torch', 'numpy', 'tensorflow', 'keras') if n in sys.modules], "
-        "file=sys.stderr)"
+        "print([n for n in ('torch', 'numpy', 'tensorflow', 'keras') if n in sys.modules], file=sys.stderr)"
     )
     command = [sys.executable, "-c", script]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    seconds, _, frameworks = found.stderr.strip().partition(" ")
-    assert frameworks == "[]"
-    assert float(seconds) <= 0.4
+    assert found.stderr.strip() == "[]"

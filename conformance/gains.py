@@ -15,8 +15,8 @@ Table = Mapping[str, Mapping[str, Errors]]
 """Judgement clause → stage clause → [e, m]."""
 
 SMALLEST_SUM, LARGEST_SUM = 64**2, 256**2
-"""Products in the gradient of one weight, of one image at N = 64 and at N = 256; gains are tabulated for the latter, and
-none was measured on a longer sum."""
+"""Products in the gradient of one weight, of one image at N = 64 and at N = 256; gains are tabulated for the
+latter, and none was measured on a longer sum."""
 
 
 def growth(judgement: str, terms: int) -> float:

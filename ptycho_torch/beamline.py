@@ -237,6 +237,8 @@ class _Finder:
         datasets = self._pattern_datasets()
         first = datasets[0]
         for dataset in datasets:
+            self._tree.check(dataset)
+            self._used |= self._tree.marks(dataset)
             if dataset.dtype is None or dataset.dtype.kind not in "fiu":
                 found = "no numbers" if dataset.dtype is None else f"dtype {dataset.dtype}"
                 raise self._wrong(found, dataset.path, "real numbers, of at most 64 bits")
@@ -291,7 +293,7 @@ class _Finder:
     def _pattern_datasets(self) -> list[Dataset]:
         if self._wanted.data_paths:
             named = [self._named(self._tree, path, "--data-path") for path in self._wanted.data_paths]
-            series = self._series(named[0].path) if len(named) == 1 else []
+            series = self._series(named[0].path, self._tree.datasets) if len(named) == 1 else []
             if len(series) > 1 and series[0].path == named[0].path:
                 named = series
             return [self._use(dataset) for dataset in named]
@@ -303,7 +305,8 @@ class _Finder:
             return [self._use(whole[0])]
         numbered = self._matching(r"(/data|/instrument[^/]*/detector[^/]*|/measurement)/data_0*1", least_axes=3)
         if numbered:
-            return [self._use(dataset) for dataset in self._series(numbered[0].path)]
+            paths = (*self._tree.datasets, *self._tree.broken)
+            return [self._use(dataset) for dataset in self._series(numbered[0].path, paths)]
         by_class = [
             dataset
             for dataset in self._tree.datasets.values()
@@ -326,13 +329,13 @@ class _Finder:
             f"Name their path in the file: --data-path {there[0].path if len(there) == 1 else 'PATH'}",
         )
 
-    def _series(self, path: str) -> list[Dataset]:
+    def _series(self, path: str, paths: Collection[str]) -> list[Dataset]:
         """Return the numbered datasets of which this is one, in order."""
         match = re.fullmatch(r"(.*/[^/]*?_)(\d{3,})", path)
         if match is None:
             return []
         pattern = re.compile(re.escape(match[1]) + r"(\d+)")
-        found = {int(hit[1]): each for each in self._paths() if (hit := pattern.fullmatch(each))}
+        found = {int(hit[1]): each for each in paths if (hit := pattern.fullmatch(each))}
         return [self._named(self._tree, found[number], "--data-path") for number in sorted(found)]
 
     # ----------------------------------------------------------------------------------------------- positions
@@ -728,10 +731,6 @@ class _Finder:
     def _turned(self) -> bool:
         axes = self._wanted.axes or ("mwh" if self._matlab else "mhw")
         return axes.index("w") < axes.index("h")
-
-    def _paths(self) -> Iterator[str]:
-        yield from self._tree.datasets
-        yield from self._tree.broken
 
     def _matching(
         self, *patterns: str, at: Sequence[str] = (), tree: Hdf5Tree | None = None, least_axes: int = 0

@@ -119,7 +119,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mask-bits",
         type=_mask_bits,
         metavar="BITS|zero",
-        help="bits that make a pixel bad, as a number (0x5), in place of those of CXI or NeXus; zero: pixels of 0 are bad",
+        help="bits that make a pixel bad, as a number (0x5), in place of those of CXI or NeXus; zero: 0 is bad",
     )
     hdf5.add_argument("--dark-path", metavar="PATH", help="dark frames to take off, or none (default: those of CXI)")
     hdf5.add_argument("--white-path", metavar="PATH", help="flat field to divide by")

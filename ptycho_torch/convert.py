@@ -244,7 +244,7 @@ def _say_beam(source: Source, options: argparse.Namespace, frames: Frames) -> No
     elif max(abs(row - H // 2), abs(column - W // 2)) >= _OFF_CENTRE_PX:
         half = min(round(row), H - round(row), round(column), W - round(column))
         _notice(
-            f"{where}, off the middle ({H // 2}, {W // 2}), and the frames are kept whole; to cut them around it: --crop "
+            f"{where}, off the middle ({H // 2}, {W // 2}), and frames are kept whole; to cut them around it: --crop "
             f"{2 * half} or less"
         )
 
@@ -381,13 +381,10 @@ class _Outcome:
 
     def describe(self) -> str:
         """Return it as text."""
-        bad = (
-            f", {self.bad_pixels} bad pixels that hide {self.hidden_share:.2%} of the counts" if self.bad_pixels else ""
-        )
-        return (
-            f"{self.patterns} patterns of {self.N} × {self.N} pixels, {self.mean_counts:.6g} counts in the mean if "
-            f"amplitude is √counts{bad}"
-        )
+        bad = ""
+        if self.bad_pixels:
+            bad = f", bad pixels: {self.bad_pixels}, which hide {self.hidden_share:.2%} of the counts"
+        return f"{self.patterns} patterns of {self.N} × {self.N} pixels, mean counts {self.mean_counts:.6g}{bad}"
 
 
 def _convert(source: Source, options: argparse.Namespace, target: Path) -> _Outcome:
@@ -523,7 +520,8 @@ def _shifted(source: Source, passes: Passes, found: Survey) -> tuple[Source, Pas
     probe = source.probe is not None and corner_centred(_light(source.probe))
     if not patterns and not probe:
         raise ConfigError(
-            f"--fftshift: neither the patterns of {source.stack.path} nor its probe are centred on the corner; leave it out."
+            f"--fftshift: neither the patterns of {source.stack.path} nor its probe are centred on the corner. Leave it "
+            "out."
         )
     what = " and ".join(["patterns"] * patterns + ["probe"] * probe)
     _notice(f"centred on the corner, and shifted to the middle: {what}")
@@ -626,8 +624,8 @@ def _positions(
     missing = [f"--{name.replace('_', '-')}" for key, name in GEOMETRY.items() if key not in geometry]
     if missing:
         raise ConfigError(
-            f"{source.stack.path}: positions are in metres, and the object pixel is not known; give {' and '.join(missing)} "
-            "METRES"
+            f"{source.stack.path}: positions are in metres, and the object pixel is not known; give "
+            f"{' and '.join(f'{option} METRES' for option in missing)}"
         )
     found = {pair: metres_to_px(stored, frames, scale, **geometry) for pair, stored in choice.positions.items()}
     for places in found.values():

@@ -134,6 +134,11 @@ class _File:
         except Exception:
             return None
 
+    def checked(self, key: str) -> list[dict[str, Any]]:
+        """Refuse a dataset whose content may not be read; nothing of it is."""
+        self._readable(key)
+        return []
+
     def sources(self, key: str) -> list[dict[str, Any]]:
         """Return the parts of a virtual dataset: where each lies, and which of its elements go where."""
         dataset = self._dataset(key)
@@ -350,19 +355,18 @@ def _attribute(here: Any, name: str) -> Any:
         return None
 
 
-def _selection(space: Any, key: str) -> dict[str, Any]:
-    """Return start, stride, count and block of each axis, and the shape of the whole."""
+def _selection(space: Any, key: str) -> list[list[int]] | None:
+    """Return start, stride, count and block of each axis, or None for all there is."""
     import h5py
 
-    shape = list(space.shape)
     if space.get_select_type() == h5py.h5s.SEL_ALL:
-        return {"shape": shape, "axes": [[0, 1, 1, length] for length in shape]}
+        return None
     if space.get_select_type() != h5py.h5s.SEL_HYPERSLABS or not space.is_regular_hyperslab():
         raise _Refused("CXI-02", "a virtual dataset whose parts are no blocks at equal steps", key)
     axes = [[int(number) for number in axis] for axis in zip(*space.get_regular_hyperslab(), strict=True)]
     if any(number >= 2**62 for axis in axes for number in axis):
         raise _Refused("CXI-02", "a virtual dataset of an unlimited number of files", key)
-    return {"shape": shape, "axes": axes}
+    return axes
 
 
 def _names(path: str) -> list[str]:
@@ -414,6 +418,8 @@ def _serve(request: Mapping[str, Any], answers: _Answers) -> None:
             raise file
         if asked["do"] == "list":
             answers.json(b"J", file.listing(asked["path"]))
+        elif asked["do"] == "check":
+            answers.json(b"J", file.checked(asked["path"]))
         elif asked["do"] == "sources":
             answers.json(b"J", file.sources(asked["path"]))
         else:

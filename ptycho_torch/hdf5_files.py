@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import math
 import re
@@ -144,7 +143,8 @@ class Hdf5Tree:
         self.groups: dict[str, str] = {}
         self.broken: dict[str, DataContractError] = {}
         self.notices: list[str] = []
-        self._stack, self._root = stack, reader
+        self._stack = stack
+        self._known_parts: dict[str, list[_Part]] = {}
         self._readers: dict[Path, tuple[_Reader, int]] = {path.resolve(): (reader, 0)}
         self._add("", reader, 0, "/", 0)
 
@@ -159,6 +159,24 @@ class Hdf5Tree:
             if path == broken or path.startswith(f"{broken}/"):
                 raise error
         return self.datasets.get(path)
+
+    def check(self, dataset: Dataset) -> None:
+        """Refuse a dataset whose content may not be read, before anything of it is.
+
+        Raises:
+            DataContractError: CXI-02.
+        """
+        if dataset.virtual:
+            for part in self._parts_of(dataset):
+                self.check(part.source)
+            return
+        reader, number, inside = dataset.place
+        reader.check(number, inside)
+
+    def marks(self, dataset: Dataset) -> set[str]:
+        """Return the marks of a dataset and, of a virtual one, of those that hold its content."""
+        parts = self._parts_of(dataset) if dataset.virtual else []
+        return {dataset.mark, *(part.source.mark for part in parts)}
 
     def read(self, dataset: Dataset) -> np.ndarray:
         """Read a dataset whole.
@@ -314,9 +332,7 @@ class Hdf5Tree:
 
     def _assembled(self, dataset: Dataset) -> Iterator[np.ndarray]:
         """Yield the content of a virtual dataset, some entries of the first axis at a time."""
-        if dataset.path not in self._parts_of:
-            self._parts_of[dataset.path] = self._parts(dataset)
-        parts, shape = self._parts_of[dataset.path], dataset.shape
+        parts, shape = self._parts_of(dataset), dataset.shape
         rows = max(1, _PART_BYTES * shape[0] // dataset.content_bytes)
         for first in range(0, shape[0], rows):
             block = np.zeros((min(rows, shape[0] - first), *shape[1:]), dataset.dtype)
@@ -324,9 +340,10 @@ class Hdf5Tree:
                 part.copy_into(block, first)
             yield block
 
-    @functools.cached_property
-    def _parts_of(self) -> dict[str, list[_Part]]:
-        return {}
+    def _parts_of(self, dataset: Dataset) -> list[_Part]:
+        if dataset.path not in self._known_parts:
+            self._known_parts[dataset.path] = self._parts(dataset)
+        return self._known_parts[dataset.path]
 
 
 def _safe(given: np.dtype, wanted: np.dtype | None) -> bool:
@@ -408,7 +425,7 @@ class _Part:
     of: tuple[np.ndarray, ...]
 
     @classmethod
-    def from_said(cls, source: Dataset, to: Mapping[str, Any], of: Mapping[str, Any], shape: tuple[int, ...]) -> _Part:
+    def from_said(cls, source: Dataset, to: Any, of: Any, shape: tuple[int, ...]) -> _Part:
         """Make it of what the child says."""
         part = cls(source, _axes(to, shape), _axes(of, source.shape or (1,)))
         if part.size != math.prod(map(len, part.of)):
@@ -447,8 +464,9 @@ def _itemsize(dataset: Dataset) -> int:
     return 0 if dataset.dtype is None else dataset.dtype.itemsize
 
 
-def _axes(said: Mapping[str, Any], shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
-    axes = said["axes"] or [[0, 1, 1, 1]]
+def _axes(axes: list[list[int]] | None, shape: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    if axes is None:
+        axes = [[0, 1, 1, length] for length in shape]
     if len(axes) != len(shape):
         raise ValueError("axes")
     chosen = []
@@ -522,6 +540,10 @@ class _Reader:
     def describe(self, number: int, path: str) -> list[dict[str, Any]]:
         """Return what the child says of the object at a path and all that is in it."""
         return self._told({"do": "list", "path": path}, number)
+
+    def check(self, number: int, path: str) -> None:
+        """Refuse a dataset that may not be read."""
+        self._told({"do": "check", "path": path}, number)
 
     def sources(self, number: int, path: str) -> list[dict[str, Any]]:
         """Return what the child says of the parts of a virtual dataset."""

@@ -16,7 +16,7 @@ from ptycho_torch.pattern_values import LARGEST_AMPLITUDE, ValueRules
 from ptycho_torch.raw_scan import Passes
 
 _NARROWER = 0.5
-"""Light that is this much narrower about the corner than about the middle is centred there; a background widens both."""
+"""Light that is so much narrower about the corner than about the middle is centred there; background widens both."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """From numbers as a detector stores them to amplitude: values that are no measurement, dark frames, the root.
 
-Unsigned detectors store 2^b − 1 for pixels without a measurement and for those that ran over; others store negative
-numbers or NaN. A pixel that holds such a value in every pattern is dead, and is a bad pixel from then on; one that holds
-it in some patterns is an error, unless an option says what to do.
+Unsigned detectors store 2^b − 1 where there was no measurement or the pixel ran over; others store negative numbers
+or NaN. A pixel that holds such a value in every pattern is dead, and is a bad pixel from then on; one that holds it in
+some patterns is an error, unless an option says what to do.
 
 Clauses SCAN-04 and SCAN-11 of <doc-ref type="contract">specs/data_contracts.md</doc-ref>.
 """
@@ -65,7 +65,7 @@ class ValueRules:
         """
         if self.keep_saturated:
             return math.inf
-        if dtype.kind == "f":
+        if dtype.kind == "f" and self.bits is None:
             return float(2**32 - 1) if self.counts and dtype.itemsize > 2 else math.inf
         bits = 8 * dtype.itemsize if self.bits is None else min(self.bits, 8 * dtype.itemsize)
         return float(2**bits - 1) if dtype.kind == "u" or self.bits is not None else math.inf
@@ -154,8 +154,9 @@ class ValueReader:
         if loose.any():
             below = float(self._below_zero[loose].sum())
             notices.append(
-                f"{int(self._hits[loose].sum())} negative values, {self._hits[loose].sum() / (self._count * dead.size):.1%} "
-                f"of all, are set to 0: {below:.6g} counts, where {self._kept_counts:.6g} stay"
+                f"{int(self._hits[loose].sum())} negative values, "
+                f"{self._hits[loose].sum() / (self._count * dead.size):.1%} of all, are set to 0: {below:.6g} counts, "
+                f"where {self._kept_counts:.6g} stay"
             )
         if self._below_dark:
             notices.append(

@@ -19,7 +19,7 @@ class ProbeAxes:
     Attributes:
         shape: as stored.
         modes_last: whether the modes lie along the last axis.
-        variations: length of an axis in front, of probes that vary from pattern to pattern (OPR); 1 where there is none.
+        variations: length of an axis in front, of probes that vary from pattern to pattern (OPR); 1 without one.
         note: what a user should know, or empty.
     """
 

@@ -244,7 +244,7 @@ class _NpzReader:
         return positions
 
     def _geometry(self) -> dict[str, float]:
-        values = {name: self._array(name, ()) for name in GEOMETRY}
+        values = {name: self._scalar(name) for name in GEOMETRY}
         return {name: self._above_zero(name, float(value)) for name, value in values.items() if value is not None}
 
     def _object_header(self) -> ArrayHeader | None:
@@ -434,6 +434,14 @@ class _NpzReader:
             return None
         self._check(name, header, header.shape == shape, f" where {shape} is needed")
         return self._npz.read(name)
+
+    def _scalar(self, name: str) -> np.ndarray | None:
+        """Return one number, which other programs keep in arrays of (1,) or (1, 1) too."""
+        header = self._headers.get(name)
+        if header is None:
+            return None
+        self._check(name, header, math.prod(header.shape) == 1, " where one number is needed")
+        return self._npz.read(name).reshape(())
 
     def _above_zero(self, name: str, number: float) -> float:
         if not 0 < number < math.inf:

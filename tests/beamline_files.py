@@ -102,18 +102,19 @@ def soft(path: str) -> Any:
     return h5py.SoftLink(path)
 
 
-def write_hdf5(path: Path, content: Content, *, classes: Mapping[str, str] | None = None, **options: Any) -> Path:
-    """Write datasets, links and NeXus classes; ``options`` go to the datasets of three and more axes."""
+def write_hdf5(
+    path: Path, content: Content, *, classes: Mapping[str, str] | None = None, user_block: int = 0, **options: Any
+) -> Path:
+    """Write datasets, links and NeXus classes; ``options`` go to the datasets called data."""
     import h5py
 
-    with h5py.File(path, "w") as file:
+    with h5py.File(path, "w", userblock_size=user_block) as file:
         for name, value in content.items():
             if isinstance(value, h5py.SoftLink | h5py.ExternalLink):
                 file[name] = value
                 continue
             data = value.data if isinstance(value, With) else value
-            large = isinstance(data, np.ndarray) and data.ndim >= 3 and data.dtype.kind != "c"
-            dataset = file.create_dataset(name, data=data, **(options if large else {}))
+            dataset = file.create_dataset(name, data=data, **(options if name.endswith("/data") else {}))
             for key, attribute in (value.attributes if isinstance(value, With) else {}).items():
                 dataset.attrs[key] = attribute
         for name, kind in (classes or {}).items():

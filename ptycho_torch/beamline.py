@@ -205,9 +205,16 @@ class _Finder:
             DataContractError: CXI-01 or CXI-02.
         """
         patterns = self._patterns()
-        _, rows, columns = patterns.frame
+        count, rows, columns = patterns.frame
         numbers = {name: getattr(self, f"_{name}")() for name in _OPTIONS if name not in self._wanted.given}
         translation, states_units = self._translation(patterns)
+        if self._wanted.axes is None and len(patterns.shape) == 3 and count != len(translation) == patterns.shape[2]:
+            raise self._wrong(
+                f"shape {patterns.shape} for {len(translation)} positions: patterns along the last axis",
+                patterns.key,
+                "patterns along the first axis",
+                "Turn it: --axes hwm",
+            )
         white = self._white(rows, columns)
         limits = (self._limit("underload_value", -math.inf), self._limit("saturation_value", math.inf))
         scan = BeamlineScan(
@@ -315,6 +322,9 @@ class _Finder:
             and self._tree.groups.get(dataset.path.rsplit("/", 1)[0]) in ("NXdata", "NXdetector")
         ]
         if by_class:
+            if len({dataset.mark for dataset in by_class}) > 1:
+                others = listed([dataset.path for dataset in by_class[1:]])
+                self._notices.append(f"patterns: {by_class[0].path}; other stacks are {others}: --data-path PATH")
             return [self._use(by_class[0])]
         there = [
             dataset

@@ -399,6 +399,7 @@ def _convert(source: Source, options: argparse.Namespace, target: Path) -> _Outc
     planned = plan_frames(source, options, None if options.centre == "auto" else options.centre)
     needed = 0 if options.compress else len(choice.numbers) * planned.N**2 * 4
     needed += stack.total_bytes if stack.patterns_last else 0
+    needed += 0 if options.merge_repeats is None else len(choice.numbers) * planned.N**2 * 8
     free = shutil.disk_usage(existing_folder(target.parent)).free
     if needed > free:
         raise PtychoError(

@@ -44,6 +44,8 @@ _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MAX_USER_BLOCK = 2**26
 _FILES_AT_ONCE = 200
 _MAX_HOPS = 4
+_MAX_FILES = 2_000
+_MAX_OBJECTS = 50_000
 _MAX_AXES = 8
 _PART_BYTES = 8 * 2**20
 _DTYPE = re.compile(r"[<|]([fiu][248]|[iub]1|c(8|16))")
@@ -226,6 +228,8 @@ class Hdf5Tree:
         links: dict[str, tuple[str, str]] = {}
         with reader.understood():
             self._note(prefix, reader, number, root, links)
+        if len(self.datasets) + len(self.groups) + len(self.broken) > _MAX_OBJECTS:
+            raise violation("CXI-02", f"links to more than {_MAX_OBJECTS} objects", path=self.path)
         self._follow(links, reader.paths[number], hops)
 
     def _note(self, prefix: str, reader: _Reader, number: int, root: str, links: dict[str, tuple[str, str]]) -> None:
@@ -291,6 +295,8 @@ class Hdf5Tree:
     def _open(self, files: Iterator[Path] | Any) -> None:
         """Start processes for the files that are not open yet."""
         new = [file for file in dict.fromkeys(files) if file not in self._readers]
+        if len(self._readers) + len(new) > _MAX_FILES:
+            raise violation("CXI-02", f"links to more than {_MAX_FILES} files", path=self.path)
         for first in range(0, len(new), _FILES_AT_ONCE):
             some = new[first : first + _FILES_AT_ONCE]
             reader = self._stack.enter_context(_started(some))

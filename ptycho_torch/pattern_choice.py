@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -171,6 +172,9 @@ def merged(amplitudes: Iterator[np.ndarray], places: np.ndarray, side_px: int, f
     """
     count = int(places.max()) + 1
     with tempfile.TemporaryFile(dir=folder) as file:
+        allocate = getattr(os, "posix_fallocate", None)
+        if allocate is not None:  # or a full disk ends the process, and not with an error
+            allocate(file.fileno(), 0, count * side_px**2 * 8)
         file.truncate(count * side_px**2 * 8)
         sums = np.memmap(file, np.float64, "r+", shape=(count, side_px, side_px))
         first = 0

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="NEW.npz", help="the scan to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     parser.add_argument("--compress", action="store_true", help="deflate the members; smaller and slower")
+    parser.add_argument(
+        "--rename", type=_names, default={}, metavar="OLD=NEW[,…]", help="names of members (.npz): frames=diff3d"
+    )
+    parser.add_argument(
+        "--drop", type=_listed, default=(), metavar="NAME[,…]", help="leave out members (.npz), for example scan_index"
+    )
     parser.add_argument("--patterns", choices=("diff3d", "diffraction"), help="which to keep where both are there")
     parser.add_argument(
         "--axes",
@@ -47,6 +54,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     frames.add_argument("--transpose", action="store_true", help="swap rows and columns of the frames")
     frames.add_argument(
         "--flip", choices=("vertical", "horizontal", "both"), help="turn frames upside down, left to right, or both"
+    )
+    patterns = parser.add_argument_group("patterns", "in this order: mark bad pixels, select, drop, merge")
+    patterns.add_argument(
+        "--bad-pixels",
+        type=_pixels,
+        metavar="ROW,COLUMN[;…]",
+        help="pixels of the file's frames without measurement, beside those that the file marks; 20,: is a row",
+    )
+    patterns.add_argument(
+        "--select", type=_ranges, metavar="FROM:TO[,…]", help="keep these patterns, counted from 0: 0:60,61:121"
+    )
+    patterns.add_argument("--drop-dark", action="store_true", help="leave out patterns of less than 1 %% of the counts")
+    patterns.add_argument(
+        "--merge-repeats", action="store_true", help="add the counts of all exposures of one place, to half a pixel"
     )
     positions = parser.add_argument_group("positions", "in this order: swap, flip, scale")
     positions.add_argument("--positions-swap-xy", action="store_true", help="swap x and y")
@@ -82,7 +103,12 @@ def run(options: argparse.Namespace) -> int:
     refuse_outputs([target], [options.source], overwrite=options.overwrite)
     from ptycho_torch import convert
 
-    return convert.run(options)
+    code = convert.run(options)
+    from ptycho_torch import check
+
+    for hint in check.hints_of(target):
+        print(f"{target}: {hint}", file=sys.stderr)  # noqa: T201
+    return code
 
 
 def _even(text: str) -> int:
@@ -90,6 +116,31 @@ def _even(text: str) -> int:
     if number < 2 or number % 2:
         raise argparse.ArgumentTypeError(f"{text!r} is no even number of pixels above 0")
     return number
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
+
+
+def _names(text: str) -> dict[str, str]:
+    pairs = [part.rpartition("=") for part in _listed(text)]
+    if not all(old and new for old, _, new in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of names, OLD=NEW with commas between")
+    return {old: new for old, _, new in pairs}
+
+
+def _pixels(text: str) -> tuple[tuple[int | None, int | None], ...]:
+    pairs = [part.split(",") for part in text.split(";")]
+    if not all(len(pair) == 2 and all(number == ":" or number.isdecimal() for number in pair) for pair in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of pixels, ROW,COLUMN with semicolons between")
+    return tuple((None if row == ":" else int(row), None if column == ":" else int(column)) for row, column in pairs)
+
+
+def _ranges(text: str) -> tuple[slice, ...]:
+    parts = [part.split(":") for part in text.split(",")]
+    if not all(len(part) == 2 and all(not end or end.isdecimal() for end in part) for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of ranges, FROM:TO with commas between")
+    return tuple(slice(*(int(end) if end else None for end in part)) for part in parts)
 
 
 def _centre(text: str) -> tuple[int, int] | Literal["auto"]:

@@ -22,6 +22,7 @@ from typing import NoReturn
 import numpy as np
 from tqdm import tqdm
 
+from ptycho_torch.amend import amended
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.contract import violation
 from ptycho_torch.cxi import is_hdf5
@@ -319,9 +320,9 @@ def run(options: argparse.Namespace) -> int:
     with _ended_in_order(), _opened(options) as source:
         for notice in source.notices:
             _notice(notice)
-        N, keys = _convert(source, options, target)
+        count, N, keys = _convert(source, options, target)
     size = target.stat().st_size
-    print(f"{target}: {source.stack.count} patterns of {N} × {N} pixels, {size} bytes: {', '.join(keys)}")  # noqa: T201
+    print(f"{target}: {count} patterns of {N} × {N} pixels, {size} bytes: {', '.join(keys)}")  # noqa: T201
     return 0
 
 
@@ -332,6 +333,8 @@ def _opened(options: argparse.Namespace) -> Iterator[Source]:
     if path.is_file() and is_hdf5(path):
         if options.patterns is not None:
             raise ConfigError("--patterns is for NPZ files; --data-path names the patterns in an HDF5 file.")
+        if options.rename or options.drop:
+            raise ConfigError("--rename and --drop are for NPZ files; --data-path names the patterns in an HDF5 file.")
         paths = {name: getattr(options, name) for name in ("data_path", "positions_path")}
         given = [name for name in GEOMETRY.values() if getattr(options, name) is not None]
         with open_cxi(path, axes=options.axes, given=given, **paths) as source:
@@ -345,14 +348,21 @@ def _opened(options: argparse.Namespace) -> Iterator[Source]:
         axes=options.axes,
         patterns=options.patterns,
         drop_pickles=options.drop_pickles,
+        rename=options.rename,
+        drop=options.drop,
+        any_length=options.select is not None,
         any_domain=options.from_intensity or options.declare_amplitude,
     )
 
 
-def _convert(source: Source, options: argparse.Namespace, target: Path) -> tuple[int, tuple[str, ...]]:
-    """Write the new file; return N and the keys in it."""
-    stack = source.stack
+def _convert(source: Source, options: argparse.Namespace, target: Path) -> tuple[int, int, tuple[str, ...]]:
+    """Write the new file; return M, N and the keys in it."""
     from_intensity, domain = _domain(source, options)
+    told = len(source.notices)
+    source = amended(source, options, existing_folder(target.parent), from_intensity=from_intensity)
+    for notice in source.notices[told:]:
+        _notice(notice)
+    stack = source.stack
     centre = None if options.centre == "auto" else options.centre
     frames = plan_frames(source, options, centre, from_intensity=from_intensity)
     geometry = _geometry(source, options)
@@ -379,7 +389,7 @@ def _convert(source: Source, options: argparse.Namespace, target: Path) -> tuple
         for key, array in _small(source, options, frames, geometry, domain).items():
             npz.array(key, array)
         _copy_object(source, options, frames, npz)
-    return frames.N, npz.keys
+    return stack.count, frames.N, npz.keys
 
 
 def _audited(passes: Passes, frames: Frames, domain: str | None) -> Iterator[np.ndarray]:

@@ -12,11 +12,11 @@ import hashlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ptycho_torch.contract import violation
-from ptycho_torch.errors import CheckpointError, ConfigError
+from ptycho_torch.errors import CheckpointError, ConfigError, DataContractError
 from ptycho_torch.zip_reader import ZipReader
 
 MAPS = Path("data/memmap")
@@ -120,6 +120,32 @@ def _holds_keras_model(path: Path) -> bool:
             reader = ZipReader(lambda: path.open("rb", buffering=0), max_members=1024, max_directory_bytes=2**20)
             names = [member.filename.rpartition("/")[2] for member in reader.members]
     return not _OF_KERAS.isdisjoint(names)
+
+
+def object_names(scan: Path, indices: Sequence[int]) -> tuple[str, ...]:
+    """Name each scan of a file: by the name of the file, where it holds several with their ``scan_index``.
+
+    >>> object_names(Path("scans/star.npz"), [0]), object_names(Path("star.npz"), [0, 7])
+    (('star.npz',), ('star_0.npz', 'star_7.npz'))
+    """
+    if len(indices) < 2:
+        return (scan.name,)
+    return tuple(f"{scan.stem}_{index}{scan.suffix}" for index in indices)
+
+
+def names_in(scan: Path) -> tuple[str, ...]:
+    """Return ``object_names`` of a file as its ``scan_index`` tells them; only that member is read.
+
+    A file that breaks a clause has the name of the file: it is refused when it is opened.
+    """
+    from ptycho_torch.npz import NpzFile
+
+    key = "scan_index"
+    with contextlib.suppress(DataContractError):
+        npz = NpzFile(scan)
+        if key in npz and npz.header(key).dtype.kind in "iu":
+            return object_names(scan, sorted(set(npz.read(key).ravel().tolist())))
+    return (scan.name,)
 
 
 def map_folder(ptycho_dir: str | Path, data_dir: str | Path | None = None) -> Path:
@@ -293,8 +319,9 @@ def clear_run(output_dir: Path) -> None:
 
 
 def result_files(output_dir: Path, scans: Iterable[Path]) -> tuple[Path, ...]:
-    """Return all files that the reconstructions of these scans may have."""
-    return tuple(output_dir / f"{scan.stem}{ending}" for scan in scans for ending in RESULT_ENDINGS)
+    """Return all files that the reconstructions of these scan files may have."""
+    stems = [Path(name).stem for scan in scans for name in names_in(scan)]
+    return tuple(output_dir / f"{stem}{ending}" for stem in stems for ending in RESULT_ENDINGS)
 
 
 def refuse_results(output_dir: Path, scans: Iterable[Path], *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:

@@ -14,7 +14,7 @@ import stat
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -91,12 +91,16 @@ class NpzFile:
 
     Args:
         path: the file.
+        rename: names of members → what they are called here.
+        drop: names of members that are left out.
 
     Raises:
         DataContractError: NPZ-01 or NPZ-03, from the constructor and from every method.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, *, rename: Mapping[str, str] = MappingProxyType({}), drop: Collection[str] = ()
+    ) -> None:
         self.path = Path(path)
         with self._guard(None, "a file that cannot be read"):
             if not stat.S_ISREG(self.path.stat().st_mode):
@@ -106,16 +110,25 @@ class NpzFile:
                 max_members=MAX_MEMBERS,
                 max_directory_bytes=MAX_DIRECTORY_BYTES,
             )
-        self._members: Mapping[str, zipfile.ZipInfo] = MappingProxyType(
-            {member.filename.removesuffix(".npy"): member for member in self._zip.members}
-        )
-        if len(self._members) != len(self._zip.members):
+        members = {member.filename.removesuffix(".npy"): member for member in self._zip.members}
+        if len(members) != len(self._zip.members):
             raise violation("NPZ-01", "a key that is there twice", path=self.path)
+        for key in (*rename, *drop):
+            if key not in members:
+                raise violation("NPZ-01", f"no such member; present: {listed(tuple(members))}", path=self.path, key=key)
+        # What gets a name takes the place of what had it.
+        kept = {key: member for key, member in members.items() if key not in {*drop, *rename, *rename.values()}}
+        kept |= {new: members[old] for old, new in rename.items()}
+        self._members: Mapping[str, zipfile.ZipInfo] = MappingProxyType(kept)
 
     @property
     def keys(self) -> tuple[str, ...]:
         """Names of all members."""
         return tuple(self._members)
+
+    def stored_name(self, key: str) -> str:
+        """Return the name of a member in the archive."""
+        return self._member(key).filename
 
     def __contains__(self, key: object) -> bool:
         return key in self._members
@@ -212,6 +225,30 @@ class NpzFile:
             content = np.empty(header.content_bytes, np.uint8)
             fill(content.data)
             return content.view(header.dtype).reshape(header.shape, order="F" if header.fortran_order else "C")
+
+    def rows(self, key: str, numbers: np.ndarray) -> np.ndarray:
+        """Return some rows of the first axis by ascending number.
+
+        Of a stored member in C order no others are read, and so its CRC-32 is not checked.
+
+        Raises:
+            DataContractError: as ``stream``.
+        """
+        header, member = self.header(key), self._member(key)
+        chosen = np.empty((len(numbers), *header.shape[1:]), header.dtype)
+        if header.fortran_order or member.compress_type != zipfile.ZIP_STORED:
+            first = 0
+            for chunk in self.stream(key):
+                low, high = np.searchsorted(numbers, (first, first + len(chunk)))
+                chosen[low:high] = chunk[numbers[low:high] - first]
+                first += len(chunk)
+            return chosen
+        with self._guard(key, "a damaged member"), self.path.open("rb") as file:
+            start = self._zip.content_start(file, member) + header.start
+            for row, number in zip(chosen, numbers.tolist(), strict=True):
+                file.seek(start + number * header.row_bytes)
+                row[...] = np.frombuffer(file.read(header.row_bytes), header.dtype).reshape(row.shape)
+        return chosen
 
     def stream(self, key: str, chunk_bytes: int = CHUNK_BYTES, depth: int = 1) -> Iterator[np.ndarray]:
         """Yield consecutive rows of the first axis, never more than ``chunk_bytes`` at once (or one row).

@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Literal, cast
 
 import numpy as np
@@ -173,11 +174,20 @@ class Source:
 class _NpzReader:
     """Reads the members of a scan that breaks clauses, as far as it can be repaired."""
 
-    def __init__(self, path: Path, *, axes: Axes, patterns: str | None, drop_pickles: bool, any_domain: bool) -> None:
-        self._path, self._axes, self._patterns = path, axes, patterns
-        self._drop_pickles, self._any_domain = drop_pickles, any_domain
+    def __init__(
+        self,
+        npz: NpzFile,
+        *,
+        axes: Axes,
+        patterns: str | None,
+        drop_pickles: bool,
+        any_domain: bool,
+        any_length: bool,
+    ) -> None:
+        self._path, self._axes, self._patterns = npz.path, axes, patterns
+        self._drop_pickles, self._any_domain, self._any_length = drop_pickles, any_domain, any_length
         self._notices: list[str] = []
-        self._npz = NpzFile(path)
+        self._npz = npz
         self._headers = self._readable()
 
     def source(self) -> Source:
@@ -350,9 +360,11 @@ class _NpzReader:
                 present = ", ".join(self._npz.keys)
                 raise violation(clause, f"no such member; present: {present}", path=self._path, key=name)
             wrong = np.flatnonzero(~np.isfinite(column))
-            if len(wrong):
+            if len(wrong) and not self._any_length:
                 raise violation(clause, f"{column[wrong[0]]} at pattern {wrong[0]}", path=self._path, key=name)
-        return np.stack(cast(list[np.ndarray], columns), axis=1).astype(np.float64)
+        x, y = cast(list[np.ndarray], columns)
+        count = min(len(x), len(y))
+        return np.stack([x[:count], y[:count]], axis=1).astype(np.float64)
 
     def _probe(self, H: int, W: int) -> np.ndarray | None:
         header = self._headers.get("probeGuess")
@@ -368,7 +380,9 @@ class _NpzReader:
         header = self._headers.get(name)
         if header is None:
             return None
-        self._check(name, header, header.shape == shape, f" where {shape} is needed")
+        # Which of them belong together is decided when patterns are selected.
+        fits = header.shape == shape or (self._any_length and len(header.shape) == 1 == len(shape))
+        self._check(name, header, fits, f" where {shape} is needed")
         return self._npz.read(name)
 
     def _above_zero(self, name: str, number: float) -> float:
@@ -395,7 +409,7 @@ def member_blocks(npz: NpzFile, key: str, header: ArrayHeader, block_bytes: int)
     buffer = np.empty(min(block_bytes, left), np.uint8)
     try:
         with zipfile.ZipFile(npz.path) as archive:
-            (member,) = [info for info in archive.infolist() if info.filename.removesuffix(".npy") == key]
+            (member,) = [info for info in archive.infolist() if info.filename == npz.stored_name(key)]
             with archive.open(member) as file:
                 _fill(file, np.empty(header.start, np.uint8))
                 while left:
@@ -419,7 +433,15 @@ def _fill(file: IO[bytes], buffer: np.ndarray) -> None:
 
 
 def read_npz(
-    path: Path, *, axes: Axes, patterns: str | None = None, drop_pickles: bool = False, any_domain: bool = False
+    path: Path,
+    *,
+    axes: Axes,
+    patterns: str | None = None,
+    drop_pickles: bool = False,
+    any_domain: bool = False,
+    rename: Mapping[str, str] = MappingProxyType({}),
+    drop: Collection[str] = (),
+    any_length: bool = False,
 ) -> Source:
     """Read headers and small members of a scan in an NPZ file, as far as it can be repaired.
 
@@ -429,11 +451,22 @@ def read_npz(
         patterns: ``diff3d`` or ``diffraction``; None takes the one that is there.
         drop_pickles: leave out members that only unpickling could read.
         any_domain: accept a ``measurement_domain`` that says nothing known.
+        rename: names of members → what they are read as.
+        drop: members that are left out.
+        any_length: accept positions that are more or fewer than the patterns, or not finite, for some are selected.
 
     Raises:
         DataContractError: NPZ-… and SCAN-…, what is wrong and not repaired by these arguments.
     """
-    reader = _NpzReader(path, axes=axes, patterns=patterns, drop_pickles=drop_pickles, any_domain=any_domain)
+    npz = NpzFile(path, rename=rename, drop=drop)
+    reader = _NpzReader(
+        npz,
+        axes=axes,
+        patterns=patterns,
+        drop_pickles=drop_pickles,
+        any_domain=any_domain,
+        any_length=any_length,
+    )
     return reader.source()
 
 

@@ -7,6 +7,7 @@ Clauses SCAN-… and PROBE-… of <doc-ref type="contract">specs/data_contracts.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,7 @@ _DISTINCT_COUNTS = 8
 _AMPLITUDE = ("amplitude", "normalized_amplitude")
 _INTENSITY = ("intensity", "count_intensity")
 _PIXELS_LOOKED_AT = 256
+_SAMPLED_PATTERNS, _SAMPLED_PIXELS = 256, 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -564,6 +566,41 @@ def open_scan(path: Path) -> Scan:
 
 
 @dataclasses.dataclass(frozen=True)
+class PatternSample:
+    """Some patterns of a scan, evenly spread, and how bright it is.
+
+    Attributes:
+        amplitude: (n, N, N) float32; bad pixels are 0.
+        energies: (m,) Σ amplitude² of these patterns or of all.
+        energy_numbers: (m,) which patterns those are.
+    """
+
+    amplitude: np.ndarray
+    energies: np.ndarray
+    energy_numbers: np.ndarray
+
+    @functools.cached_property
+    def mean_counts(self) -> np.ndarray:
+        """(N, N) mean of amplitude²."""
+        return np.asarray(np.square(self.amplitude).mean(axis=0, dtype=np.float64))
+
+    @functools.cached_property
+    def lit(self) -> np.ndarray:
+        """(n,) whether a pattern holds any count."""
+        return np.asarray(self.amplitude.any(axis=(1, 2)))
+
+
+def sample_numbers(count: int, frame_px: int) -> np.ndarray:
+    """Return the numbers of at most 256 patterns, evenly spread, whose pixels memory holds easily.
+
+    >>> sample_numbers(5, 64)
+    array([0, 1, 2, 3, 4])
+    """
+    n = min(count, _SAMPLED_PATTERNS, max(_SAMPLED_PIXELS // frame_px**2, PATTERNS_LOOKED_AT))
+    return np.linspace(0, count - 1, n).round().astype(np.int64)
+
+
+@dataclasses.dataclass(frozen=True)
 class Examination:
     """What became of every clause of one scan file.
 
@@ -574,6 +611,7 @@ class Examination:
         mean_counts: (N, N) float64 mean of amplitude², or None where the patterns could not be read.
         mean_energy: mean Σ amplitude² of a pattern, or None.
         are_counts: whether the patterns look like roots of counts, or None where that is not known.
+        sample: some of the patterns, or None where they could not be read.
     """
 
     path: Path
@@ -582,6 +620,7 @@ class Examination:
     mean_counts: np.ndarray | None = None
     mean_energy: float | None = None
     are_counts: bool | None = None
+    sample: PatternSample | None = None
 
     @property
     def passed(self) -> bool:
@@ -594,23 +633,27 @@ def examine(path: Path) -> Examination:
     path = Path(path)
     examiner = _Examiner(path, strict=False)
     stack, scan = examiner.run()
-    mean_counts, mean_energy, counts = None, None, None
+    mean_counts, mean_energy, counts, sample = None, None, None, None
     if stack is not None:
         examiner.judged.update(("SCAN-04", "SCAN-05"))
         sums = np.zeros((stack.frame_px, stack.frame_px))
-        step, pixel_step = max(1, stack.count // PATTERNS_LOOKED_AT), -(-stack.frame_px // _PIXELS_LOOKED_AT)
-        looked_at = []
+        numbers = sample_numbers(stack.count, stack.frame_px)
+        pixel_step = -(-stack.frame_px // _PIXELS_LOOKED_AT)
+        looked_at, energies = [], []
         try:
             audit = stack.audit()
-            for first, amplitude, _ in stack.chunks(audit):
+            for first, amplitude, energy in stack.chunks(audit):
                 sums += np.square(amplitude).sum(axis=0, dtype=np.float64)
-                looked_at.append(amplitude[-first % step :: step, ::pixel_step, ::pixel_step].copy())
+                looked_at.append(amplitude[_within(numbers, first, len(amplitude))])
+                energies.append(energy)
         except DataContractError as err:
             examiner.broken(err)
             scan = None
         else:
             mean_counts, mean_energy = sums / audit.count, audit.total_counts / audit.count
-            counts = are_counts(np.concatenate(looked_at))
+            sample = PatternSample(np.concatenate(looked_at), np.concatenate(energies), np.arange(stack.count))
+            step = max(1, len(numbers) // PATTERNS_LOOKED_AT)
+            counts = are_counts(sample.amplitude[::step, ::pixel_step, ::pixel_step])
             if audit.dark:
                 examiner.note("SCAN-04", f"{audit.dark} of {audit.count} patterns are dark")
     findings = []
@@ -618,7 +661,27 @@ def examine(path: Path) -> Examination:
         if clause.id != "SCAN-14":
             silent: State = "holds" if clause.id in examiner.judged else "not judged"
             findings.append(examiner.findings.get(clause.id, Finding(clause.id, silent)))
-    return Examination(path, tuple(findings), scan, mean_counts, mean_energy, counts)
+    return Examination(path, tuple(findings), scan, mean_counts, mean_energy, counts, sample)
+
+
+def _within(numbers: np.ndarray, first: int, count: int) -> np.ndarray:
+    """Return which of ascending numbers lie among ``count`` from ``first`` on, counted from there."""
+    low, high = np.searchsorted(numbers, (first, first + count))
+    return numbers[low:high] - first
+
+
+def sample_patterns(scan: Scan) -> PatternSample:
+    """Read some patterns of a scan, whose values are known to hold; of stored members no others are read.
+
+    Raises:
+        DataContractError: NPZ-…, the file is damaged.
+    """
+    stack = scan.stack
+    numbers = sample_numbers(stack.count, stack.frame_px)
+    amplitude = stack.npz.rows(stack.key, numbers).astype(np.float32, copy=False)
+    if stack.good_pixels is not None:
+        amplitude[:, ~stack.good_pixels] = 0
+    return PatternSample(amplitude, np.square(amplitude, dtype=np.float64).sum(axis=(1, 2)), numbers)
 
 
 def read_probe(path: Path, frame_px: int) -> np.ndarray:

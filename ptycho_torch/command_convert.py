@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Literal
@@ -94,8 +95,8 @@ def run(options: argparse.Namespace) -> int:
         PtychoError: as ``ptycho_torch.convert.run``, or the new file is there already.
     """
     target: Path = options.output
-    if target.suffix != ".npz":
-        raise ConfigError(f"{target}: a scan has the suffix .npz.")
+    if target.suffix.lower() != ".npz":
+        raise ConfigError(f"{target}: a scan has the suffix .npz; write to `-o {shlex.quote(str(target))}.npz`")
     if not options.source.exists():
         raise ConfigError(f"{options.source}: there is no such file.")
     if options.centre is not None and options.crop is None:

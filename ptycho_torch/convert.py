@@ -26,7 +26,7 @@ from ptycho_torch.amend import amended
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.contract import violation
 from ptycho_torch.cxi import is_hdf5
-from ptycho_torch.errors import ConfigError, DataContractError, PtychoError
+from ptycho_torch.errors import ConfigError, PtychoError
 from ptycho_torch.folders import existing_folder
 from ptycho_torch.npz_writer import NpzWriter, replacing
 from ptycho_torch.preparation import FramePreparation, object_pixel_m
@@ -42,6 +42,7 @@ from ptycho_torch.raw_scan import (
     open_cxi,
     read_npz,
 )
+from ptycho_torch.remedies import adding, of_values
 from ptycho_torch.scan import PatternAudit, open_scan
 
 _LARGEST_AMPLITUDE = 1e17
@@ -167,7 +168,7 @@ def plan_frames(
                 f"frames of {H} × {W} pixels",
                 path=stack.path,
                 key=stack.key,
-                remedy=f"Keep a square around the centre: --crop {min(H, W) // (2 * b) * 2} or less.",
+                remedy=f"Keep a square around the centre: {adding('--crop', str(min(H, W) // (2 * b) * 2))}",
             )
         if H % b:
             raise violation(
@@ -175,7 +176,7 @@ def plan_frames(
                 f"frames of {H} × {W} pixels for --bin {b}",
                 path=stack.path,
                 expected=f"a multiple of {b}",
-                remedy=f"Cut them as well: --crop {H // (2 * b) * 2} or less.",
+                remedy=f"Cut them as well: {adding('--crop', str(H // (2 * b) * 2))}",
             )
     N = H // b if options.crop is None else options.crop
     window = N * b
@@ -230,7 +231,8 @@ def amplitude_of(frames: Frames, first: int, stored: np.ndarray, rows: slice, co
     largest = _LARGEST_AMPLITUDE**2 if frames.from_intensity else _LARGEST_AMPLITUDE
     # A minimum or maximum that is NaN compares as False.
     if not (values.min() >= 0 and values.max() <= largest):
-        number, row, column = (int(index) for index in np.argwhere(~((values >= 0) & (values <= largest)))[0])
+        wrong = ~((values >= 0) & (values <= largest))
+        number, row, column = (int(index) for index in np.argwhere(wrong)[0])
         place = f"row {row + rows.start}, column {column + columns.start} of pattern {first + number}"
         raise violation(
             "SCAN-04",
@@ -238,12 +240,20 @@ def amplitude_of(frames: Frames, first: int, stored: np.ndarray, rows: slice, co
             path=frames.stack.path,
             key=frames.stack.key,
             expected="finite counts ≥ 0" if frames.from_intensity else "",
+            remedy=of_values(first, _in_frame(wrong, frames.stack, rows, columns), adding),
         )
     if not frames.from_intensity:
         return values.astype(np.float32, copy=False)
     # Whole numbers of more than 16 bits and float64 are more than float32 holds before the root is taken.
     small = values.dtype == np.float32 or values.dtype.itemsize <= 2
     return np.sqrt(values, dtype=np.float32 if small else np.float64).astype(np.float32, copy=False)
+
+
+def _in_frame(part: np.ndarray, stack: Stack, rows: slice, columns: slice) -> np.ndarray:
+    """Return (n, H, W) bool of a part of the frames; the rest is False."""
+    whole = np.zeros((len(part), stack.rows_px, stack.columns_px), bool)
+    whole[:, rows, columns] = part
+    return whole
 
 
 def centre_of_mass(passes: Passes, frames: Frames) -> tuple[int, int]:
@@ -300,7 +310,7 @@ def _domain(source: Source, options: argparse.Namespace) -> tuple[bool, str | No
             found,
             path=stack.path,
             key=stack.key,
-            remedy="Take the root: --from-intensity; if it is amplitude, say so: --declare-amplitude.",
+            remedy="Take the root: `--from-intensity`; if it is amplitude, say so: `--declare-amplitude`",
         )
     return False, said
 
@@ -398,8 +408,8 @@ def _audited(passes: Passes, frames: Frames, domain: str | None) -> Iterator[np.
     Whole numbers, which counts are, are looked for before binning, whose roots are none.
     """
     stack = frames.stack
-    before = PatternAudit(stack.path, stack.key, domain)
-    after = PatternAudit(stack.path, stack.key, domain)
+    before = PatternAudit(stack.path, stack.key, domain, converting=True)
+    after = PatternAudit(stack.path, stack.key, domain, converting=True)
     first = 0
     with _bar(stack, "patterns") as bar:
         for chunk in passes():
@@ -507,12 +517,7 @@ def _copy_object(source: Source, options: argparse.Namespace, frames: Frames, np
 
 def _check_result(source: Path, result: Path) -> None:
     """Hold headers and small arrays of the new file against the contract; errors name the file they come from."""
-    try:
-        open_scan(result)
-    except DataContractError as err:
-        raise violation(
-            str(err.clause), err.found, path=source, key=err.key, expected=err.expected, remedy=err.remedy
-        ) from err
+    open_scan(result, named=source)
 
 
 @contextlib.contextmanager

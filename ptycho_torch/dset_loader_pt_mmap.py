@@ -6,7 +6,6 @@ Shapes and units: tables *One batch of groups* and *Memory map* of
 
 import dataclasses
 import functools
-import itertools
 import logging
 import math
 import sys
@@ -135,6 +134,7 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
             saying why.
         settings: how groups are made; None takes what ``DataConfig()`` says now.
         probe: (N, N) or (modes, N, N) probe for every scan, in place of files.
+        progress: show a bar while the map is built; None shows it in a terminal.
 
     Raises:
         DataContractError: a scan or probe that breaks a clause.
@@ -154,6 +154,7 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
         *,
         settings: DataSettings | None = None,
         probe: np.ndarray | Tensor | None = None,
+        progress: bool | None = None,
     ) -> None:
         self.settings = DataConfig().snapshot() if settings is None else settings
         if probe is not None and probe_dir is not None:
@@ -167,7 +168,9 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
         elif probe_dir is not None:
             log.warning("probe_dir_get is False: probes come from the scans, not from %s", probe_dir)
         given = None if probe is None else _complex64(probe)
-        self._map = open_map(data_dir, Inputs(scans, probes, given), self.settings, remake=remake_map)
+        self._map = open_map(
+            data_dir, Inputs(scans, probes, given), self.settings, remake=remake_map, progress=progress
+        )
         self._amplitude = _plain(self._map.patterns["amplitude"])
         self._positions = _plain(self._map.scan["positions_px"])
         self._nn_indices = _plain(self._map.groups["nn_indices"])

@@ -1,5 +1,4 @@
-"""What looks wrong in a scan that holds every clause: one function for ``check-data``, ``train``, ``infer`` and
-``convert-scan``.
+"""What looks wrong in a scan that holds every clause: one function for all commands that read scans.
 
 A hint is never an error by itself, for the data alone cannot prove it. But a scan with a hint of a grave kind is not
 trained on until the user accepts it. Hints are cheap: they take the small arrays of a scan and a few of its patterns.
@@ -10,6 +9,7 @@ trained on until the user accepts it. Hints are cheap: they take the small array
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, get_args
 
 import numpy as np
-from scipy.ndimage import median_filter
+from scipy.ndimage import maximum_filter, median_filter
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
@@ -29,8 +29,8 @@ from ptycho_torch.errors import ConfigError, DataContractError
 from ptycho_torch.grouping import group_scan
 from ptycho_torch.orientation import OrientationHint
 from ptycho_torch.photons import are_counts
-from ptycho_torch.preparation import median_step
-from ptycho_torch.remedies import converting, kept, pixels
+from ptycho_torch.preparation import flip_about_zero_frequency, median_step
+from ptycho_torch.remedies import Mending, converting, kept, pixels
 from ptycho_torch.scan import PatternSample, Scan, chosen_positions, open_scan, sample_numbers
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ FAR_FRAMES, FAR_STEPS = 1.0, 10.0
 HOT_SHARE = 0.1
 HOT_OVER_NEIGHBOURS, HOT_OVER_PROBE = 30.0, 10.0
 """Hot pixels hold a tenth of the counts; each 30 times what pixels around it hold, or the same in every pattern; and 10
-times what the probe's far field puts into any pixel. The brightest of real frames hold 1 to 3 %, as their probes' do."""
+times what the probe's far field puts there, in whatever orientation."""
 
 BRIGHT_TIMES = 10.0
 """Counts of a bright pattern over the median of those that are not dark."""
@@ -90,8 +90,6 @@ LEAST_CONCENTRATION = 0.1
 _NAMED = 5
 _GIB = 2**30
 
-Mending = Callable[..., str]
-"""Returns the command that writes a repaired copy of a file with some options."""
 _UNITS = MappingProxyType({"metres": 1.0, "millimetres": 1e-3, "micrometres": 1e-6, "nanometres": 1e-9})
 
 
@@ -271,8 +269,8 @@ def _hint_scans(view: ScanView, counts: Mapping[int, int]) -> Hint:
     if np.median(list(counts.values())) < view.settings.C + 1:
         return Hint(
             "scan-index",
-            f"{text}: most are too short for an object of their own. 'scan_index' says to which scan a pattern belongs, "
-            "not which pattern it is; if this is one scan, leave the key out: "
+            f"{text}: most are too short for an object of their own. 'scan_index' says to which scan a pattern "
+            "belongs, not which pattern it is; if this is one scan, leave the key out: "
             f"{view.mending('--drop', 'scan_index')}",
         )
     return Hint("several-scans", f"{text}: each gets groups and an object of its own.")
@@ -372,10 +370,8 @@ def hint_positions(
     )
     scattered = extent > WIDEST_SCAN_FRAMES * frame_px or median_step(positions_px) > frame_px
     if crowded or scattered:
-        yield Hint(
-            "position-unit",
-            f"Positions span {extent:.3g} px: hardly object pixels. {_unit(spacing, extent, frame_px, object_pixel_m, mending)}",
-        )
+        unit = _unit(spacing, extent, frame_px, object_pixel_m, mending)
+        yield Hint("position-unit", f"Positions span {extent:.3g} px: hardly object pixels. {unit}")
 
 
 def _spacing(width: float, height: float, places: int) -> float:
@@ -411,8 +407,8 @@ def _hint_one_place(view: ScanView, own: np.ndarray) -> Iterator[Hint]:
         x, y = positions[0]
         yield Hint(
             "static",
-            f"All {len(own)} patterns lie at one place (x = {x:.6g}, y = {y:.6g}), and nothing but overlap of different "
-            "places determines an object. Write the positions of the stage.",
+            f"All {len(own)} patterns lie at one place (x = {x:.6g}, y = {y:.6g}), and nothing but overlap of "
+            "different places determines an object. Write the positions of the stage.",
         )
         return
     if extent < 1:
@@ -467,9 +463,9 @@ def hint_brightness(view: ScanView, sample: PatternSample) -> Iterator[Hint]:
         keep = kept(bright.tolist(), count)
         yield Hint(
             "bright-frames",
-            f"{_numbered(bright)} of {count} {'holds' if len(bright) == 1 else 'hold'} more than {BRIGHT_TIMES:.0f} times "
-            f"the counts of others, up to {energies.max() / median:.3g} times. If the detector failed, leave them out: "
-            f"{view.mending('--select', keep)}",
+            f"{_numbered(bright)} of {count} {'holds' if len(bright) == 1 else 'hold'} more than {BRIGHT_TIMES:.0f} "
+            f"times the counts of others, up to {energies.max() / median:.3g} times. If the detector failed, leave "
+            f"them out: {view.mending('--select', keep)}",
         )
 
 
@@ -498,7 +494,7 @@ def _hint_static(sample: PatternSample) -> Hint | None:
     n = len(amplitude)
     if n < PATTERNS_FOR_STATIC:
         return None
-    alike = sum(bool(np.array_equal(one, other)) for one, other in zip(amplitude, amplitude[1:], strict=False))
+    alike = sum(bool(np.array_equal(one, other)) for one, other in itertools.pairwise(amplitude))
     if alike >= (n - 1) / 2:
         return Hint(
             "static",
@@ -508,8 +504,10 @@ def _hint_static(sample: PatternSample) -> Hint | None:
     if are_counts(amplitude[:: max(1, n // 16)]) is not True:
         return None
     counts = np.square(amplitude, dtype=np.float64).reshape(n, -1)
-    counts *= counts.sum(axis=1).mean() / counts.sum(axis=1, keepdims=True)
-    mean = counts.mean(axis=0)
+    # A beam that flickers is no change of the object.
+    factors = counts.sum(axis=1).mean() / counts.sum(axis=1, keepdims=True)
+    counts *= factors
+    mean = counts.mean(axis=0) * factors.mean()
     seen = mean > 1 / n
     excess = counts[:, seen].var(axis=0, ddof=1) / mean[seen] - 1
     # Of n Poisson numbers of mean m the ratio of variance and mean has the variance 2 / (n − 1) + 1 / (n m).
@@ -528,10 +526,9 @@ def hot_pixels(sample: PatternSample, probe: np.ndarray | None) -> np.ndarray | 
 
     Args:
         sample: of the scan.
-        probe: (modes, N, N), or None; then the middle of the frame is never hot.
+        probe: (modes, N, N), or None; then the middle of the frame is never hot, for light may fall there.
     """
     counts = sample.mean_counts
-    share = counts / (counts.sum() or 1.0)
     around = median_filter(counts, size=5, mode="nearest")
     spikes = counts > HOT_OVER_NEIGHBOURS * around
     amplitude = sample.amplitude[sample.lit]
@@ -541,14 +538,28 @@ def hot_pixels(sample: PatternSample, probe: np.ndarray | None) -> np.ndarray | 
     hot = spikes | same
     # A single count where there is no other is a spike too.
     hot &= counts > _FAINT * counts[hot].max(initial=0)
-    if probe is not None:
-        far_field = (np.abs(np.fft.fft2(probe)) ** 2).sum(axis=0)
-        hot &= share > HOT_OVER_PROBE * far_field.max() / far_field.sum() * (1 - share[hot].sum())
+    rows, columns = np.abs(np.indices(counts.shape) - len(counts) // 2)
+    middle = np.maximum(rows, columns) <= OFF_CENTRE_SHARE * len(counts)
+    if probe is None:
+        hot &= ~middle
     else:
-        N = len(counts)
-        rows, columns = np.abs(np.indices(counts.shape) - N // 2)
-        hot &= np.maximum(rows, columns) > OFF_CENTRE_SHARE * N
-    return hot if share[hot].sum() > HOT_SHARE else None
+        hot &= (same | ~middle) & (counts > HOT_OVER_PROBE * _light_of_probe(counts, probe))
+    return hot if counts[hot].sum() > HOT_SHARE * counts.sum() else None
+
+
+def _light_of_probe(counts: np.ndarray, probe: np.ndarray) -> np.ndarray:
+    """Return (N, N) counts of the probe's far field, the brightest of all orientations and of the pixels around."""
+    far_field = np.fft.fftshift((np.abs(np.fft.fft2(probe)) ** 2).sum(axis=0))
+    bright = far_field > 0.01 * far_field.max()
+    # A median does not mind some hot pixels.
+    light = far_field * np.median(counts[bright] / far_field[bright])
+    turned = [turn(each) for each in (light, light.T) for turn in _turns()]
+    return np.asarray(maximum_filter(np.max(turned, axis=0), size=3))
+
+
+def _turns() -> tuple[Callable[[np.ndarray], np.ndarray], ...]:
+    flip = flip_about_zero_frequency
+    return (lambda f: f, lambda f: flip(f, 0), lambda f: flip(f, 1), lambda f: flip(flip(f, 0), 1))
 
 
 def _hint_hot(view: ScanView, counts: np.ndarray, hot: np.ndarray) -> Hint:
@@ -558,11 +569,15 @@ def _hint_hot(view: ScanView, counts: np.ndarray, hot: np.ndarray) -> Hint:
     what = "One pixel holds" if len(places) == 1 else f"{len(places)} pixels hold"
     of_them = f"row {row}, column {column}" if len(places) == 1 else f"the brightest at row {row}, column {column}"
     full = next((scale for scale in _FULL_SCALES if np.isclose(counts[row, column], scale, rtol=1e-6, atol=0)), None)
-    sentinel = "" if full is None else f" The brightest holds {full:.0f}, which detectors write where they have no measurement."
+    sentinel = (
+        ""
+        if full is None
+        else f" The brightest holds {full:.0f}, which detectors write where they have no measurement."
+    )
     return Hint(
         "hot-pixel",
-        f"{what} {share:.0%} of the counts ({of_them}), where neither its neighbours nor the probe have light. The photon "
-        f"number and all scores are those of a defect.{sentinel} Mark what is defective: "
+        f"{what} {share:.0%} of the counts ({of_them}), where neither its neighbours nor the probe have light. The "
+        f"photon number and all scores are those of a defect.{sentinel} Mark what is defective: "
         f"{view.mending('--bad-pixels', pixels(places.tolist(), len(hot)))}",
     )
 
@@ -631,8 +646,8 @@ def hint_probe(probe: np.ndarray) -> Iterator[Hint]:
         corner = " It is split over the corners, as numpy.fft has it." if np.abs(off).min() > 0.45 * N else ""
         yield Hint(
             "probe-off-centre",
-            f"The probe lies {row} rows and {column} columns off the middle of its frame, and the network looks for light "
-            f"in the middle.{corner} Shift it and store it again: "
+            f"The probe lies {row} rows and {column} columns off the middle of its frame, and the network looks for "
+            f"light in the middle.{corner} Shift it and store it again: "
             f"numpy.roll(probe, ({-row}, {-column}), (-2, -1)).",
         )
 

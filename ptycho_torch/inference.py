@@ -352,7 +352,7 @@ def infer(
     data = _with_groups(module.settings.data, group_seed, n_groups, K)
     heed_scans(scans, data, None)
     output_dir.mkdir(parents=True, exist_ok=True)
-    dataset = PtychoDataset(ptycho_dir, probe_dir, data_dir, settings=data)
+    dataset = PtychoDataset(ptycho_dir, probe_dir, data_dir, settings=data, progress=progress)
     given = {
         "wavelength_m": wavelength_m,
         "detector_distance_m": detector_distance_m,

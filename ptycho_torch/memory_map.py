@@ -159,7 +159,9 @@ def _members(path: Path) -> dict[str, list[int]]:
     return {digest.key: [digest.crc32, digest.content_bytes, digest.packed_bytes] for digest in NpzFile(path).digest()}
 
 
-def open_map(root: Path, inputs: Inputs, settings: DataSettings, *, remake: bool = False) -> MemoryMap:
+def open_map(
+    root: Path, inputs: Inputs, settings: DataSettings, *, remake: bool = False, progress: bool | None = None
+) -> MemoryMap:
     """Open the map of these inputs and settings, and build first what is missing or out of date.
 
     Args:
@@ -167,6 +169,7 @@ def open_map(root: Path, inputs: Inputs, settings: DataSettings, *, remake: bool
         inputs: scans and probes.
         settings: how frames are prepared and groups are made.
         remake: build everything anew.
+        progress: show a progress bar; None shows it in a terminal.
 
     Raises:
         DataContractError: an input breaks a clause.
@@ -186,7 +189,7 @@ def open_map(root: Path, inputs: Inputs, settings: DataSettings, *, remake: bool
             what = "patterns and groups" if stale["patterns"] else "groups"
             log.log(logging.INFO if first_build else logging.WARNING, "%s: building %s (%s)", root, what, reason)
             manifest = {part: manifest[part] for part in _PARTS if not stale[part]}
-            manifest = _build(root, inputs, settings, manifest, wanted)
+            manifest = _build(root, inputs, settings, manifest, wanted, progress)
         return _open(root, inputs.scans, manifest, reason)
 
 
@@ -290,7 +293,12 @@ def _differences(old: Any, new: Any, place: tuple[str, ...] = ()) -> Iterator[st
 
 
 def _build(
-    root: Path, inputs: Inputs, settings: DataSettings, kept: dict[str, Any], wanted: Mapping[str, Fingerprint]
+    root: Path,
+    inputs: Inputs,
+    settings: DataSettings,
+    kept: dict[str, Any],
+    wanted: Mapping[str, Fingerprint],
+    progress: bool | None,
 ) -> dict[str, Any]:
     """Build the parts that are not kept, and put them into use."""
     scans = [open_scan(path) for path in inputs.scans]
@@ -310,7 +318,7 @@ def _build(
             made.append(folder)
             folder.mkdir()
             if part == "patterns":
-                build_patterns(folder, scans, preparations)
+                build_patterns(folder, scans, preparations, progress=progress)
             else:
                 (patterns,) = _open_part(root / manifest["patterns"]["folder"], "patterns").values()
                 build_groups(folder, settings, scans, groups, patterns["energy"].numpy())
@@ -327,7 +335,9 @@ def _build(
     return manifest
 
 
-def build_patterns(folder: Path, scans: Sequence[Scan], preparations: Sequence[FramePreparation]) -> None:
+def build_patterns(
+    folder: Path, scans: Sequence[Scan], preparations: Sequence[FramePreparation], *, progress: bool | None = None
+) -> None:
     """Write the patterns of all scans, each once [clause MAP-01].
 
     Nothing is written through a map: on a full disk a write is an error, and a page of a map is a crash.
@@ -337,10 +347,12 @@ def build_patterns(folder: Path, scans: Sequence[Scan], preparations: Sequence[F
     row = 0
     unflushed, flushed = 0, Future[None]()
     flushed.set_result(None)
+    # None lets tqdm decide, by whether its output is a terminal.
+    hidden = None if progress is None else not progress
     with (
         _allocated(folder / "amplitude.memmap", count * N * N * 4) as file,
         ThreadPoolExecutor(1, thread_name_prefix="flush-patterns") as flusher,
-        tqdm(total=count, desc="memory map", unit=" patterns", disable=None, leave=False) as progress,
+        tqdm(total=count, desc="memory map", unit=" patterns", disable=hidden, leave=False) as bar,
     ):
         for scan, preparation in zip(scans, preparations, strict=True):
             for _, amplitude, energy in scan.stack.chunks(scan.stack.audit()):
@@ -355,7 +367,7 @@ def build_patterns(folder: Path, scans: Sequence[Scan], preparations: Sequence[F
                     unflushed, flushed = 0, flusher.submit(os.fsync, file.fileno())
                 energies[row : row + len(energy)] = energy
                 row += len(energy)
-                progress.update(len(energy))
+                bar.update(len(energy))
     _write_array(folder / "energy.memmap", energies)
     _describe(folder, count, {"amplitude": (torch.float32, (count, N, N)), "energy": (torch.float64, (count,))})
 
@@ -450,7 +462,7 @@ def build_groups(
         for index, members in each.members.items()
     ]
     coordinates = [_coordinates(each.of_file.positions_px, each.members) for each in experiments]
-    for name, content in {
+    tables: dict[str, dict[str, np.ndarray]] = {
         "scan": {
             "positions_px": np.concatenate([each.positions_px for each in prepared]),
             "scan_index": np.concatenate([scan.scan_index for scan in scans]),
@@ -479,7 +491,8 @@ def build_groups(
                 np.int64,
             ),
         },
-    }.items():
+    }
+    for name, content in tables.items():
         table = folder / name
         table.mkdir()
         for key, array in content.items():

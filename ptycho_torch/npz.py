@@ -23,6 +23,7 @@ from numpy.lib import format as npy
 
 from ptycho_torch.contract import violation
 from ptycho_torch.errors import DataContractError, one_line
+from ptycho_torch.remedies import converting, copying, no_archive, unpacking
 from ptycho_torch.restricted_pickle import RefusedPickleError, read_plain
 from ptycho_torch.system_errors import REMEDIES
 from ptycho_torch.zip_reader import ZipReader, ZipRefusedError
@@ -104,7 +105,10 @@ class NpzFile:
         self.path = Path(path)
         with self._guard(None, "a file that cannot be read"):
             if not stat.S_ISREG(self.path.stat().st_mode):
-                raise violation("NPZ-01", "something that is no regular file", path=self.path)
+                raise violation("NPZ-01", "something that is no regular file", path=self.path, remedy="Name a file.")
+            told, remedy = no_archive(self.path)
+            if told:
+                raise violation("NPZ-01", told, path=self.path, remedy=remedy)
             self._zip = ZipReader(
                 lambda: self.path.open("rb", buffering=0),
                 max_members=MAX_MEMBERS,
@@ -148,7 +152,13 @@ class NpzFile:
         """
         shape, fortran_order, dtype, start = self._parsed(key)
         if dtype.hasobject:
-            raise violation("NPZ-02", f"dtype {dtype}, which only unpickling could read", path=self.path, key=key)
+            raise violation(
+                "NPZ-02",
+                f"dtype {dtype}, which only unpickling could read",
+                path=self.path,
+                key=key,
+                remedy=f"Leave such members out: {converting(self.path, '--drop-pickles')}",
+            )
         stored = self._member(key).file_size - start
         header = ArrayHeader(shape, dtype, fortran_order, start)
         if min(shape, default=0) < 0 or header.content_bytes != stored:
@@ -157,6 +167,7 @@ class NpzFile:
                 f"shape {shape} of {dtype}, which does not fit the {stored} bytes stored",
                 path=self.path,
                 key=key,
+                remedy=copying(self.path),
             )
         return header
 
@@ -169,6 +180,7 @@ class NpzFile:
                 f"{member.compress_size} bytes that unpack to {member.file_size}",
                 path=self.path,
                 key=key,
+                remedy=unpacking(self.path),
             )
         # Whatever NumPy's parser raises on a damaged header becomes one error.
         with self._guard(key, "a damaged member"), self._zip.content(member) as fill:
@@ -336,16 +348,17 @@ class NpzFile:
         except DataContractError:
             raise
         except ZipRefusedError as err:
-            clause = "NPZ-03" if err.too_large else "NPZ-01"
-            raise violation(clause, err.found, path=self.path, key=err.name.removesuffix(".npy") or key) from err
+            clause, remedy = ("NPZ-03", unpacking(self.path)) if err.too_large else ("NPZ-01", copying(self.path))
+            name = err.name.removesuffix(".npy") or key
+            raise violation(clause, err.found, path=self.path, key=name, remedy=remedy) from err
         except OSError as err:
-            remedy = REMEDIES.get(err.errno or 0, "")
+            remedy = REMEDIES.get(err.errno or 0, copying(self.path))
             found = f"{what} ({err.strerror or one_line(str(err))})"
             raise violation("NPZ-01", found, path=self.path, key=key, remedy=remedy) from err
         except Exception as err:
             # NumPy's further lines advise to trust the file.
             reason = one_line(str(err).strip().partition("\n")[0]) or type(err).__name__
-            raise violation("NPZ-01", f"{what} ({reason})", path=self.path, key=key) from err
+            raise violation("NPZ-01", f"{what} ({reason})", path=self.path, key=key, remedy=copying(self.path)) from err
 
 
 def listed(names: Sequence[str]) -> str:

@@ -25,6 +25,7 @@ from ptycho_torch.cxi import frame_axes, open_hdf5
 from ptycho_torch.errors import DataContractError
 from ptycho_torch.npz import ArrayHeader, NpzFile
 from ptycho_torch.photons import METADATA, stated_photons
+from ptycho_torch.remedies import adding, kept, of_frames, of_member, without_patterns, without_positions
 from ptycho_torch.scan import MAX_FRAME_PX, MAX_MODES, MAX_TEXT_BYTES
 
 Axes = Literal["mhw", "hwm", "mhw1"]
@@ -188,6 +189,7 @@ class _NpzReader:
         self._drop_pickles, self._any_domain, self._any_length = drop_pickles, any_domain, any_length
         self._notices: list[str] = []
         self._npz = npz
+        self._others: dict[str, ArrayHeader] = {}
         self._headers = self._readable()
 
     def source(self) -> Source:
@@ -198,6 +200,7 @@ class _NpzReader:
         """
         stack = self._stack()
         M, H, W = stack.count, stack.rows_px, stack.columns_px
+        self._count = M
         positions = {}
         for pair in POSITION_PAIRS:
             columns = [self._array(name, (M,)) for name in pair]
@@ -208,7 +211,8 @@ class _NpzReader:
             probe = probe[..., 0]
         bad = self._array("bad_pixels", (H, W))
         if bad is not None and not np.isin(bad, (0, 1)).all():
-            raise violation("SCAN-11", "other values than 0 and 1", path=self._path, key="bad_pixels")
+            remedy = of_member(self._path, "bad_pixels", (), "", M, adding)
+            raise violation("SCAN-11", "other values than 0 and 1", path=self._path, key="bad_pixels", remedy=remedy)
         geometry = {}
         for name in GEOMETRY:
             value = self._array(name, ())
@@ -247,13 +251,14 @@ class _NpzReader:
                         err.found,
                         path=self._path,
                         key=key,
-                        remedy="Leave such members out: --drop-pickles.",
+                        remedy="Leave such members out: `--drop-pickles`",
                     ) from err
                 elif key in named:
                     raise
                 else:
                     unknown.append(key)
                 continue
+            self._others[key] = header
             if key in named:
                 headers[key] = header
             else:
@@ -265,6 +270,10 @@ class _NpzReader:
         if unknown:
             self._notices.append(f"left out, because the contract does not know them: {', '.join(unknown)}")
         return headers
+
+    @property
+    def _shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        return {key: (header.shape, header.dtype.kind) for key, header in self._others.items()}
 
     def _stack(self) -> Stack:
         key = self._patterns_key()
@@ -280,15 +289,16 @@ class _NpzReader:
                 f"shape {shape} for {count} positions: the older order, with patterns along the last axis",
                 path=self._path,
                 key=key,
-                remedy="Turn it: --axes hwm.",
+                remedy="Turn it: `--axes hwm`",
             )
         try:
             M, H, W = frame_axes(shape, axes)
         except ValueError:
-            remedy = "Drop the last axis: --axes mhw1." if len(shape) == 4 and shape[3] == 1 else "See --axes."
+            singleton = len(shape) == 4 and shape[3] == 1
+            remedy = "Drop the last axis: `--axes mhw1`" if singleton else of_frames(self._path, key, shape, adding)
             raise self._bad_shape(key, shape, f"axes {', '.join(axes)}", remedy) from None
         if axes == "hwm" and count == H != M:
-            raise self._bad_shape(key, shape, f"{count} patterns along the last axis", "Leave --axes hwm out.")
+            raise self._bad_shape(key, shape, f"{count} patterns along the last axis", "Leave --axes out.")
         if not (M and 2 <= H <= MAX_FRAME_PX and 2 <= W <= MAX_FRAME_PX):
             raise self._bad_shape(key, shape, "", "")
         # The content of an array in Fortran order is that of the reversed axes in C order.
@@ -314,7 +324,13 @@ class _NpzReader:
         there, chosen = [name for name in names if name in self._headers], self._patterns
         if not there or chosen not in (None, *there):
             present = ", ".join(self._npz.keys) or "nothing"
-            raise violation("SCAN-01", f"no such member; present: {present}", path=self._path, key=chosen or names[0])
+            raise violation(
+                "SCAN-01",
+                f"no such member; present: {present}",
+                path=self._path,
+                key=chosen or names[0],
+                remedy=without_patterns(self._path, self._shapes, adding),
+            )
         same = len({(d.crc32, d.content_bytes) for d in self._npz.digest() if d.key in there}) == 1
         if chosen is None and not same:
             raise violation(
@@ -322,7 +338,7 @@ class _NpzReader:
                 f"{' and '.join(map(repr, there))} with different content",
                 path=self._path,
                 key=there[0],
-                remedy=f"Choose one: --patterns {' or --patterns '.join(there)}.",
+                remedy=f"Choose one: `--patterns {'` or `--patterns '.join(there)}`",
             )
         key = chosen or there[0]
         left_out = [name for name in there if name != key]
@@ -350,7 +366,7 @@ class _NpzReader:
             path=self._path,
             key=key,
             expected=f"one of {', '.join(AMPLITUDE + INTENSITY)}",
-            remedy="Say what the patterns hold: --from-intensity or --declare-amplitude.",
+            remedy="Say what the patterns hold: `--from-intensity` or `--declare-amplitude`",
         )
 
     def _positions(self, pair: tuple[str, str], columns: list[np.ndarray | None]) -> np.ndarray:
@@ -358,10 +374,22 @@ class _NpzReader:
         for name, column in zip(pair, columns, strict=True):
             if column is None:
                 present = ", ".join(self._npz.keys)
-                raise violation(clause, f"no such member; present: {present}", path=self._path, key=name)
+                raise violation(
+                    clause,
+                    f"no such member; present: {present}",
+                    path=self._path,
+                    key=name,
+                    remedy=without_positions(self._path, self._shapes, self._count, adding),
+                )
             wrong = np.flatnonzero(~np.isfinite(column))
             if len(wrong) and not self._any_length:
-                raise violation(clause, f"{column[wrong[0]]} at pattern {wrong[0]}", path=self._path, key=name)
+                raise violation(
+                    clause,
+                    f"{column[wrong[0]]} at pattern {wrong[0]}",
+                    path=self._path,
+                    key=name,
+                    remedy=f"Leave such patterns out: {adding('--select', kept(wrong.tolist(), len(column)))}",
+                )
         x, y = cast(list[np.ndarray], columns)
         count = min(len(x), len(y))
         return np.stack([x[:count], y[:count]], axis=1).astype(np.float64)
@@ -387,14 +415,16 @@ class _NpzReader:
 
     def _above_zero(self, name: str, number: float) -> float:
         if not 0 < number < math.inf:
-            raise violation("SCAN-12", f"{number}", path=self._path, key=name)
+            remedy = of_member(self._path, name, (), "", self._count, adding)
+            raise violation("SCAN-12", f"{number}", path=self._path, key=name, remedy=remedy)
         return number
 
     def _check(self, name: str, header: ArrayHeader, fits: bool, needed: str = "") -> None:
         spec = load_contract().files["scan"].keys[name]
         if not fits or header.dtype.kind not in spec.kinds:
             found = f"shape {header.shape} of {header.dtype}{needed}"
-            raise violation(spec.clause, found, path=self._path, key=name)
+            remedy = of_member(self._path, name, header.shape, header.dtype.kind, self._count, adding)
+            raise violation(spec.clause, found, path=self._path, key=name, remedy=remedy)
 
 
 def member_blocks(npz: NpzFile, key: str, header: ArrayHeader, block_bytes: int) -> Iterator[np.ndarray]:

@@ -1,7 +1,7 @@
 """What to do about a scan that breaks a clause: the command that mends what was found, as one types it.
 
-Commands stand in backquotes, and so do options that are to be added to the command that failed; ``tests/test_remedies.py``
-takes them out of the messages and runs them.
+Commands stand in backquotes, and so do options that are to be added to the command that failed.
+``tests/test_remedies.py`` takes them out of the messages and runs them.
 
 <doc-ref type="contract">specs/data_contracts.md</doc-ref>
 """
@@ -10,16 +10,26 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ptycho_torch.errors import one_line
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Mending = Callable[..., str]
+"""Returns options of ``convert-scan`` as the whole command (``converting``), or as what is to be added to it."""
 
 REPAIRED = Path("repaired")
 """Folder that repaired scans go to, so that they do not lie among the ones that they replace."""
 
 MOST_PIXELS = 64
 """Pixels that a command names."""
+
+MOST_WRONG = 0.5
+"""Share of values from which on a stack is no stack of amplitudes."""
 
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _PRODUCT_MARK = b"ptychodus.product"
@@ -42,12 +52,20 @@ def converting(path: Path | None, *options: str) -> str:
     return f"`{shlex.join(words)}`"
 
 
-def rewriting(path: Path, change: str) -> str:
-    """Return the command that writes a copy of an NPZ file in which a line of Python has changed the members ``a``.
+def adding(*options: str) -> str:
+    """Return options that are to be added to the command that failed.
 
-    >>> rewriting(Path("x.npz"), "a['xcoords'] = a['xcoords'].ravel()")
-    '`python -c "import numpy as np; a = dict(np.load(\\'x.npz\\')); a[\\'xcoords\\'] = a[\\'xcoords\\'].ravel(); \
-np.savez(\\'x_repaired.npz\\', **a)"`'
+    >>> adding("--bad-pixels", "3,5;7,:")
+    "`--bad-pixels '3,5;7,:'`"
+    """
+    return f"`{shlex.join(options)}`"
+
+
+def rewriting(path: Path, change: str) -> str:
+    r"""Return the command that writes a copy of an NPZ file in which a line of Python has changed the members ``a``.
+
+    >>> print(rewriting(Path("x.npz"), "del a['Y']"))
+    `python -c "import numpy as np; a = dict(np.load('x.npz')); del a['Y']; np.savez('x_repaired.npz', **a)"`
     """
     target = str(_free(Path(f"{path.stem}_repaired.npz")))
     change = f"{change}; " if change else ""
@@ -89,6 +107,18 @@ def pixels(places: Sequence[Sequence[int]], side: int) -> str:
     return ";".join(parts + [f"{row},{column}" for row, column in single[:MOST_PIXELS]])
 
 
+def copying(path: Path) -> str:
+    """Return what to do about a damaged archive."""
+    return (
+        f"Copy or write the file again; `python -m zipfile -t {shlex.quote(str(path))}` tells whether a copy is whole."
+    )
+
+
+def unpacking(path: Path) -> str:
+    """Return what to do about an archive that is packed too well to be trusted."""
+    return f"If the file is what it should be, store it without compression: {rewriting(path, '')}"
+
+
 def no_archive(path: Path) -> tuple[str, str]:
     """Return what a file is that is no NPZ file, and what to do; empty strings where its first bytes do not tell."""
     try:
@@ -106,7 +136,7 @@ def no_archive(path: Path) -> tuple[str, str]:
     kinds: Mapping[bytes, tuple[str, str]] = {
         b"\x93NUMPY": (
             "a single array (.npy), where a scan has several members",
-            "Store it with the positions: `python -c \"import numpy as np; help(np.savez)\"` tells how.",
+            'Store it with the positions: `python -c "import numpy as np; help(np.savez)"` tells how.',
         ),
         b"MATLAB 5.0": ("a MATLAB file of the older kind", "Save it again with -v7.3, which is HDF5, and import that."),
         b"\x1f\x8b": ("a gzip file", f"Unpack it: `gunzip -k {shlex.quote(str(path))}`"),
@@ -126,12 +156,13 @@ Shapes = Mapping[str, tuple[tuple[int, ...], str]]
 """Name of a member → shape and kind of its numbers."""
 
 
-def without_patterns(path: Path, members: Shapes) -> str:
+def without_patterns(path: Path, members: Shapes, mending: Mending) -> str:
     """Return what to do about an NPZ file with neither ``diff3d`` nor ``diffraction``.
 
     Args:
         path: the file.
         members: of the file.
+        mending: see ``Mending``.
     """
     if {"object", "coverage"} <= members.keys() or {"object", "probe_position_x_m"} <= members.keys():
         ours = "coverage" in members
@@ -142,32 +173,34 @@ def without_patterns(path: Path, members: Shapes) -> str:
         return f"It is a probe; give it beside a scan: `--probe-dir {shlex.quote(str(path))}`"
     stacks = [name for name, (shape, kind) in members.items() if len(shape) in (3, 4) and kind in "fiu"]
     if not stacks:
-        return f"No member has the shape of patterns; `python -m zipfile -l {shlex.quote(str(path))}` lists what is there."
+        listing = f"`python -m zipfile -l {shlex.quote(str(path))}`"
+        return f"No member has the shape of patterns; {listing} shows what is there."
     largest = max(stacks, key=lambda name: _size(members[name][0]))
     renamed = {largest: "diff3d"}
     if not {"xcoords", "ycoords"} <= members.keys():
         renamed |= positions_by_name(members, members[largest][0][0])
-    return f"If {largest!r} holds the patterns, say so: {_renaming(path, renamed)}"
+    return f"If {largest!r} holds the patterns, say so: {_renaming(mending, renamed)}"
 
 
-def without_positions(path: Path, members: Shapes, count: int) -> str:
+def without_positions(path: Path, members: Shapes, count: int, mending: Mending) -> str:
     """Return what to do about a scan without positions.
 
     Args:
         path: the file.
         members: of the file.
         count: M.
+        mending: see ``Mending``.
     """
     if renamed := positions_by_name(members, count):
-        return f"If {' and '.join(map(repr, renamed))} are the positions, say so: {_renaming(path, renamed)}"
+        return f"If {' and '.join(map(repr, renamed))} are the positions, say so: {_renaming(mending, renamed)}"
     for name, (shape, kind) in members.items():
         if kind in "fiu" and shape in ((count, 2), (2, count)) and name.isidentifier():
             columns = f"a[{name!r}].T" if shape == (count, 2) else f"a[{name!r}]"
             change = f"a['xcoords'], a['ycoords'] = {columns}"
             return f"If {name!r} holds (x, y) in object pixels: {rewriting(path, change)}"
     return (
-        f"No member holds {count} positions: store x and y of each pattern, in object pixels, as 'xcoords' and 'ycoords'; "
-        "docs/file_formats.md has an example."
+        f"No member holds {count} positions: store x and y of each pattern, in object pixels, as 'xcoords' and "
+        "'ycoords'; docs/file_formats.md has an example."
     )
 
 
@@ -184,8 +217,68 @@ def positions_by_name(members: Shapes, count: int) -> dict[str, str]:
     return {}
 
 
-def _renaming(path: Path, names: Mapping[str, str]) -> str:
-    return converting(path, "--rename", ",".join(f"{one_line(old)}={new}" for old, new in names.items() if old != new))
+def _renaming(mending: Mending, names: Mapping[str, str]) -> str:
+    return mending("--rename", ",".join(f"{one_line(old)}={new}" for old, new in names.items() if old != new))
+
+
+def of_counts(mending: Mending) -> str:
+    """Return what to do about patterns that are counts, or look like them."""
+    return f"Take the root: {mending('--from-intensity')}; if it is amplitude, say so: {mending('--declare-amplitude')}"
+
+
+def of_type(path: Path, key: str, kind: str) -> str:
+    """Return what to do about patterns that are no real numbers; empty where the clause says it best."""
+    if kind == "c":
+        return f"If their modulus is the amplitude, store that: {rewriting(path, f'a[{key!r}] = np.abs(a[{key!r}])')}"
+    if kind == "b":
+        change = f"a[{key!r}] = a[{key!r}].astype(np.float32)"
+        return f"If they are amplitudes of 0 and 1, store them as numbers: {rewriting(path, change)}"
+    return ""
+
+
+def of_frames(path: Path, key: str, shape: tuple[int, ...], mending: Mending) -> str:
+    """Return what to do about a stack of patterns of another shape; empty where the clause says it best."""
+    if len(shape) == 3 and min(shape) >= 2 and shape[1] != shape[2]:
+        return f"Keep a square around the middle: {mending('--crop', str(min(shape[1:]) // 2 * 2))}"
+    if len(shape) == 2 and shape[0] == shape[1]:
+        change = f"a[{key!r}] = a[{key!r}][None]"
+        return f"If it is a single pattern, make it a stack of one: {rewriting(path, change)}"
+    if len(shape) > 3:
+        change = f"a[{key!r}] = a[{key!r}].reshape(-1, {shape[-2]}, {shape[-1]})"
+        return f"If the last two axes are those of a frame, join the others: {rewriting(path, change)}"
+    return ""
+
+
+def of_faint(path: Path, key: str, largest: float) -> str:
+    """Return what to do about patterns without light, or almost none."""
+    if largest == 0:
+        return "No pattern holds a count: read them again."
+    change = f"a[{key!r}] = a[{key!r}].astype(np.float64) / {largest!r}"
+    return f"Any scale will do, a larger one for example: {rewriting(path, change)}"
+
+
+def of_values(first: int, wrong: np.ndarray, mending: Mending) -> str:
+    """Return what to do about values that are no amplitudes; empty where the clause says it best.
+
+    Args:
+        first: number of the first pattern.
+        wrong: (n, N, N) bool of some patterns, at least one of them True.
+        mending: see ``Mending``.
+    """
+    if wrong.mean() > MOST_WRONG:
+        return "Most values are no amplitudes: read the patterns again."
+    if len(places := _places(wrong)) <= MOST_PIXELS:
+        return f"If these pixels measure nothing, say so: {mending('--bad-pixels', pixels(places, wrong.shape[1]))}"
+    number = first + int(wrong.any(axis=(1, 2)).argmax())
+    before = f"0:{number}," if number else ""
+    return f"Leave the pattern out: {mending('--select', f'{before}{number + 1}:')}"
+
+
+def _places(wrong: np.ndarray) -> list[tuple[int, int]]:
+    """Return (row, column) of all pixels that are True in some pattern."""
+    mask: np.ndarray = wrong.any(axis=0)
+    rows, columns = mask.nonzero()
+    return list(zip(rows.tolist(), columns.tolist(), strict=True))
 
 
 def _size(shape: tuple[int, ...]) -> int:
@@ -195,7 +288,7 @@ def _size(shape: tuple[int, ...]) -> int:
     return size
 
 
-def of_member(path: Path, name: str, shape: tuple[int, ...], kind: str, count: int) -> str:
+def of_member(path: Path, name: str, shape: tuple[int, ...], kind: str, count: int, mending: Mending) -> str:
     """Return what to do about a small member whose shape or type is wrong; empty where the clause says it best.
 
     Args:
@@ -204,15 +297,13 @@ def of_member(path: Path, name: str, shape: tuple[int, ...], kind: str, count: i
         shape: of the member.
         kind: of its numbers.
         count: M.
+        mending: see ``Mending``.
     """
     if name in ("xcoords", "ycoords"):
         if kind in "fiu" and len(shape) == 1:
             few, many = sorted((shape[0], count))
             what = "patterns" if count == many else "positions"
-            return (
-                f"If the last {many - few} {what} are surplus, leave them out: "
-                f"{converting(path, '--select', f'0:{few}')}"
-            )
+            return f"If the last {many - few} {what} are surplus, leave them out: {mending('--select', f'0:{few}')}"
         if kind in "fiu" and _size(shape) == count:
             return f"Make it one row: {rewriting(path, f'a[{name!r}] = a[{name!r}].ravel()')}"
         if kind == "c":
@@ -225,4 +316,4 @@ def of_member(path: Path, name: str, shape: tuple[int, ...], kind: str, count: i
         "scan_index": "Leave it out where all patterns belong to one scan",
         "bad_pixels": "Leave it out where all pixels are good",
     }
-    return f"{told.get(name, 'Leave it out')}: {converting(path, '--drop', dropped)}"
+    return f"{told.get(name, 'Leave it out')}: {mending('--drop', dropped)}"

@@ -279,7 +279,9 @@ def main(
     accepted = settings.training.accept or ""
     heed_scans(scans, settings.data, accepted, batch_size=settings.training.batch_size)
     output_dir.mkdir(parents=True, exist_ok=True)
-    data = PtychoDataModule(ptycho_dir, probe_dir, settings, data_dir=data_dir, remake_map=remake_map, probe=probe)
+    data = PtychoDataModule(
+        ptycho_dir, probe_dir, settings, data_dir=data_dir, remake_map=remake_map, probe=probe, progress=progress
+    )
     heed_patterns(data.dataset, accepted)
     epochs = settings.training.max_epochs or epochs_for(len(data.dataset))
     settings = settings.override({"max_epochs": epochs})

@@ -140,9 +140,7 @@ def test_a_product_places_positions_about_the_centre_of_the_object(
 
 
 def test_a_product_of_unknown_geometry_is_not_made_up(reconstruction: Reconstruction, tmp_path: Path) -> None:
+    positions, path = np.ones((9, 2)), tmp_path / "object.h5"
     with pytest.raises(DataContractError, match="unknown geometry"):
-        positions = np.ones((9, 2))
-        write_product(
-            tmp_path / "object.h5", reconstruction, None, positions_px=positions, indexes=np.arange(9), name="star"
-        )
+        write_product(path, reconstruction, None, positions_px=positions, indexes=np.arange(9), name="star")
     assert not list(tmp_path.iterdir())

@@ -40,8 +40,8 @@ def amended(source: Source, options: argparse.Namespace, folder: Path, *, from_i
     """
     if options.bad_pixels:
         source = dataclasses.replace(source, bad_pixels=_with_bad_pixels(source, options.bad_pixels))
-    if options.select:
-        source = _kept(source, _selected(source.stack, options.select))
+    for ranges in options.select:
+        source = _kept(source, _selected(source.stack, ranges))
     if options.drop_dark:
         source = _kept(source, _lit(source, folder, from_intensity=from_intensity))
     if options.merge_repeats:

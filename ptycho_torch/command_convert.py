@@ -23,10 +23,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     parser.add_argument("--compress", action="store_true", help="deflate the members; smaller and slower")
     parser.add_argument(
-        "--rename", type=_names, default={}, metavar="OLD=NEW[,…]", help="names of members (.npz): frames=diff3d"
+        "--rename",
+        type=_names,
+        action="extend",
+        default=[],
+        metavar="OLD=NEW[,…]",
+        help="names of members (.npz): frames=diff3d",
     )
     parser.add_argument(
-        "--drop", type=_listed, default=(), metavar="NAME[,…]", help="leave out members (.npz), for example scan_index"
+        "--drop",
+        type=_listed,
+        action="extend",
+        default=[],
+        metavar="NAME[,…]",
+        help="leave out members (.npz), for example scan_index",
     )
     parser.add_argument("--patterns", choices=("diff3d", "diffraction"), help="which to keep where both are there")
     parser.add_argument(
@@ -60,11 +70,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     patterns.add_argument(
         "--bad-pixels",
         type=_pixels,
+        action="extend",
+        default=[],
         metavar="ROW,COLUMN[;…]",
         help="pixels of the file's frames without measurement, beside those that the file marks; 20,: is a row",
     )
     patterns.add_argument(
-        "--select", type=_ranges, metavar="FROM:TO[,…]", help="keep these patterns, counted from 0: 0:60,61:121"
+        "--select",
+        type=_ranges,
+        action="append",
+        default=[],
+        metavar="FROM:TO[,…]",
+        help="keep these patterns, counted from 0, for example 0:60,61:121; a second one counts what the first has left",
     )
     patterns.add_argument("--drop-dark", action="store_true", help="leave out patterns of less than 1 %% of the counts")
     patterns.add_argument(
@@ -123,11 +140,11 @@ def _listed(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(",")))
 
 
-def _names(text: str) -> dict[str, str]:
+def _names(text: str) -> tuple[tuple[str, str], ...]:
     pairs = [part.rpartition("=") for part in _listed(text)]
     if not all(old and new for old, _, new in pairs):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of names, OLD=NEW with commas between")
-    return {old: new for old, _, new in pairs}
+    return tuple((old, new) for old, _, new in pairs)
 
 
 def _pixels(text: str) -> tuple[tuple[int | None, int | None], ...]:

@@ -358,9 +358,9 @@ def _opened(options: argparse.Namespace) -> Iterator[Source]:
         axes=options.axes,
         patterns=options.patterns,
         drop_pickles=options.drop_pickles,
-        rename=options.rename,
+        rename=dict(options.rename),
         drop=options.drop,
-        any_length=options.select is not None,
+        any_length=bool(options.select),
         any_domain=options.from_intensity or options.declare_amplitude,
     )
 

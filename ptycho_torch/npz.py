@@ -93,7 +93,7 @@ class NpzFile:
     Args:
         path: the file.
         rename: names of members → what they are called here.
-        drop: names of members that are left out.
+        drop: names of members that are left out, if they are there.
 
     Raises:
         DataContractError: NPZ-01 or NPZ-03, from the constructor and from every method.
@@ -117,7 +117,7 @@ class NpzFile:
         members = {member.filename.removesuffix(".npy"): member for member in self._zip.members}
         if len(members) != len(self._zip.members):
             raise violation("NPZ-01", "a key that is there twice", path=self.path)
-        for key in (*rename, *drop):
+        for key in rename:
             if key not in members:
                 raise violation("NPZ-01", f"no such member; present: {listed(tuple(members))}", path=self.path, key=key)
         # What gets a name takes the place of what had it.

@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FROM:TO[,…]",
-        help="keep these patterns, counted from 0, for example 0:60,61:121; a second one counts what the first has left",
+        help="keep these patterns, counted from 0, for example 0:60,61:121; a second one counts what is left",
     )
     patterns.add_argument("--drop-dark", action="store_true", help="leave out patterns of less than 1 %% of the counts")
     patterns.add_argument(

@@ -1,4 +1,4 @@
-"""Scans of a known object as a beamline measures them: photon counts on a jittered raster, and a probe of no symmetry."""
+"""Scans of a known object as a beamline measures them: photons on a jittered raster, and a probe of no symmetry."""
 
 from __future__ import annotations
 

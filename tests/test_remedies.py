@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -47,6 +47,8 @@ def objects(value: object) -> np.ndarray:
 
 COUNTS = np.square(SCENE["diff3d"]).round()
 
+WHOLE = COUNTS.astype(np.uint32)
+
 REFUSED: dict[str, Arrays] = {
     "two patterns of NaN, and counts": SCENE
     | {"diff3d": np.where(np.isin(np.arange(M), (3, 9))[:, None, None], np.nan, COUNTS).astype(np.float32)},
@@ -75,7 +77,7 @@ REFUSED: dict[str, Arrays] = {
     "more patterns than positions": SCENE | {key: SCENE[key][:-3] for key in ("xcoords", "ycoords")},
     "fewer patterns than positions": changed("diff3d", SCENE["diff3d"][:-2]),
     "counts, and more of them than positions": SCENE
-    | {key: SCENE[key][:-3] for key in ("xcoords", "ycoords")} | {"diffraction": COUNTS.astype(np.uint32), "diff3d": COUNTS.astype(np.uint32)},
+    | {key: SCENE[key][:-3] for key in ("xcoords", "ycoords")} | {"diffraction": WHOLE, "diff3d": WHOLE},
     "positions that are no numbers": at("ycoords", [2, 9], np.nan),
     "positions as a column": changed("xcoords", SCENE["xcoords"][:, None]),
     "complex positions": changed("ycoords", SCENE["ycoords"] + 0j),
@@ -199,8 +201,8 @@ def test_what_was_repaired_is_the_scan(place: Path, capsys: pytest.CaptureFixtur
 
 def test_a_repaired_scan_lacks_exactly_what_was_left_out(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, gone in (
-        ("positions that are no numbers", [2, 9]), ("a pattern of NaN", [4]), ("more patterns than positions", [22, 23, 24]),
-        ("fewer patterns than positions", [23, 24]),
+        ("positions that are no numbers", [2, 9]), ("a pattern of NaN", [4]),
+        ("more patterns than positions", [22, 23, 24]), ("fewer patterns than positions", [23, 24]),
     ):  # fmt: skip
         np.savez("scan.npz", **REFUSED[name])  # type: ignore[arg-type]
         follow(Path("scan.npz"), capsys)
@@ -265,7 +267,7 @@ def test_the_remedy_of_a_damaged_file_tests_it(damage: str, place: Path, capsys:
 
 
 @pytest.fixture
-def results() -> Iterator[Callable[[], None]]:
+def results() -> Callable[[], None]:
     def write() -> None:
         from ptycho_torch.products import Geometry, Reconstruction, write_product, write_reconstruction
 
@@ -277,7 +279,7 @@ def results() -> Iterator[Callable[[], None]]:
         geometry = Geometry(1e-10, 1.0, 1e-4, 8)
         write_product(Path("star.h5"), made, geometry, positions_px=np.ones((2, 2)), indexes=np.arange(2), name="star")
 
-    yield write
+    return write
 
 
 @pytest.mark.parametrize("name", ["star.npz", "star.h5"])
@@ -311,16 +313,19 @@ def test_endings_in_upper_case_are_files_too(place: Path, capsys: pytest.Capture
 # ------------------------------------------------------------------------------------------------------- settings
 
 
+FEW = {key: array[:3] if len(array) == 25 else array for key, array in draw_scene(5, 64).items()}
+OF_REFERENCE = ["--group-sampler", "reference"]
+
 SETTINGS: dict[str, tuple[Arrays, list[str]]] = {
     "frames for a smaller network": (draw_scene(5, 128), ["--N", "64"]),
     "frames for a larger network": (draw_scene(5, 64), ["--N", "128"]),
     "frames that no binning makes": (draw_scene(5, 128), ["--N", "64", "--detector-bin", "3"]),
     "a window beside the frame": (draw_scene(5, 128), ["--detector-crop", "--detector-centre-row-px", "3"]),
-    "fewer points than a group": ({k: v[:3] if len(v) == 25 else v for k, v in draw_scene(5, 64).items()}, ["--gridsize", "2"]),
+    "fewer points than a group": (FEW, ["--gridsize", "2"]),
     "too few neighbours": (draw_scene(5, 64), ["--gridsize", "2", "--K", "2"]),
     "too few different groups": (draw_scene(5, 64), ["--gridsize", "2", "--K", "3", "--n-subsample", "5"]),
-    "more groups than points": (draw_scene(5, 64), ["--group-sampler", "reference", "--n-groups", "90"]),
-    "too few neighbours for the reference": (draw_scene(5, 64), ["--group-sampler", "reference", "--gridsize", "2", "--K", "3"]),
+    "more groups than points": (draw_scene(5, 64), [*OF_REFERENCE, "--n-groups", "90"]),
+    "too few neighbours for the reference": (draw_scene(5, 64), [*OF_REFERENCE, "--gridsize", "2", "--K", "3"]),
 }  # fmt: skip
 
 

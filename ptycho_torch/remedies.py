@@ -123,11 +123,13 @@ def no_archive(path: Path) -> tuple[str, str]:
     """Return what a file is that is no NPZ file, and what to do; empty strings where its first bytes do not tell."""
     try:
         with path.open("rb") as file:
-            head = file.read(_LOOKED_AT_BYTES)
+            head = file.read(_USER_BLOCKS[-1] + len(_HDF5_SIGNATURE))
+            is_hdf5 = any(head.startswith(_HDF5_SIGNATURE, start) for start in _USER_BLOCKS)
+            more = file.read(_LOOKED_AT_BYTES) if is_hdf5 else b""
     except OSError:
         return "", ""
-    if any(head[start : start + 8] == _HDF5_SIGNATURE for start in _USER_BLOCKS):
-        if _PRODUCT_MARK in head:
+    if is_hdf5:
+        if _PRODUCT_MARK in head + more:
             return (
                 "an HDF5 product, which holds a reconstruction and no patterns",
                 _of_reconstruction(path.with_suffix(".npz")),

@@ -213,7 +213,7 @@ class _Finder:
                 f"shape {patterns.shape} for {len(translation)} positions: patterns along the last axis",
                 patterns.key,
                 "patterns along the first axis",
-                "Turn it: --axes hwm",
+                "Turn it: `--axes hwm`",
             )
         white = self._white(rows, columns)
         limits = (self._limit("underload_value", -math.inf), self._limit("saturation_value", math.inf))
@@ -260,7 +260,7 @@ class _Finder:
         shape, raster = first.shape, None
         if self._matlab and self._wanted.axes is None:
             self._notices.append(
-                "a MATLAB file: axes are taken in reverse order, (patterns, columns, rows); if they are not: --axes mhw"
+                "a MATLAB file: its axes are taken in reverse, (patterns, columns, rows); if they are not: `--axes mhw`"
             )
         if len(datasets) > 1:
             if not axes.startswith("m") or len(shape) != 3:
@@ -282,7 +282,7 @@ class _Finder:
                 f"shape {shape}",
                 first.path,
                 f"axes {', '.join(axes)}",
-                "Drop the last axis: --axes mhw1." if len(shape) == 4 and shape[3] == 1
+                "Drop the last axis: `--axes mhw1`" if len(shape) == 4 and shape[3] == 1
                 else "Say how the axes lie (--axes), or name another path (--data-path).",
             ) from None  # fmt: skip
         if not (0 < count <= MAX_PATTERNS and 0 < rows <= MAX_FRAME_PX and 0 < columns <= MAX_FRAME_PX):
@@ -323,8 +323,8 @@ class _Finder:
         ]
         if by_class:
             if len({dataset.mark for dataset in by_class}) > 1:
-                others = listed([dataset.path for dataset in by_class[1:]])
-                self._notices.append(f"patterns: {by_class[0].path}; other stacks are {others}: --data-path PATH")
+                rest = listed([dataset.path for dataset in by_class[1:]])
+                self._notices.append(f"patterns: {by_class[0].path}; other stacks are {rest}: --data-path PATH")
             return [self._use(by_class[0])]
         there = [
             dataset
@@ -332,11 +332,12 @@ class _Finder:
             if len(dataset.shape) in (3, 4) and dataset.dtype is not None and dataset.dtype.kind in "fiu"
         ]
         names = listed([f"{dataset.path} {dataset.shape}" for dataset in there])
+        option = f"`--data-path {there[0].path}`" if len(there) == 1 else "--data-path PATH"
         raise self._wrong(
             f"no such dataset{f'; with three or four axes there are {names}' if there else ''}",
             f"{self._entry or '/entry_1'}/data_1/data",
             "the patterns",
-            f"Name their path in the file: --data-path {there[0].path if len(there) == 1 else 'PATH'}",
+            f"Name their path in the file: {option}",
         )
 
     def _series(self, path: str, paths: Collection[str]) -> list[Dataset]:
@@ -559,7 +560,7 @@ class _Finder:
                     f"a wavelength of {other:.6g} m, and {wavelength_m:.6g} m in {first}",
                     path,
                     "one wavelength",
-                    f"Say which is right: --wavelength-m {wavelength_m:.6g} or --wavelength-m {other:.6g}",
+                    f"Say which is right: `--wavelength-m {wavelength_m:.9g}` or `--wavelength-m {other:.9g}`",
                 )
         return wavelength_m
 
@@ -643,7 +644,8 @@ class _Finder:
             return None
         mean = self._mean(dataset, rows, columns, "dark frames")
         self._notices.append(
-            f"dark frames {dataset.path} are taken off, {mean.mean():.4g} counts a pixel; if not: --dark-path none"
+            f"dark frames {dataset.path} are taken off, {mean.mean():.4g} counts a pixel; if they were before: "
+            "`--dark-path none`"
         )
         return mean
 
@@ -661,7 +663,7 @@ class _Finder:
             if applied is not None and self._one(applied, "", least=-math.inf) != 0:
                 self._notices.append(f"flat field {flat.path}: the detector has divided by it already")
             else:
-                self._notices.append(f"flat field {flat.path} is not used; to divide by it: --white-path {flat.path}")
+                self._notices.append(f"flat field {flat.path} is not used; to divide by it: `--white-path {flat.path}`")
         return None
 
     def _mean(self, dataset: Dataset, rows: int, columns: int, what: str) -> np.ndarray:
@@ -714,7 +716,7 @@ class _Finder:
                 self._notices.append(f"{dataset.path} is left out: {found} is no probe of these patterns")
                 self._use(dataset)
             elif chosen is not None:
-                self._notices.append(f"another probe is left out; to take it: --probe-path {dataset.path}")
+                self._notices.append(f"another probe is left out; to take it: `--probe-path {dataset.path}`")
                 self._use(dataset)
             else:
                 chosen = self._use(dataset)
@@ -851,7 +853,7 @@ class _Finder:
         ]
         dark = [path for path in left if re.fullmatch(_DARK, path.rsplit("/", 1)[1])]
         if dark:
-            self._notices.append(f"dark frames are not used: {listed(dark)}; to take them off: --dark-path {dark[0]}")
+            self._notices.append(f"dark frames are not used: {listed(dark)}; to take them off: `--dark-path {dark[0]}`")
         monitors = [
             path
             for path in left

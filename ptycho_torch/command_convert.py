@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +22,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="NEW.npz", help="the scan to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     parser.add_argument("--compress", action="store_true", help="deflate the members; smaller and slower")
+    parser.add_argument(
+        "--rename",
+        type=_names,
+        action="extend",
+        default=[],
+        metavar="OLD=NEW[,…]",
+        help="names of members (.npz): frames=diff3d",
+    )
+    parser.add_argument(
+        "--drop",
+        type=_listed,
+        action="extend",
+        default=[],
+        metavar="NAME[,…]",
+        help="leave out members (.npz), for example scan_index",
+    )
     parser.add_argument("--patterns", choices=("diff3d", "diffraction"), help="which to keep where both are there")
     parser.add_argument(
         "--axes",
@@ -33,23 +51,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     domain.add_argument(
         "--declare-amplitude", action="store_true", help="patterns are amplitude, though they look like counts"
     )
-    chosen = parser.add_argument_group("patterns", "which are kept, and what becomes of values that are none")
+    chosen = parser.add_argument_group("patterns", "in this order: mark bad pixels, select, drop, merge")
     chosen.add_argument(
-        "--select", type=_range, metavar="A:B", help="keep patterns A to B − 1 (A:B:STEP: every STEPth)"
+        "--bad-pixels",
+        type=_pixels,
+        action="extend",
+        default=[],
+        metavar="ROW,COLUMN[;…]",
+        help="pixels of the file's frames without measurement, beside those that the file marks; 20,: is a row",
+    )
+    chosen.add_argument(
+        "--select",
+        type=_ranges,
+        action="append",
+        default=[],
+        metavar="FROM:TO[:STEP][,…]",
+        help="keep these patterns, counted from 0, for example 0:60,61:121; a second one counts what is left",
     )
     chosen.add_argument(
         "--drop-nan-positions", action="store_true", help="leave out patterns without a finite position"
     )
-    chosen.add_argument(
-        "--drop-dark", action="store_true", help="leave out patterns with under 1 %% of the median counts"
-    )
+    chosen.add_argument("--drop-dark", action="store_true", help="leave out patterns of less than 1 %% of the counts")
     chosen.add_argument(
         "--merge-repeats",
         type=zero_or_more,
         nargs="?",
-        const=0.01,
+        const=0.5,
         metavar="PX",
-        help="add the exposures of one place: positions at most PX object pixels apart (default 0.01)",
+        help="add the counts of all exposures of one place, to PX object pixels (default 0.5)",
     )
     chosen.add_argument("--clip-negative", action="store_true", help="set negative values to 0")
     chosen.add_argument(
@@ -139,8 +168,8 @@ def run(options: argparse.Namespace) -> int:
         PtychoError: as ``ptycho_torch.convert.run``, or the new file is there already.
     """
     target: Path = options.output
-    if target.suffix != ".npz":
-        raise ConfigError(f"{target}: a scan has the suffix .npz.")
+    if target.suffix.lower() != ".npz":
+        raise ConfigError(f"{target}: a scan has the suffix .npz; write to `-o {shlex.quote(str(target))}.npz`")
     if not options.source.exists():
         raise ConfigError(f"{options.source}: there is no such file.")
     if options.centre is not None and options.crop is None:
@@ -148,7 +177,12 @@ def run(options: argparse.Namespace) -> int:
     refuse_outputs([target], [options.source, *filter(None, [options.positions_file])], overwrite=options.overwrite)
     from ptycho_torch import convert
 
-    return convert.run(options)
+    code = convert.run(options)
+    from ptycho_torch import check
+
+    for hint in check.hints_of(target):
+        print(f"{target}: {hint}", file=sys.stderr)  # noqa: T201
+    return code
 
 
 def _even(text: str) -> int:
@@ -158,6 +192,32 @@ def _even(text: str) -> int:
     return number
 
 
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
+
+
+def _names(text: str) -> tuple[tuple[str, str], ...]:
+    pairs = [part.rpartition("=") for part in _listed(text)]
+    if not all(old and new for old, _, new in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of names, OLD=NEW with commas between")
+    return tuple((old, new) for old, _, new in pairs)
+
+
+def _pixels(text: str) -> tuple[tuple[int | None, int | None], ...]:
+    pairs = [part.split(",") for part in text.split(";")]
+    if not all(len(pair) == 2 and all(number == ":" or number.isdecimal() for number in pair) for pair in pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of pixels, ROW,COLUMN with semicolons between")
+    return tuple((None if row == ":" else int(row), None if column == ":" else int(column)) for row, column in pairs)
+
+
+def _ranges(text: str) -> tuple[slice, ...]:
+    parts = [part.split(":") for part in text.split(",")]
+    fits = all(len(part) in (2, 3) and all(not end or end.isdecimal() for end in part) for part in parts)
+    if not fits or any(part[2:] and int(part[2] or 1) == 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of ranges, FROM:TO with commas between")
+    return tuple(slice(*(int(end) if end else None for end in part)) for part in parts)
+
+
 def _centre(text: str) -> tuple[int, int] | Literal["auto"]:
     if text == "auto":
         return "auto"
@@ -165,16 +225,6 @@ def _centre(text: str) -> tuple[int, int] | Literal["auto"]:
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r} is neither ROW,COLUMN nor auto")
     return int(parts[0]), int(parts[1])
-
-
-def _range(text: str) -> slice:
-    parts = text.split(":")
-    if len(parts) not in (2, 3) or not all(part.isdecimal() or not part for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is no range such as 0:121")
-    start, stop, step = (int(part) if part else None for part in (*parts, "")[:3])
-    if step == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} has a step of 0")
-    return slice(start, stop, step)
 
 
 def _saturated(text: str) -> float | str:

@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,12 +26,12 @@ from ptycho_torch.beamline import Wanted
 from ptycho_torch.command_convert import HDF5_OPTIONS
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.contract import violation
-from ptycho_torch.errors import ConfigError, DataContractError, PtychoError
+from ptycho_torch.errors import ConfigError, PtychoError
 from ptycho_torch.folders import existing_folder
 from ptycho_torch.hdf5_files import is_hdf5
 from ptycho_torch.npz import listed
 from ptycho_torch.npz_writer import NpzWriter, replacing
-from ptycho_torch.pattern_choice import DARK_SHARE, Choice, choose, mean_of_places, merged, places_of
+from ptycho_torch.pattern_choice import DARK_SHARE, Choice, choose, mean_of_places, merged, places_of, with_light
 from ptycho_torch.pattern_survey import Survey, corner_centred, survey
 from ptycho_torch.pattern_values import MOST_HIDDEN, ValueReader, ValueRules
 from ptycho_torch.preparation import FramePreparation, object_pixel_m
@@ -48,6 +48,7 @@ from ptycho_torch.raw_scan import (
     open_source,
     read_npz,
 )
+from ptycho_torch.remedies import adding
 from ptycho_torch.scan import PatternAudit, open_scan
 
 _WIDEST_FRAMES = 1000
@@ -179,7 +180,7 @@ def plan_frames(source: Source, options: argparse.Namespace, centre: tuple[int, 
                 f"frames of {H} × {W} pixels",
                 path=stack.path,
                 key=stack.key,
-                remedy=f"Keep a square around the centre: --crop {min(H, W) // (2 * b) * 2} or less.",
+                remedy=f"Keep a square around the centre: {adding('--crop', str(min(H, W) // (2 * b) * 2))}",
             )
         if H % b:
             raise violation(
@@ -187,7 +188,7 @@ def plan_frames(source: Source, options: argparse.Namespace, centre: tuple[int, 
                 f"frames of {H} × {W} pixels for --bin {b}",
                 path=stack.path,
                 expected=f"a multiple of {b}",
-                remedy=f"Cut them as well: --crop {H // (2 * b) * 2} or less.",
+                remedy=f"Cut them as well: {adding('--crop', str(H // (2 * b) * 2))}",
             )
     N = H // b if crop is None else crop
     window = N * b
@@ -291,7 +292,7 @@ def _domain(source: Source, options: argparse.Namespace) -> tuple[bool, str | No
             found,
             path=stack.path,
             key=stack.key,
-            remedy="Take the root: --from-intensity; if it is amplitude, say so: --declare-amplitude.",
+            remedy="Take the root: `--from-intensity`; if it is amplitude, say so: `--declare-amplitude`",
         )
     return False, said
 
@@ -324,6 +325,8 @@ def _opened(options: argparse.Namespace) -> Iterator[Source]:
     if path.is_file() and is_hdf5(path):
         if options.patterns is not None:
             raise ConfigError("--patterns is for NPZ files; --data-path names the patterns in an HDF5 file.")
+        if options.rename or options.drop:
+            raise ConfigError("--rename and --drop are for NPZ files; --data-path names the patterns in an HDF5 file.")
         with open_source(path, _wanted(options)) as source:
             yield source
         return
@@ -336,6 +339,8 @@ def _opened(options: argparse.Namespace) -> Iterator[Source]:
         patterns=options.patterns,
         drop_pickles=options.drop_pickles,
         any_domain=options.from_intensity or options.declare_amplitude,
+        rename=dict(options.rename),
+        drop=options.drop,
         product=options.positions_file,
     )
 
@@ -389,6 +394,8 @@ class _Outcome:
 
 def _convert(source: Source, options: argparse.Namespace, target: Path) -> _Outcome:
     """Write the new file."""
+    if options.bad_pixels:
+        source = dataclasses.replace(source, bad_pixels=_with_bad_pixels(source, options.bad_pixels))
     from_intensity, domain = _domain(source, options)
     _refuse_idle(source, options, from_intensity)
     choice, without = choose(source, options.select, drop_nan=options.drop_nan_positions)
@@ -469,6 +476,17 @@ def _convert(source: Source, options: argparse.Namespace, target: Path) -> _Outc
     )
 
 
+def _with_bad_pixels(source: Source, pixels: Sequence[tuple[int | None, int | None]]) -> np.ndarray:
+    """Return (H, W) bool of the file's mask and these pixels; None stands for all rows, or all columns."""
+    shape = source.stack.rows_px, source.stack.columns_px
+    bad = np.zeros(shape, bool) if source.bad_pixels is None else source.bad_pixels.copy()
+    for row, column in pixels:
+        if (row or 0) >= shape[0] or (column or 0) >= shape[1]:
+            raise ConfigError(f"--bad-pixels: {row},{column} lies outside frames of {shape[0]} × {shape[1]}.")
+        bad[slice(None) if row is None else row, slice(None) if column is None else column] = True
+    return bad
+
+
 def _rules(source: Source, options: argparse.Namespace, choice: Choice, from_intensity: bool) -> ValueRules:
     return ValueRules(
         path=source.stack.path,
@@ -499,19 +517,11 @@ def _refuse_idle(source: Source, options: argparse.Namespace, from_intensity: bo
 
 
 def _with_light(choice: Choice, found: Survey) -> Choice:
-    """Leave out patterns without light, and say which."""
-    light = (
-        found.totals > DARK_SHARE * np.median(found.totals[found.totals > 0])
-        if found.totals.any()
-        else found.totals > 0
-    )
+    """Leave out dark patterns, and say which."""
+    light = with_light(found.totals)
     dark = choice.numbers[~light]
-    if len(dark) == len(light):
-        return choice
-    _notice(
-        f"{len(dark)} patterns with less than {DARK_SHARE:.0%} of the median counts are left out"
-        + (f": {listed([str(number) for number in dark])}" if len(dark) else "")
-    )
+    numbers = f": {listed([str(number) for number in dark])}" if len(dark) else ""
+    _notice(f"{len(dark)} patterns of less than {DARK_SHARE:.0%} of the counts are left out{numbers}")
     return choice.kept(light)
 
 
@@ -521,8 +531,8 @@ def _shifted(source: Source, passes: Passes, found: Survey) -> tuple[Source, Pas
     probe = source.probe is not None and corner_centred(_light(source.probe))
     if not patterns and not probe:
         raise ConfigError(
-            f"--fftshift: neither the patterns of {source.stack.path} nor its probe are centred on the corner. Leave it "
-            "out."
+            f"--fftshift: neither the patterns of {source.stack.path} nor its probe are centred on the corner. Leave "
+            "it out."
         )
     what = " and ".join(["patterns"] * patterns + ["probe"] * probe)
     _notice(f"centred on the corner, and shifted to the middle: {what}")
@@ -593,25 +603,26 @@ class _Audit:
         if self._after.count:
             self._after.finish()
         if self._last.dark:
-            _notice(f"{self._last.dark} of {count} patterns are dark; to leave them out: --drop-dark")
+            _notice(f"{self._last.dark} of {count} patterns are dark; to leave them out: `--drop-dark`")
         if corner_centred(looked_at):
-            _notice("the patterns look centred on the corner (FFT order): convert them again with --fftshift")
+            _notice("the patterns look centred on the corner (FFT order): convert them again with `--fftshift`")
         if source.probe is not None and corner_centred(_light(source.probe)):
-            _notice("the probe looks centred on the corner (FFT order): convert it again with --fftshift")
+            _notice("the probe looks centred on the corner (FFT order): convert it again with `--fftshift`")
 
 
 def _refuse_hiding(source: Source, options: argparse.Namespace, reader: ValueReader, bad: np.ndarray | None) -> None:
     """Raise where bad pixels hide more of the counts than they may without a word."""
     if bad is None or options.accept_mask or reader.hidden_share <= MOST_HIDDEN:
         return
-    inverted = "; if it marks good pixels: --mask-bits zero; to leave it: --mask-path none" if source.metres else ""
+    hdf5 = source.metres and source.npz is None
+    inverted = "; if it marks good pixels: `--mask-bits zero`; to leave it: `--mask-path none`" if hdf5 else ""
     raise violation(
         "SCAN-11",
         f"{int(bad.sum())} bad pixels that hide {reader.hidden_share:.1%} of the counts",
         path=source.stack.path,
         key="bad_pixels",
         expected=f"at most {MOST_HIDDEN:.0%}",
-        remedy=f"If the mask is right, say so: --accept-mask{inverted}",
+        remedy=f"If the mask is right, say so: `--accept-mask`{inverted}",
     )
 
 
@@ -637,7 +648,7 @@ def _positions(
                 f"positions without a unit that span {extent / frames.N:.3g} frames, taken for metres",
                 path=source.stack.path,
                 expected="metres, or positions whose unit is stated",
-                remedy="Say their unit: --positions-units um (or nm, mm, …)",
+                remedy="Say their unit, for example `--positions-units um` (or nm, mm, …)",
             )
     return found
 
@@ -727,12 +738,7 @@ def _copy_object(source: Source, options: argparse.Namespace, frames: Frames, np
 
 def _check_result(source: Path, result: Path) -> None:
     """Hold headers and small arrays of the new file against the contract; errors name the file they come from."""
-    try:
-        open_scan(result)
-    except DataContractError as err:
-        raise violation(
-            str(err.clause), err.found, path=source, key=err.key, expected=err.expected, remedy=err.remedy
-        ) from err
+    open_scan(result, named=source)
 
 
 @contextlib.contextmanager

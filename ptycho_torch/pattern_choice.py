@@ -8,20 +8,22 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
 from ptycho_torch.contract import violation
-from ptycho_torch.errors import DataContractError
+from ptycho_torch.errors import ConfigError, DataContractError
 from ptycho_torch.raw_scan import POSITION_PAIRS, Passes, Source
+from ptycho_torch.remedies import adding
 
 DARK_SHARE = 0.01
-"""A pattern with less than this share of the median counts has no light: ``--drop-dark`` leaves it out."""
+"""Counts of a dark pattern over those of the brightest tenth."""
+
+ONE_PLACE_PX = 0.5
+"""Positions that differ by less are one place: patterns there show the same part of the object."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,29 +69,39 @@ class Choice:
         return chosen
 
 
-def choose(source: Source, select: slice | None, *, drop_nan: bool) -> tuple[Choice, int]:
+def with_light(totals: np.ndarray) -> np.ndarray:
+    """Return (n,) whether patterns of so many counts are not dark.
+
+    >>> with_light(np.array([1000.0, 3.0, 900.0]))
+    array([ True, False,  True])
+    """
+    return np.asarray(totals >= DARK_SHARE * np.quantile(totals, 0.9))
+
+
+def choose(source: Source, select: Sequence[Sequence[slice]], *, drop_nan: bool) -> tuple[Choice, int]:
     """Choose by number and by whether there is a position; return how many had none.
 
     Args:
         source: the scan.
-        select: the range of patterns, or None for all. Positions may be there for all patterns, or for those alone.
+        select: ranges of patterns, one selection after the other. Positions may be there for all patterns, or for
+            those alone.
         drop_nan: leave out patterns whose position is not finite.
 
     Raises:
         DataContractError: SCAN-06 or CXI-01, another number of positions than of patterns, or one that is not finite.
     """
     total = source.stack.count
-    numbers = np.arange(total)[select or slice(None)]
+    numbers = _selected(total, select)
     if not len(numbers):
-        raise violation("SCAN-02", f"no pattern of {total} in that range", path=source.stack.path, key=source.stack.key)
+        raise violation("SCAN-02", f"no pattern of {total} that is left", path=source.stack.path, key=source.stack.key)
 
     def belonging(column: np.ndarray, key: str) -> np.ndarray:
         if len(column) == total:
-            return column[numbers]
-        if select is not None and len(column) == len(numbers):
+            return np.asarray(column[numbers])
+        if select and len(column) == len(numbers):
             return column
-        if select is not None and len(column[select]) == len(numbers):
-            return column[select]
+        if select and len(column) > numbers[-1]:
+            return np.asarray(column[numbers])
         fewer = min(len(column), total)
         raise violation(
             "CXI-01" if source.metres else "SCAN-06",
@@ -97,7 +109,7 @@ def choose(source: Source, select: slice | None, *, drop_nan: bool) -> tuple[Cho
             path=source.stack.path,
             key=key,
             expected="one for each pattern",
-            remedy=f"If the first {fewer} belong together: --select 0:{fewer}",
+            remedy=f"If the first {fewer} belong together: {adding('--select', f'0:{fewer}')}",
         )
 
     positions = {
@@ -117,6 +129,19 @@ def choose(source: Source, select: slice | None, *, drop_nan: bool) -> tuple[Cho
     return choice, 0
 
 
+def _selected(total: int, select: Sequence[Sequence[slice]]) -> np.ndarray:
+    """Return the numbers of the patterns that are kept; a second selection counts what the first has left."""
+    numbers = np.arange(total)
+    for ranges in select:
+        chosen = np.zeros(len(numbers), bool)
+        for part in ranges:
+            if part.stop is not None and part.stop > len(numbers):
+                raise ConfigError(f"--select: {part.stop} is beyond the {len(numbers)} patterns.")
+            chosen[part] = True
+        numbers = numbers[chosen]
+    return numbers
+
+
 def _not_finite(
     source: Source, pair: tuple[str, str], places: np.ndarray, row: int, axis: int, numbers: np.ndarray
 ) -> DataContractError:
@@ -127,12 +152,12 @@ def _not_finite(
         path=source.stack.path,
         key="positions" if source.metres else pair[axis],
         expected="finite positions",
-        remedy="Leave such patterns out: --drop-nan-positions",
+        remedy=f"Leave such patterns out: {adding('--drop-nan-positions')}",
     )
 
 
 def places_of(positions_px: np.ndarray, scan_index: np.ndarray | None, distance_px: float) -> np.ndarray:
-    """Return (n,) number of the place of each pattern: the same for patterns of one scan that lie so near.
+    """Return (n,) number of the place of each pattern: that of the first one of the same scan that lies so near.
 
     Places are numbered in the order in which they come first.
     """
@@ -141,14 +166,15 @@ def places_of(positions_px: np.ndarray, scan_index: np.ndarray | None, distance_
         # Different scans are never one place, however near.
         apart = 2 * (np.ptp(positions_px) + distance_px + 1)
         marked = np.column_stack([positions_px, scan_index * apart])
-    pairs = KDTree(marked).query_pairs(distance_px, output_type="ndarray")
-    n = len(positions_px)
-    links = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(n, n))
-    _, labels = connected_components(links, directed=False)
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    rank = np.empty(len(first), np.int64)
-    rank[np.argsort(first)] = np.arange(len(first))
-    return np.asarray(rank[inverse])
+    tree = KDTree(marked)
+    places = np.full(len(marked), -1)
+    count = 0
+    for number in range(len(marked)):
+        if places[number] < 0:
+            near = np.array(tree.query_ball_point(marked[number], distance_px))
+            places[near[places[near] < 0]] = count
+            count += 1
+    return places
 
 
 def mean_of_places(values: np.ndarray, places: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ import numpy as np
 
 from ptycho_torch.contract import violation
 from ptycho_torch.errors import DataContractError
+from ptycho_torch.remedies import MOST_PIXELS, adding
 
 LARGEST_AMPLITUDE = 1e17
 
@@ -168,7 +169,7 @@ class ValueReader:
             raise self._refused(
                 f"patterns that lie {self._below_dark:.4g} counts below the dark frames of {self._dark_counts:.4g}",
                 "dark frames that were not taken off before",
-                "If they were taken off before, leave them: --dark-path none; if not, say so: --clip-negative",
+                "If they were taken off before, leave them: `--dark-path none`; if not, say so: `--clip-negative`",
             )
         bad = self._bad
         if dead.any():
@@ -243,20 +244,28 @@ class ValueReader:
         place = self._place(int(self._first_hit[row, column]), row, column)
         expected = "finite counts ≥ 0" if self.rules.counts else ""
         if -math.inf < held < 0:
-            remedy = "If they are noise about zero, as after taking a background off, set them to 0: --clip-negative"
+            remedy = "If they are noise about zero, as after taking a background off, set them to 0: `--clip-negative`"
             raise self._refused(f"{held:.6g} at {place}", expected, remedy)
         if 0 <= held < math.inf:
             raise self._refused(
                 f"{_number(held)} at {place}, where the pixel has run over or holds no measurement",
                 expected or "amplitudes that were measured",
-                "Leave such pixels out of all patterns: --saturated auto; from another value on: --saturated VALUE; or "
-                "take the numbers as they are: --saturated keep",
+                f"Leave such pixels out of all patterns: {adding('--saturated', _value(held))}; or take the numbers as "
+                "they are: `--saturated keep`",
             )
         raise self._refused(
             f"{held:.6g} at {place}",
             expected,
-            "List the pixel in a mask (bad_pixels; in HDF5 --mask-path), or leave the pattern out (--select)",
+            self._leave_out(candidates, int(self._first_hit[row, column])),
         )
+
+    def _leave_out(self, pixels: np.ndarray, pattern: int) -> str:
+        """Return what to do about pixels, (n, 2), and a pattern that hold no numbers."""
+        if len(pixels) <= MOST_PIXELS:
+            places = ";".join(f"{row + self._rows.start},{column + self._columns.start}" for row, column in pixels)
+            return f"If these pixels measure nothing, say so: {adding('--bad-pixels', places)}"
+        before = f"0:{pattern}," if pattern else ""
+        return f"Leave the pattern out: {adding('--select', f'{before}{pattern + 1}:')}"
 
     def _corrected(self, values: np.ndarray) -> np.ndarray:
         """Take the dark frame off and divide by the flat field."""
@@ -279,7 +288,7 @@ class ValueReader:
         number, row, column = (int(index) for index in np.argwhere(bad)[0])
         expected = "finite counts ≥ 0" if self.rules.counts else ""
         found = f"{values[number, row, column]:.6g} at {self._place(first + number, row, column)}"
-        return self._refused(found, expected, "")
+        return self._refused(found, expected, self._leave_out(np.argwhere(bad.any(axis=0)), first + number))
 
     def _place(self, pattern: int, row: int, column: int) -> str:
         number = pattern if self.rules.numbers is None else self.rules.numbers[pattern]
@@ -293,6 +302,11 @@ class ValueReader:
             f"row {r + self._rows.start}, column {c + self._columns.start}" for r, c in np.argwhere(pixels)[:_FEW]
         ]
         return "; ".join([*places, "…"] if pixels.sum() > _FEW else places)
+
+
+def _value(value: float) -> str:
+    """Return a value as an option takes it."""
+    return str(int(value)) if value.is_integer() else repr(value)
 
 
 def _number(value: float) -> str:

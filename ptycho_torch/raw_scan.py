@@ -12,8 +12,9 @@ import math
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Literal, cast
 
 import numpy as np
@@ -26,6 +27,7 @@ from ptycho_torch.npz import ArrayHeader, NpzFile
 from ptycho_torch.photons import METADATA, stated_photons
 from ptycho_torch.preparation import object_pixel_m
 from ptycho_torch.probe_axes import probe_axes
+from ptycho_torch.remedies import adding, of_frames, of_member, without_patterns, without_positions
 from ptycho_torch.scan import MAX_FRAME_PX, MAX_TEXT_BYTES
 
 Axes = Literal["mhw", "mwh", "hwm", "whm", "mhw1"]
@@ -197,12 +199,13 @@ class _NpzReader:
     """Reads the members of a scan that breaks clauses, as far as it can be repaired."""
 
     def __init__(
-        self, path: Path, *, axes: Axes | None, patterns: str | None, drop_pickles: bool, any_domain: bool
+        self, npz: NpzFile, *, axes: Axes | None, patterns: str | None, drop_pickles: bool, any_domain: bool
     ) -> None:
-        self._path, self._axes, self._patterns = path, axes, patterns
+        self._path, self._axes, self._patterns = npz.path, axes, patterns
         self._drop_pickles, self._any_domain = drop_pickles, any_domain
         self._notices: list[str] = []
-        self._npz = NpzFile(path)
+        self._npz = npz
+        self._others: dict[str, ArrayHeader] = {}
         self._headers = self._readable()
 
     def source(self, product: Path | None) -> Source:
@@ -213,9 +216,11 @@ class _NpzReader:
         """
         stack = self._stack()
         H, W = stack.rows_px, stack.columns_px
+        self._count = stack.count
         bad = self._array("bad_pixels", (H, W))
         if bad is not None and not np.isin(bad, (0, 1)).all():
-            raise violation("SCAN-11", "other values than 0 and 1", path=self._path, key="bad_pixels")
+            remedy = of_member(self._path, "bad_pixels", (), "", stack.count, adding)
+            raise violation("SCAN-11", "other values than 0 and 1", path=self._path, key="bad_pixels", remedy=remedy)
         source = Source(
             stack=stack,
             domain=self._domain(),
@@ -283,13 +288,14 @@ class _NpzReader:
                         err.found,
                         path=self._path,
                         key=key,
-                        remedy="Leave such members out: --drop-pickles.",
+                        remedy="Leave such members out: `--drop-pickles`",
                     ) from err
                 elif key in named:
                     raise
                 else:
                     unknown.append(key)
                 continue
+            self._others[key] = header
             if key in named:
                 headers[key] = header
             else:
@@ -301,6 +307,10 @@ class _NpzReader:
         if unknown := [key for key in unknown if key != "indexes" or PTYCHODUS_PATTERNS not in named]:
             self._notices.append(f"left out, because the contract does not know them: {', '.join(unknown)}")
         return headers
+
+    @property
+    def _shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        return {key: (header.shape, header.dtype.kind) for key, header in self._others.items()}
 
     def _stack(self) -> Stack:
         key = self._patterns_key()
@@ -316,7 +326,7 @@ class _NpzReader:
                 f"shape {shape} for {count} positions: the older order, with patterns along the last axis",
                 path=self._path,
                 key=key,
-                remedy="Turn it: --axes hwm.",
+                remedy="Turn it: `--axes hwm`",
             )
         if len(shape) == 4 and axes in (None, "mhw") and shape[3] != 1 and not header.fortran_order:
             self._notices.append(f"patterns: a raster of {shape[0]} × {shape[1]} places, row by row")
@@ -325,10 +335,11 @@ class _NpzReader:
         try:
             M, H, W = frame_axes(shape, axes)
         except ValueError:
-            remedy = "Drop the last axis: --axes mhw1." if len(shape) == 4 and shape[3] == 1 else "See --axes."
+            singleton = len(shape) == 4 and shape[3] == 1
+            remedy = "Drop the last axis: `--axes mhw1`" if singleton else of_frames(self._path, key, shape, adding)
             raise self._bad_shape(key, shape, f"axes {', '.join(axes)}", remedy) from None
         if axes == "hwm" and count == H != M:
-            raise self._bad_shape(key, shape, f"{count} patterns along the last axis", "Leave --axes hwm out.")
+            raise self._bad_shape(key, shape, f"{count} patterns along the last axis", "Leave --axes out.")
         if not (M and 2 <= H <= MAX_FRAME_PX and 2 <= W <= MAX_FRAME_PX):
             raise self._bad_shape(key, shape, "", "")
         # The content of an array in Fortran order is that of the reversed axes in C order.
@@ -354,7 +365,13 @@ class _NpzReader:
         there, chosen = [name for name in names if name in self._headers], self._patterns
         if not there or chosen not in (None, *there):
             present = ", ".join(self._npz.keys) or "nothing"
-            raise violation("SCAN-01", f"no such member; present: {present}", path=self._path, key=chosen or names[0])
+            raise violation(
+                "SCAN-01",
+                f"no such member; present: {present}",
+                path=self._path,
+                key=chosen or names[0],
+                remedy=without_patterns(self._path, self._shapes, adding),
+            )
         same = len({(d.crc32, d.content_bytes) for d in self._npz.digest() if d.key in there}) == 1
         if chosen is None and not same:
             raise violation(
@@ -362,7 +379,7 @@ class _NpzReader:
                 f"{' and '.join(map(repr, there))} with different content",
                 path=self._path,
                 key=there[0],
-                remedy=f"Choose one: --patterns {' or --patterns '.join(there)}.",
+                remedy=f"Choose one: `--patterns {'` or `--patterns '.join(there)}`",
             )
         key = chosen or there[0]
         left_out = [name for name in there if name != key]
@@ -390,7 +407,7 @@ class _NpzReader:
             path=self._path,
             key=key,
             expected=f"one of {', '.join(AMPLITUDE + INTENSITY)}",
-            remedy="Say what the patterns hold: --from-intensity or --declare-amplitude.",
+            remedy="Say what the patterns hold: `--from-intensity` or `--declare-amplitude`",
         )
 
     def _positions(self, pair: tuple[str, str], columns: list[np.ndarray | None]) -> np.ndarray:
@@ -398,9 +415,7 @@ class _NpzReader:
         for name, column in zip(pair, columns, strict=True):
             if column is None:
                 present = ", ".join(self._npz.keys)
-                remedy = ""
-                if PTYCHODUS_PATTERNS in self._headers:
-                    remedy = "ptychodus keeps positions in its product file; name it: --positions-file PRODUCT.npz"
+                remedy = without_positions(self._path, self._shapes, self._count, adding)
                 found = f"no such member; present: {present}"
                 raise violation(clause, found, path=self._path, key=name, remedy=remedy)
         x, y = cast(list[np.ndarray], columns)
@@ -445,14 +460,16 @@ class _NpzReader:
 
     def _above_zero(self, name: str, number: float) -> float:
         if not 0 < number < math.inf:
-            raise violation("SCAN-12", f"{number}", path=self._path, key=name)
+            remedy = of_member(self._path, name, (), "", self._count, adding)
+            raise violation("SCAN-12", f"{number}", path=self._path, key=name, remedy=remedy)
         return number
 
     def _check(self, name: str, header: ArrayHeader, fits: bool, needed: str = "") -> None:
         spec = load_contract().files["scan"].keys[name]
         if not fits or header.dtype.kind not in spec.kinds:
             found = f"shape {header.shape} of {header.dtype}{needed}"
-            raise violation(spec.clause, found, path=self._path, key=name)
+            remedy = of_member(self._path, name, header.shape, header.dtype.kind, self._count, adding)
+            raise violation(spec.clause, found, path=self._path, key=name, remedy=remedy)
 
 
 def member_blocks(npz: NpzFile, key: str, header: ArrayHeader, block_bytes: int) -> Iterator[np.ndarray]:
@@ -467,7 +484,7 @@ def member_blocks(npz: NpzFile, key: str, header: ArrayHeader, block_bytes: int)
     buffer = np.empty(min(block_bytes, left), np.uint8)
     try:
         with zipfile.ZipFile(npz.path) as archive:
-            (member,) = [info for info in archive.infolist() if info.filename.removesuffix(".npy") == key]
+            (member,) = [info for info in archive.infolist() if info.filename == npz.stored_name(key)]
             with archive.open(member) as file:
                 _fill(file, np.empty(header.start, np.uint8))
                 while left:
@@ -538,6 +555,8 @@ def read_npz(
     patterns: str | None = None,
     drop_pickles: bool = False,
     any_domain: bool = False,
+    rename: Mapping[str, str] = MappingProxyType({}),
+    drop: Collection[str] = (),
     product: Path | None = None,
 ) -> Source:
     """Read headers and small members of a scan in an NPZ file, as far as it can be repaired.
@@ -548,13 +567,16 @@ def read_npz(
         patterns: ``diff3d`` or ``diffraction``; None takes the one that is there.
         drop_pickles: leave out members that only unpickling could read.
         any_domain: accept a ``measurement_domain`` that says nothing known.
+        rename: names of members → what they are read as.
+        drop: members that are left out.
         product: a product file of ptychodus that has the positions.
 
     Raises:
         DataContractError: NPZ-… and SCAN-…, what is wrong and not repaired by these arguments.
         ConfigError: the product is none.
     """
-    reader = _NpzReader(path, axes=axes, patterns=patterns, drop_pickles=drop_pickles, any_domain=any_domain)
+    npz = NpzFile(path, rename=rename, drop=drop)
+    reader = _NpzReader(npz, axes=axes, patterns=patterns, drop_pickles=drop_pickles, any_domain=any_domain)
     return reader.source(product)
 
 

@@ -107,7 +107,7 @@ class BeamlineScan:
         probe: (modes, H, W) or (H, W) complex64, or None.
         notices: what a user should know.
         blocks: start a pass over the content of the patterns, in C order, as uint8 blocks of as many bytes as is
-            asked for; the memory of a block is used again.
+            asked for; the memory of a block is used again for the third one after it.
     """
 
     key: str

@@ -15,7 +15,8 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
 
@@ -451,8 +452,7 @@ def _convert(source: Source, options: argparse.Namespace, target: Path) -> _Outc
         if places is not None:
             amplitudes = merged(amplitudes, places, frames.N, target.parent)
         with npz.stream("diff3d", (count, frames.N, frames.N), np.dtype(np.float32)) as write:
-            for amplitude in amplitudes:
-                write(amplitude)
+            _write_behind(amplitudes, write)
         window_bad, notices = reader.finish()
         for notice in notices:
             _notice(notice)
@@ -474,6 +474,18 @@ def _convert(source: Source, options: argparse.Namespace, target: Path) -> _Outc
         reader.hidden_share,
         npz.keys,
     )
+
+
+def _write_behind(amplitudes: Iterator[np.ndarray], write: Callable[[np.ndarray], None]) -> None:
+    """Write each array in a thread while the next one is made."""
+    with ThreadPoolExecutor(1, thread_name_prefix="write-patterns") as writer:
+        written: Future[None] | None = None
+        for amplitude in amplitudes:
+            if written is not None:
+                written.result()
+            written = writer.submit(write, amplitude)
+        if written is not None:
+            written.result()
 
 
 def _with_bad_pixels(source: Source, pixels: Sequence[tuple[int | None, int | None]]) -> np.ndarray:

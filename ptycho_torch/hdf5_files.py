@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -39,6 +40,9 @@ SILENCE_S = 300.0
 
 MAX_READ_BYTES = 256 * 2**20
 """Largest dataset that is read whole; only patterns and masks of each pattern are streamed and may be larger."""
+
+BUFFERS = 3
+"""Blocks that are alive at once: one is read, one is worked on, one is written."""
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MAX_USER_BLOCK = 2**26
@@ -196,17 +200,18 @@ class Hdf5Tree:
     def blocks(self, datasets: Sequence[Dataset], block_bytes: int) -> Iterator[np.ndarray]:
         """Yield the content of some datasets, one behind the other in C order, as uint8 blocks of so many bytes.
 
-        The memory of a block is used again.
+        The memory of a block is used again for the third one after it.
 
         Raises:
             DataContractError: CXI-02, the content is damaged or lies where it may not.
         """
         left = sum(dataset.content_bytes for dataset in datasets)
-        buffer = np.empty(min(block_bytes, left), np.uint8)
+        buffers = np.empty((BUFFERS, min(block_bytes, left)), np.uint8)
+        turn = itertools.cycle(buffers)
         contents = (self._content(dataset) for dataset in datasets if dataset.content_bytes)
         content: _Content | None = None
         while left:
-            block = buffer[: min(len(buffer), left)]
+            block = next(turn)[:left]
             filled = 0
             while filled < len(block):
                 content = content or next(contents)

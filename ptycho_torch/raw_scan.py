@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import tempfile
 import zipfile
@@ -23,12 +24,13 @@ from tqdm import tqdm
 from ptycho_torch.beamline import LIGHT_M_S, PLANCK_J_S, Wanted, frame_axes, open_beamline
 from ptycho_torch.contract import load_contract, violation
 from ptycho_torch.errors import ConfigError, DataContractError
+from ptycho_torch.hdf5_files import BUFFERS
 from ptycho_torch.npz import ArrayHeader, NpzFile
 from ptycho_torch.photons import METADATA, stated_photons
 from ptycho_torch.preparation import object_pixel_m
 from ptycho_torch.probe_axes import probe_axes
 from ptycho_torch.remedies import adding, of_frames, of_member, without_patterns, without_positions
-from ptycho_torch.scan import MAX_FRAME_PX, MAX_TEXT_BYTES
+from ptycho_torch.scan import MAX_FRAME_PX, MAX_TEXT_BYTES, read_ahead
 
 Axes = Literal["mhw", "mwh", "hwm", "whm", "mhw1"]
 """How the axes of the patterns lie: M patterns, H rows, W columns, and a singleton. A raster of four axes, (rows,
@@ -106,7 +108,7 @@ class Stack:
             yield functools.partial(self._turned_frames, file)
 
     def _frames(self) -> Iterator[np.ndarray]:
-        for block in self.blocks(max(1, CHUNK_BYTES // self.frame_bytes) * self.frame_bytes):
+        for block in read_ahead(self.blocks(max(1, CHUNK_BYTES // self.frame_bytes) * self.frame_bytes)):
             yield self._oriented(block.view(self.dtype))
 
     def _oriented(self, numbers: np.ndarray) -> np.ndarray:
@@ -475,20 +477,20 @@ class _NpzReader:
 def member_blocks(npz: NpzFile, key: str, header: ArrayHeader, block_bytes: int) -> Iterator[np.ndarray]:
     """Yield the content of a member as it lies in the file; the CRC-32 is checked at its end.
 
-    The memory of a block is used again.
+    The memory of a block is used again for the third one after it.
 
     Raises:
         DataContractError: NPZ-01.
     """
     left = header.content_bytes
-    buffer = np.empty(min(block_bytes, left), np.uint8)
+    turn = itertools.cycle(np.empty((BUFFERS, min(block_bytes, left)), np.uint8))
     try:
         with zipfile.ZipFile(npz.path) as archive:
             (member,) = [info for info in archive.infolist() if info.filename == npz.stored_name(key)]
             with archive.open(member) as file:
                 _fill(file, np.empty(header.start, np.uint8))
                 while left:
-                    block = buffer[: min(len(buffer), left)]
+                    block = next(turn)[:left]
                     _fill(file, block)
                     left -= len(block)
                     if not left and file.read(1):

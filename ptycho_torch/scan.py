@@ -40,7 +40,7 @@ _DISTINCT_COUNTS = 8
 _AMPLITUDE = ("amplitude", "normalized_amplitude")
 _INTENSITY = ("intensity", "count_intensity")
 _PIXELS_LOOKED_AT = 256
-_SAMPLED_PATTERNS, _SAMPLED_PIXELS = 256, 2**24
+_SAMPLED_PATTERNS, _SAMPLED_PIXELS = 256, 2**22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +100,7 @@ class PatternStack:
             DataContractError: SCAN-04 or SCAN-05, or the file is damaged.
         """
         first = 0
-        for chunk in _read_ahead(self.npz.stream(self.key, chunk_bytes, depth=2)):
+        for chunk in read_ahead(self.npz.stream(self.key, chunk_bytes, depth=2)):
             with np.errstate(over="ignore", invalid="ignore"):
                 amplitude = chunk.astype(np.float32, copy=False)
             if self.good_pixels is not None:
@@ -110,8 +110,8 @@ class PatternStack:
         audit.finish()
 
 
-def _read_ahead(chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
-    """Draw each chunk in a thread while the one before is in use."""
+def read_ahead(chunks: Iterator[np.ndarray]) -> Iterator[np.ndarray]:
+    """Draw each chunk in a thread while the one before is in use; memory must not be used again at once."""
     with ThreadPoolExecutor(1, thread_name_prefix="read-patterns") as reader:
         coming = reader.submit(next, chunks, None)
         while (chunk := coming.result()) is not None:

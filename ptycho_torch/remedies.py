@@ -293,8 +293,9 @@ def of_values(first: int, wrong: np.ndarray, mending: Mending) -> str:
 
 def _places(wrong: np.ndarray) -> list[tuple[int, int]]:
     """Return (row, column) of all pixels that are True in some pattern."""
-    mask: np.ndarray = wrong.any(axis=0)
-    rows, columns = mask.nonzero()
+    import numpy as np
+
+    rows, columns = np.nonzero(wrong.any(axis=0))
     return list(zip(rows.tolist(), columns.tolist(), strict=True))
 
 

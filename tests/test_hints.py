@@ -397,7 +397,8 @@ def test_exposures_of_a_place_are_added(
     numbers = np.repeat(np.arange(25), 8) if order == "one behind the other" else np.tile(np.arange(25), 8)
     counts = rng.poisson(counts_of(scene)[numbers] / 8)
     burst = scene | {key: scene[key][numbers] for key in ("xcoords", "ycoords")}
-    burst["xcoords"] = burst["xcoords"] + rng.choice([-0.01, 0.01], len(numbers))
+    if domain == "amplitude":  # The hint looks for places to half a pixel.
+        burst["xcoords"] = burst["xcoords"] + rng.choice([-0.01, 0.01], len(numbers))
     if domain == "amplitude":
         new = repaired(with_counts(burst, counts), "one-place", place, capsys)
     else:

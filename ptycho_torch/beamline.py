@@ -188,6 +188,7 @@ class _Finder:
     def __init__(self, tree: Hdf5Tree, places: Hdf5Tree, wanted: Wanted) -> None:
         self._tree, self._places, self._wanted = tree, places, wanted
         self._used: set[str] = set()
+        self._read: dict[str, list[str]] = {}
         self._notices: list[str] = []
         self._matlab = is_matlab(tree.path)
         entries = [path for path, kind in tree.groups.items() if path.count("/") == 1 and _is_entry(path, kind)]
@@ -205,6 +206,7 @@ class _Finder:
             DataContractError: CXI-01 or CXI-02.
         """
         patterns = self._patterns()
+        self._say("patterns", patterns.datasets[0])
         count, rows, columns = patterns.frame
         numbers = {name: getattr(self, f"_{name}")() for name in _OPTIONS if name not in self._wanted.given}
         translation, states_units = self._translation(patterns)
@@ -236,6 +238,8 @@ class _Finder:
             blocks=functools.partial(self._tree.blocks, patterns.datasets),
         )
         self._say_what_is_left()
+        read = ", ".join(f"{what} from {' and '.join(names)}" for what, names in self._read.items())
+        self._notices.insert(0, f"read {read}")
         return dataclasses.replace(scan, notices=(*self._tree.notices, *self._notices))
 
     # ------------------------------------------------------------------------------------------------ patterns
@@ -360,6 +364,7 @@ class _Finder:
             sources = [(self._use(dataset), None) for dataset in self._position_datasets(tree)]
         factors, stated = [], True
         for dataset, _ in sources:
+            self._say("positions", dataset, wanted.positions_units)
             if wanted.positions_units is None and not dataset.units:
                 stated = False
             factors.append(self._factor(dataset, "length", wanted.positions_units, "--positions-units UNIT"))
@@ -554,6 +559,8 @@ class _Finder:
             )
         self._notices += [f"{doubt.key} is left out: {doubt.found}" for doubt in doubts]
         (first, wavelength_m), *others = found
+        for path, _ in found:
+            self._say("wavelength", self._tree.datasets[path])
         for path, other in others:
             if abs(other - wavelength_m) > _SAME * wavelength_m:
                 raise self._wrong(
@@ -720,6 +727,7 @@ class _Finder:
                 self._use(dataset)
             else:
                 chosen = self._use(dataset)
+                self._say("probe", dataset)
                 stored = self._tree.read(dataset)
                 probe = axes.arranged(stored.swapaxes(-1, -2) if self._turned else stored)
                 if axes.note:
@@ -804,6 +812,11 @@ class _Finder:
         self._used.add(dataset.mark)
         return dataset
 
+    def _say(self, what: str, dataset: Dataset, units: str | None = None) -> None:
+        """Note where something was read from, and in which unit."""
+        unit = units or dataset.units
+        self._read.setdefault(what, []).append(f"{dataset.path} ({unit})" if unit else dataset.path)
+
     def _use_all(self, names: str) -> None:
         for dataset in self._matching(at=[f"{re.escape(self._detector_group)}/({names})"]):
             self._use(dataset)
@@ -821,6 +834,7 @@ class _Finder:
         remedy = f"Give it in metres: {_OPTIONS[name]} METRES"
         if dataset is None:
             raise self._wrong("nothing there", where, f"{what}, one number above 0", remedy)
+        self._say(what, dataset)
         return self._one(dataset, _OPTIONS[name]) * self._factor(dataset, "length", None, remedy)
 
     def _one(self, dataset: Dataset, option: str, least: float = 0.0) -> float:

@@ -82,12 +82,12 @@ def read_mask(frames: Iterator[np.ndarray], convention: str, bits: MaskBits | No
     assert field is not None
     assert zero is not None
     if bits == "zero":
-        return Mask(zero, f"{int(zero.sum())} pixels of value 0 are bad, as you say")
+        return Mask(zero, f"bad pixels: {int(zero.sum())}, those of value 0, as you say")
     bad = (field & (meaning.bad if bits is None else bits)) != 0
-    words = f"{int(bad.sum())} bad pixels ({_count(field[bad], meaning)})" if bad.any() else "no bad pixels"
+    words = f"bad pixels: {int(bad.sum())} ({_count(field[bad], meaning)})" if bad.any() else "no bad pixels"
     remarked = (field != 0) & ~bad
     if remarked.any():
-        words += f"; {int(remarked.sum())} pixels are good with a remark ({_count(field[remarked], meaning)})"
+        words += f"; good with a remark: {int(remarked.sum())} ({_count(field[remarked], meaning)})"
     return Mask(bad, words)
 
 

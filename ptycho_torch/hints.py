@@ -28,6 +28,7 @@ from ptycho_torch.errors import ConfigError, DataContractError
 from ptycho_torch.grouping import group_scan
 from ptycho_torch.orientation import OrientationHint
 from ptycho_torch.pattern_choice import DARK_SHARE, ONE_PLACE_PX
+from ptycho_torch.pattern_survey import corner_centred
 from ptycho_torch.photons import are_counts
 from ptycho_torch.preparation import flip_about_zero_frequency, median_step
 from ptycho_torch.remedies import Mending, converting, kept, pixels
@@ -161,7 +162,7 @@ def scan_hints(view: ScanView) -> tuple[Hint, ...]:
     """
     found = [*_hint_places(view)]
     if view.probe is not None:
-        found += hint_probe(view.probe)
+        found += hint_probe(view.probe, view.mending)
     if view.sample is not None:
         found += pattern_hints(view, view.sample)
     return tuple(sorted(found, key=lambda hint: not hint.grave))
@@ -606,7 +607,13 @@ def hint_centre(mean_counts: np.ndarray, probe: np.ndarray | None, mending: Mend
             expected, limit = light - middle, OFF_CENTRE_PX
     off = found - middle
     turned = [np.array(signs) * each for each in (expected, expected[::-1]) for signs in _SIGNS]
-    if min(float(np.abs(off - each).max()) for each in turned) > limit:
+    if corner_centred(mean_counts):
+        yield Hint(
+            "off-centre",
+            "The patterns look centred on the corner of the frame, as numpy.fft has them, and the zero frequency "
+            f"belongs into its middle: {mending('--fftshift')}",
+        )
+    elif min(float(np.abs(off - each).max()) for each in turned) > limit:
         row, column = np.rint(found).astype(int).tolist()
         side = 2 * min(row, column, N - row, N - column)
         yield Hint(
@@ -629,7 +636,7 @@ def _centre_of_mass(light: np.ndarray) -> np.ndarray | None:
     return np.array([(light.sum(axis=1) * pixels).sum(), (light.sum(axis=0) * pixels).sum()]) / total
 
 
-def hint_probe(probe: np.ndarray) -> Iterator[Hint]:
+def hint_probe(probe: np.ndarray, mending: Mending) -> Iterator[Hint]:
     """Yield a line where a probe does not lie in the middle of its frame.
 
     The centre is that of a circle, arg Σ |P|² e^{2πi r/N}, so that a probe that is split over the corners has one too.
@@ -643,13 +650,11 @@ def hint_probe(probe: np.ndarray) -> Iterator[Hint]:
     off = np.angle(moments) * N / (2 * np.pi)
     if np.abs(off).max() > PROBE_OFF_CENTRE_SHARE * N:
         row, column = np.rint(off).astype(int).tolist()
-        corner = " It is split over the corners, as numpy.fft has it." if np.abs(off).min() > 0.45 * N else ""
-        yield Hint(
-            "probe-off-centre",
-            f"The probe lies {row} rows and {column} columns off the middle of its frame, and the network looks for "
-            f"light in the middle.{corner} Shift it and store it again: "
-            f"numpy.roll(probe, ({-row}, {-column}), (-2, -1)).",
-        )
+        where = f"The probe lies {row} rows and {column} columns off the middle of its frame, and the network looks for"
+        mend = f"Shift it and store it again: numpy.roll(probe, ({-row}, {-column}), (-2, -1))."
+        if corner_centred(light):
+            mend = f"It is split over the corners, as numpy.fft has it: {mending('--fftshift')}"
+        yield Hint("probe-off-centre", f"{where} light in the middle. {mend}")
 
 
 def hint_orientation(orientation: OrientationHint, mending: Mending) -> Iterator[Hint]:

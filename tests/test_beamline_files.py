@@ -111,6 +111,7 @@ def test_an_eiger_master_comes_with_its_data_files(
     said = capsys.readouterr()
     assert "the detector has divided by it already" in said.err
     assert f"bad pixels: {N + 1}, which hide 0.00% of the counts" in said.out
+    assert "read patterns from /entry/data/data_000001, positions from /entry/sample/translation (um)" in said.err
     open_scan(tmp_path / "imported.npz")
 
 
@@ -377,7 +378,9 @@ def test_the_bits_of_a_cxi_mask_have_meanings(tmp_path: Path, capsys: pytest.Cap
     mask[7, 7] = 0x1008  # has signal, and dead
     bad = np.isin(mask, (0x4, 0x1008))
     assert_is(imported(tmp_path, cxi(KNOWN) | {f"{DETECTOR}/mask": mask}, "--accept-mask"), KNOWN, bad=bad)
-    assert "15 pixels are good with a remark (has signal 15)" in capsys.readouterr().err
+    assert (
+        "bad pixels: 2 (hot 1, dead 1, has signal 1); good with a remark: 15 (has signal 15)" in capsys.readouterr().err
+    )
     content = cxi(KNOWN) | {f"{DETECTOR}/mask": mask}
     assert_is(imported(tmp_path, content, "--mask-bits", "0x4"), KNOWN, bad=mask == 0x4)
     assert "bad_pixels" not in imported(tmp_path, content, "--mask-path", "none")

@@ -210,7 +210,8 @@ class _Finder:
         count, rows, columns = patterns.frame
         numbers = {name: getattr(self, f"_{name}")() for name in _OPTIONS if name not in self._wanted.given}
         translation, states_units = self._translation(patterns)
-        if self._wanted.axes is None and len(patterns.shape) == 3 and count != len(translation) == patterns.shape[2]:
+        _, middle, last = patterns.shape if len(patterns.shape) == 3 else (0, 0, 0)
+        if self._wanted.axes is None and last == len(translation) not in (count, middle):
             raise self._wrong(
                 f"shape {patterns.shape} for {len(translation)} positions: patterns along the last axis",
                 patterns.key,

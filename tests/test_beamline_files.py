@@ -111,7 +111,8 @@ def test_an_eiger_master_comes_with_its_data_files(
     said = capsys.readouterr()
     assert "the detector has divided by it already" in said.err
     assert f"bad pixels: {N + 1}, which hide 0.00% of the counts" in said.out
-    assert "read patterns from /entry/data/data_000001, positions from /entry/sample/translation (um)" in said.err
+    for words in ("read patterns from /entry/data/data_000001", "positions from /entry/sample/translation (um)"):
+        assert words in said.err
     open_scan(tmp_path / "imported.npz")
 
 
@@ -752,3 +753,11 @@ def test_what_is_not_used_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
     said = capsys.readouterr().err
     assert "arrays that are not used: /entry_1/image_1/data" in said
     assert "/one" not in said
+
+
+def test_patterns_along_the_last_axis_are_recognised(tmp_path: Path) -> None:
+    content = cxi(KNOWN) | {f"{DETECTOR}/data": KNOWN.counts.transpose(1, 2, 0)}
+    assert "`--axes hwm`" in refused(tmp_path, content)
+    assert_is(imported(tmp_path, content, "--axes", "hwm"), KNOWN)
+    turned = cxi(KNOWN) | {f"{DETECTOR}/data": KNOWN.counts.transpose(2, 1, 0)}
+    assert_is(imported(tmp_path, turned, "--axes", "whm"), KNOWN)

@@ -404,40 +404,13 @@ def _convert(source: Source, options: argparse.Namespace, target: Path) -> _Outc
         _notice(f"{without} patterns without a finite position are left out")
     geometry = _geometry(source, options)
     stack = source.stack
-    planned = plan_frames(source, options, None if options.centre == "auto" else options.centre)
-    needed = 0 if options.compress else len(choice.numbers) * planned.N**2 * 4
-    needed += stack.total_bytes if stack.patterns_last else 0
-    needed += 0 if options.merge_repeats is None else len(choice.numbers) * planned.N**2 * 8
-    free = shutil.disk_usage(existing_folder(target.parent)).free
-    if needed > free:
-        raise PtychoError(
-            f"{target}: {needed / 2**20:.1f} MiB are needed and {free / 2**20:.1f} MiB are free. Free some space, or "
-            "choose another folder."
-        )
+    _refuse_without_space(source, options, target, len(choice.numbers))
     with (
         replacing(target, overwrite=options.overwrite, check=functools.partial(_check_result, stack.path)) as file,
         NpzWriter(file, compress=options.compress) as npz,
         stack.passes(target.parent) as all_passes,
     ):
-        rules = _rules(source, options, choice, from_intensity)
-        found = None
-        if options.centre == "auto" or options.drop_dark or options.fftshift or options.saturated not in (None, "keep"):
-            bar = _bar(len(choice.numbers), "looking")
-            found = survey(choice.passes(all_passes), (stack.rows_px, stack.columns_px), rules, options.saturated, bar)
-        if found is not None and options.drop_dark:
-            choice = _with_light(choice, found)
-        passes = choice.passes(all_passes)
-        if found is not None and options.fftshift:
-            source, passes, found = _shifted(source, passes, found)
-        if found is not None and found.saturated.any():
-            bad = found.saturated if source.bad_pixels is None else found.saturated | source.bad_pixels
-            source = dataclasses.replace(source, bad_pixels=bad)
-            _notice(f"{int(found.saturated.sum())} pixels have run over in some pattern: taken for bad")
-        rules = _rules(source, options, choice, from_intensity)
-        centre = None if options.centre == "auto" else options.centre
-        if found is not None and options.centre == "auto":
-            centre = centre_of_mass(found, stack)
-            _notice(f"centre of mass of the mean counts: row {centre[0]}, column {centre[1]}")
+        source, choice, passes, centre = _surveyed(source, options, choice, all_passes, from_intensity)
         frames = plan_frames(source, options, centre)
         _say_beam(source, options, frames)
         positions = _positions(source, choice, options, frames, geometry)
@@ -446,7 +419,7 @@ def _convert(source: Source, options: argparse.Namespace, target: Path) -> _Outc
             places = places_of(positions[POSITION_PAIRS[0]], choice.scan_index, options.merge_repeats)
             _notice(f"{len(places)} exposures at {places.max() + 1} places: those of a place are added")
         count = len(choice.numbers) if places is None else int(places.max()) + 1
-        reader = frames.reader(rules)
+        reader = frames.reader(_rules(source, options, choice, from_intensity))
         audit = _Audit(stack, domain)
         amplitudes = audit.watched(passes, frames, reader, len(choice.numbers), source)
         if places is not None:
@@ -474,6 +447,48 @@ def _convert(source: Source, options: argparse.Namespace, target: Path) -> _Outc
         reader.hidden_share,
         npz.keys,
     )
+
+
+def _refuse_without_space(source: Source, options: argparse.Namespace, target: Path, count: int) -> None:
+    """Raise where the disk has no space for the new file and what is needed on the way."""
+    stack = source.stack
+    frame_px = plan_frames(source, options, None if options.centre == "auto" else options.centre).N ** 2
+    needed = 0 if options.compress else count * frame_px * 4
+    needed += stack.total_bytes if stack.patterns_last else 0
+    needed += 0 if options.merge_repeats is None else count * frame_px * 8
+    free = shutil.disk_usage(existing_folder(target.parent)).free
+    if needed > free:
+        raise PtychoError(
+            f"{target}: {needed / 2**20:.1f} MiB are needed and {free / 2**20:.1f} MiB are free. Free some space, or "
+            "choose another folder."
+        )
+
+
+def _surveyed(
+    source: Source, options: argparse.Namespace, choice: Choice, all_passes: Passes, from_intensity: bool
+) -> tuple[Source, Choice, Passes, tuple[int, int] | None]:
+    """Look at all patterns first where an option asks for that; return what is known then, and the centre."""
+    centre = None if options.centre == "auto" else options.centre
+    marks = options.saturated not in (None, "keep")
+    if not (options.centre == "auto" or options.drop_dark or options.fftshift or marks):
+        return source, choice, choice.passes(all_passes), centre
+    shape = (source.stack.rows_px, source.stack.columns_px)
+    rules = _rules(source, options, choice, from_intensity)
+    bar = _bar(len(choice.numbers), "looking")
+    found = survey(choice.passes(all_passes), shape, rules, options.saturated, bar)
+    if options.drop_dark:
+        choice = _with_light(choice, found)
+    passes = choice.passes(all_passes)
+    if options.fftshift:
+        source, passes, found = _shifted(source, passes, found)
+    if found.saturated.any():
+        bad = found.saturated if source.bad_pixels is None else found.saturated | source.bad_pixels
+        source = dataclasses.replace(source, bad_pixels=bad)
+        _notice(f"{int(found.saturated.sum())} pixels have run over in some pattern: taken for bad")
+    if options.centre == "auto":
+        centre = centre_of_mass(found, source.stack)
+        _notice(f"centre of mass of the mean counts: row {centre[0]}, column {centre[1]}")
+    return source, choice, passes, centre
 
 
 def _write_behind(amplitudes: Iterator[np.ndarray], write: Callable[[np.ndarray], None]) -> None:

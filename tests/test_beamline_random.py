@@ -58,7 +58,7 @@ REFUSED = {
     "positions": "--select",
     "nan": "--drop-nan-positions",
     "mask": "hide",
-    "filter": "filter 32013",
+    "filter": "filter 32999",
 }
 """Features that an import refuses → words of the message."""
 
@@ -226,11 +226,7 @@ def write(folder: Path, written: Written) -> Path:
     elif written.storage in ("Bitshuffle", "LZ4", "Zstd"):
         plugin = pytest.importorskip("hdf5plugin")
         options = {"chunks": chunks, **getattr(plugin, written.storage)()}
-    elif written.storage == "filter":
-        options = {"chunks": chunks, "compression": 32013, "compression_opts": (0, 2)}
-    if written.storage == "virtual":
-        del content[name]
-    if written.storage == "filter":
+    if written.storage in ("virtual", "filter"):
         del content[name]
     write_hdf5(path, content, user_block=written.user_block, **options)
     if written.storage == "virtual":
@@ -241,7 +237,7 @@ def write(folder: Path, written: Written) -> Path:
     if written.storage == "filter":
         properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         properties.set_chunk(chunks)
-        properties.set_filter(32013, h5py.h5z.FLAG_OPTIONAL, (0, 2))
+        properties.set_filter(32999, h5py.h5z.FLAG_OPTIONAL, (0, 2))
         with h5py.File(path, "r+") as file:
             group, _, last = name.rpartition("/")
             kind = h5py.h5t.py_create(data.dtype)

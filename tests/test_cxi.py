@@ -340,7 +340,7 @@ def virtual_dataset(folder: Path) -> Datasets:
 def unknown_filter(folder: Path) -> Datasets:
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_chunk((1, H, W))
-    properties.set_filter(32013, h5py.h5z.FLAG_OPTIONAL, (0, 2))  # ZFP
+    properties.set_filter(32999, h5py.h5z.FLAG_OPTIONAL, (0, 2))
     with h5py.File(folder / "scan.cxi", "w") as file:
         h5py.h5d.create(
             file.create_group("/entry_1/data_1").id,
@@ -373,7 +373,7 @@ def absurd_chunks(folder: Path) -> Datasets:
         (links_in_a_chain, "a chain of more than 4 links"),
         (external_storage, "external storage"),
         (virtual_dataset, "'../other.h5', in another folder"),
-        (unknown_filter, "filter 32013"),
+        (unknown_filter, "filter 32999"),
         (absurd_shape, "0 bytes stored"),
         (absurd_chunks, "chunks of (1024, 8192, 256)"),
     ],

@@ -99,46 +99,13 @@ def _write_page(
     signed: Mapping[str, Any],
     decision: Decision,
 ) -> Path:
-    from conformance import page
     from conformance.json_files import write_text
-    from conformance.report_page import report_page, sentence
+    from conformance.report_page import report_page
 
     state = "passed" if decision.is_granted else "failed" if decision.violations else "skipped"
-    opening: list[page.Content] = [
-        page.verdict(state, _verdict(decision, signed["policy"])),
-        page.element(
-            "p",
-            f"Decided by {signed['decided_by']}, {signed['decided_utc']}, by {signed['policy']['file']}.",
-            class_="soft",
-        ),
-    ]
-    if decision.remedies:
-        rows = [
-            (
-                page.element("td", page.element("ul", *(page.element("li", each) for each in missing))),
-                page.Html(page.escape(f"{first} ") + page.element("code", command)),
-            )
-            for (first, command), missing in decision.remedies.items()
-        ]
-        opening.append(page.table(("what stands against it", "what would mend it"), rows))
-    shown = [
-        (", ".join(each["device"] for each in report["devices"]), sentence(report), page.line(report["created_utc"]))
-        for report in reports
-    ]
-    opening.append(page.table(("report of", "what it shows", "when"), shown))
-    evidence = [
-        (
-            each["name"],
-            page.badge("passed", "fresh") if each["fresh"] else page.badge("failed", "stale"),
-            ", ".join(each["missed"]) or "–",
-            page.line(each["created_utc"]),
-        )
-        for each in signed["evidence"]
-    ]
-    if evidence:
-        table = page.table(("evidence", "valid for these sources", "goals missed", "measured"), evidence)
-        opening.append(page.details(f"{len(evidence)} measurements that are kept as evidence", table))
-    return write_text(path, report_page(reports, previous, opening=opening, title="Release gate"))
+    opening = {"state": state, "verdict": _verdict(decision, signed["policy"]), "remedies": decision.remedies}
+    page = report_page(reports, previous, template="gate", title="Release gate", signed=signed, **opening)
+    return write_text(path, page)
 
 
 def _verdict(decision: Decision, policy: Mapping[str, Any]) -> str:

@@ -149,10 +149,7 @@ def _case(report: CaseReport) -> dict[str, Any]:
         "cause": report.cause,
         "run_to_run": _finite(report.run_to_run),
         "seconds": report.seconds,
-        "waivers": [
-            {**ruling.waiver.as_json(), "share": _finite(ruling.share), "state": ruling.state}
-            for ruling in report.rulings
-        ],
+        "waivers": [{**ruling.waiver.as_json(), "state": ruling.state} for ruling in report.rulings],
         "places": [
             {
                 "clause": clause,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from html_pages import check
+from html_pages import HOSTILE, check, hostile
 
 from conformance import cli, command_gate
 from conformance.clauses import catalogue
@@ -21,6 +21,7 @@ from conformance.evidence import Evidence, Goal, measured_here, write_evidence
 from conformance.gate import _EVIDENCE_COMMANDS, CPU_ONLY, FAILED, Decision, Input, decide, shown, suite_functions
 from conformance.json_files import as_text
 from conformance.policy import Policy, Requirement, read_policy
+from conformance.report_page import report_page
 from conformance.sign_off import read_sign_off, sign_off, write_sign_off
 from conformance.spec import check_schema
 from conformance.waivers import Waiver, parse_waivers
@@ -499,6 +500,23 @@ def test_a_gpu_that_is_missing_is_told_apart(files: Path) -> None:
     assert any("Nothing failed, but the checks on a GPU are missing." in each for each in reader.text)
     assert "On a machine with a CUDA device: " in reader.text
     assert "pytest conformance --parity-device cuda --parity-tier quick --parity-report cuda" in reader.text
+
+
+def test_a_decision_of_hostile_text_is_safe() -> None:
+    """Everything that the page shows of the decision, besides the reports below it."""
+    found = hostile(report(CPU), ("tier", "clause", "clauses", "dtype", "outcome"))
+    text = report_page(
+        [found],
+        template="gate",
+        title="Release gate",
+        signed=hostile(signed() | {"evidence": [{"name": "x", "fresh": False, "missed": ["x"], "created_utc": "x"}]}),
+        state="failed",
+        verdict=HOSTILE,
+        remedies={(HOSTILE, HOSTILE): [HOSTILE]},
+    )
+    reader = check(text)
+    assert reader.tags.count("script") == 1
+    assert reader.text.count(HOSTILE) > 10
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"schema": 2}', "null", "\x00"])

@@ -13,7 +13,7 @@ import numpy as np
 from conformance.bench import CaseReport
 from conformance.digest import file_digest, numerical_digest, spec_digest
 from conformance.evidence import now_utc
-from conformance.json_files import as_text, write_text
+from conformance.json_files import write_json, write_text
 from conformance.judge import Errors, Verdict
 from conformance.machine import device_name, driver, versions
 from conformance.page import colour_map, render
@@ -127,10 +127,9 @@ def _finite(value: float) -> float | None:
 def write_certificate(directory: Path, found: Verification) -> tuple[Path, Path]:
     """Write ``certificate.json`` and ``certificate.html``, each whole or not at all; return their paths."""
     content = certificate(found)
-    whole = certificate_page(content, pictures(found))
     return (
-        write_text(directory / "certificate.json", as_text(content)),
-        write_text(directory / "certificate.html", whole),
+        write_json(directory / "certificate.json", content),
+        write_text(directory / "certificate.html", certificate_page(content, pictures(found))),
     )
 
 

@@ -18,6 +18,11 @@ def as_text(content: Any) -> str:
     return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def write_json(path: Path, content: Any) -> Path:
+    """Write JSON, the same bytes for the same content, in one rename; return the path."""
+    return write_text(path, as_text(content))
+
+
 def write_text(path: Path, text: str) -> Path:
     """Write a text file in one rename, and return its path; its folder is made, and a file that is there replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -103,20 +103,22 @@ def line_chart(labels: Sequence[str], lines: Mapping[str, Sequence[float | None]
     }
     if all(map(math.isnan, (value for values in drawn.values() for value in values))):
         return ""
-    # Names come from anywhere: they are no formulas, and the font may lack their letters.
-    settings = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "page",
-        "text.parse_math": False,
-        "axes.autolimit_mode": "round_numbers",
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-    }
-    with rc_context(settings), warnings.catch_warnings(action="ignore"):
+    settings = rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "page",
+            # Names come from anywhere: they are no formulas, and the font may lack their letters, which is a warning.
+            "text.parse_math": False,
+            "axes.autolimit_mode": "round_numbers",
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+        }
+    )
+    with settings, warnings.catch_warnings(action="ignore"):
         figure = Figure(figsize=(11, 4.8), layout="constrained")
         axes = figure.subplots()
         for name, values in drawn.items():
-            style = {"color": "0.4", "linestyle": "--"} if name == "budget" else {"marker": "."}
+            style: dict[str, Any] = {"color": "0.4", "linestyle": "--"} if name == "budget" else {"marker": "."}
             axes.plot(values, label=name, **style)
         axes.set(yscale="log", ylabel=unit, xlim=(-0.5, len(labels) - 0.5))
         axes.yaxis.set_major_formatter("{x:.0e}")

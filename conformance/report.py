@@ -15,9 +15,10 @@ import numpy as np
 from conformance.bench import Bench, CaseReport
 from conformance.digest import numerical_digest, spec_digest
 from conformance.evidence import now_utc
-from conformance.json_files import as_text, read_json, write_text
+from conformance.json_files import read_json, write_json, write_text
 from conformance.judge import Errors, Verdict
 from conformance.machine import device_name, driver, versions
+from conformance.page import share_text
 from conformance.parity import (
     BACKWARD_FORCED,
     BACKWARD_FREE,
@@ -100,18 +101,12 @@ def table(report: CaseReport) -> Iterator[str]:
 
 
 def _share(verdicts: Iterable[Verdict]) -> str:
-    most = max((verdict.share for verdict in verdicts), default=None)
-    if most is None:
-        return ""
-    if math.isinf(most):
-        return "wrong"
-    return f"{most:.0%}" if most < 100 else f"{most:.0e}×"
+    shares = [verdict.share for verdict in verdicts]
+    return share_text(max(shares)) if shares else ""
 
 
 def _errors(errors: Errors | None) -> dict[str, float | None] | None:
-    if errors is None:
-        return None
-    return {name: value if math.isfinite(value) else None for name, value in (("e", errors.e), ("m", errors.m))}
+    return None if errors is None else {"e": _finite(errors.e), "m": _finite(errors.m)}
 
 
 def _verdicts(
@@ -125,7 +120,7 @@ def _verdicts(
             "reference": _errors(verdict.reference),
             "candidate": _errors(verdict.candidate),
             "budget": _errors(verdict.budget),
-            "share": verdict.share if math.isfinite(verdict.share) else None,
+            "share": _finite(verdict.share),
             "passed": verdict.passed,
             "reason": verdict.reason,
             "waived": key in waived,
@@ -330,7 +325,7 @@ def write_report(
     tests = ", ".join(f"{outcome.count(state)} {state}" for state in ("passed", "failed", "skipped", "waived"))
     parts = [*("\n".join(table(report)) for report in bench.reports.values()), "\n".join([*outcome.notes, tests])]
     return [
-        write_text(directory / "parity.json", as_text(content)),
+        write_json(directory / "parity.json", content),
         write_text(directory / "parity.txt", "\n\n".join([content["headline"], *parts]) + "\n"),
         write_text(directory / "parity.html", report_page([content], previous)),
     ]

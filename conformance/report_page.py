@@ -9,7 +9,7 @@ import numpy as np
 
 from conformance.clauses import Entry, catalogue
 from conformance.difference import difference, share_of
-from conformance.page import colour_map, line_chart, render, share_text
+from conformance.page import colour_map, line_chart, render
 from conformance.parity import FORWARD_FREE, NETWORK_CLAUSES
 
 Report = Mapping[str, Any]
@@ -55,9 +55,7 @@ def report_page(
         more: what the template needs beside the reports.
     """
     cases = [case for report in reports for case in report["cases"]]
-    results = [
-        each for report in reports for each in report["results"] if not each["reason"].startswith(_EMPTY)
-    ]
+    results = [each for report in reports for each in report["results"] if not each["reason"].startswith(_EMPTY)]
     parts: Values = {
         "failures": _failures(cases, results),
         "clauses": list(_matrix(results)),
@@ -176,7 +174,13 @@ def _difference(previous: Report, report: Report) -> Values:
         "are new": found.new,
     }
     is_none = not (found.shares or found.versions or any(tests.values()))
-    return {"previous": previous, "tests": tests, "shares": found.shares, "versions": found.versions, "is_none": is_none}
+    return {
+        "previous": previous,
+        "tests": tests,
+        "shares": found.shares,
+        "versions": found.versions,
+        "is_none": is_none,
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------ matrix
@@ -211,10 +215,11 @@ def _matrix(results: Sequence[Values]) -> Iterator[Values]:
     for name, clauses in sorted(groups.items(), key=lambda group: (group[0] != _JUDGEMENTS, group[0] != _STAGES)):
         # A column in which no clause of the group was judged would only be empty.
         used = [column for column in columns if any(column in cells for cells in clauses.values())]
+        outcomes = [each for cells in clauses.values() for judged in cells.values() for each in judged]
         yield {
             "name": name,
             "columns": list(map(_column_title, used)),
-            "is_open": name == _JUDGEMENTS or any("failed" in each for row in clauses.values() for each in row.values()),
+            "is_open": name == _JUDGEMENTS or "failed" in outcomes,
             "rows": [
                 {
                     "clause": clause,

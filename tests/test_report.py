@@ -31,7 +31,7 @@ WAIVER = {
 }
 
 
-def case(shares: dict[str, float], *, waivers: list[dict[str, Any]] | None = None, **more: Any) -> CaseReport:
+def case(shares: dict[str, float], *, entries: list[dict[str, Any]] | None = None, **more: Any) -> CaseReport:
     """A case whose verdicts use these shares of their budgets."""
     verdicts = {
         ("FORWARD-FORCED", stage): Verdict(
@@ -45,9 +45,10 @@ def case(shares: dict[str, float], *, waivers: list[dict[str, Any]] | None = Non
     }
     rulings = tuple(
         rule(each, [verdict for key, verdict in verdicts.items() if each.covers(*key)])
-        for each in parse_waivers({"waivers": waivers or []})
+        for each in parse_waivers({"waivers": entries or []})
     )
-    waived = {stage for stage in shares for each in rulings if each.holds and each.waiver.covers("FORWARD-FORCED", stage)}
+    waivers = [each.waiver for each in rulings if each.holds]
+    waived = {stage for stage in shares for each in waivers if each.covers("FORWARD-FORCED", stage)}
     failing = [stage for stage, share in shares.items() if share > 1 and stage not in waived]
     deviation = np.random.default_rng(0).random((1, 8, 8, 2)) * 1e-6
     place = locate(deviation)
@@ -180,7 +181,7 @@ def test_a_run_without_tests_has_not_passed() -> None:
 def test_a_waiver_covers_its_failure_and_no_other(
     share: float, change: dict[str, Any], passed: bool, says: str
 ) -> None:
-    report = case({"encoder.0.conv1": 0.2, "merged": share}, waivers=[WAIVER | change])
+    report = case({"encoder.0.conv1": 0.2, "merged": share}, entries=[WAIVER | change])
     assert report.passed is passed
     assert says in headline(report)
     page = report_page([content(report)])
@@ -214,7 +215,7 @@ def test_a_green_run_is_told_in_one_sentence() -> None:
             {},
             "the first wrong stage is merged, probably because of: sign of offsets.",
         ),
-        (case({"merged": 2.0}, waivers=[WAIVER]), {}, "2 checks, 1 of them excused by a waiver, closest call"),
+        (case({"merged": 2.0}, entries=[WAIVER]), {}, "2 checks, 1 of them excused by a waiver, closest call"),
         (case({"merged": 0.001}), {}, "closest call less than 1 % of its budget"),
         (case({"merged": 0.3}), {"deselected": 7}, "As far as it was checked, the PyTorch network is"),
         (case({"merged": 0.3}), {"exit_status": 2}, "2 checks passed, but the run did not end well"),
@@ -276,7 +277,7 @@ def test_a_test_without_a_case_is_not_listed_as_unjudged() -> None:
 @pytest.mark.parametrize("keep", [(), ("clause", "clauses", "dtype", "outcome", "state")], ids=["all", "all but kinds"])
 def test_a_page_of_hostile_text_is_safe(keep: tuple[str, ...]) -> None:
     """What a hand-made report could say, in every field that the page knows."""
-    waived = content(case({"encoder.0.conv1": 2.0, "merged": 2.0}, waivers=[WAIVER], error="RuntimeError: broken"))
+    waived = content(case({"encoder.0.conv1": 2.0, "merged": 2.0}, entries=[WAIVER], error="RuntimeError: broken"))
     waived["results"][0]["outcome"] = "skipped"
     found = hostile(waived, ("tier", *keep))
     found["versions"] = {HOSTILE: HOSTILE}
@@ -309,7 +310,7 @@ def test_a_page_shows_growth_margins_and_places() -> None:
     text = report_page([content(case({"encoder.0.conv1": 0.25, "merged": 0.5}))])
     (chart,) = drawings(text)
     assert all(f">{name}</text>".encode() in chart for name in ("PyTorch on cpu", "budget", "merged"))
-    assert '<details open><summary>case in float32</summary>' in text
+    assert "<details open><summary>case in float32</summary>" in text
     assert "width:50.0%" in text
     assert "data:image/png" in text
 

@@ -49,4 +49,5 @@ def test_a_recording_of_the_wheel_is_judged_there(installed: Path, tmp_path: Pat
 
 def test_a_report_is_written_from_the_templates_of_the_wheel(installed: Path, tmp_path: Path) -> None:
     run(installed, tmp_path, "-k", "test_every_stage", "--parity-report", "report")
-    assert "<h1>Is the PyTorch network the TensorFlow network?</h1>" in (tmp_path / "report" / "parity.html").read_text()
+    text = (tmp_path / "report" / "parity.html").read_text(encoding="utf-8")
+    assert "<h1>Is the PyTorch network the TensorFlow network?</h1>" in text

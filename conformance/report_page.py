@@ -274,7 +274,7 @@ def _margins(cases: Sequence[Values], results: Sequence[Values]) -> Iterator[Val
                     state = "passed" if verdict["passed"] else "waived" if verdict["waived"] else "failed"
                     about = {"title": titles.get(stage, ""), "verdict": verdict, "case": case["case"]}
                     worst[stage] = {"stage": stage, "share": share, "state": state, **about}
-        largest = max(row["share"] for row in worst.values())
+        largest = max((row["share"] for row in worst.values()), default=0.0)
         yield {
             "title": _column_title(column),
             "cases": len(chosen),

@@ -110,6 +110,10 @@ def test_a_failure_is_shown_as_one(found: Verification) -> None:
     page = certificate_page(content, pictures(failed))
     assert 'class="verdict failed"' in page
     assert "conjugated" in page
+    assert "the archive's weights are all that was compared" not in page
+    page = certificate_page(content | {"recorded": []}, pictures(failed))
+    assert "the archive&#39;s weights" not in page
+    assert "the archive's weights are all that was compared" in page
 
 
 def test_pictures_are_drawn_of_objects_that_are_no_numbers(found: Verification) -> None:

@@ -315,6 +315,15 @@ def test_a_page_shows_growth_margins_and_places() -> None:
     assert "data:image/png" in text
 
 
+def test_a_case_without_verdicts_and_a_run_without_cases_have_a_page() -> None:
+    found = content(case(GOOD))
+    found["cases"][0] |= {"verdicts": [], "places": []}
+    check_schema(found, "report.json")
+    assert "at most 0% of a budget" in report_page([found])
+    good = Result("test_spec.py::a", "passed", ("SPEC",))
+    assert "Margins by stage" not in report_page([_of(good)])
+
+
 def test_the_same_report_gives_the_same_page() -> None:
     found = content(case({"encoder.0.conv1": 0.25, "merged": 1.5}))
     assert report_page([found], found) == report_page([found], found)

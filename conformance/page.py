@@ -116,7 +116,7 @@ def line_chart(labels: Sequence[str], lines: Mapping[str, Sequence[float | None]
     )
     with settings, warnings.catch_warnings(action="ignore"):
         figure = Figure(figsize=(11, 4.8))
-        axes = figure.add_axes((0.08, 0.38, 0.91, 0.54))
+        axes = figure.add_axes((0.08, 0.34, 0.91, 0.58))
         for name, values in drawn.items():
             style: dict[str, Any] = {"color": "0.4", "linestyle": "--"} if name == "budget" else {"marker": "."}
             axes.plot(values, label=name, **style)

@@ -13,7 +13,7 @@ import numpy as np
 from conformance.bench import CaseReport
 from conformance.digest import file_digest, numerical_digest, spec_digest
 from conformance.evidence import now_utc
-from conformance.json_files import write_json, write_text
+from conformance.json_files import finite, write_json, write_text
 from conformance.judge import Errors, Verdict
 from conformance.machine import device_name, driver, versions
 from conformance.page import colour_map, render
@@ -89,7 +89,7 @@ def _case(report: CaseReport) -> dict[str, Any]:
         "verdicts": len(report.verdicts),
         "first_failing_stage": report.first_failing,
         "error": report.error,
-        "run_to_run": _finite(report.run_to_run),
+        "run_to_run": finite(report.run_to_run),
         "stages": [
             {"stage": stage, "margins": {clause: _margin(verdict) for clause, verdict in clauses.items()}}
             for stage, clauses in worst.items()
@@ -99,7 +99,7 @@ def _case(report: CaseReport) -> dict[str, Any]:
 
 def _margin(verdict: Verdict) -> dict[str, Any]:
     return {
-        "share": _finite(verdict.share),
+        "share": finite(verdict.share),
         "passed": verdict.passed,
         "errors": _errors(verdict.candidate),
         "budget": _errors(verdict.budget),
@@ -117,11 +117,7 @@ def _recorded(each: Recorded) -> dict[str, Any]:
 
 
 def _errors(errors: Errors) -> dict[str, float | None]:
-    return {"e": _finite(errors.e), "m": _finite(errors.m)}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return {"e": finite(errors.e), "m": finite(errors.m)}
 
 
 def write_certificate(directory: Path, found: Verification) -> tuple[Path, Path]:

@@ -247,18 +247,17 @@ def _of_case(case: Mapping[str, Any], waivers: Sequence[Waiver], now: datetime) 
     where = f"{case['case']} on {case['device']} in {case['dtype']}"
     if case["error"]:
         yield f"{where}: raised {case['error'].splitlines()[0]}"
-    wrong = {id(verdict): verdict for verdict in case["verdicts"] if not _holds(verdict)}
+    wrong = [each for each in case["verdicts"] if not _holds(each)]
     for waiver in for_case(case["case"], case["device"], case["dtype"], waivers):
-        covered = [each for each in case["verdicts"] if waiver.covers(each["clause"], each["stage"])]
-        standing = waiver.standing([share_of(each) for each in covered], now.date())
-        if standing != HOLDS:
+        shares = [share_of(each) for each in case["verdicts"] if waiver.covers(each["clause"], each["stage"])]
+        standing = waiver.standing(shares, now.date())
+        if standing == HOLDS:
+            wrong = [each for each in wrong if not waiver.covers(each["clause"], each["stage"])]
+        else:
             yield f"{where}: the waiver of {waiver.test}: {standing}."
-            continue
-        for each in covered:
-            wrong.pop(id(each), None)
     if len(wrong) > _LISTED:
         yield f"{where}: {len(wrong)} verdicts do not hold, these among them:"
-    for verdict in list(wrong.values())[:_LISTED]:
+    for verdict in wrong[:_LISTED]:
         if verdict["waived"]:
             yield f"{where}: {_name(verdict)} was waived, but no waiver of {WAIVERS_FILE} covers it now."
         elif verdict["passed"]:

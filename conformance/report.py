@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ import numpy as np
 from conformance.bench import Bench, CaseReport
 from conformance.digest import numerical_digest, spec_digest
 from conformance.evidence import now_utc
-from conformance.json_files import read_json, write_json, write_text
+from conformance.json_files import finite, read_json, write_json, write_text
 from conformance.judge import Errors, Verdict
 from conformance.machine import device_name, driver, versions
 from conformance.page import share_text
@@ -106,7 +105,7 @@ def _share(verdicts: Iterable[Verdict]) -> str:
 
 
 def _errors(errors: Errors | None) -> dict[str, float | None] | None:
-    return None if errors is None else {"e": _finite(errors.e), "m": _finite(errors.m)}
+    return None if errors is None else {"e": finite(errors.e), "m": finite(errors.m)}
 
 
 def _verdicts(
@@ -120,7 +119,7 @@ def _verdicts(
             "reference": _errors(verdict.reference),
             "candidate": _errors(verdict.candidate),
             "budget": _errors(verdict.budget),
-            "share": _finite(verdict.share),
+            "share": finite(verdict.share),
             "passed": verdict.passed,
             "reason": verdict.reason,
             "waived": key in waived,
@@ -142,7 +141,7 @@ def _case(report: CaseReport) -> dict[str, Any]:
         "error": report.error[:_LONGEST_TEXT],
         "first_failing_stage": report.first_failing,
         "cause": report.cause,
-        "run_to_run": _finite(report.run_to_run),
+        "run_to_run": finite(report.run_to_run),
         "seconds": report.seconds,
         "waivers": [{**ruling.waiver.as_json(), "state": ruling.state} for ruling in report.rulings],
         "places": [
@@ -153,7 +152,7 @@ def _case(report: CaseReport) -> dict[str, Any]:
                 "shape": list(place.shape),
                 "index": list(place.index),
                 "axes": list(place.axes),
-                "deviation": _finite(place.deviation),
+                "deviation": finite(place.deviation),
                 # A picture needs no more than 256 steps.
                 "cells": np.rint(255 * np.clip(place.cells / (place.deviation or 1), 0, 1)).astype(int).tolist(),
             }
@@ -161,10 +160,6 @@ def _case(report: CaseReport) -> dict[str, Any]:
         ],
         "verdicts": _verdicts(report.verdicts, report.stage_of, waived),
     }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from conformance.clauses import catalogue
 from conformance.difference import share_of
 from conformance.digest import file_digest, numerical_digest
 from conformance.evidence import Evidence, Goal
-from conformance.policy import Policy, Requirement
+from conformance.policy import RELEASE, Policy, Requirement
 from conformance.report import read_report
 from conformance.suite import TIERS
 from conformance.waivers import FILE as WAIVERS_FILE
@@ -155,10 +155,17 @@ def decide(
     now = datetime.now(UTC) if now is None else now
     known = load_waivers() if waivers is None else waivers
     violations = [each for one in inputs for each in _of_report(one, policy, known, now)]
+    judged = {result["test"] for one in inputs for result in one.report["results"]}
+    devices = {device for one in inputs for device in one.devices}
     for waiver in known:
+        about = f"{WAIVERS_FILE}: the waiver of {waiver.test}"
         if now.date() > waiver.expires:
-            expired = f"{WAIVERS_FILE}: the waiver of {waiver.test} expired on {waiver.expires}."
+            expired = f"{about} expired on {waiver.expires}."
             violations.append(Objection(expired, "", "Repair what it excuses and remove it, or renew it."))
+        # A merge shows less than a release, so that a test may be missing there.
+        elif policy.grants == RELEASE and waiver.test not in judged and any(map(waiver.is_for, devices)):
+            unused = f"{about} is of no use: no report has that test."
+            violations.append(Objection(unused, "", "Correct the id of its test, or remove it."))
     pending: list[Objection] = []
     for requirement in policy.devices:
         is_shown = any(requirement.device in one.devices for one in inputs)
@@ -171,8 +178,8 @@ def decide(
         return Decision(FAILED, _headline(inputs, violations), tuple(violations), tuple(pending))
     if pending:
         return Decision(CPU_ONLY, f"CPU only: all that was shown holds; {pending[0]}", (), tuple(pending))
-    devices = " and ".join(each.device for each in policy.devices)
-    return Decision(policy.grants, f"{policy.grants}: {devices} hold to {policy.file}", (), ())
+    required = " and ".join(each.device for each in policy.devices)
+    return Decision(policy.grants, f"{policy.grants}: {required} hold to {policy.file}", (), ())
 
 
 def _headline(inputs: Sequence[Input], violations: Sequence[Objection]) -> str:

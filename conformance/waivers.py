@@ -20,6 +20,12 @@ from ptycho_torch.contract import SpecError, read_yaml
 FILE = "waivers.yaml"
 
 HOLDS, EXPIRED, UNNEEDED, UNCOMPARED = "holds", "expired", "no longer needed", "nothing to compare"
+_MEND = {
+    HOLDS: "",
+    EXPIRED: f"; repair the cause, or renew it in specs/{FILE}",
+    UNNEEDED: f"; remove it from specs/{FILE}",
+    UNCOMPARED: "; repair the cause, which cannot be waived",
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,10 @@ class Waiver:
     def covers(self, clause: str, stage: str) -> bool:
         """Return True if it stands for a clause and stage of its case."""
         return self.test.partition("[")[2].startswith(f"{stage}-{clause}-")
+
+    def is_for(self, device: str) -> bool:
+        """Return True if its test runs on a torch device."""
+        return f"-{device}-" in self.test
 
     def standing(self, shares: Collection[float], today: date) -> str:
         """Return ``HOLDS``, or why it does not, from the shares of the budget that the verdicts of its test used."""
@@ -66,8 +76,8 @@ class Ruling:
         return self.state == HOLDS
 
     def __str__(self) -> str:
-        mend = "" if self.holds else f"; repair the test, then remove the waiver from specs/{FILE}"
-        return f"waiver until {self.waiver.expires} of {self.waiver.test}: {self.state}; {self.waiver.reason}{mend}"
+        waiver = self.waiver
+        return f"waiver of {waiver.test} until {waiver.expires} ({waiver.reason}): {self.state}{_MEND[self.state]}"
 
 
 def rule(waiver: Waiver, verdicts: Iterable[Verdict], today: date | None = None) -> Ruling:

@@ -327,6 +327,17 @@ def test_a_waiver_is_applied_again(share: float, change: dict[str, str], violati
         assert any(violation in each for each in decision.violations), decision.violations
 
 
+def test_a_waiver_whose_test_no_report_has_counts() -> None:
+    typo = WAIVER | {"test": WAIVER["test"].replace("case", "cases")}
+    assert any("no report has that test" in each for each in decided(waivers=[typo]).violations)
+    # What evidence stands in for, and what a merge need not show, may be missing.
+    elsewhere = parse_waivers({"waivers": [WAIVER | {"test": WAIVER["test"].replace("cpu", "cuda")}]})
+    assert decide([of(CPU)], RELEASE, measured(), waivers=elsewhere, now=NOW).verdict == CPU_ONLY
+    merge = read_policy("merge")
+    waivers = parse_waivers({"waivers": [typo]})
+    assert decide([of(merge.devices[0])], merge, [], waivers=waivers, now=NOW).verdict == "merge"
+
+
 def test_what_cannot_be_compared_cannot_be_waived() -> None:
     def waive(found: dict[str, Any]) -> None:
         found["cases"][0]["verdicts"] = [verdict(2.0, waived=True) | {"share": None}]

@@ -361,29 +361,18 @@ def suite_functions() -> frozenset[str]:
 # ---------------------------------------------------------------------------------------------------------- evidence
 
 
-def shown(
-    inputs: Sequence[Input],
-    policy: Policy,
-    *,
-    waivers: Sequence[Waiver] | None = None,
-    now: datetime | None = None,
-) -> Iterator[Evidence]:
+def shown(inputs: Sequence[Input], policy: Policy) -> Iterator[Evidence]:
     """Yield evidence of what reports show on devices that need not be at hand for every decision.
 
-    Args:
-        inputs: reports. Only those of a device that show all that the policy asks of it are evidence.
-        policy: what has to be shown, and where evidence will do instead of a report.
-        waivers: None takes those of ``specs/waivers.yaml``.
-        now: the time, with UTC; None takes the clock.
+    Only reports of a device that show all that the policy asks of it are evidence.
     """
-    now = datetime.now(UTC) if now is None else now
-    known = load_waivers() if waivers is None else waivers
+    now = datetime.now(UTC)
     for requirement in policy.devices:
         device = requirement.device
         mine = [one for one in inputs if device in one.devices]
         if requirement.or_evidence is None or not mine or list(_of_requirement(requirement, mine)):
             continue
-        if any(_of_report(one, policy, known, now) for one in mine):
+        if any(_of_report(one, policy, load_waivers(), now) for one in mine):
             continue
         last = max((one.report for one in mine), key=lambda report: str(report["created_utc"]))
         cases = [case for one in mine for case in one.report["cases"] if case["device"] == device]

@@ -366,7 +366,7 @@ def test_evidence_has_to_be_there_fresh_and_good(change: dict[str, Any], violati
 
 
 def test_what_a_report_shows_on_a_gpu_is_evidence_for_later_decisions() -> None:
-    (kept,) = shown([of(CPU), of(CUDA)], RELEASE, waivers=(), now=NOW)
+    (kept,) = shown([of(CPU), of(CUDA)], RELEASE)
     assert (kept.name, kept.device_name, kept.versions) == ("parity-cuda", "a device", {"torch": "2"})
     assert kept.numbers["tests_passed"] == len(of(CUDA).report["results"])
     assert kept.numbers["largest_share"] == pytest.approx(0.2)
@@ -386,7 +386,7 @@ def test_what_a_report_shows_on_a_gpu_is_evidence_for_later_decisions() -> None:
     ids=["failed", "a clause is missing", "tests left out", "stale", "old"],
 )
 def test_a_report_that_does_not_show_all_is_no_evidence(change: Callable[[dict[str, Any]], None]) -> None:
-    assert list(shown([of(CPU), of(CUDA, change)], RELEASE, waivers=(), now=NOW)) == []
+    assert list(shown([of(CPU), of(CUDA, change)], RELEASE)) == []
 
 
 def test_a_merge_asks_for_the_cpu_alone() -> None:

@@ -101,7 +101,7 @@ def test_a_few_patterns_far_away_are_named_with_what_they_cost(name: str, scene:
     text = found["position-outlier"]
     assert text.startswith(named)
     assert "the canvas of all groups" in text
-    assert "GiB" in text
+    assert re.search(r"\d [GM]iB for one tensor", text)
     keep = re.findall(r"--select (\S+?)`", text)[0]
     kept = np.concatenate([np.arange(*map(int, part.split(":"))) for part in keep.split(",")])
     np.testing.assert_array_equal(kept, np.delete(np.arange(64), list(shifts)))
@@ -304,8 +304,9 @@ def test_training_stops_at_a_grave_hint_and_leaves_nothing(
     name: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     scan = request.getfixturevalue(name)
-    with pytest.raises(ConfigError, match=r"scan\.npz: hint \((position-unit|hot-pixel)\).*--accept \1\.$"):
+    with pytest.raises(ConfigError, match=r"scan\.npz: hint \((position-unit|hot-pixel)\).*--accept \1\.$") as caught:
         train.main(scan, settings=QUICK, output_dir=tmp_path / "run", data_dir=tmp_path / "map", progress=False)
+    assert {"metres": "--positions-scale 1.66667e+07", "hot": "--bad-pixels 40,3"}[name] in str(caught.value)
     assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
 
 
@@ -358,8 +359,11 @@ def repaired(arrays: Arrays, kind: str, place: Path, capsys: pytest.CaptureFixtu
     """Run the command that the hint of a kind names, and return what it wrote, which has no such hint."""
     text = hints_of(arrays, place)[kind]
     words = shlex.split(re.findall(r"`([^`]+)`", text)[0])
-    assert main(words[1:]) == 0
-    said = capsys.readouterr().err
+    code, said = main(words[1:]), capsys.readouterr().err
+    if code and (more := re.findall(r"`(--[^`]+)`", said)):
+        # Whoever follows the next message adds what it asks for.
+        code, said = main([*words[1:], *shlex.split(more[0])]), capsys.readouterr().err
+    assert code == 0, said
     assert f"hint ({kind})" not in said
     new = Path(words[words.index("-o") + 1])
     assert kind not in {hint.kind for hint in check.hints_of(new)}
@@ -453,7 +457,7 @@ def test_a_frame_is_cut_around_the_right_pixel(place: Path, capsys: pytest.Captu
     ("options", "message"),
     [
         (["--select", "0:99"], "99 is beyond the 64 patterns"),
-        (["--select", "5:5"], "no pattern that is left"),
+        (["--select", "5:5"], "no pattern .*that is left"),
         (["--bad-pixels", "64,0"], "64,0 lies outside frames of 64 × 64"),
         (["--rename", "frames=diff3d"], "key 'frames': found no such member"),
     ],
@@ -463,7 +467,7 @@ def test_what_cannot_be_amended_is_refused(
 ) -> None:
     write(place / "scan.npz", scene)
     assert main(["convert-scan", "scan.npz", "-o", "new.npz", *options]) == 1
-    assert message in capsys.readouterr().err
+    assert re.search(message, capsys.readouterr().err)
     assert not (place / "new.npz").exists()
 
 

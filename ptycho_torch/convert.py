@@ -350,6 +350,8 @@ def _wanted(options: argparse.Namespace) -> Wanted:
     positions: Path | None = options.positions_file
     if positions is not None and not (positions.is_file() and is_hdf5(positions)):
         raise ConfigError(f"--positions-file {positions}: for an HDF5 scan it must be an HDF5 file, and it is none.")
+    if len(options.positions_path or ()) > 2:
+        raise ConfigError("--positions-path takes one dataset that holds x and y, or two: that of x and that of y.")
     return Wanted(
         data_paths=options.data_path or (),
         positions_paths=options.positions_path or (),

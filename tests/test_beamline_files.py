@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from ptycho_torch.errors import ConfigError, DataContractError, PtychoError
+from ptycho_torch.hints import hint_centre, hint_probe
+from ptycho_torch.remedies import adding
 from ptycho_torch.scan import open_scan
 from tests.beamline_files import (
     DATA,
@@ -345,6 +347,8 @@ def test_two_datasets_and_columns_of_a_table_can_be_named(tmp_path: Path) -> Non
     assert "--positions-units um" in refused(tmp_path, content, *data, "--positions-path", "/m/x", "/m/y")
     for names in (("/m/x", "/m/y"), ("/m/table:2", "/m/table:1")):
         assert_is(imported(tmp_path, content, *data, "--positions-units", "um", "--positions-path", *names), KNOWN)
+    with pytest.raises(ConfigError, match="or two"):
+        imported(tmp_path, content, *data, "--positions-path", "/m/x", "/m/y", "/m/x")
     assert "--data-path /m/Eiger/data" in refused_again(tmp_path, content, "--positions-path", "/m/x", "/m/y")
 
 
@@ -569,6 +573,9 @@ def test_patterns_and_probes_that_are_centred_on_the_corner_are_recognised(
     assert_is(found, KNOWN, bad=mask)
     np.testing.assert_array_equal(found["probeGuess"], KNOWN.probe)
     assert "centred on the corner" in refused_again(tmp_path, cxi(KNOWN), "--fftshift")
+    mean = np.fft.ifftshift(KNOWN.counts.mean(axis=0))
+    for hints in (hint_centre(mean, None, adding), hint_probe(np.fft.ifftshift(KNOWN.probe, axes=(1, 2)), adding)):
+        assert "`--fftshift`" in next(hints).text
     only = convert(npz(tmp_path, probeGuess=np.fft.ifftshift(KNOWN.probe, axes=(1, 2))), "--fftshift")
     assert_is(only, KNOWN)
     np.testing.assert_array_equal(only["probeGuess"], KNOWN.probe)
@@ -761,3 +768,14 @@ def test_patterns_along_the_last_axis_are_recognised(tmp_path: Path) -> None:
     assert_is(imported(tmp_path, content, "--axes", "hwm"), KNOWN)
     turned = cxi(KNOWN) | {f"{DETECTOR}/data": KNOWN.counts.transpose(2, 1, 0)}
     assert_is(imported(tmp_path, turned, "--axes", "whm"), KNOWN)
+
+
+def test_packages_of_beamlines_are_imported_where_they_are_used(tmp_path: Path) -> None:
+    write_hdf5(tmp_path / "scan.h5", cxi(KNOWN))
+    code = (
+        "import sys; from ptycho_torch import cli, inference; assert cli.main(sys.argv[1:]) == 0; "
+        "assert not {'pint', 'hdf5plugin', 'h5py'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", code, "convert-scan", "scan.h5", "-o", "new.npz"]
+    root = str(Path(__file__).parents[1])
+    subprocess.run(command, cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": root}, capture_output=True)

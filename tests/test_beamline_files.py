@@ -779,3 +779,12 @@ def test_packages_of_beamlines_are_imported_where_they_are_used(tmp_path: Path) 
     command = [sys.executable, "-c", code, "convert-scan", "scan.h5", "-o", "new.npz"]
     root = str(Path(__file__).parents[1])
     subprocess.run(command, cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": root}, capture_output=True)
+
+
+def test_pixel_directions_of_nexus_turn_positions_too(tmp_path: Path) -> None:
+    content = cxi(KNOWN) | {
+        TRANSLATION: -KNOWN.translation_m,
+        f"{DETECTOR}/module/fast_pixel_direction": With(PIXEL_M, {"vector": [-1.0, 0, 0], "units": "m"}),
+        f"{DETECTOR}/module/slow_pixel_direction": With(PIXEL_M, {"vector": [0, -1.0, 0], "units": "m"}),
+    }
+    assert_is(imported(tmp_path, content), KNOWN)

@@ -360,7 +360,8 @@ def hint_positions(
         mending: the command for options.
         object_pixel_m: side of an object pixel, from which the factor follows, or None.
 
-    >>> next(hint_positions(np.array([[0.0, 0.0], [1e-6, 0.0]]), 64, " ".join)).text[:44]
+    >>> from ptycho_torch.remedies import adding
+    >>> next(hint_positions(np.array([[0.0, 0.0], [1e-6, 0.0]]), 64, adding)).text[:44]
     'Positions span 1e-06 px: hardly object pixel'
     """
     width, height = np.ptp(positions_px, axis=0)

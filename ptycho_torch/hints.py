@@ -325,7 +325,8 @@ def _hint_far(view: ScanView, own: np.ndarray, far: np.ndarray) -> Iterator[Hint
             "holds several."
         )
     with_far, without = (np.ceil(np.ptp(each, axis=0)).astype(int) + view.frame_px for each in (positions, near))
-    memory = float(np.prod(with_far.astype(float))) * 64
+    # Two halves, each of four sums in float64; Python's integers do not overflow.
+    memory = int(with_far[0]) * int(with_far[1]) * 64
     what += (
         f" The object becomes {with_far[0]} × {with_far[1]} px in place of {without[0]} × {without[1]}, "
         f"{_bytes(memory)}."

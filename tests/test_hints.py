@@ -85,6 +85,7 @@ OUTLIERS: dict[str, tuple[dict[int, tuple[float, float]], str]] = {
     "the first before the stage settled": ({0: (0.0, -900.0)}, "Pattern 0 "),
     "three together": ({5: (700.0, 700.0), 6: (701.0, 700.0), 40: (699.0, 702.0)}, "Patterns 5, 6, 40 "),
     "a number that stands for nothing": ({63: (-1e9, -1e9)}, "Pattern 63 "),
+    "the farthest that a position may be": ({30: (9e11, 9e11)}, "Pattern 30 "),
     "two at different places": ({1: (5e5, 0.0), 2: (0.0, -5e5)}, "Patterns 1, 2 "),
 }
 

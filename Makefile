@@ -69,6 +69,7 @@ benchmarks: $(STAMP) ## measure the suite, the network beside Keras, the data pa
 	@$(BIN)/python benchmarks/capture.py
 	@$(BIN)/python benchmarks/network.py
 	@$(BIN)/python benchmarks/data_path.py
+	@$(BIN)/python benchmarks/import_master.py
 
 clean: ## remove .venv, caches and builds
 	rm -rf .venv build dist demo parity-report .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -70,9 +71,15 @@ def copy_s(source: Path, target: Path) -> float:
     return time.perf_counter() - start
 
 
-def import_s(master: Path, target: Path) -> tuple[float, int]:
-    """Return how long the command takes, and the most anonymous memory that was seen."""
-    start = time.perf_counter()
+def processor_s() -> float:
+    """Return the time that processors have worked for the commands so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def import_s(master: Path, target: Path) -> tuple[float, float, int]:
+    """Return how long the command takes, its processor time, and the most anonymous memory that was seen."""
+    start, worked = time.perf_counter(), processor_s()
     command = [sys.executable, "-m", "ptycho_torch", "convert-scan", str(master), "-o", str(target), "--overwrite"]
     process = subprocess.Popen(command)
     most = 0
@@ -81,7 +88,7 @@ def import_s(master: Path, target: Path) -> tuple[float, int]:
         time.sleep(SAMPLE_S)
     if process.returncode:
         raise SystemExit(process.returncode)
-    return time.perf_counter() - start, most
+    return time.perf_counter() - start, processor_s() - worked, most
 
 
 def children(pid: int) -> list[int]:
@@ -121,13 +128,13 @@ def main() -> None:
         print(f"{count} frames of {SIDE_PX} × {SIDE_PX} uint32, {size / 2**30:.2f} GiB, in {FILES} files")
         for packing, how in packings.items():
             master = write_master(folder / packing.replace("/", "-"), count, how)
-            imported_s, most = import_s(master, folder / "new.npz")
+            imported_s, worked_s, most = import_s(master, folder / "new.npz")
             copied_s = copy_s(folder / "new.npz", folder / "copy.npz")
             (folder / "copy.npz").unlink()
             shutil.rmtree(master.parent)
             print(
                 f"{packing:15} import {size / imported_s / 1e6:6.0f} MB/s, copy {size / copied_s / 1e6:6.0f} MB/s, "
-                f"share {copied_s / imported_s:.2f}; anonymous memory {most / 1e6:.0f} MB"
+                f"share {copied_s / imported_s:.2f}; processors {worked_s:.1f} s, anonymous memory {most / 1e6:.0f} MB"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,6 +18,21 @@ SINGLE, DOUBLE = 2e-7, 1e-12
 """How far a mistake made in float32, or in float64, may be from the same mistake made by the oracle."""
 
 Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a check expects beside what it found.
+
+    Attributes:
+        expected: name → array; numbers are compared as numbers, everything else for equality.
+        found: name → array; names that are not expected are ignored.
+        limit: largest scale-free e of a number; 0 asks for equality.
+    """
+
+    expected: Arrays
+    found: Arrays
+    limit: float = 0.0
 
 
 def assert_agrees(expected: Arrays, found: Arrays, limit: float = 0.0) -> None:

@@ -540,9 +540,9 @@ def _summary(bench: Bench | None, notes: Sequence[str]) -> Iterator[str]:
         yield ""
         yield from table(report)
     yield ""
-    if bench.steps.reports and not bench.steps.failed:
-        yield f"passed  {len(bench.steps.reports)} steps of configuration, bridge, data and optimiser"
-    yield from (report.explain() for report in bench.steps.failed)
+    if bench.checks and not bench.failed_checks:
+        yield f"passed  {len(bench.checks)} steps of configuration, bridge, data and optimiser"
+    yield from (each.explain() for each in bench.failed_checks)
     yield from (headline(report) for report in reports)
     for name, verdicts in bench.records.items():
         failed = [verdict for verdict in verdicts.values() if not verdict.passed]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from conformance import oracle_operations as oracle
-from conformance.hypotheses import Hypothesis
-from conformance.step import FLOAT64, Outcome, Step, StepBench
+from conformance.agreement import FLOAT64, Compared
 
 if TYPE_CHECKING:
     from ptycho_torch.reassembly import Stitched, Weighting
@@ -42,13 +41,9 @@ class Placed:
         return self.positions_px if self.expected_px is None else self.expected_px
 
 
-def _within(u: np.ndarray, crop_px: int, window: np.ndarray | float) -> np.ndarray:
-    return np.where((u > -0.5) & (u < crop_px - 0.5), window, 0.0)
-
-
 def hann(u: np.ndarray, crop_px: int) -> np.ndarray:
     """Weight of ``smooth``."""
-    return _within(u, crop_px, np.sin(np.pi * (u + 0.5) / crop_px) ** 2)
+    return np.where((u > -0.5) & (u < crop_px - 0.5), np.sin(np.pi * (u + 0.5) / crop_px) ** 2, 0.0)
 
 
 def one(u: np.ndarray, crop_px: int) -> np.ndarray:
@@ -67,19 +62,19 @@ def _line(size_px: int, first_px: float, crop_px: int, window: Window) -> tuple[
     return window(u, crop_px), np.divide(near, inside, out=near, where=inside > 0)
 
 
-def smooth(scan: Placed, crop_px: int = CROP_PX, window: Window = hann) -> Parts:
+def smooth(scan: Placed, crop_px: int = CROP_PX) -> Parts:
     """Stitch with a Hann window, on the smallest canvas of whole pixels."""
     low, high = np.floor(scan.framed_px.min(axis=0)), np.ceil(scan.framed_px.max(axis=0))
     width, height = (high - low).astype(int) + crop_px
-    return _stitched(scan, low, (height, width), crop_px, window, 0.0)
+    return _stitched(scan, low, (height, width), crop_px, hann, 0.0)
 
 
-def uniform(scan: Placed, crop_px: int = CROP_PX, window: Window = one) -> Parts:
+def uniform(scan: Placed, crop_px: int = CROP_PX) -> Parts:
     """Stitch as the reference does, on its canvas about the mean position [reference page §6]."""
     mean = scan.framed_px.mean(axis=0)
     margin = int(np.ceil(np.abs(scan.framed_px - mean).max()))
     margin += margin % 2
-    return _stitched(scan, mean - margin, (crop_px + 2 * margin,) * 2, crop_px, window, oracle.STITCH_FLOOR)
+    return _stitched(scan, mean - margin, (crop_px + 2 * margin,) * 2, crop_px, one, oracle.STITCH_FLOOR)
 
 
 WEIGHTINGS: Mapping[str, Callable[..., Parts]] = {"smooth": smooth, "uniform": uniform}
@@ -133,44 +128,6 @@ def named(parts: Mapping[str, Sequence[Parts]]) -> Parts:
     }
 
 
-CHANGES: Mapping[str, Callable[[Placed], Placed]] = {
-    "swapped x/y": lambda scan: Placed(scan.patches, scan.positions_px[:, ::-1]),
-    "sign of positions": lambda scan: Placed(scan.patches, -scan.positions_px),
-    "positions rounded to whole pixels": lambda scan: Placed(scan.patches, np.round(scan.positions_px)),
-    "conjugation": lambda scan: Placed(scan.patches.conj(), scan.positions_px),
-    "patches transposed": lambda scan: Placed(scan.patches.swapaxes(1, 2), scan.positions_px),
-    "square one pixel off in the patch": lambda scan: Placed(np.roll(scan.patches, -1, axis=(1, 2)), scan.positions_px),
-}
-"""Mistakes with patches and positions, whatever the weighting."""
-
-
-def _mistakes(scans: Sequence[Placed]) -> Iterator[Hypothesis]:
-    windows: dict[str, tuple[str, Window]] = {
-        "window half a pixel off": ("smooth", lambda u, M: _within(u, M, np.sin(np.pi * u / M) ** 2)),
-        "window not squared": ("smooth", lambda u, M: np.sqrt(hann(u, M))),
-        "every pixel of the square counts alike": ("smooth", lambda u, M: _within(u, M, 1.0)),
-        "uniform in place of smooth weights": ("smooth", one),
-        "smooth in place of uniform weights": ("uniform", hann),
-    }
-    for name, (weighting, window) in windows.items():
-        parts = [WEIGHTINGS[weighting](scan, window=window) for scan in scans]
-        yield Hypothesis(name, named({weighting: parts}))
-    without = [{"origin_px": uniform(scan)["origin_px"] - scan.positions_px.mean(axis=0)} for scan in scans]
-    yield Hypothesis("origin without the mean position", named({"uniform": without}))
-    turned = {
-        each: [{"origin_px": stitch(scan)["origin_px"][::-1]} for scan in scans] for each, stitch in WEIGHTINGS.items()
-    }
-    yield Hypothesis("origin as (y, x)", named(turned))
-    for name, change in CHANGES.items():
-        yield Hypothesis(
-            name, named({each: [stitch(change(scan)) for scan in scans] for each, stitch in WEIGHTINGS.items()})
-        )
-    whole = Placed(np.concatenate([scan.patches for scan in scans]), np.concatenate([s.positions_px for s in scans]))
-    yield Hypothesis(
-        "experiments mixed", named({each: [stitch(whole)] * len(scans) for each, stitch in WEIGHTINGS.items()})
-    )
-
-
 def _found(scans: Sequence[Placed], weighting: Weighting) -> list[Parts]:
     """Stitch the patches of all experiments in turn, some at a time."""
     import torch
@@ -207,12 +164,9 @@ def parts_of(objects: Mapping[int, Stitched]) -> list[Parts]:
     ]
 
 
-def _stitch(_: StepBench) -> Outcome:
+def stitched() -> Compared:
     """Stitch two experiments with either weighting."""
     scans = _scans()
     expected = {each: [stitch(scan) for scan in scans] for each, stitch in WEIGHTINGS.items()}
     found = {"smooth": _found(scans, "smooth"), "uniform": _found(scans, "uniform")}
-    return Outcome(named(expected), named(found), FLOAT64, lambda: _mistakes(scans))
-
-
-STITCHING: tuple[Step, ...] = (Step("forward.stitch", ("STITCH-01",), _stitch),)
+    return Compared(named(expected), named(found), FLOAT64)

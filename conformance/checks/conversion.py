@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -14,14 +14,12 @@ from unittest import mock
 import numpy as np
 import yaml
 
-from conformance.hypotheses import Arrays, Hypothesis, merged
-from conformance.oracle_operations import default_probe, normalise_probe
-from conformance.step import Outcome, Step, StepBench
-from conformance.steps_archive_files import Stored, draw_stored
-from conformance.steps_archives import ARCHIVES, OLD, TODAY, saved_parameters
-from conformance.steps_bridge import as_torch, probe_mistakes, stages_in_order, weight_mistakes
-from conformance.steps_configurations import NOT_FOLLOWED, UNSTATED, every_setting, everywhere, stated, texts
-from conformance.steps_light import draw_wave
+from conformance.agreement import Arrays, Compared
+from conformance.checks.archive_files import Stored, draw_stored
+from conformance.checks.archives import OLD, TODAY, saved_parameters
+from conformance.checks.bridge import as_torch, stages_in_order
+from conformance.checks.light import draw_wave
+from conformance.checks.translation import NOT_FOLLOWED, UNSTATED, every_setting, stated, texts
 from ptycho_torch.config_params import NetworkSettings, Settings
 
 if TYPE_CHECKING:
@@ -127,7 +125,7 @@ def migrated(prefix: str, archive: Archive, **more: Any) -> dict[str, np.ndarray
     return found | texts(f"{prefix}: ", {"reported scale": scale, "arrays": arrays})
 
 
-def _converted(_: StepBench) -> Outcome:
+def converted() -> Compared:
     """Convert an archive with everything in it, and one that lacks probe, scale and parameters."""
     whole, bare = draw_stored(TODAY, 11), draw_stored(OLD, 12)
     said, meant = _saved()
@@ -153,8 +151,7 @@ def _converted(_: StepBench) -> Outcome:
     )
     found = migrated("whole", _archive(whole, said))
     found |= migrated("bare", lacking, probe=lit, given={"intensity_scale": 9.5, "probe_mask": False})
-    models = {"whole": (whole, whole.probe), "bare": (bare, lit)}
-    return Outcome(expected, found, 0.0, lambda: conversion_mistakes(expected, models, here | legacy | meant))
+    return Compared(expected, found)
 
 
 def _saved() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -163,35 +160,3 @@ def _saved() -> tuple[dict[str, Any], dict[str, Any]]:
     model = saved_parameters(TODAY, intensity_scale=TODAY.intensity_scale, nphotons=COUNTS)
     model.pop("_version")
     return {**given, **model}, {**meant, "nphotons": COUNTS}
-
-
-def conversion_mistakes(
-    expected: Arrays, models: Mapping[str, tuple[Stored, np.ndarray]], as_stated: Mapping[str, Any]
-) -> Iterator[Hypothesis]:
-    """Yield what can go wrong with checkpoints of these models, by prefix."""
-    yield from merged(_of_models(expected, models))
-    biases = {name: np.zeros_like(array) for name, array in expected.items() if name.endswith(".bias")}
-    yield Hypothesis("weights of a network that was just made", biases)
-    yield Hypothesis("parameters as stated, not as TensorFlow ran", everywhere(expected, as_stated))
-    here = every_setting(Settings())
-    yield Hypothesis("setting ignored, this project's default in its place", everywhere(expected, here))
-
-
-def _of_models(expected: Arrays, models: Mapping[str, tuple[Stored, np.ndarray]]) -> Iterator[tuple[str, Arrays]]:
-    """Yield what can go wrong with weights, probe and scale."""
-    for prefix, (stored, probe) in models.items():
-        for mistake, weights in weight_mistakes(stored.weights):
-            yield mistake, {f"{prefix}: {name}": array for name, array in as_torch(weights).items()}
-        disk = normalise_probe(default_probe(len(probe)).astype(complex), 4.0)
-        for mistake, wrong in (*probe_mistakes(probe), ("the default probe in place of the archive's", disk)):
-            yield mistake, {f"{prefix}: probe": wrong[None]}
-        log_scale = expected[f"{prefix}: log_scale"].astype(np.float64)
-        for mistake, wrong in (
-            ("scale in place of its logarithm", np.exp(log_scale)),
-            ("decimal logarithm of the scale", log_scale / np.log(10)),
-            ("twice the logarithm of the scale", 2 * log_scale),
-        ):
-            yield mistake, {f"{prefix}: log_scale": wrong}
-
-
-CONVERTED: tuple[Step, ...] = (Step("bridge.converted", ARCHIVES, _converted, ("lightning",)),)

@@ -8,23 +8,23 @@ import json
 import math
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conformance.hypotheses import Arrays, merged
+from conformance.agreement import FLOAT64, Arrays, Compared
+from conformance.checks.archive_files import Stored, draw_stored
+from conformance.checks.archives import OLD, TODAY, saved_parameters
+from conformance.checks.bridge import as_torch, stages_in_order
+from conformance.checks.conversion import COUNTS, held_by, migrated, of_network
+from conformance.checks.scans import folder_of
+from conformance.checks.translation import ROWS, every_setting, texts
 from conformance.oracle import Constants, Oracle
 from conformance.oracle_stages import ACTIVATIONS, correlate
-from conformance.step import FLOAT64, Outcome, Step, StepBench
-from conformance.steps_archive_files import Stored, draw_stored
-from conformance.steps_archives import ARCHIVES, OLD, TODAY, saved_parameters
-from conformance.steps_bridge import as_torch, probe_mistakes, stages_in_order, weight_mistakes
-from conformance.steps_configurations import ROWS, every_setting, texts
-from conformance.steps_conversion import COUNTS, conversion_mistakes, held_by, migrated, of_network
-from conformance.steps_scans import folder_of
 from ptycho_torch.config_params import NetworkSettings, Settings
 
 if TYPE_CHECKING:
@@ -114,6 +114,11 @@ class Exported:
         }  # fmt: skip
         tensors = {f"network.{key}": torch.from_numpy(np.ascontiguousarray(array)) for key, array in state.items()}
         torch.save({"epoch": 7, "global_step": 70, "state_dict": tensors, "ptycho_torch": own}, path)
+
+
+@cache
+def _exported() -> Exported:
+    return Exported()
 
 
 def _widened(stored: Stored) -> dict[str, np.ndarray]:
@@ -246,9 +251,9 @@ def _model_keys(network: NetworkSettings, scale: float) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _exported(bench: StepBench) -> Outcome:
+def exported_archives() -> Compared:
     """Export a network whose scale was trained, and one whose amplitude head is widened."""
-    exported = bench.once(Exported)
+    exported = _exported()
     settings = every_setting(exported.settings)
     # What is left open is not written.
     of_settings = {there for here, _, _, there, _ in ROWS if there and settings[here] is not None}
@@ -268,28 +273,14 @@ def _exported(bench: StepBench) -> Outcome:
         amplitude, phase = _patches(run)
         expected |= {f"{name}: amplitude of the patches": amplitude, f"{name}: phase of the patches": phase}
         found |= _archive_of(name, exported.archive(name), run.network)
-    return Outcome(expected, found, FLOAT64, lambda: merged(_exported_mistakes(exported.runs)))
+    return Compared(expected, found, FLOAT64)
 
 
-def _exported_mistakes(runs: Mapping[str, _Run]) -> Iterator[tuple[str, Arrays]]:
-    for name, run in runs.items():
-        for mistake, weights in weight_mistakes(run.weights):
-            yield mistake, {f"{name}: {weight}": array for weight, array in weights.items()}
-        for mistake, probe in probe_mistakes(run.stored.probe):
-            yield mistake, {f"{name}: probe": probe[..., None]}
-        for mistake, scale in (
-            ("trained intensity scale lost", run.network.intensity_scale),
-            ("scale by way of its rounded logarithm", math.exp(float(run.log_scale))),
-            ("logarithm of the scale in its place", float(run.log_scale)),
-        ):
-            yield mistake, texts(f"{name}: ", {"scale of model.h5": scale, "parameter intensity_scale": scale})
-
-
-def _round_trip(bench: StepBench) -> Outcome:
+def round_trip() -> Compared:
     """Export, read, convert: weights, probe and scale are what they were, bit for bit, and what describes them too."""
     from ptycho_tf_bridge.archive import read_archive
 
-    exported = bench.once(Exported)
+    exported = _exported()
     run = exported.runs["trained"]
     network = dataclasses.replace(TODAY, intensity_scale=run.scale)
     names = {*of_network(TODAY), "nphotons", "max_epochs", "batch_size", "nll_weight", "mae_weight", "probe_scale", "K"}
@@ -298,11 +289,4 @@ def _round_trip(bench: StepBench) -> Outcome:
     expected = held_by("back", run.stored, run.stored.probe, network, kept)
     expected["back: log_scale"] = np.array(run.log_scale)
     found = migrated("back", read_archive(exported.archive("trained"), model="diffraction_to_obj"))
-    models = {"back": (run.stored, run.stored.probe)}
-    return Outcome(expected, found, 0.0, lambda: conversion_mistakes(expected, models, kept))
-
-
-EXPORTED: tuple[Step, ...] = (
-    Step("bridge.exported", ARCHIVES, _exported, ("h5py",)),
-    Step("bridge.round_trip", ARCHIVES, _round_trip, ("h5py", "lightning")),
-)
+    return Compared(expected, found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -13,26 +13,23 @@ from typing import Any
 
 import numpy as np
 
-from conformance.hypotheses import Arrays, Hypothesis, merged
-from conformance.step import Outcome, Step, StepBench
-from conformance.steps_archive_files import (
+from conformance.agreement import Arrays, Compared
+from conformance.checks.archive_files import (
     GraphFile,
     Members,
     Stored,
+    checkpoint_members,
     draw_stored,
     keras_file,
     layer_names,
     pickled,
     scale_file,
+    variables_of,
     zipped,
 )
-from conformance.steps_bridge import other_decoder, probe_mistakes, weight_mistakes
-from conformance.steps_checkpoint_files import checkpoint_members, variables_of
-from conformance.steps_configurations import texts
-from conformance.steps_light import draw_wave
+from conformance.checks.light import draw_wave
+from conformance.checks.translation import texts
 from ptycho_torch.config_params import NetworkSettings
-
-ARCHIVES = ("ARCHIVE-01",)
 
 TODAY = NetworkSettings(
     N=64, gridsize=2, n_filters_scale=1, probe_mask=True, amp_activation="swish", gaussian_smoothing_sigma=0.7,
@@ -82,11 +79,11 @@ GRAPH_KINDS: Mapping[str, NetworkSettings] = {
 }
 
 
-def _graphs(_: StepBench) -> Outcome:
+def graphs() -> Compared:
     """Read from a graph which convolution is which stage, the activation, the border and the canvas."""
     from ptycho_tf_bridge.keras_graph import find_roles, read_graph
 
-    expected, found, spelled = {}, {}, {}
+    expected, found = {}, {}
     for kind, settings in GRAPH_KINDS.items():
         names = layer_names(settings)
         canvas = settings.N + (settings.gridsize - 1) * settings.offset + settings.max_position_jitter
@@ -100,17 +97,9 @@ def _graphs(_: StepBench) -> Outcome:
             for as_keras in (False, True):
                 name = f"{kind}: {spelling}{', a layer of Keras' if as_keras else ''}"
                 roles = find_roles(read_graph(GraphFile(settings, spelling, as_keras=as_keras).content(), kind))
-                expected[name], spelled[name] = np.array(activation), np.array(spelling)
+                expected[name] = np.array(activation)
                 found[name] = np.array(roles.amp_activation)
-    other = {
-        f"{kind}: convolutions": _listed({other_decoder(stage): name for stage, name in layer_names(s).items()})
-        for kind, s in GRAPH_KINDS.items()
-    }
-    mistakes = [
-        Hypothesis("newer Keras' name of the activation not understood", spelled),
-        Hypothesis("amplitude and phase decoder exchanged", other),
-    ]
-    return Outcome(expected, found, 0.0, mistakes)
+    return Compared(expected, found)
 
 
 def _listed(names: Mapping[str, str]) -> np.ndarray:
@@ -131,7 +120,6 @@ class Kind:
         parameters: the saved ones, as they are read.
         facts: layout, sources and what is missing.
         probe: that counts; None for none.
-        mistakes: name of a mistake → what comes out with it, ``probe`` and ``intensity_scale`` among the names.
     """
 
     files: Members
@@ -140,7 +128,6 @@ class Kind:
     parameters: Mapping[str, Any]
     facts: Mapping[str, Any]
     probe: np.ndarray | None
-    mistakes: Mapping[str, Arrays] = dataclasses.field(default_factory=dict)
 
     def expected(self, name: str) -> dict[str, np.ndarray]:
         """Return what reading gives."""
@@ -180,16 +167,10 @@ def _read_as(
     return arrays | {f"{name}: parameter {key}": value for key, value in held.items()}
 
 
-def _stale_scale(stored: Stored) -> tuple[float, Arrays]:
-    """Return a scale that is another file's, and the mistake of taking it."""
-    stale = 1.5 * stored.settings.intensity_scale
-    return stale, texts("", {"intensity_scale": stale})
-
-
 def _today() -> Kind:
     """Two models that agree; parameters and ``model.h5`` do not, and the parameters count."""
     stored = draw_stored(TODAY, 1)
-    model, (stale, mistake) = keras_file(stored, "silu"), _stale_scale(stored)
+    model, stale = keras_file(stored, "silu"), 1.5 * TODAY.intensity_scale
     parameters = saved_parameters(
         TODAY, amp_activation="SiLU", intensity_scale=23.625, nphotons=571536.0, nepochs=7, output_prefix="out",
         n_images=None, probe=stored.probe[..., None],
@@ -207,8 +188,7 @@ def _today() -> Kind:
         "layout": "keras", "probe_source": source, "intensity_scale_source": source, "missing": (),
         "digest": hashlib.sha256(content).hexdigest(),
     }  # fmt: skip
-    mistakes = {"intensity scale of model.h5 in place of that of the parameters": mistake}
-    return Kind({"wts.h5.zip": content}, "wts.h5.zip", stored, parameters, facts, stored.probe, mistakes)
+    return Kind({"wts.h5.zip": content}, "wts.h5.zip", stored, parameters, facts, stored.probe)
 
 
 def _old() -> Kind:
@@ -261,8 +241,7 @@ def _saved_model() -> Kind:
         "layout": "savedmodel", "probe_source": "autoencoder/variables",
         "intensity_scale_source": "diffraction_to_obj/params.dill", "missing": (),
     }  # fmt: skip
-    mistakes = {"the saved probe in place of the trained one": {"probe": before}}
-    return Kind({"wts.h5.zip": zipped(members)}, "wts.h5.zip", stored, parameters, facts, stored.probe, mistakes)
+    return Kind({"wts.h5.zip": zipped(members)}, "wts.h5.zip", stored, parameters, facts, stored.probe)
 
 
 def _folder() -> Kind:
@@ -291,36 +270,20 @@ def saved_model_kinds() -> Mapping[str, Kind]:
     return {"SavedModel": _saved_model(), "folder": _folder()}
 
 
-def _mistakes(kinds: Mapping[str, Kind]) -> Iterator[tuple[str, Arrays]]:
-    """Yield mistakes made in every archive, and those of one."""
-    for kind, archive in kinds.items():
-        for mistake, gives in (*archive.mistakes.items(), *weight_mistakes(archive.stored.weights)):
-            yield mistake, {f"{kind}: {name}": array for name, array in gives.items()}
-        for mistake, probe in probe_mistakes(archive.stored.probe):
-            yield mistake, {f"{kind}: probe": probe}
-
-
-def _outcome(kinds: Mapping[str, Kind]) -> Outcome:
+def _compared(kinds: Mapping[str, Kind]) -> Compared:
     expected: dict[str, np.ndarray] = {}
     found: dict[str, np.ndarray] = {}
     for name, kind in kinds.items():
         expected |= kind.expected(name)
         found |= kind.found(name)
-    return Outcome(expected, found, 0.0, lambda: merged(_mistakes(kinds)))
+    return Compared(expected, found)
 
 
-def _keras_archives(_: StepBench) -> Outcome:
+def keras_archives() -> Compared:
     """Read a zip of today, one of the year before, and a ``.keras`` file alone."""
-    return _outcome(keras_kinds())
+    return _compared(keras_kinds())
 
 
-def _saved_models(_: StepBench) -> Outcome:
+def saved_models() -> Compared:
     """Read a zip and a folder from before Keras 3."""
-    return _outcome(saved_model_kinds())
-
-
-ARCHIVED: tuple[Step, ...] = (
-    Step("bridge.graphs", ARCHIVES, _graphs),
-    Step("bridge.keras_archives", ARCHIVES, _keras_archives, ("h5py",)),
-    Step("bridge.saved_models", ARCHIVES, _saved_models, ("google_crc32c",)),
-)
+    return _compared(saved_model_kinds())

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
-from conformance.hypotheses import Arrays, Hypothesis, merged
-from conformance.step import Outcome, Step, StepBench
+from conformance.agreement import Compared
 from ptycho_torch.config_params import Settings
-
-CLAUSES = ("TRANSLATE-01",)
 
 Values = dict[str, Any]
 
@@ -127,11 +124,6 @@ def texts(prefix: str, values: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {f"{prefix}{name}": np.array(repr(value)) for name, value in values.items()}
 
 
-def everywhere(names: Iterable[str], values: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return, for each name that ends in a blank and a setting, the value of the setting."""
-    return {name: np.array(repr(values[setting])) for name in names if (setting := name.rpartition(" ")[2]) in values}
-
-
 def stated(route: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what a route states, by its names, and the settings that it means."""
     column = 3 if route == "legacy" else 2
@@ -183,49 +175,7 @@ def _read(route: str, given: Values, *, as_run: bool = False) -> dict[str, Any]:
     return every_setting(translation.settings)
 
 
-def _mistakes(expected: Arrays, meant: Callable[[str], Values]) -> Iterator[Hypothesis]:
-    """Yield known mistakes of a translation.
-
-    Args:
-        expected: ``ROUTE: SETTING`` → value.
-        meant: route → what is stated on it, in our terms.
-    """
-    here = every_setting(Settings())
-    yield Hypothesis("this project's default in place of the reference's", everywhere(expected, here))
-    of_pytorch = {name: array for name, array in expected.items() if name.partition(":")[0] not in UNSTATED}
-    as_run = everywhere(expected, FLAGS_WIN | NOT_FOLLOWED) | everywhere(of_pytorch, here | UNSTATED["yaml"])
-    yield Hypothesis("as TensorFlow runs, not as stated", as_run)
-    for route, defaults in UNSTATED.items():
-        what = "the dictionary" if route == "legacy" else "the dataclass" if route == "dataclass" else "a file"
-        yield Hypothesis(f"setting ignored, the default of {what} in its place", everywhere(expected, here | defaults))
-    yield from merged(
-        (what, everywhere((name for name in expected if name.startswith(f"{route}:")), wrong))
-        for route in dict.fromkeys(name.partition(":")[0] for name in expected)
-        for what, wrong in _taken_otherwise(meant(route))
-    )
-    for setting, value, *_ in ROWS:
-        if not isinstance(value, bool):
-            yield Hypothesis(f"read from {setting}", dict.fromkeys(expected, np.array(repr(value))))
-
-
-def _taken_otherwise(values: Values) -> Iterator[tuple[str, Values]]:
-    """Yield what can go wrong with what a route states."""
-    for what, one, other in (
-        ("weights of the loss exchanged", "nll_weight", "mae_weight"),
-        ("decays of the moments exchanged", "adam_beta1", "adam_beta2"),
-        ("offset and jitter exchanged", "offset", "max_position_jitter"),
-    ):
-        pairs = ((one, other), (other, one))
-        yield what, {name: values[partner] for name, partner in pairs if partner in values}
-    yield "as stated, not as TensorFlow runs", values
-
-
-def _meant(route: str) -> Values:
-    """Return the settings that a route states; a file for PyTorch states that alone."""
-    return stated(route)[1] if route in UNSTATED else OF_PYTORCH
-
-
-def _unstated(_: StepBench) -> Outcome:
+def unstated() -> Compared:
     """Translate configurations that state nothing: every setting has the reference's default."""
     here = every_setting(Settings())
     expected: dict[str, np.ndarray] = {}
@@ -233,10 +183,10 @@ def _unstated(_: StepBench) -> Outcome:
     for route, defaults in UNSTATED.items():
         expected |= texts(f"{route}: ", here | defaults)
         found |= texts(f"{route}: ", _read(route, {}))
-    return Outcome(expected, found, 0.0, lambda: _mistakes(expected, lambda route: {}))
+    return Compared(expected, found)
 
 
-def _translated(as_run: bool) -> Outcome:
+def translated(as_run: bool) -> Compared:
     """Translate configurations that state everything, none of it a default, and a file that is meant for PyTorch.
 
     As TensorFlow ran, it follows some of what is stated, and flags win over lines of a file outside ``model:``, one of
@@ -255,7 +205,7 @@ def _translated(as_run: bool) -> Outcome:
         found |= texts(f"{route}: ", _read(route, given, as_run=as_run))
     expected |= texts("file for PyTorch: ", here | (UNSTATED["yaml"] if as_run else OF_PYTORCH))
     found |= texts("file for PyTorch: ", _read("yaml", {"training.backend": "pytorch"}, as_run=as_run))
-    return Outcome(expected, found, 0.0, lambda: _mistakes(expected, _meant))
+    return Compared(expected, found)
 
 
 SPELLED: tuple[tuple[str, str, Values, str, Any], ...] = (
@@ -280,21 +230,14 @@ SPELLED: tuple[tuple[str, str, Values, str, Any], ...] = (
 """Route, what is told apart, what is stated, and the setting with its value here."""
 
 
-def _spelled(_: StepBench) -> Outcome:
+def spelled() -> Compared:
     """Translate values that the reference spells in its own ways."""
-    expected, found, as_it_is, ours = {}, {}, {}, {}
-    defaults = every_setting(Settings())
+    expected, found = {}, {}
     for route, what, given, setting, value in SPELLED:
         name = f"{route}: {what}: {setting}"
         expected[name] = np.array(repr(value))
         found[name] = np.array(repr(_read(route, given)[setting]))
-        as_it_is[name] = np.array(repr(next(iter(given.values()))))
-        ours[name] = np.array(repr(defaults[setting]))
-    mistakes = [
-        Hypothesis("the reference's word taken as it is", as_it_is),
-        Hypothesis("word not understood, the default in its place", ours),
-    ]
-    return Outcome(expected, found, 0.0, mistakes)
+    return Compared(expected, found)
 
 
 FLAGS = (
@@ -329,11 +272,10 @@ IMPLIED: Mapping[str, Values] = {
 """What is written of the loss where its weights are left to ``loss_function``."""
 
 
-def _written(_: StepBench) -> Outcome:
+def written() -> Compared:
     """Write settings as legacy dictionary, as fields of dataclasses and as a file."""
     expected: dict[str, np.ndarray] = {}
     found: dict[str, np.ndarray] = {}
-    exchanged: dict[str, np.ndarray] = {}
     for route in UNSTATED:
         given, meant = stated(route)
         # Of a setting with two values the route's own one is written; fixed words say what TensorFlow does anyway.
@@ -347,24 +289,8 @@ def _written(_: StepBench) -> Outcome:
             found |= texts(f"{route}: ", written["flags"])
     for loss, values in IMPLIED.items():
         written = _written_by(Settings().override({"loss_function": loss}))
-        other = {"nll_weight": values["mae_weight"], "mae_weight": values["nll_weight"]}
         for route in UNSTATED:
             section = "" if route == "legacy" else "training."
             expected |= texts(f"{loss}, {route}: ", {f"{section}{name}": value for name, value in values.items()})
             found |= texts(f"{loss}, {route}: ", written[route])
-            exchanged |= texts(f"{loss}, {route}: ", {f"{section}{name}": value for name, value in other.items()})
-    mistakes = [Hypothesis("weights of the loss exchanged", exchanged)]
-    mistakes += [
-        Hypothesis(f"written from {setting}", dict.fromkeys(expected, np.array(repr(value))))
-        for setting, _, _, _, value in ROWS
-    ]
-    return Outcome(expected, found, 0.0, mistakes)
-
-
-TRANSLATED: tuple[Step, ...] = (
-    Step("configuration.unstated", CLAUSES, _unstated),
-    Step("configuration.stated", CLAUSES, lambda _: _translated(as_run=False)),
-    Step("configuration.as_run", CLAUSES, lambda _: _translated(as_run=True)),
-    Step("configuration.spelled", CLAUSES, _spelled),
-    Step("configuration.written", CLAUSES, _written),
-)
+    return Compared(expected, found)

@@ -9,15 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from conformance.data_parity import ROUNDINGS, reference_indices
-from conformance.judge import UNIT_ROUNDOFF
-from conformance.oracle_data import Preparation, oriented, subsampled_groups
-from conformance.oracle_operations import disk_mask
+from conformance.checks.data import wanted_groups
+from conformance.checks.light import draw_wave
+from conformance.oracle_data import Preparation, oriented
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
-
-FLOAT32 = ROUNDINGS * UNIT_ROUNDOFF["float32"]
-"""What a map keeps in float32 is as many roundings away from float64 as the input of the network."""
 
 FRAME_PX = 8
 PLAIN = DataSettings(N=FRAME_PX, K=6, group_seed=3)
@@ -32,17 +28,6 @@ MapTables = dict[str, np.ndarray]
     centres_px (L, 2), experiment_id (L,);
     probe (E, modes, N, N), good_pixels (E, N, N), scale (E,), first_row (E,).
 """
-
-
-def draw_wave(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    """Draw complex numbers."""
-    return np.asarray(rng.standard_normal(shape) + 1j * rng.standard_normal(shape))
-
-
-def normalised(probe: np.ndarray, probe_scale: float) -> np.ndarray:
-    """Return (…, modes, N, N) probe / (probe_scale · mean(√Σ|mode|² · disk)), one factor for the modes of a probe."""
-    strength = np.sqrt((np.abs(probe) ** 2).sum(axis=-3, keepdims=True)) * disk_mask(probe.shape[-1])
-    return np.asarray(probe / (probe_scale * strength.mean(axis=(-2, -1), keepdims=True)))
 
 
 def draw_unlike_scans() -> Scans:
@@ -100,20 +85,6 @@ def _positions_of(scan: Arrays, settings: DataSettings) -> np.ndarray:
         swap_xy=settings.positions_swap_xy,
         flip_x=settings.positions_flip_x,
         flip_y=settings.positions_flip_y,
-    )
-
-
-def wanted_groups(positions_px: np.ndarray, settings: DataSettings) -> np.ndarray:
-    """Return the groups that settings ask for of (M, 2) positions, (L, C), by plain loops."""
-    if settings.group_sampler == "reference":
-        return reference_indices(positions_px, settings)
-    return subsampled_groups(
-        positions_px,
-        gridsize=settings.gridsize,
-        K=settings.K,
-        n_subsample=settings.n_subsample,
-        seed=settings.group_seed,
-        with_centre=settings.group_sampler == "with_centre",
     )
 
 

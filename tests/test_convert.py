@@ -20,9 +20,10 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from scan_scenes import FLOAT32, draw_wave
 
 from conformance.agreement import assert_agrees
+from conformance.checks.light import draw_wave
+from conformance.checks.scans import FLOAT32
 from conformance.oracle_data import Preparation, oriented
 from ptycho_torch import command_convert, convert, raw_scan
 from ptycho_torch.config_params import DataSettings

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scan_scenes import FLOAT32, FRAME_PX, PLAIN, Arrays, Given, Scans, all_tables, draw_unlike_scans, write_scans
+from scan_scenes import FRAME_PX, PLAIN, Arrays, Given, Scans, all_tables, draw_unlike_scans, write_scans
 from scan_scenes import step_px as nearest_step_px
 
 from conformance.agreement import FLOAT64, assert_agrees
+from conformance.checks.scans import FLOAT32
 from conformance.oracle_operations import intensity_scale
 from ptycho_torch import preparation, scaling
 from ptycho_torch.config_params import ModelSettings
@@ -20,10 +21,11 @@ from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 from ptycho_torch.preparation import DerivedSettings
 
 REACHES_PX = np.array([0.0, 2.25, 5.0, 6.5, 7.0, 7.5, 8.75, 11.5, 3.0])
-GIVEN: dict[str, dict[str, Any]] = {
-    " ".join(names) or "nothing": {name: {"nphotons": 3.5e4, "offset": 6, "max_position_jitter": 8}[name] for name in names}
+CHOSEN: dict[str, Any] = {"nphotons": 3.5e4, "offset": 6, "max_position_jitter": 8}
+GIVEN = {
+    " ".join(names) or "nothing": {name: CHOSEN[name] for name in names}
     for count in range(4)
-    for names in itertools.combinations(("nphotons", "offset", "max_position_jitter"), count)
+    for names in itertools.combinations(CHOSEN, count)
 }
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from scan_scenes import FLOAT32, PLAIN, draw_unlike_scans, found_tables, write_scans
+from scan_scenes import PLAIN, draw_unlike_scans, found_tables, write_scans
 
 from conformance.agreement import assert_agrees
+from conformance.checks.scans import FLOAT32
 from ptycho_torch.config_params import TrainingSettings
 from ptycho_torch.dset_loader_pt_mmap import GroupSampler, PtychoBatch, PtychoDataset, TensorDictDataLoader
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from scan_scenes import (
-    FLOAT32,
     FRAME_PX,
     PLAIN,
     Arrays,
@@ -21,7 +20,6 @@ from scan_scenes import (
     Scans,
     all_tables,
     draw_unlike_scans,
-    draw_wave,
     found_tables,
     group_tables,
     pattern_tables,
@@ -30,6 +28,8 @@ from scan_scenes import (
 )
 
 from conformance.agreement import assert_agrees
+from conformance.checks.light import draw_wave
+from conformance.checks.scans import FLOAT32
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 from ptycho_torch.memory_map import Inputs, fingerprint

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from scan_scenes import FLOAT32, draw_wave
 
 from conformance.agreement import assert_agrees
+from conformance.checks.light import draw_wave
+from conformance.checks.scans import FLOAT32
 from conformance.oracle_data import Preparation, oriented
 from ptycho_torch.config_params import DataSettings, NetworkSettings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
@@ -23,7 +24,6 @@ from ptycho_torch.preparation import (
     FramePreparation,
     derive,
     flip_about_zero_frequency,
-    median_step,
 )
 
 FLIPS = ("none", "vertical", "horizontal", "both")
@@ -412,5 +412,3 @@ def test_numbers_that_are_none_derive_nothing(wrong: dict[str, Any]) -> None:
     with pytest.raises(DataContractError) as caught:
         derive(gridsize=2, **(numbers | wrong))
     assert caught.value.clause == "PREP-02"
-
-

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scan_scenes import Arrays, draw_wave
+from scan_scenes import Arrays
 
 from conformance.agreement import FLOAT64, assert_agrees
+from conformance.checks.light import draw_wave
 from ptycho_torch.scan import open_scan
 
 SIDE_PX, PATTERNS = 6, 11

@@ -47,9 +47,7 @@ def waves_of(found: np.ndarray | Plane, shape: tuple[int, int]) -> np.ndarray:
     return np.asarray(np.exp(1j * (found[0] + found[1] * x + found[2] * y)))
 
 
-def plane(
-    image: np.ndarray, truth: np.ndarray, valid: np.ndarray, slopes: tuple[float, float] = (0, 0)
-) -> np.ndarray:
+def plane(image: np.ndarray, truth: np.ndarray, valid: np.ndarray, slopes: tuple[float, float] = (0, 0)) -> np.ndarray:
     """Return the (3,) plane that brings the phase of an image to that of another.
 
     Least squares over valid pixels with weights |t a*|, repeated about what was found, with the rest wrapped; it begins
@@ -446,7 +444,9 @@ def test_a_noisy_reconstruction_with_a_hole_is_evaluated_by_the_equations() -> N
     )
     ours, theirs, valid = found.alignment.aligned, found.alignment.truth, found.alignment.valid
     assert found.pixel_size_m == 2e-9
-    assert_agrees({"known object": case.cut(truth), "valid": case.valid(truth)}, {"known object": theirs, "valid": valid})
+    assert_agrees(
+        {"known object": case.cut(truth), "valid": case.valid(truth)}, {"known object": theirs, "valid": valid}
+    )
     amplitudes = np.abs(ours), np.abs(theirs)
     turn = np.exp(-1j * np.angle(theirs[valid].sum()))
     phases = np.angle(ours * turn), np.angle(theirs * turn), np.angle(ours * theirs.conj())

@@ -13,6 +13,7 @@ from scan_scenes import PLAIN, draw_unlike_scans, found_tables, write_scans
 from conformance.agreement import assert_agrees
 from conformance.checks.scans import FLOAT32
 from ptycho_torch.config_params import TrainingSettings
+from ptycho_torch.data_module import loaders
 from ptycho_torch.dset_loader_pt_mmap import GroupSampler, PtychoBatch, PtychoDataset, TensorDictDataLoader
 
 SIZE = 5
@@ -96,9 +97,6 @@ SPLIT = TrainingSettings(batch_size=6, seed=4, num_workers=2, validation_fractio
 @pytest.mark.parity_clause("STEP-DATA")
 @pytest.mark.parametrize("selection", ["random", "last"])
 def test_loaders_of_training_keep_validation_groups_apart(dataset: PtychoDataset, selection: str) -> None:
-    pytest.importorskip("lightning", reason="training needs lightning; pip install lightning")
-    from ptycho_torch.train import loaders
-
     settings = dataclasses.replace(SPLIT, validation_selection=selection)
     count, kept = len(dataset), int(np.floor(0.8 * len(dataset)))
     training, validation = loaders(dataset, settings)
@@ -125,9 +123,6 @@ def test_loaders_of_training_keep_validation_groups_apart(dataset: PtychoDataset
 
 @pytest.mark.parity_clause("STEP-DATA")
 def test_without_a_share_for_validation_all_groups_train(dataset: PtychoDataset) -> None:
-    pytest.importorskip("lightning", reason="training needs lightning; pip install lightning")
-    from ptycho_torch.train import loaders
-
     whole, none = loaders(dataset, dataclasses.replace(SPLIT, validation_fraction=0.0))
     assert none is None
     assert sorted(order(whole)) == list(range(len(dataset)))

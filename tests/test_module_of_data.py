@@ -13,8 +13,6 @@ import torch
 from scan_scenes import Arrays, Given, found_tables, write_scans
 from training_runs import draw_two_scans, two_modes
 
-pytest.importorskip("lightning", reason="training needs lightning; pip install lightning")
-
 from conformance.agreement import FLOAT64, assert_agrees
 from conformance.checks.light import draw_wave, normalised
 from conformance.checks.scans import FLOAT32

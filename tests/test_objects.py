@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from scan_scenes import Arrays, write_scans
-
-pytest.importorskip("lightning", reason="training needs lightning; pip install lightning")
-h5py = pytest.importorskip("h5py", reason="products are HDF5; pip install h5py")
 
 from conformance.agreement import assert_agrees
 from conformance.checks.light import draw_wave, normalised

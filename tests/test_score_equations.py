@@ -113,7 +113,6 @@ def test_plane_and_scale_are_least_squares_and_a_move_is_that_of_its_waves() -> 
 @pytest.mark.parity_clause("SCORE-02")
 def test_an_image_with_a_hole_is_aligned() -> None:
     """Plane, move, plane, scale; the hole is filled with the mean before it is moved."""
-    pytest.importorskip("skimage", reason="the shift is found by scikit-image; pip install scikit-image")
     truth, shift_px = draw_object(np.random.default_rng(21), (52, 60)), (0.3, -0.6)
     covered = np.ones(truth.shape, bool)
     covered[24:27, 31:33] = False
@@ -219,7 +218,6 @@ CASES = {
 @pytest.mark.parity_clause("SCORE-02")
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_compared_is_what_both_cover_and_shift_plane_and_scale_are_found(name: str) -> None:
-    pytest.importorskip("skimage", reason="the shift is found by scikit-image; pip install scikit-image")
     case, truth = CASES[name], draw_object(np.random.default_rng(12), (72, 88))
     given = compare(
         case.image(truth), case.origin_px, truth, region=case.covered.astype(float), border_px=case.border_px
@@ -247,7 +245,6 @@ def test_what_is_compared_is_what_both_cover_and_shift_plane_and_scale_are_found
 
 @pytest.mark.parity_clause("SCORE-02")
 def test_a_shift_is_refined_by_least_squares() -> None:
-    pytest.importorskip("skimage", reason="the shift is found by scikit-image; pip install scikit-image")
     truth = draw_object(np.random.default_rng(13), (64, 72))
     # Where the moved object wraps, the canvas does not go.
     found = compare(moved(truth, -0.3, 0.6)[5:55, 8:64], (8.0, 5.0), truth, refine=True)
@@ -429,7 +426,6 @@ def image_errors(
 
 @pytest.mark.parity_clause("SCORE-02")
 def test_a_noisy_reconstruction_with_a_hole_is_evaluated_by_the_equations() -> None:
-    pytest.importorskip("skimage", reason="similarity is that of scikit-image; pip install scikit-image")
     rng = np.random.default_rng(16)
     truth = draw_object(rng, (76, 90)) * np.exp(2.9j)
     case = Case((11.2, 3.8), (60, 66), (0, 0, 0, 0), (0, 0), hole_px=(slice(30, 33), slice(20, 26)))

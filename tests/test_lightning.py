@@ -188,7 +188,7 @@ def test_a_rate_that_was_found_is_trained_with(data: PtychoDataModule, tmp_path:
     def trained(update: bool) -> tuple[train.PtychoPINN, float]:
         module, trainer = module_of(data, settings), trainer_of(tmp_path, **options)
         finder = Tuner(trainer).lr_find(
-            module, datamodule=data, num_training=14, early_stop_threshold=None, update_attr=update
+            module, datamodule=data, num_training=14, max_lr=0.01, early_stop_threshold=None, update_attr=update
         )
         assert len(finder.results["lr"]) == 14
         assert module.history == {}

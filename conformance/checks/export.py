@@ -118,6 +118,7 @@ class Exported:
 
 @cache
 def exported() -> Exported:
+    """Return the archives, the same for every check of this process."""
     return Exported()
 
 

@@ -26,7 +26,6 @@ from conformance.errors import DocumentError
 from conformance.suite import clauses_of, short_id
 from ptycho_torch.contract import read_yaml
 
-
 HERE = Path(__file__).parent
 TESTS = HERE.parent / "tests"
 

@@ -90,12 +90,11 @@ def draw_groups(
     sequential: bool = False,
     oversampling: bool = False,
     pool_size: int | None = None,
-    spare: int = 2,
 ) -> np.ndarray:
     """Return (groups, C) indices: seed points, and for each some of its neighbours in random order.
 
     The draws are those of NumPy's legacy generator in the order in which the reference asks for them; oversampling
-    draws ``spare`` times the seed points that suffice, or takes all points, or the first ones where ``sequential``.
+    draws twice the seed points that suffice, or takes all points, or the first ones where ``sequential``.
 
     Raises:
         RefusedError: too few points or neighbours, or more groups than points without leave.
@@ -108,7 +107,7 @@ def draw_groups(
         if not oversampling or pool < C:
             raise RefusedError(f"{n_groups} groups of {M} points")
         draw = np.random.RandomState(seed)
-        count = min(spare * math.ceil(n_groups / math.comb(pool, C)), M)
+        count = min(2 * math.ceil(n_groups / math.comb(pool, C)), M)
         points = range(count) if sequential or count == M else draw.choice(M, count, replace=False)
         return _oversample(draw, positions_px, C, pool, n_groups, points)
     if C > 1 and K < C:
@@ -140,7 +139,6 @@ def subsampled_groups(
     n_subsample: int,
     seed: int,
     with_centre: bool,
-    distinct: bool = True,
 ) -> np.ndarray:
     """Return (M·n_subsample, C) indices: groups of each point one behind the other, members nearest first.
 
@@ -157,7 +155,6 @@ def subsampled_groups(
         n_subsample: groups of a point.
         seed: of NumPy's legacy generator.
         with_centre: the point first, and C − 1 of its neighbours; else C of them.
-        distinct: whether the groups of a point differ.
 
     Raises:
         ValueError: fewer subsets than n_subsample.
@@ -169,7 +166,7 @@ def subsampled_groups(
     draw, numbers = np.random.RandomState(seed), [list[int]() for _ in range(M)]
     for last in range(len(subsets) - n_subsample, len(subsets)):
         for had, number in zip(numbers, draw.randint(0, last + 1, size=M, dtype=np.int64).tolist(), strict=True):
-            had.append(last if distinct and number in had else number)
+            had.append(last if number in had else number)
     groups = []
     for point, had in enumerate(numbers):
         near = neighbours(positions_px, point, K)

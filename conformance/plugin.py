@@ -33,7 +33,6 @@ _FILES_OF = {
     "parity_keras": ("test_network.py", "test_float64.py"),
     "parity_operations": ("test_operations.py",),
     "parity_tf_config": ("test_config_sync.py",),
-    "parity_faults": ("test_faults.py",),
 }
 
 _NO_REDUCED = "no row of lower precision was chosen: --parity-variants bf16,tf32"
@@ -109,13 +108,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="quick",
         help="quick (default, minutes), full (more graphs and draws), study (may take hours)",
     )
-    group.addoption(
-        "--parity-faults",
-        action="store_true",
-        help="seed every fault of the catalogue, one after the other, and see whether it is detected, named at the "
-        "right stage, and with its cause (minutes; tier study does so too); evidence goes to the folder of "
-        "--parity-report",
-    )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -143,7 +135,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "parity_operations: judges a recording of single operations")
     config.addinivalue_line("markers", "parity_keras: judges against live Keras")
     config.addinivalue_line("markers", "parity_tf_config: judges the dataclasses that --parity-tf-config names")
-    config.addinivalue_line("markers", "parity_faults: seeds the faults of the catalogue")
     config.addinivalue_line("markers", "parity_dtype(name): judges this dtype alone")
     config.addinivalue_line("markers", "parity_clause(*ids): the clauses of the specification that the test judges")
     config.stash[_NOTES] = []
@@ -165,7 +156,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--parity-previous"):
         _read_previous(config)
     _rows(config)
-    choices = ("--parity-reference", "--parity-scan", "--parity-tf-config", "--parity-faults")
+    choices = ("--parity-reference", "--parity-scan", "--parity-tf-config")
     named = [each for each in choices if config.getoption(each)]
     if len(named) > 1:
         raise pytest.UsageError(f"{' and '.join(named)} each name a case; give one of them.")
@@ -390,8 +381,6 @@ def _marker_of_case(config: pytest.Config) -> str | None:
         return "parity_scan"
     if config.getoption("--parity-tf-config"):
         return "parity_tf_config"
-    if config.getoption("--parity-faults"):
-        return "parity_faults"
     return "parity_case" if reference else None
 
 

@@ -166,8 +166,8 @@ def test_a_failing_subject_is_named_in_the_headline(tmp_path: Path) -> None:
     """A wrong π, put in by a plugin of this test, is found and named."""
     plugin = tmp_path / "wrong_pi.py"
     plugin.write_text(
-        "from conformance.faults import all_faults\n"
-        "(fault,) = [each for each in all_faults() if each.name == 'π dropped']\n"
+        "from conformance.selftest.network import NETWORK\n"
+        "(fault,) = [each for each in NETWORK if each.name == 'π dropped']\n"
         "seeded = fault.seeded()\n"
         "seeded.__enter__()\n"
     )

@@ -117,7 +117,8 @@ class Exported:
 
 
 @cache
-def _exported() -> Exported:
+def exported() -> Exported:
+    """Return the archives, the same for every check of this process."""
     return Exported()
 
 
@@ -253,13 +254,13 @@ def _model_keys(network: NetworkSettings, scale: float) -> dict[str, Any]:
 
 def exported_archives() -> Compared:
     """Export a network whose scale was trained, and one whose amplitude head is widened."""
-    exported = _exported()
-    settings = every_setting(exported.settings)
+    archives = exported()
+    settings = every_setting(archives.settings)
     # What is left open is not written.
     of_settings = {there for here, _, _, there, _ in ROWS if there and settings[here] is not None}
     expected: dict[str, np.ndarray] = {}
     found: dict[str, np.ndarray] = {}
-    for name, run in exported.runs.items():
+    for name, run in archives.runs.items():
         facts = {
             "members": tuple(sorted(["manifest.dill", *(f"{model}/{part}" for model in MODELS for part in PARTS)])),
             "manifest": {"models": list(MODELS), "version": "1.0"}, "custom objects": {}, "models alike": True,
@@ -272,7 +273,7 @@ def exported_archives() -> Compared:
         expected[f"{name}: parameters"] = np.array(sorted({"probe", *keys, *of_settings}))
         amplitude, phase = _patches(run)
         expected |= {f"{name}: amplitude of the patches": amplitude, f"{name}: phase of the patches": phase}
-        found |= _archive_of(name, exported.archive(name), run.network)
+        found |= _archive_of(name, archives.archive(name), run.network)
     return Compared(expected, found, FLOAT64)
 
 
@@ -280,13 +281,13 @@ def round_trip() -> Compared:
     """Export, read, convert: weights, probe and scale are what they were, bit for bit, and what describes them too."""
     from ptycho_tf_bridge.archive import read_archive
 
-    exported = _exported()
-    run = exported.runs["trained"]
+    archives = exported()
+    run = archives.runs["trained"]
     network = dataclasses.replace(TODAY, intensity_scale=run.scale)
     names = {*of_network(TODAY), "nphotons", "max_epochs", "batch_size", "nll_weight", "mae_weight", "probe_scale", "K"}
-    kept = {name: value for name, value in every_setting(exported.settings).items() if name in names}
+    kept = {name: value for name, value in every_setting(archives.settings).items() if name in names}
     kept["intensity_scale"] = run.scale
     expected = held_by("back", run.stored, run.stored.probe, network, kept)
     expected["back: log_scale"] = np.array(run.log_scale)
-    found = migrated("back", read_archive(exported.archive("trained"), model="diffraction_to_obj"))
+    found = migrated("back", read_archive(archives.archive("trained"), model="diffraction_to_obj"))
     return Compared(expected, found)

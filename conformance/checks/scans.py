@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,7 +16,6 @@ import numpy as np
 
 from conformance.data_parity import ROUNDINGS
 from conformance.judge import UNIT_ROUNDOFF
-from conformance.oracle_data import Preparation
 from ptycho_torch.config_params import DataSettings
 
 if TYPE_CHECKING:
@@ -32,19 +29,6 @@ FLOAT32 = ROUNDINGS * UNIT_ROUNDOFF["float32"]
 SETTINGS = DataSettings(N=N, gridsize=GRID, K=K, group_sampler="reference", group_seed=SEED)
 CENTRED = DataSettings(N=N, gridsize=GRID, K=K, group_sampler="with_centre", group_seed=SEED)
 
-WANTED = Preparation(frame_px=N, N=6, bins=2, centre_px=(7, 9))
-PREPARED = dataclasses.replace(
-    SETTINGS,
-    N=WANTED.N,
-    detector_bin=WANTED.bins,
-    detector_crop=True,
-    detector_centre_row_px=7,
-    detector_centre_column_px=9,
-    detector_transpose=True,
-    detector_flip="vertical",
-    positions_swap_xy=True,
-    positions_flip_x=True,
-)
 
 Scan = Mapping[str, np.ndarray]
 Arrays = dict[str, np.ndarray]
@@ -61,16 +45,6 @@ def folder_of(owner: object) -> Path:
     root = _new_folder()
     weakref.finalize(owner, shutil.rmtree, root, ignore_errors=True)
     return root
-
-
-@contextmanager
-def small_files() -> Iterator[Path]:
-    """Give a folder for small files for a while."""
-    root = _new_folder()
-    try:
-        yield root
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
 
 
 def draw_scans() -> dict[str, dict[str, np.ndarray]]:

@@ -1,83 +1,63 @@
-"""Seeding a fault: a small named wrong, put into the real modules for the time of a context.
-
-Each fault says where it sits and, if it is a mistake that people make, what a report has to call it.
-"""
+"""One mistake: a name of the product that is replaced for the time of a context."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
+
+from conformance.checks.export import exported
+from conformance.checks.scans import mapped_scans
+from ptycho_tf_bridge.weights import weight_table
 
 Body = Callable[..., Any]
 
 GRAPH = "n64_g2"
-"""Graph on which a fault shows, unless it says another one."""
+"""Graph on which a mistake shows, unless it names another one."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One wrong.
+    """One mistake.
 
     Attributes:
         name: what is wrong.
-        area: ``forward``, ``backward``, ``optimiser``, ``data``, ``configuration`` or ``bridge``.
-        stage: where it sits: a stage id, ``loss``, or the id of a step outside the network.
-        owner: class, module or function that is patched.
+        where: what has to be named: a stage, ``loss``, or the id of a check.
+        owner: class or module that is patched.
         attribute: what is replaced there.
         build: makes the replacement from the original.
-        cause: part of the name that a report has to give it; None if it is no known mistake.
-        graph: graph of ``conformance.draws`` that shows it, for faults of the network.
+        cause: part of the cause that a report has to give; empty outside the network.
+        graph: graph of ``conformance.draws`` that shows it.
     """
 
     name: str
-    area: str
-    stage: str
+    where: str
     owner: Any
     attribute: str
     build: Callable[[Any], Any]
-    cause: str | None = None
+    cause: str = ""
     graph: str = GRAPH
 
     @contextlib.contextmanager
     def seeded(self) -> Iterator[None]:
-        """Put the fault in for the time of the context."""
+        """Put the mistake in for the time of the context."""
         original = getattr(self.owner, self.attribute)
         # A static method, unlike what ``getattr`` makes of it, is put back as one.
         written = vars(self.owner).get(self.attribute, original)
-        forget()
+        _forget()
         setattr(self.owner, self.attribute, self.build(original))
         try:
             yield
         finally:
             setattr(self.owner, self.attribute, written)
-            forget()
+            _forget()
 
 
-def forget() -> None:
-    """Empty what the packages keep: a table that was made with a fault must not outlive it."""
-    from ptycho_tf_bridge.weights import weight_table
-
-    weight_table.cache_clear()
-
-
-class Made(Protocol):
-    """Makes faults of one area."""
-
-    def __call__(
-        self, name: str, step: str, owner: Any, attribute: str, build: Callable[[Any], Any], cause: str | None
-    ) -> Fault:
-        """Return a fault of a step of the area; the id of the step is that of the area, a dot and ``step``."""
-
-
-def of_area(area: str) -> Made:
-    """Return what makes the faults of an area that sit in steps outside the network."""
-
-    def made(name: str, step: str, owner: Any, attribute: str, build: Callable[[Any], Any], cause: str | None) -> Fault:
-        return Fault(name, area, f"{area}.{step}", owner, attribute, build, cause)
-
-    return made
+def _forget() -> None:
+    """Empty the caches: a table, a map or an archive that was made with a mistake must not outlive it."""
+    for cached in (weight_table, mapped_scans, exported):
+        cached.cache_clear()
 
 
 def after(change: Callable[[Any], Any]) -> Callable[[Body], Body]:
@@ -108,7 +88,7 @@ def instead(other: Any) -> Callable[[Any], Any]:
 
 
 def only(condition: Callable[[Any], bool], wrong: Callable[[Body], Body]) -> Callable[[Body], Body]:
-    """Put the wrong into the objects for which the condition holds, and leave the others."""
+    """Put the mistake into the objects for which the condition is true, and leave the others."""
 
     def build(original: Body) -> Body:
         faulty = wrong(original)

@@ -1,4 +1,4 @@
-"""Seeded faults of the network, forward, and of the losses."""
+"""Mistakes in the network, forward and backward, and in the losses: a report has to name the stage and the cause."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from conformance.seeding import GRAPH, Body, Fault, after, argument, instead, only
-from ptycho_torch import helper, losses, model, reassembly
+from conformance.selftest.fault import GRAPH, Body, Fault, after, argument, instead, only
+from ptycho_torch import helper, losses, model
 
 
 def convolution_with(
@@ -62,7 +62,7 @@ def _is_central(module: model.Convolution) -> bool:
     return not module.relu and module.in_channels % 32 == 28
 
 
-def is_second(module: model.Convolution) -> bool:
+def _is_second(module: model.Convolution) -> bool:
     """Whether a convolution is the second of a block."""
     return module.relu and module.in_channels == module.weight.shape[0]
 
@@ -73,15 +73,6 @@ def _is_phase(module: model.HeadActivation) -> bool:
 
 def _is_amplitude(module: model.HeadActivation) -> bool:
     return module.kind is not None
-
-
-def _decoder_with_crossed_border(self: model.Decoder, features: Tensor) -> Tensor:
-    first = self.get_submodule("0")(features)
-    for index in range(1, self.depth):
-        features = self.get_submodule(str(index))(first)
-    channels = features.shape[1]
-    wrong = nn.functional.interpolate(first[:, :channels], scale_factor=2.0, mode="nearest")
-    return self.output(self.activation(self.central(features)), self.outer(wrong))  # type: ignore[no-any-return]
 
 
 def _eleven_bits(values: Tensor) -> Tensor:
@@ -104,11 +95,6 @@ def _mixed_channels(images: Tensor) -> Tensor:
 
 def _coherent(self: model.Diffract, exit_wave: Tensor) -> Tensor:
     return helper.diffract(exit_wave.sum(dim=2, keepdim=True))
-
-
-def _one_canvas(self: model.MergePatches, patches: Tensor, offsets_px: Tensor) -> Tensor:
-    canvas = helper.merge_patches(patches, offsets_px, self.canvas_px)
-    return canvas.sum(dim=0, keepdim=True).expand_as(canvas)
 
 
 def _padded_one_off(self: model.DecoderOutput, activated: Tensor, outer: Tensor | None = None) -> Tensor:
@@ -140,149 +126,126 @@ def _group_transposed(views: Tensor) -> Tensor:
     return exchanged
 
 
-def _forward(
-    name: str, stage: str, owner: Any, build: Callable[[Any], Any], cause: str | None, graph: str = GRAPH
-) -> Fault:
-    return Fault(name, "forward", stage, owner, "forward", build, cause, graph)
+def _through(forward: Callable[..., Tensor], backward: Callable[..., Tensor]) -> Body:
+    """Give what ``forward`` gives, and the gradient that ``backward`` has."""
+
+    def both(*given: Any, **named: Any) -> Tensor:
+        passing = backward(*given, **named)
+        # The first two cancel exactly, in any precision.
+        return passing - passing.detach() + forward(*given, **named).detach()
+
+    return both
+
+
+def _decoder_with_detached_border(self: model.Decoder, features: Tensor) -> Tensor:
+    for index in range(self.depth):
+        features = self.get_submodule(str(index))(features)
+    outer = self.outer(features.detach())
+    return self.output(self.activation(self.central(features)), outer)  # type: ignore[no-any-return]
+
+
+def _merged_back_with_wrong_sign(original: Body) -> Body:
+    return _through(original, lambda self, patches, offsets_px: original(self, patches, -offsets_px))
+
+
+def _lit_back_without_conjugate(original: Body) -> Body:
+    return _through(original, lambda self, views, probe: original(self, views, probe.conj()))
+
+
+def _scaled_back(factor: float) -> Callable[[Body], Body]:
+    return lambda original: _through(original, lambda *given, **named: factor * original(*given, **named))
+
+
+def _decodes_amplitude(module: model.Decoder) -> bool:
+    return module.activation.kind is not None
+
+
+def _stage(name: str, stage: str, owner: Any, build: Callable[[Any], Any], cause: str, graph: str = GRAPH) -> Fault:
+    """Return a mistake in the ``forward`` of a module."""
+    return Fault(name, stage, owner, "forward", build, cause, graph)
 
 
 _BLUR = "n64_g2_mask_blur"
-
-
 _FIRST, _SECOND, _BORDER = "encoder.0.conv1", "encoder.0.conv2", "decoder_amp.outer.conv1"
 
-
-FORWARD: tuple[Fault, ...] = (
-    # Merging and cutting
-    _forward("sign of offsets in merging", "merged", model.MergePatches, argument(2, torch.neg), "sign of offsets"),
-    _forward("sign of offsets in views", "views", model.ExtractViews, argument(2, torch.neg), "sign of offsets"),
-    _forward(
+NETWORK: tuple[Fault, ...] = (
+    _stage("sign of offsets in merging", "merged", model.MergePatches, argument(2, torch.neg), "sign of offsets"),
+    _stage("sign of offsets in views", "views", model.ExtractViews, argument(2, torch.neg), "sign of offsets"),
+    _stage(
         "x and y swapped in merging", "merged", model.MergePatches, argument(2, lambda o: o.flip(-1)), "swapped x/y"
     ),
-    _forward("x and y swapped in views", "views", model.ExtractViews, argument(2, lambda o: o.flip(-1)), "swapped x/y"),
-    _forward("offsets of whole pixels", "merged", model.MergePatches, argument(2, torch.round), "whole pixels"),
-    _forward("views half a pixel off", "views", model.ExtractViews, argument(2, lambda o: o + 0.5), None),
-    _forward("one canvas for the batch", "merged", model.MergePatches, instead(_one_canvas), None),
-    Fault("0.001 missing", "forward", "merged", helper, "MERGE_FLOOR", instead(0.0), "missing epsilon"),
-    Fault("0.001 is 0.0011", "forward", "merged", helper, "MERGE_FLOOR", instead(0.0011), "another epsilon"),
-    _forward(
-        "mask on the numerator",
-        "merged",
-        model.MergePatches,
-        argument(1, _masked),
-        "mask on the numerator",
-    ),
-    _forward("channels reversed", "views", model.ExtractViews, after(lambda v: v.flip(1)), "channel order"),
-    _forward(
+    _stage("x and y swapped in views", "views", model.ExtractViews, argument(2, lambda o: o.flip(-1)), "swapped x/y"),
+    _stage("offsets of whole pixels", "merged", model.MergePatches, argument(2, torch.round), "whole pixels"),
+    Fault("0.001 missing", "merged", helper, "MERGE_FLOOR", instead(0.0), "missing epsilon"),
+    Fault("0.001 is 0.0011", "merged", helper, "MERGE_FLOOR", instead(0.0011), "another epsilon"),
+    _stage("mask on the numerator", "merged", model.MergePatches, argument(1, _masked), "mask on the numerator"),
+    _stage("channels reversed", "views", model.ExtractViews, after(lambda v: v.flip(1)), "channel order"),
+    _stage(
         "rows and columns of a group exchanged",
         "views",
         model.ExtractViews,
         after(_group_transposed),
         "rows and columns of the group",
     ),
-    _forward(
-        "views one pixel off", "views", model.ExtractViews, after(lambda v: v.roll(1, dims=-1)), "one-pixel shift"
-    ),
-    _forward(
-        "object one pixel off", "object", model.TrimObject, after(lambda o: o.roll(1, dims=-2)), "one-pixel shift"
-    ),
-    Fault(
-        "offsets rounded down a little too late",
-        "forward",
-        "forward.translate",
-        helper,
-        "shift_matrix",
-        lambda right: (
-            lambda shift_px, *given, **named: right(shift_px - 1e-3 * (shift_px.frac().abs() < 1e-3), *given, **named)
-        ),
-        None,
-    ),
-    Fault(
-        "smooth weights half a pixel off",
-        "forward",
-        "forward.stitch",
-        reassembly,
-        "_weights",
-        lambda right: lambda fraction_px, *given: right(fraction_px + 0.5, *given),
-        None,
-    ),
-    Fault(
-        "patches stitched with x for y",
-        "forward",
-        "forward.stitch",
-        reassembly.ExperimentStitcher,
-        "add",
-        argument(2, lambda positions_px: positions_px.flip(1)),
-        None,
-    ),
-    # Diffraction
-    _forward("missing fftshift", "amplitude", model.Diffract, instead(_diffract_with(shift=False)), "missing fftshift"),
-    _forward("FFT divided by N", "amplitude", model.Diffract, instead(_diffract_with(power=1.0)), "FFT normalisation"),
-    _forward("FFT not divided", "amplitude", model.Diffract, instead(_diffract_with(power=0.0)), "FFT normalisation"),
-    _forward(
+    _stage("views one pixel off", "views", model.ExtractViews, after(lambda v: v.roll(1, dims=-1)), "one-pixel shift"),
+    _stage("object one pixel off", "object", model.TrimObject, after(lambda o: o.roll(1, dims=-2)), "one-pixel shift"),
+    _stage("missing fftshift", "amplitude", model.Diffract, instead(_diffract_with(shift=False)), "missing fftshift"),
+    _stage("FFT divided by N", "amplitude", model.Diffract, instead(_diffract_with(power=1.0)), "FFT normalisation"),
+    _stage("FFT not divided", "amplitude", model.Diffract, instead(_diffract_with(power=0.0)), "FFT normalisation"),
+    _stage(
         "intensity for amplitude",
         "amplitude",
         model.Diffract,
         instead(_diffract_with(root=False)),
         "intensity for amplitude",
     ),
-    _forward(
+    _stage(
         "1e-6 under the root",
         "amplitude",
         model.Diffract,
         instead(_diffract_with(floor=1e-6)),
         "epsilon under the root",
     ),
-    _forward("pattern flipped", "amplitude", model.Diffract, after(lambda a: a.flip(-1)), "spatial flip"),
-    _forward("pattern transposed", "amplitude", model.Diffract, after(lambda a: a.mT), "spatial transpose"),
-    _forward("modes summed coherently", "amplitude", model.Diffract, instead(_coherent), "modes summed coherently"),
-    # Illumination
-    _forward(
+    _stage("pattern flipped", "amplitude", model.Diffract, after(lambda a: a.flip(-1)), "spatial flip"),
+    _stage("pattern transposed", "amplitude", model.Diffract, after(lambda a: a.mT), "spatial transpose"),
+    _stage("modes summed coherently", "amplitude", model.Diffract, instead(_coherent), "modes summed coherently"),
+    _stage(
         "probe conjugated", "exit_wave", model.Illuminate, argument(2, torch.conj_physical), "conjugation of the probe"
     ),
-    _forward("probe transposed", "exit_wave", model.Illuminate, argument(2, lambda p: p.mT), "spatial transpose"),
-    _forward("the first mode alone", "exit_wave", model.Illuminate, instead(_first_mode), "first probe mode"),
-    _forward("blur forgotten", "exit_wave", model.Illuminate, instead(_without_blur), "missing blur", _BLUR),
-    _forward("disk forgotten", "exit_wave", model.Illuminate, instead(_without_disk), "missing mask", _BLUR),
-    _forward("physics in half precision", "exit_wave", model.Illuminate, after(_in_half_precision), "half precision"),
-    # Heads
-    _forward(
+    _stage("probe transposed", "exit_wave", model.Illuminate, argument(2, lambda p: p.mT), "spatial transpose"),
+    _stage("the first mode alone", "exit_wave", model.Illuminate, instead(_first_mode), "first probe mode"),
+    _stage("blur forgotten", "exit_wave", model.Illuminate, instead(_without_blur), "missing blur", _BLUR),
+    _stage("disk forgotten", "exit_wave", model.Illuminate, instead(_without_disk), "missing mask", _BLUR),
+    _stage("physics in half precision", "exit_wave", model.Illuminate, after(_in_half_precision), "half precision"),
+    _stage(
         "π dropped",
         "decoder_phase.activation",
         _HEAD,
         only(_is_phase, instead(lambda _, z: z.tanh())),
         "wrong activation scale",
     ),
-    _forward(
+    _stage(
         "hard sigmoid",
         "decoder_amp.activation",
         _HEAD,
         only(_is_amplitude, instead(lambda _, z: nn.functional.hardsigmoid(z))),
         "hard sigmoid",
     ),
-    _forward(
+    _stage(
         "swish for sigmoid",
         "decoder_amp.activation",
         _HEAD,
         only(_is_amplitude, instead(lambda _, z: nn.functional.silu(z))),
         "swish in place of sigmoid",
     ),
-    _forward(
-        "softplus turns linear early",
-        "decoder_amp.output",
-        _HEAD,
-        only(_is_amplitude, instead(lambda _, z: nn.functional.softplus(z, threshold=0.0))),
-        None,
-        "n64_g1_nopad",
-    ),
-    _forward(
+    _stage(
         "last four channels taken from the front",
         _BORDER,
         CONV,
         only(_is_outer_start, instead(convolution_with(first_channel=lambda _: 0))),
         "wrong end of the channels",
     ),
-    _forward(
+    _stage(
         "centre reads the last channels",
         "decoder_amp.central",
         CONV,
@@ -292,151 +255,174 @@ FORWARD: tuple[Fault, ...] = (
         ),
         "wrong end of the channels",
     ),
-    _forward("ReLU behind the centre", "decoder_amp.central", CONV, only(_is_central, after(torch.relu)), "ReLU"),
-    _forward("ReLU for swish", "decoder_amp.outer.swish", model.Swish, instead(lambda _, f: f.relu()), "relu"),
-    _forward(
+    _stage("ReLU behind the centre", "decoder_amp.central", CONV, only(_is_central, after(torch.relu)), "ReLU"),
+    _stage("ReLU for swish", "decoder_amp.outer.swish", model.Swish, instead(lambda _, f: f.relu()), "relu"),
+    _stage(
         "border not masked",
         "decoder_amp.output",
         model.DecoderOutput,
         instead(lambda self, a, outer: nn.functional.pad(a, (self.margin,) * 4) + outer),
         "missing mask",
     ),
-    _forward(
+    _stage(
         "centre one pixel off", "decoder_amp.output", model.DecoderOutput, instead(_padded_one_off), "one-pixel shift"
     ),
-    _forward("border fed from the wrong block", _BORDER, model.Decoder, instead(_decoder_with_crossed_border), None),
-    _forward("phase conjugated", "patches", model.CombinePatches, after(torch.conj_physical), "conjugation"),
-    _forward(
+    _stage("phase conjugated", "patches", model.CombinePatches, after(torch.conj_physical), "conjugation"),
+    _stage(
         "amplitude and phase exchanged",
         "patches",
         model.CombinePatches,
         lambda original: lambda self, amplitude, phase: original(self, phase, amplitude),
         "amplitude and phase exchanged",
     ),
-    # Convolutions
-    _forward("bias dropped", _FIRST, CONV, instead(convolution_with(bias=lambda _: None)), "bias dropped"),
-    _forward(
+    _stage("bias dropped", _FIRST, CONV, instead(convolution_with(bias=lambda _: None)), "bias dropped"),
+    _stage(
         "bias dropped in the second convolutions",
         _SECOND,
         CONV,
-        only(is_second, instead(convolution_with(bias=lambda _: None))),
+        only(_is_second, instead(convolution_with(bias=lambda _: None))),
         "bias dropped",
     ),
-    _forward("kernel transposed", _FIRST, CONV, instead(convolution_with(weight=lambda w: w.mT)), "transposed"),
-    _forward("kernel flipped", _FIRST, CONV, instead(convolution_with(weight=lambda w: w.flip(2, 3))), "flipped"),
-    _forward(
+    _stage("kernel transposed", _FIRST, CONV, instead(convolution_with(weight=lambda w: w.mT)), "transposed"),
+    _stage("kernel flipped", _FIRST, CONV, instead(convolution_with(weight=lambda w: w.flip(2, 3))), "flipped"),
+    _stage(
         "inputs and outputs of kernels exchanged",
         _SECOND,
         CONV,
-        only(is_second, instead(convolution_with(weight=lambda w: w.transpose(0, 1)))),
+        only(_is_second, instead(convolution_with(weight=lambda w: w.transpose(0, 1)))),
         "inputs and outputs",
     ),
-    _forward("edges repeated", _FIRST, CONV, instead(convolution_with(padding="replicate")), "padding"),
-    _forward("edges wrapped", _FIRST, CONV, instead(convolution_with(padding="circular")), "padding"),
-    _forward(
-        "ReLU missing",
-        _SECOND,
-        CONV,
-        only(is_second, instead(linear)),
-        "missing ReLU",
-    ),
-    _forward(
+    _stage("edges repeated", _FIRST, CONV, instead(convolution_with(padding="replicate")), "padding"),
+    _stage("edges wrapped", _FIRST, CONV, instead(convolution_with(padding="circular")), "padding"),
+    _stage("ReLU missing", _SECOND, CONV, only(_is_second, instead(linear)), "missing ReLU"),
+    _stage(
         "leaky second ReLU",
         _SECOND,
         CONV,
-        only(is_second, instead(convolution_with(relu=nn.functional.leaky_relu))),
+        only(_is_second, instead(convolution_with(relu=nn.functional.leaky_relu))),
         "leaky ReLU",
     ),
-    _forward(
+    _stage(
         "TF32 in convolutions",
         _FIRST,
         CONV,
         instead(convolution_with(features=_eleven_bits, weight=_eleven_bits)),
         "TF32",
     ),
-    _forward(
+    _stage(
         "mean for maximum", "encoder.0.pool", model.Pool, instead(lambda _, f: nn.functional.avg_pool2d(f, 2)), "mean"
     ),
-    _forward(
+    _stage(
         "bilinear upsampling",
         "decoder_amp.0.up",
         model.Upsample,
         instead(lambda _, f: nn.functional.interpolate(f, scale_factor=2.0, mode="bilinear")),
         "bilinear",
     ),
-    Fault(
-        "parities of doublings in the wrong order",
-        "forward",
-        "decoder_amp.1.conv1",
-        helper,
-        "doubled_kernel",
-        lambda right: lambda kernel: right(kernel).flip(0),
-        None,
-    ),
-    # Scales
-    _forward(
+    _stage(
         "input not normalised",
         "normalized_input",
         model.NormalizedInput,
         instead(lambda _, x, scale: x),
         "intensity scale left out",
     ),
-    _forward(
+    _stage(
         "input multiplied by the scale",
         "normalized_input",
         model.NormalizedInput,
         instead(lambda _, x, scale: x * scale.exp()),
         "intensity scale upside down",
     ),
-    _forward(
+    _stage(
         "channels-last input taken for channels-first",
         "normalized_input",
         model.NormalizedInput,
         after(_mixed_channels),
         "channels-last/first mix-up",
     ),
-    _forward(
+    _stage(
         "scale forgotten",
         "predicted_amplitude",
         model.ScaleAmplitude,
         instead(lambda _, amplitude, scale: amplitude + 0 * scale),
         "intensity scale left out",
     ),
-    _forward(
+    _stage(
         "intensity not squared",
         "predicted_intensity",
         model.Intensity,
         instead(lambda _, a: a.abs()),
         "amplitude for intensity",
     ),
-    # Losses
-    Fault("likelihood twice", "forward", "loss", losses, "poisson_nll", after(lambda loss: 2 * loss), "factor 2"),
+    Fault("likelihood twice", "loss", losses, "poisson_nll", after(lambda loss: 2 * loss), "factor 2"),
     Fault(
-        "likelihood of amplitudes",
-        "forward",
-        "loss",
-        losses,
-        "poisson_nll",
-        _counts_for_amplitude,
-        "amplitude against intensity",
-    ),
-    Fault(
-        "sum for mean in the losses",
-        "forward",
-        "loss",
-        losses,
-        "_masked_mean",
-        instead(lambda values, good_pixels: values.sum()),
-        "sum in place of mean",
+        "likelihood of amplitudes", "loss", losses, "poisson_nll", _counts_for_amplitude, "amplitude against intensity"
     ),
     Fault(
         "squares for absolute values in the MAE",
-        "forward",
         "loss",
         losses,
         "amplitude_mae",
         instead(lambda predicted, measured, good_pixels=None: (predicted - measured).square().mean()),
         "squares",
     ),
+    # Derivatives whose forward pass is right
+    _stage(
+        "border cut off the gradient",
+        "decoder_amp.outer.conv1",
+        model.Decoder,
+        only(_decodes_amplitude, instead(_decoder_with_detached_border)),
+        "gradient cut off",
+    ),
+    _stage(
+        "phase passes no gradient",
+        "patches",
+        model.CombinePatches,
+        argument(2, lambda phase: phase.detach()),
+        "gradient cut off",
+    ),
+    _stage(
+        "gradient through closed ReLUs",
+        "decoder_phase.outer.conv2",
+        CONV,
+        only(_is_second, lambda original: _through(original, linear)),
+        "where the ReLU is closed",
+    ),
+    _stage(
+        "gradient of the mean for that of the maximum",
+        "encoder.2.pool",
+        model.Pool,
+        lambda original: _through(original, lambda _, f: nn.functional.avg_pool2d(f, 2)),
+        "spread over the window",
+    ),
+    _stage(
+        "missing conjugate in the probe's derivative",
+        "exit_wave",
+        model.Illuminate,
+        _lit_back_without_conjugate,
+        "missing conjugate",
+    ),
+    _stage(
+        "kernels without gradient",
+        "decoder_phase.outer.conv2",
+        CONV,
+        only(_is_second, instead(convolution_with(weight=lambda w: w.detach()))),
+        "gradient cut off",
+    ),
+    _stage(
+        "biases without gradient",
+        "decoder_phase.outer.conv2",
+        CONV,
+        only(_is_second, instead(convolution_with(bias=lambda b: b.detach()))),
+        "gradient cut off",
+    ),
+    _stage("factor 2 missing behind the square", "predicted_intensity", model.Intensity, _scaled_back(0.5), "1/2"),
+    _stage("N too many in the FFT's adjoint", "amplitude", model.Diffract, _scaled_back(64.0), "FFT normalisation"),
+    _stage(
+        "sign of offsets in the adjoint of merging",
+        "merged",
+        model.MergePatches,
+        _merged_back_with_wrong_sign,
+        "sign of offsets",
+    ),
 )
-"""Faults of forward pass and losses."""

@@ -119,6 +119,6 @@ def test_clean_runs_raise_no_alarm(
     assert not study.alarms, "\n".join(study.alarms[:5])
     e, m = study.largest("float32")
     parity_notes.append(
-        f"clean float32 runs on {parity_device}: {study.runs} draws of seed {parity_seed}, no alarm; used at most {e:.0%} of "
-        f"an e budget and {m:.0%} of an m budget"
+        f"clean float32 runs on {parity_device}: {study.runs} draws of seed {parity_seed}, no alarm; used at most "
+        f"{e:.0%} of an e budget and {m:.0%} of an m budget"
     )

@@ -6,6 +6,7 @@ run of the environment, and so imports neither torch nor the rest of the suite b
 
 from __future__ import annotations
 
+import secrets
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -108,6 +109,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="quick",
         help="quick (default, minutes), full (more graphs and draws), study (may take hours)",
     )
+    group.addoption(
+        "--parity-seed",
+        metavar="N|random",
+        default="0",
+        help="seed of clean draws (default: 0, so that the same code gets the same verdict); random draws afresh, and "
+        "the summary prints the seed",
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -155,6 +163,11 @@ def pytest_configure(config: pytest.Config) -> None:
             config.option.xmlpath = str(Path(report) / JUNIT)
     if config.getoption("--parity-previous"):
         _read_previous(config)
+    seed = config.getoption("--parity-seed")
+    if seed != "random" and not seed.isdecimal():
+        raise pytest.UsageError(
+            f"--parity-seed: found {seed!r}; expected a whole number that is not negative, or random."
+        )
     _rows(config)
     choices = ("--parity-reference", "--parity-scan", "--parity-tf-config")
     named = [each for each in choices if config.getoption(each)]
@@ -416,6 +429,13 @@ def parity_notes(request: pytest.FixtureRequest) -> list[str]:
 def parity_tier(request: pytest.FixtureRequest) -> str:
     """Name the tier of this run."""
     return str(request.config.getoption("--parity-tier"))
+
+
+@pytest.fixture(scope="session")
+def parity_seed(request: pytest.FixtureRequest) -> int:
+    """Return the seed of clean draws."""
+    chosen = request.config.getoption("--parity-seed")
+    return secrets.randbits(32) if chosen == "random" else int(chosen)
 
 
 @pytest.fixture(scope="session")

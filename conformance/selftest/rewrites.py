@@ -28,7 +28,7 @@ class _Passed(torch.autograd.Function):
 
 
 def _passed(values: Tensor) -> Tensor:
-    passed: Tensor = _Passed.apply(values)
+    passed: Tensor = _Passed.apply(values)  # type: ignore[no-untyped-call]
     return passed
 
 
@@ -65,9 +65,9 @@ def _group_by_group(original: Body) -> Body:
 
 def _two_transforms(_: model.Diffract, exit_wave: Tensor) -> Tensor:
     wave = torch.fft.fft(torch.fft.fft(exit_wave, dim=-1), dim=-2) / exit_wave.shape[-1]
-    intensity: Tensor = (wave.real.square() + wave.imag.square()).sum(dim=2)
-    # √ has no derivative at 0, so a dark pixel takes the product's own way.
-    return torch.fft.fftshift(intensity, dim=(-2, -1)).sqrt()
+    amplitude: Tensor = (wave.real.square() + wave.imag.square()).sum(dim=2).sqrt()
+    shifted: Tensor = torch.fft.fftshift(amplitude, dim=(-2, -1))
+    return shifted
 
 
 def _of_parts(_: model.CombinePatches, amplitude: Tensor, phase: Tensor) -> Tensor:

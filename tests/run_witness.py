@@ -43,7 +43,7 @@ class Case:
     """A run, and how it should train.
 
     Attributes:
-        chosen: settings, beside the common ones.
+        chosen: settings, in addition to the common ones.
         rule: its optimiser.
         loss: weights of the terms of its loss.
         clip: limit of its gradients, and what is clipped; None does not clip.

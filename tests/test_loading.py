@@ -85,10 +85,10 @@ def test_the_last_batch_of_several_processes_is_filled_with_the_first_groups(
     def sampler(rank: int, world_size: int, batch: int) -> GroupSampler:
         return GroupSampler(torch.from_numpy(groups), batch, shuffle=True, seed=5, rank=rank, world_size=world_size)
 
-    alone = np.concatenate([each.numpy() for each in sampler(0, 1, size * processes)])
+    single = np.concatenate([each.numpy() for each in sampler(0, 1, size * processes)])
     parts = [[each.numpy() for each in sampler(rank, processes, size)] for rank in range(processes)]
     together = np.concatenate([np.concatenate(batches) for batches in zip(*parts, strict=True)])
-    np.testing.assert_array_equal(together, np.resize(alone, -(-count // processes) * processes))
+    np.testing.assert_array_equal(together, np.resize(single, -(-count // processes) * processes))
 
 
 SPLIT = TrainingSettings(batch_size=6, seed=4, num_workers=2, validation_fraction=0.2, device="cpu")

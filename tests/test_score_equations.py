@@ -202,7 +202,7 @@ class Case:
         return truth[rows, columns]
 
     def valid(self, truth: np.ndarray) -> np.ndarray:
-        """Return which of the pixels that are compared the image's move leaves alone."""
+        """Return which of the pixels that are compared the image's move does not touch."""
         (top, bottom), (left, right) = self.compared(truth)
         kept = untouched(self.covered[top:bottom, left:right], max(map(abs, self.shift_px)) + 2)
         return kept[TRIM_PX:-TRIM_PX, TRIM_PX:-TRIM_PX]

@@ -99,7 +99,7 @@ def test_plane_and_scale_are_least_squares_and_a_move_is_that_of_its_waves() -> 
         "plane": np.array([fitted.phase_rad, *fitted.ramp_rad_per_px]),
         "moved": alignment.shift_image(other, (3.4, -1.7)),
         "scale": np.array(alignment.fit_scale(turned, truth, valid)),
-        "scale of nothing": np.array(alignment.fit_scale(0 * turned, truth)),
+        "scale of nothing": np.array(alignment.fit_scale(0 * turned, truth, valid)),
     }
     right = {
         "plane": plane(other, truth, valid, slopes),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from run_witness import KEY, Case, Run, Scans, changed, weights_of
+from run_witness import Case, Run, Scans, changed, weights_of
 from scan_scenes import write_scans
 from training_runs import draw_two_scans
 
@@ -18,7 +18,7 @@ from conformance.agreement import assert_agrees
 from conformance.oracle_optimisers import Rule
 from conformance.oracle_training import Plateau, epochs_before_stop, exponential_rates, plateau_rates
 from ptycho_torch import train
-from ptycho_torch.checkpoint import read_checkpoint
+from ptycho_torch.checkpoint import KEY, read_checkpoint
 from ptycho_torch.errors import CheckpointError, ConfigError
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")

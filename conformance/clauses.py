@@ -100,8 +100,9 @@ def collect(tier: str = "full") -> dict[str, tuple[str, ...]]:
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         status = pytest.main([*options, *places], plugins=plugins)
     if status != pytest.ExitCode.OK or not collector.tests:
-        last = [line for line in said.getvalue().splitlines() if line.strip()][-1:]
-        raise DocumentError(f"the tests of the suite cannot be collected (pytest: {status!r}); {' '.join(last)}")
+        lines = [line for line in said.getvalue().splitlines() if line.strip()]
+        why = [line for line in lines if line.startswith("ERROR ")] or lines[-1:]
+        raise DocumentError(f"the tests of the suite cannot be collected (pytest: {status!r}); {'; '.join(why)}")
     return collector.tests
 
 

@@ -324,11 +324,11 @@ OUTSIDE: tuple[Fault, ...] = (
     Fault(
         "stored offsets as (y, x)", "data.offsets", *_MAP, _stored("groups", "coords_relative", lambda o: o.flip(-1))
     ),
-    Fault("offsets of whole pixels", "data.offsets", *_MAP, _stored("groups", "coords_relative", torch.round)),
+    Fault("stored offsets of whole pixels", "data.offsets", *_MAP, _stored("groups", "coords_relative", torch.round)),
     Fault("centres as (y, x)", "data.offsets", *_MAP, _stored("groups", "coords_center", lambda c: c.flip(-1))),
     Fault("mean square of N²", "data.scale", *_MAP, _stored("experiments", "scale", lambda s: 2 * s)),
     Fault("root of the scale missing", "data.scale", *_MAP, _stored("experiments", "scale", torch.square)),
-    Fault("probe conjugated", "data.probe", *_MAP, _stored("experiments", "probe", torch.conj_physical)),
+    Fault("stored probe conjugated", "data.probe", *_MAP, _stored("experiments", "probe", torch.conj_physical)),
     Fault(
         "one probe for all scans",
         "data.probe",

@@ -268,9 +268,7 @@ def test_another_run_is_not_resumed(own: Run, scans: Scans, tmp_path: Path, what
 
 
 @pytest.mark.parity_clause("RUN-02")
-def test_a_run_starts_or_resumes_and_takes_weights_of_its_own_network(
-    own: Run, scans: Scans, tmp_path: Path
-) -> None:
+def test_a_run_starts_or_resumes_and_takes_weights_of_its_own_network(own: Run, scans: Scans, tmp_path: Path) -> None:
     path = own.written("last")[0]
     with pytest.raises(ConfigError, match="start_from"):
         scans.run(OWN, tmp_path / "both", resume=path, start_from=path)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from plain_preparation import Preparation, oriented
 
 from conformance.checks.data import wanted_groups
 from conformance.checks.light import draw_wave
-from conformance.oracle_data import Preparation, oriented
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 

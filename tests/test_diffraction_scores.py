@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from plain_preparation import Preparation
 from scipy.stats import poisson
 
 from conformance import oracle_operations
 from conformance.agreement import assert_agrees
 from conformance.checks.light import draw_wave
 from conformance.checks.scans import FLOAT32
-from conformance.oracle_data import Preparation
 from ptycho_torch import diffraction_scores
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.diffraction_scores import counts_per_unit, score_diffraction, sqrt_moments

@@ -10,9 +10,10 @@ import pytest
 
 pytest.importorskip("tensordict", reason="maps need tensordict; pip install tensordict")
 
+from plain_preparation import Preparation, oriented
+
 from conformance.agreement import FLOAT64, assert_agrees
 from conformance.checks.scans import FLOAT32, SETTINGS, C, N, Tables, joined, mapped_scans, measured
-from conformance.oracle_data import Preparation, oriented
 from ptycho_torch import grouping
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset

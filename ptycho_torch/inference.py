@@ -99,7 +99,7 @@ class _Stitching(Callback):
 
 def reconstruct(
     module: PtychoPINN,
-    dataset: PtychoDataset,
+    dataset: PtychoDataset | Mapping[str, Any],
     *,
     batch_size: int = BATCH_SIZE,
     weighting: Weighting = "smooth",
@@ -114,7 +114,8 @@ def reconstruct(
 
     Args:
         module: trained module.
-        dataset: scans with the same N and gridsize.
+        dataset: scans with the same N and gridsize; or the arrays of one scan, as ``PtychoDataset.from_arrays`` takes
+            them, whose groups are then made as for the module's training.
         batch_size: groups predicted at once.
         weighting: ``uniform``, the reference's average of central squares, or ``smooth``, weighted by a Hann window.
         crop_px: M, side of the central square of each object that is used; None is 20 for ``uniform``, as the reference
@@ -129,6 +130,8 @@ def reconstruct(
         ConfigError: the dataset does not fit the network, or the device is not there.
         DataContractError: of ``Stitcher``.
     """
+    if not isinstance(dataset, PtychoDataset):
+        dataset = PtychoDataset.from_arrays(dataset, settings=module.settings.data)
     network, data = module.network.settings, dataset.settings
     if (data.N, data.gridsize) != (network.N, network.gridsize):
         raise ConfigError(

@@ -22,6 +22,7 @@ from ptycho_torch.npz import CHUNK_BYTES, ArrayHeader, NpzFile, listed
 from ptycho_torch.photons import METADATA, PATTERNS_LOOKED_AT, StatedPhotons, are_counts, stated_photons
 from ptycho_torch.preparation import object_pixel_m
 from ptycho_torch.probe import disk_mask
+from ptycho_torch.scan_arrays import Members, ScanArrays, ScanSource, open_members
 
 State = Literal["holds", "broken", "notice", "not judged"]
 
@@ -72,7 +73,7 @@ class PatternStack:
     """
 
     path: Path
-    npz: NpzFile
+    npz: Members
     key: str
     count: int
     frame_px: int
@@ -248,8 +249,8 @@ class PatternAudit:
 class _Examiner:
     """Runs the checks of one scan. Strict, it raises the first broken clause; else it notes what it finds."""
 
-    def __init__(self, path: Path, strict: bool) -> None:
-        self.path, self._strict = path, strict
+    def __init__(self, source: ScanSource, strict: bool) -> None:
+        self.path, self._source, self._strict = _path_of(source), source, strict
         self.findings: dict[str, Finding] = {}
         self.keys: Mapping[str, Key] = load_contract().files["scan"].keys
         self.judged: set[str] = set()
@@ -282,7 +283,7 @@ class _Examiner:
     def run(self) -> tuple[PatternStack | None, Scan | None]:
         """Return what can be read: the patterns where their header holds, and the scan where nothing is broken."""
         try:
-            npz = NpzFile(self.path)
+            npz = open_members(self._source)
         except DataContractError as err:
             self.broken(err)
             return None, None
@@ -324,7 +325,7 @@ class _Examiner:
         """Say that these clauses are about to be judged; one that finds nothing holds."""
         self.judged.update(clauses)
 
-    def _headers(self, npz: NpzFile) -> dict[str, ArrayHeader]:
+    def _headers(self, npz: Members) -> dict[str, ArrayHeader]:
         """Read the header of every member that the contract names; of the others, see that they are no pickles.
 
         ``_metadata``, which is one, is read for what it says of photons.
@@ -349,7 +350,7 @@ class _Examiner:
             self.note("SCAN-13", f"not read: {listed(unread)}")
         return headers
 
-    def _patterns_key(self, npz: NpzFile, headers: Mapping[str, ArrayHeader]) -> str | None:
+    def _patterns_key(self, npz: Members, headers: Mapping[str, ArrayHeader]) -> str | None:
         names = self.keys["diff3d"].names
         there = [name for name in names if name in npz]
         if not there:
@@ -398,7 +399,7 @@ class _Examiner:
         square = len(shape) == 3 and shape[0] >= 1 and shape[1] == shape[2] and 2 <= shape[1] <= MAX_FRAME_PX
         return self.check("SCAN-02", square, f"shape {shape}", key=key)
 
-    def _declared_domain(self, npz: NpzFile, headers: Mapping[str, ArrayHeader]) -> str | None:
+    def _declared_domain(self, npz: Members, headers: Mapping[str, ArrayHeader]) -> str | None:
         key = "measurement_domain"
         if key not in npz:
             return None
@@ -424,7 +425,7 @@ class _Examiner:
             return "amplitude"
         return "intensity" if text in _INTENSITY else None
 
-    def _read(self, npz: NpzFile, key: str) -> np.ndarray | None:
+    def _read(self, npz: Members, key: str) -> np.ndarray | None:
         try:
             return npz.read(key)
         except DataContractError as err:
@@ -441,11 +442,11 @@ class _Examiner:
         found = f"shape {header.shape} of {header.dtype} ({letters})"
         return self.check(spec.clause, fits and header.dtype.kind in spec.kinds, found, key=name)
 
-    def _array(self, npz: NpzFile, headers: Mapping[str, ArrayHeader], name: str) -> np.ndarray | None:
+    def _array(self, npz: Members, headers: Mapping[str, ArrayHeader], name: str) -> np.ndarray | None:
         return self._read(npz, name) if self._shape_alone(headers, name) else None
 
     def _positions(
-        self, npz: NpzFile, headers: Mapping[str, ArrayHeader], names: tuple[str, str], *, required: bool
+        self, npz: Members, headers: Mapping[str, ArrayHeader], names: tuple[str, str], *, required: bool
     ) -> np.ndarray | None:
         clause = self.keys[names[0]].clause
         there = [name for name in names if name in npz]
@@ -475,7 +476,7 @@ class _Examiner:
             self.note(clause, f"{len(positions)} patterns at {places} different places")
         return positions
 
-    def _probe(self, npz: NpzFile, headers: Mapping[str, ArrayHeader], frame_px: int) -> np.ndarray | None:
+    def _probe(self, npz: Members, headers: Mapping[str, ArrayHeader], frame_px: int) -> np.ndarray | None:
         values = self._array(npz, headers, "probeGuess")
         if values is None:
             if "probeGuess" not in npz:
@@ -487,7 +488,7 @@ class _Examiner:
             self.broken(err)
             return None
 
-    def _scan_index(self, npz: NpzFile, headers: Mapping[str, ArrayHeader]) -> np.ndarray | None:
+    def _scan_index(self, npz: Members, headers: Mapping[str, ArrayHeader]) -> np.ndarray | None:
         values = self._array(npz, headers, "scan_index")
         if values is None:
             return None
@@ -495,7 +496,7 @@ class _Examiner:
         fits = self.check("SCAN-10", largest <= np.iinfo(np.int64).max, f"{largest}, beyond int64", key="scan_index")
         return values.astype(np.int64) if fits else None
 
-    def _good_pixels(self, npz: NpzFile, headers: Mapping[str, ArrayHeader]) -> np.ndarray | None:
+    def _good_pixels(self, npz: Members, headers: Mapping[str, ArrayHeader]) -> np.ndarray | None:
         values = self._array(npz, headers, "bad_pixels")
         if values is None:
             return None
@@ -509,12 +510,16 @@ class _Examiner:
         self.note("SCAN-11", found)
         return np.asarray(~bad)
 
-    def _length(self, npz: NpzFile, headers: Mapping[str, ArrayHeader], name: str) -> float | None:
+    def _length(self, npz: Members, headers: Mapping[str, ArrayHeader], name: str) -> float | None:
         values = self._array(npz, headers, name)
         if values is None:
             return None
         number = float(values)
         return number if self.check("SCAN-12", 0 < number < math.inf, f"{number}", key=name) else None
+
+
+def _path_of(source: ScanSource) -> Path:
+    return source.path if isinstance(source, ScanArrays) else Path(source)
 
 
 _HOLDS = Finding("", "holds")
@@ -550,15 +555,15 @@ def probe_modes(values: np.ndarray, frame_px: int, clause: str, path: Path, key:
     return modes
 
 
-def open_scan(path: Path) -> Scan:
-    """Open a scan; every clause that headers and small arrays can break is checked.
+def open_scan(source: ScanSource) -> Scan:
+    """Open a scan, a file or arrays; every clause that headers and small arrays can break is checked.
 
     Patterns are checked while they are read: ``scan.stack.chunks(scan.stack.audit())``.
 
     Raises:
         DataContractError: names file, key, clause, what was found, what was expected, and what to do.
     """
-    _, scan = _Examiner(Path(path), strict=True).run()
+    _, scan = _Examiner(source, strict=True).run()
     assert scan is not None  # Strict, the examiner raises in place of returning None.
     return scan
 

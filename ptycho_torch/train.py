@@ -209,7 +209,7 @@ class TrainingResult:
 
 
 def main(
-    ptycho_dir: str | Path,
+    ptycho_dir: str | Path | PtychoDataset,
     probe_dir: str | Path | None = None,
     *,
     settings: Settings | None = None,
@@ -229,7 +229,8 @@ def main(
     """Train on a folder of scans: dataset, network, checkpoints, tracking, and a picture of the objects at the end.
 
     Args:
-        ptycho_dir: folder of scans, one NPZ file an experiment, or a single scan.
+        ptycho_dir: folder of scans, one NPZ file an experiment, or a single scan; or a dataset, for example of scans in
+            memory, which has its probe, its map and its data settings.
         probe_dir: folder of probes; None takes ``probeGuess`` of each scan.
         settings: of the run; None takes what the three singletons say now, or the checkpoint's when resuming.
         output_dir: where checkpoints, history, pictures and reconstructions go.
@@ -261,7 +262,7 @@ def main(
     if resume is not None and start_from is not None:
         raise ConfigError("resume goes on with a run and start_from begins a new one; give one of them.")
     output_dir = Path(output_dir)
-    scans = folders.scan_paths(Path(ptycho_dir))
+    scans = () if isinstance(ptycho_dir, PtychoDataset) else folders.scan_paths(Path(ptycho_dir))
     probes = () if probe_dir is None else folders.probe_paths(scans, Path(probe_dir))
     folders.refuse_run(
         output_dir,
@@ -270,7 +271,10 @@ def main(
         inputs=[*scans, *probes, *([] if start_from is None else [Path(start_from)])],
     )
     saved = None if resume is None else checkpoints.read_checkpoint(resume)
-    settings = _settings_of(saved, settings).override(overrides)
+    settings = _settings_of(saved, settings)
+    if isinstance(ptycho_dir, PtychoDataset):
+        settings = dataclasses.replace(settings, data=ptycho_dir.settings)
+    settings = settings.override(overrides)
     if saved is not None:
         _same_run(saved, settings)
     accelerator(settings.training.device)

@@ -104,7 +104,7 @@ class PtychoDataModule(pl.LightningDataModule):
         if isinstance(ptycho_dir, PtychoDataset):
             if any(given is not None for given in (probe_dir, data_dir, probe)) or remake_map:
                 raise ConfigError(
-                    "A dataset has its probe and its map; leave out probe_dir, data_dir, probe, remake_map."
+                    "A dataset has its probe and map; leave out probe_dir, data_dir, probe and remake_map."
                 )
             if self.settings.data != ptycho_dir.settings:
                 raise ConfigError(

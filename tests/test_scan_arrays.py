@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scan_files import draw_scan, tables_of, write_scan
+from training_runs import SMALL
+from training_runs import write_scan as write_real_scan
 
 from ptycho_torch import train
 from ptycho_torch.config_params import DataSettings, Settings
@@ -19,9 +22,6 @@ from ptycho_torch.errors import ConfigError, DataContractError
 from ptycho_torch.inference import infer, reconstruct
 from ptycho_torch.scan import open_scan
 from ptycho_torch.scan_arrays import ScanArrays
-from scan_files import draw_scan, tables_of, write_scan
-from training_runs import SMALL
-from training_runs import write_scan as write_real_scan
 
 GROUPS = DataSettings(N=16, gridsize=2, K=5, n_subsample=2)
 RUN = Settings().override(SMALL | {"gridsize": 2, "max_epochs": 1, "N": 64})

@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 PROGRAMS = {"ptycho_torch": PTYCHO_TORCH, "ptycho_tf_bridge": PTYCHO_BRIDGE, "conformance": CONFORMANCE}
 PACKAGES = tuple(PROGRAMS)
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
-MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).glob("*.py"))
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 DOC_REF = re.compile(r"<doc-ref type=\"([^\"]*)\">([^<]*)</doc-ref>")
 LINK = re.compile(r"\]\(([^)#:]*)(?:#([^)]*))?\)")
@@ -302,14 +302,14 @@ def test_the_example_of_every_command_is_a_command_line(program: Program) -> Non
 def test_every_module_is_in_the_architecture_and_no_other() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| `([\w.]+)` \|", text, flags=re.MULTILINE)
-    there = [f"{path.parent.name}.{path.stem}" for path in MODULES if path.stem != "__init__"]
+    there = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in MODULES if path.stem != "__init__"]
     assert sorted(listed) == sorted(there)
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_imports_follow_the_arrow(package: str) -> None:
     forbidden = {"ptycho_torch": PACKAGES[1:], "ptycho_tf_bridge": PACKAGES[2:], "conformance": ()}[package]
-    for path in (ROOT / package).glob("*.py"):
+    for path in (ROOT / package).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []

@@ -293,7 +293,7 @@ class InferenceEngine:
         self._configs, self._model = config_manager.configs, ptycho_model
 
     def predict_and_stitch(self, data_loader: PtychoDataLoader) -> np.ndarray:
-        """Return the (H, W) complex64 object of one scan, on the pixels that its positions count; 0 where none is known.
+        """Return the (H, W) complex64 object of one scan, on the pixels that its positions count; 0 where unknown.
 
         It is the object of ``ptycho-torch infer`` with the checkpoint of the model.
 

@@ -136,8 +136,8 @@ def object_on_frame(stitched: Stitched, positions_px: np.ndarray) -> np.ndarray:
     width, height = (round(end) + 1 for end in ends.tolist())
     if np.abs(ends - np.round(ends)).max() > _WHOLE_TO_PX or min(width, height) < 1:
         log.warning(
-            "The object of ptychodus is not centred on the scan: its middle is at (%.2f, %.2f) px of the array. What is "
-            "returned is, and lies elsewhere by the difference.", *(ends / 2),
+            "The scan's middle is at (%.2f, %.2f) px of the object's array, which is between pixels: that array is not "
+            "centred on the scan. The object that is returned is, and so lies elsewhere.", *(ends / 2),
         )  # fmt: skip
     frame = np.zeros((max(height, 1), max(width, 1)), np.complex64)
     left, top = (round(start) for start in stitched.origin_px)

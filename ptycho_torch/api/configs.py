@@ -13,7 +13,7 @@ from ptycho_torch.api.rules import Ruled, becomes, belongs_to, only, used
 OUTER_FRACTION = 0.125
 """4 channels of the 32 that the last block of a decoder has with n_filters_scale 1."""
 
-_NO_ATTENTION = "only False: this network has no attention, as the TensorFlow reference has none"
+_NO_ATTENTION = "only False: this network has no attention, nor has the TensorFlow reference"
 _MIN_DIST, _QUADRANT = "neighbor_function 'Min_dist'", "neighbor_function '4_quadrant'"
 _STAGED, _SUPERVISED = "enable_staged_finetuning", "mode 'Supervised'"
 
@@ -87,12 +87,12 @@ class ModelConfig(Ruled):
     )
     cbam_encoder: bool = only(
         True,
-        "this network has no attention, as the TensorFlow reference has none; it is left out",
+        "only False, which takes the place of True: this network has no attention, nor has the TensorFlow reference",
         False,
         replaced=True,
     )
     decoder_last_amp_channels: int = used(
-        4, "as many as C_model, or 1 for our `shared_amplitude_head`; another number is refused", least=1
+        4, "as many as C of DataConfig, or 1 for our `shared_amplitude_head`; another number is refused", least=1
     )
     use_shared_decoder: bool = only(False, "only False: amplitude and phase have a decoder each", False)
     intensity_scale_trainable: bool = becomes(False, "intensity_scale_trainable")
@@ -117,7 +117,7 @@ class ModelConfig(Ruled):
     eca_decoder: bool = only(False, _NO_ATTENTION, False)
     batch_norm: bool = only(False, "only False: this network has no batch normalisation", False)
     edge_pad: int = only(
-        10, "only N/4, the border that the decoders of the TensorFlow reference predict apart; it takes the place of 10",
+        10, "only N/4, which takes the place of 10: the border that the TensorFlow reference predicts apart",
         16, 32, 64, replaced=10,
     )  # fmt: skip
     decoder_last_c_outer_fraction: float = used(
@@ -136,18 +136,12 @@ class ModelConfig(Ruled):
     amplitude_variance_coeff: float = belongs_to(0.01, "amplitude_variance_loss")
 
     def _together(self) -> list[str]:
-        complaints = []
-        if self.decoder_last_c_outer_fraction not in (OUTER_FRACTION, self._outer_fraction):
-            complaints.append(
-                f"ModelConfig.decoder_last_c_outer_fraction = {self.decoder_last_c_outer_fraction} is refused: with "
-                f"n_filters_scale = {self.n_filters_scale} this network has {self._outer_fraction}, 4 channels."
-            )
-        if self.decoder_last_amp_channels not in (1, self.C_model):
-            complaints.append(
-                f"ModelConfig.decoder_last_amp_channels = {self.decoder_last_amp_channels} is refused: expected "
-                f"C_model = {self.C_model}, or 1."
-            )
-        return complaints
+        if self.decoder_last_c_outer_fraction in (OUTER_FRACTION, self._outer_fraction):
+            return []
+        return [
+            f"ModelConfig.decoder_last_c_outer_fraction = {self.decoder_last_c_outer_fraction} is refused: with "
+            f"n_filters_scale = {self.n_filters_scale} this network has {self._outer_fraction}, 4 channels."
+        ]
 
     @property
     def _outer_fraction(self) -> float:
@@ -169,7 +163,7 @@ class TrainingConfig(Ruled):
     epochs: int = becomes(50, "max_epochs")
     batch_size: int = becomes(16, "batch_size")
     learning_rate: float = becomes(1e-3, "learning_rate")
-    n_devices: int = only(1, "only 1; `ptycho-torch train` trains on several", 1)
+    n_devices: int = only(1, "only 1: it trains in one process; `ptycho-torch train` uses several", 1)
     num_workers: int = becomes(4, "num_workers")
     accum_steps: int = becomes(1, "accumulate_grad_batches")
     epochs_fine_tune: int = only(0, "only 0: training has one stage", 0)

@@ -88,8 +88,8 @@ def used(default: Any, says: str, least: float = -math.inf) -> Any:
 
 
 def belongs_to(default: Any, other: str) -> Any:
-    """Return a field that counts only with a choice that is refused."""
-    return ruled(default, Rule(f"counts only with {other}, which is refused"))
+    """Return a field that takes effect only with a choice that is refused."""
+    return ruled(default, Rule(f"takes effect only with {other}, which is refused"))
 
 
 class Ruled:

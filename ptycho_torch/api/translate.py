@@ -46,6 +46,11 @@ class Configs:
             for name, number in (("C_model", model.C_model), ("C_forward", model.C_forward))
             if number != data.C
         ]
+        if model.decoder_last_amp_channels not in (1, data.C):
+            wrong.append(
+                f"ModelConfig.decoder_last_amp_channels = {model.decoder_last_amp_channels} is refused: expected "
+                f"DataConfig.C = {data.C}, or 1."
+            )
         if model.edge_pad not in (data.N // 4, ModelConfig.edge_pad):
             wrong.append(f"ModelConfig.edge_pad = {model.edge_pad} is refused: for N = {data.N} it is {data.N // 4}.")
         if not training.nll and model.loss_function == "Poisson":
@@ -63,7 +68,7 @@ class Configs:
         data, model, training = self.data, self.model, self.training
         own = {
             "gridsize": data.grid_size[0],
-            "shared_amplitude_head": model.decoder_last_amp_channels < model.C_model and model.object_big,
+            "shared_amplitude_head": model.decoder_last_amp_channels < data.C and model.object_big,
             "gradient_clip_algorithm": "norm",
             "intensity_scale": model.intensity_scale if model.intensity_scale_trainable else None,
         }

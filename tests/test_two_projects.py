@@ -111,7 +111,8 @@ def foreign_files(site: Path) -> str:
     """Return what the interface for ptychodus says of its installation."""
     script = "from ptycho_torch.api.installation import foreign_files; print(foreign_files())"
     command = [sys.executable, "-S", "-c", script]
-    found = subprocess.run(command, env={"PYTHONPATH": str(site)}, capture_output=True, text=True, check=True)
+    variables = {"PYTHONPATH": str(site)}
+    found = subprocess.run(command, cwd=site.parent, env=variables, capture_output=True, text=True, check=True)
     return found.stdout.rstrip("\n")
 
 

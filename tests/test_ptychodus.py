@@ -89,6 +89,13 @@ def test_arrays_and_training_file_are_the_same_scan(tmp_path: Path) -> None:
         np.testing.assert_array_equal(held.read(name), filed.read(name), err_msg=name)
 
 
+def test_each_pattern_has_a_row_and_a_column() -> None:
+    drawn = draw_arrays()
+    for positions in (drawn.positions[:5], drawn.positions[:, 0]):
+        with pytest.raises(DataContractError, match="SCAN-06"):
+            scan_of_arrays(np.ones((12, N, N)), drawn.probe, positions)
+
+
 def test_bounds_take_the_patterns_within_them(tmp_path: Path) -> None:
     path = write_training_file(tmp_path / "training.npz")
     with np.load(path) as file:

@@ -20,6 +20,7 @@ from ptycho_torch.config_params import DataSettings, Settings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset, TensorDictDataLoader
 from ptycho_torch.errors import ConfigError, DataContractError
 from ptycho_torch.inference import infer, reconstruct
+from ptycho_torch.products import read_reconstruction
 from ptycho_torch.scan import open_scan
 from ptycho_torch.scan_arrays import ScanArrays
 
@@ -75,7 +76,7 @@ def test_a_run_and_its_object_are_those_of_the_file(tmp_path: Path) -> None:
         path, settings=RUN, output_dir=tmp_path / "filed", data_dir=tmp_path / "map", reconstruct=False, progress=False
     )
     dataset = PtychoDataset.from_arrays(scan, settings=RUN.data)
-    held = train.main(dataset, settings=RUN, output_dir=tmp_path / "held", reconstruct=False, progress=False)
+    held = train.main(dataset, settings=RUN, output_dir=tmp_path / "held", progress=False)
     theirs, ours = filed.module.network.state_dict(), held.module.network.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     (written,) = infer(
@@ -84,6 +85,9 @@ def test_a_run_and_its_object_are_those_of_the_file(tmp_path: Path) -> None:
     found = reconstruct(held.module, scan, progress=False)[0]
     np.testing.assert_array_equal(found.object.numpy().astype(np.complex64), written.reconstruction.object)
     assert found.origin_px == written.reconstruction.origin_px
+    (path,) = held.reconstructions
+    assert path.name == "scan-0.npz"
+    np.testing.assert_array_equal(read_reconstruction(path).object, written.reconstruction.object)
 
 
 def test_nothing_stays_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

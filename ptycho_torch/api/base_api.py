@@ -314,6 +314,7 @@ class InferenceEngine:
             batch_size=wanted.batch_size,
             weighting=self._configs.weighting,
             crop_px=wanted.middle_trim,
+            device=self._configs.settings.training.device,
         )
         number = wanted.experiment_number
         return object_on_frame(objects[number], dataset.positions_px[dataset.rows[number]].numpy())

@@ -41,9 +41,11 @@ def scan_of_arrays(counts: np.ndarray, probe: np.ndarray, positions_px: np.ndarr
         positions_px: (M, 2) row and column in pixels of the object's array.
 
     Raises:
-        DataContractError: SCAN-04, counts that are negative or not finite.
+        DataContractError: SCAN-04, counts that are negative or not finite; SCAN-06, another number of positions.
     """
     positions = np.asarray(positions_px, np.float64) + HALF_PIXEL
+    if positions.shape != (len(counts), 2):
+        raise violation("SCAN-06", f"positions of shape {positions.shape} for patterns {counts.shape}")
     blocks = (counts[first : first + _AT_ONCE] for first in range(0, len(counts), _AT_ONCE))
     return ScanArrays(
         "ptychodus",

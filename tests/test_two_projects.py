@@ -122,11 +122,15 @@ def test_the_interface_for_ptychodus_says_it_in_one_line(site: Path) -> None:
     install(site, "ptychopinn", {"ptycho_torch/generators/fno.py": "", "ptycho_torch/model.py": ""})
     install(site, "ptycho_torch", ours)
     line = foreign_files(site)
-    assert line.startswith(f"The package ptycho_torch in {site / 'ptycho_torch'} has files that ptycho-torch did not")
+    assert line.startswith(
+        f"The package ptycho_torch in {(site / 'ptycho_torch').resolve()} has files of ptychopinn 1.2 ("
+    )
     assert "(generators/fno.py and 1 more)" in line
+    assert "pip uninstall -y ptychopinn, then pip install --force-reinstall --no-deps ptycho-torch" in line
     assert "\n" not in line
     for name in ("generators/fno.py", "model.py"):
         (site / "ptycho_torch" / name).unlink()
+    (site / "ptycho_torch" / "mine.py").write_text("", encoding="utf-8")
     assert foreign_files(site) == ""
     (site / "ptycho_torch-1.2.dist-info" / "RECORD").unlink()
     assert foreign_files(site) == ""

@@ -13,22 +13,33 @@ _PACKAGE, _DISTRIBUTION = "ptycho_torch", "ptycho-torch"
 def foreign_files() -> str:
     """Say in one line that modules of another distribution are in this package; empty where there are none.
 
-    A checkout and an editable installation have no record of the package, and are not judged.
+    A checkout and an editable installation have no record of the package, and are not judged; nor are modules that no
+    distribution owns.
     """
     try:
         files = metadata.files(_DISTRIBUTION) or ()
     except metadata.PackageNotFoundError:
         return ""
-    folder = Path(__file__).parents[1]
+    folder = Path(__file__).resolve().parents[1]
     ours = {Path(str(file.locate())).resolve() for file in files if file.parts[0] == _PACKAGE}
     if Path(__file__).resolve() not in ours:
         return ""
-    foreign = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.py") if path.resolve() not in ours)
-    if not foreign:
+    foreign = sorted(path for path in folder.rglob("*.py") if path not in ours)
+    owner = _owner(set(foreign)) if foreign else ""
+    if not owner:
         return ""
     more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
     return (
-        f"The package {_PACKAGE} in {folder} has files that {_DISTRIBUTION} did not install ({foreign[0]}{more}): "
-        f"another distribution owns them. Keep one of the two in an environment: uninstall the other, then pip install "
-        f"--force-reinstall --no-deps {_DISTRIBUTION}"
+        f"The package {_PACKAGE} in {folder} has files of {owner} ({foreign[0].relative_to(folder)}{more}), which may "
+        f"stand in the place of ours. Keep one of the two in an environment: pip uninstall -y {owner.partition(' ')[0]}, "
+        f"then pip install --force-reinstall --no-deps {_DISTRIBUTION}"
     )
+
+
+def _owner(paths: set[Path]) -> str:
+    """Return name and version of a distribution that has installed one of some files; empty where none has."""
+    for each in metadata.distributions():
+        for file in each.files or ():
+            if file.parts[0] == _PACKAGE and Path(str(file.locate())).resolve() in paths:
+                return f"{each.metadata['Name']} {each.version}"
+    return ""

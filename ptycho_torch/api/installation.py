@@ -31,8 +31,8 @@ def foreign_files() -> str:
     more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
     return (
         f"The package {_PACKAGE} in {folder} has files of {owner} ({foreign[0].relative_to(folder)}{more}), which may "
-        f"stand in the place of ours. Keep one of the two in an environment: pip uninstall -y {owner.partition(' ')[0]}, "
-        f"then pip install --force-reinstall --no-deps {_DISTRIBUTION}"
+        "stand in the place of ours. Keep one of the two in an environment: "
+        f"pip uninstall -y {owner.partition(' ')[0]}, then pip install --force-reinstall --no-deps {_DISTRIBUTION}"
     )
 
 

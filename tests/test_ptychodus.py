@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from document_blocks import blocks
+from lightning.pytorch.callbacks import Callback
 from training_runs import SMALL
 
 from ptycho_torch import cli, train
-from ptycho_torch.api.base_api import ConfigManager, InferenceEngine, PtychoDataLoader, PtychoModel, Trainer
+from ptycho_torch.api.base_api import ConfigManager, InferenceEngine, NewModel, PtychoDataLoader, PtychoModel, Trainer
 from ptycho_torch.api.client_scans import object_on_frame, scan_of_arrays, scan_of_file
 from ptycho_torch.checkpoint import read_checkpoint
 from ptycho_torch.config_params import DataConfig, InferenceConfig, ModelConfig, Settings, TrainingConfig
@@ -54,6 +55,19 @@ def write_training_file(path: Path, **members: Any) -> Path:
     } | members  # fmt: skip
     np.savez(path, **{name: value for name, value in content.items() if value is not None})
     return path
+
+
+class LossesAtTheEnd(Callback):
+    """Looks at the losses where ptychodus does."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, float] = {}
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.seen["train"] = float(trainer.callback_metrics["train_loss"])
+
+    def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.seen["val"] = float(trainer.callback_metrics["val_loss"])
 
 
 def small_manager(**training: Any) -> ConfigManager:
@@ -169,8 +183,14 @@ def test_a_run_of_its_own_keeps_the_settings_and_returns_a_checkpoint(
     engine = InferenceEngine(manager, model)
     with pytest.raises(ConfigError, match="not trained yet"):
         engine.predict_and_stitch(loader)
+    trainer, watch = Trainer._from_lightning(model, loader, "lightning", manager), LossesAtTheEnd()
+    trainer._trainer.callbacks.append(watch)
+    assert isinstance(model.model, NewModel)
+    names = (model.model.loss_name, model.model.val_loss_name)
     with caplog.at_level(logging.WARNING):
-        Trainer._from_lightning(model, loader, "lightning", manager).train("lightning", "")
+        trainer.train("lightning", "")
+    history = model.module.history
+    assert watch.seen == pytest.approx({"train": history[names[0]][0], "val": history[names[1]][0]})
     assert len([line for line in caplog.messages if "takes the place of" in line]) == 3
     found = find_best_checkpoint(loader.output_dir)
     assert found == loader.output_dir / "checkpoints" / "best.ckpt"

@@ -99,6 +99,7 @@ class PtychoPINN(pl.LightningModule):
             network = NetworkSettings(**network)
         self.settings = settings
         self.statistics: dict[str, Any] = dict(statistics or {"probe_modes": 1, "one_probe": True})
+        self._validated: dict[str, float] = {}
         self.history: dict[str, list[float]] = {}
         self.predict = False
         self._weights = settings.training.loss_weights(settings.model.loss_function)
@@ -123,7 +124,6 @@ class PtychoPINN(pl.LightningModule):
             }
         )
         self._sums: dict[str, Tensor] = {}
-        self._validated: dict[str, float] = {}
         self._schedule: Any = None
         self._schedule_state: dict[str, Any] | None = None
         training = settings.training

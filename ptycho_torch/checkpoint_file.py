@@ -122,13 +122,14 @@ def remove(path: str | Path) -> None:
 
 def _tree_of(path: str | Path, start: bytes, rest: Callable[[int], bytes], size: int) -> dict[str, Any]:
     """Return the JSON tree of a file, from the eight bytes that it begins with and a way to read on behind them."""
-    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
+    length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    fits = 2 <= length <= min(_MAX_HEADER_BYTES, size - 8)
+    if start[:4] == b"PK\x03\x04" or (start[:2] == b"\x80\x02" and not fits):
         raise CheckpointError(
             f"{path}: an older checkpoint or another file of torch.save, which is a pickle and is not read. If it is "
-            f"yours, `ptycho-torch convert-checkpoint {path} -o NEW.ckpt` makes one of today of it."
+            f"yours, `ptycho-torch convert-checkpoint {path} -o NEW.ckpt --trust` makes one of today of it."
         )
-    length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-    if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
+    if not fits:
         raise CheckpointError(f"{path}: no checkpoint, or a truncated one; give a .ckpt file of training.")
     try:
         header = json.loads(rest(length))

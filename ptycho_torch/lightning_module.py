@@ -129,6 +129,7 @@ class PtychoPINN(pl.LightningModule):
         )
         self._sums: dict[str, Tensor] = {}
         self._accumulated = 0
+        self._gradients: Mapping[str, Tensor] = {}
         self._schedule: Any = None
         self._schedule_state: dict[str, Any] | None = None
         self._schedule_epochs: float | None = None
@@ -337,9 +338,7 @@ class PtychoPINN(pl.LightningModule):
 
     def _of_each_process(self, values: Tensor) -> Tensor:
         """Return (processes, …), the values of each process."""
-        if self._trainer is None or self._trainer.world_size == 1:
-            return values[None].cpu()
-        return self._trainer.strategy.all_gather(values).reshape(-1, *values.shape).cpu()
+        return (values[None] if self._trainer is None else of_each_process(self._trainer, values)).cpu()
 
     def _of_this_process(self, values: Tensor) -> Tensor:
         """Return what ``_of_each_process`` had of this process; of another number of them, the first takes the sum."""
@@ -351,7 +350,7 @@ class PtychoPINN(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Forget what an interrupted epoch left, before a checkpoint is loaded; have checkpoints written as ours."""
         self._sums.clear()
-        self._accumulated = 0
+        self._accumulated, self._gradients = 0, {}
         strategy = self.trainer.strategy
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
             strategy.checkpoint_io = checkpoints.PlainCheckpointIO()
@@ -364,6 +363,11 @@ class PtychoPINN(pl.LightningModule):
         With ``overfit_batches``, keep the order of the batches, as Lightning does for the loaders of ``torch``.
         """
         self._follow_new_schedule()
+        # Lightning clears the gradients between loading a checkpoint and here.
+        for name, parameter in self.named_parameters():
+            if name in self._gradients:
+                parameter.grad = self._of_this_process(self._gradients[name]).to(parameter)
+        self._gradients = {}
         loader = self.trainer.train_dataloader
         # Lightning sets the attribute without declaring it.
         overfits = bool(self.trainer.overfit_batches)  # type: ignore[attr-defined]
@@ -591,16 +595,22 @@ class PtychoPINN(pl.LightningModule):
         self.history = {name: list(values) for name, values in own.get("history", {}).items()}
         self._sums = {part: self._of_this_process(values) for part, values in own.get("sums", {}).items()}
         self._accumulated = own.get("accumulated", 0)
-        parameters = dict(self.named_parameters())
-        for name, gradients in own.get("gradients", {}).items():
-            parameter = parameters[name]
-            parameter.grad = self._of_this_process(gradients).to(parameter)
+        self._gradients = own.get("gradients", {})
         if self.clip is not None and own.get("clip") is not None:
             self.clip.load_state_dict(own["clip"])
         self._schedule_state = own.get("schedule")
         self._schedule_epochs = own.get("schedule_epochs")
         if self._schedule is not None and self._schedule_state is not None:
             _restore(self._schedule, self._schedule_state)
+
+
+def of_each_process(trainer: pl.Trainer, values: Tensor) -> Tensor:
+    """Return (processes, …), the values that each process has."""
+    if trainer.world_size == 1:
+        return values[None]
+    parts = [torch.empty_like(values) for _ in range(trainer.world_size)]
+    torch.distributed.all_gather(parts, values.contiguous())
+    return torch.stack(parts)
 
 
 def ended_early(trainer: pl.Trainer) -> bool:

@@ -28,7 +28,7 @@ from ptycho_torch.checkpoint_file import run_of
 from ptycho_torch.errors import CheckpointError, PtychoError
 from ptycho_torch.folders import CHECKPOINTS, process_number
 from ptycho_torch.interruption import SIGNALS, RunInterrupted, handlers_of_users, requeue
-from ptycho_torch.lightning_module import PtychoPINN, ended_early
+from ptycho_torch.lightning_module import PtychoPINN, ended_early, of_each_process
 from ptycho_torch.npz_writer import replacing
 from ptycho_torch.run_state import RunState, State, read_state, set_aside, settings_digest, write_state
 
@@ -248,7 +248,7 @@ class SignalStop(Checkpoint):
         if trainer.world_size == 1:
             return self._asked
         asked = torch.tensor(self._asked or 0, device=trainer.strategy.root_device)
-        number = int(trainer.strategy.all_gather(asked).max())
+        number = int(of_each_process(trainer, asked).max())
         return number or None
 
     def _end(self, trainer: pl.Trainer, number: int) -> None:

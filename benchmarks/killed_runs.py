@@ -98,9 +98,9 @@ def run(arguments: list[str], forked: bool, kill: tuple[str, float] | None = Non
         if way == "os._exit":
             threading.Timer(after_s, os._exit, (9,)).start()
         code = 70
-        with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()):
-            with contextlib.suppress(BaseException):
-                code = cli.main(arguments)
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said), contextlib.suppress(BaseException):
+            code = cli.main(arguments)
         if code not in (0, 143, 138):
             print(said.getvalue()[-2000:], file=sys.__stderr__, flush=True)
         os._exit(code)

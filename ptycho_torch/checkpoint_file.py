@@ -165,7 +165,9 @@ def _plain(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         if value.is_complex():
             return {"$complex": _put(torch.view_as_real(value.detach().resolve_conj()), place, tensors)}
-        return {"$tensor": _put(value, place, tensors)}
+        # The order of the axes in memory decides how fast an optimiser goes on with its state.
+        last = value.ndim == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
+        return {"$channels_last" if last else "$tensor": _put(value, place, tensors)}
     if isinstance(value, Mapping):
         inner = [(key, _plain(each, f"{place}/{key}" if place else str(key), tensors)) for key, each in value.items()]
         if all(isinstance(key, str) and not key.startswith("$") for key, _ in inner):
@@ -206,6 +208,8 @@ def _filled(value: Any, tensors: Mapping[str, Tensor], depth: int = 0) -> Any:
         match kind:
             case "$tensor":
                 return tensors[what]
+            case "$channels_last":
+                return tensors[what].to(memory_format=torch.channels_last)
             case "$complex":
                 return torch.view_as_complex(tensors[what])
             case "$array":

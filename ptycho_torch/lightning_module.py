@@ -366,7 +366,7 @@ class PtychoPINN(pl.LightningModule):
         # Lightning clears the gradients between loading a checkpoint and here.
         for name, parameter in self.named_parameters():
             if name in self._gradients:
-                parameter.grad = self._of_this_process(self._gradients[name]).to(parameter)
+                parameter.grad = torch.empty_like(parameter).copy_(self._of_this_process(self._gradients[name]))
         self._gradients = {}
         loader = self.trainer.train_dataloader
         # Lightning sets the attribute without declaring it.

@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -46,11 +46,15 @@ class RunRecord(Checkpoint):
     Args:
         output_dir: folder of the run.
         free: settings of training that do not decide the weights.
+
+    Attributes:
+        tracking: ``uri`` and ``run_id`` of the MLflow run; empty without one.
     """
 
     def __init__(self, output_dir: Path, free: Sequence[str]) -> None:
         self._folder, self._free = output_dir, free
         self._resumed = False
+        self.tracking: Mapping[str, str] = {}
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take the run for a new one, until a checkpoint is loaded."""
@@ -98,7 +102,7 @@ class RunRecord(Checkpoint):
         module = trainer.lightning_module
         if not trainer.is_global_zero or not isinstance(module, PtychoPINN) or module.run is None:
             return
-        there, run, history = read_state(self._folder), module.run, module.history
+        run, history = module.run, module.history
         new = RunState(
             run=run,
             settings=settings_digest(module.settings.as_dict(), self._free),
@@ -106,7 +110,7 @@ class RunRecord(Checkpoint):
             epochs=len(history.get("train_loss", ())),
             updates=trainer.global_step,
             history={name: list(values) for name, values in history.items()},
-            tracking={} if there is None or there.run != run else there.tracking,
+            tracking=self.tracking,
         )
         write_state(self._folder, new)
 

@@ -6,9 +6,14 @@ together: <doc-ref type="guide">docs/architecture.md</doc-ref>.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
+import importlib.metadata
 import logging
 import math
+import platform
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -126,6 +131,10 @@ def make_trainer(
         default_root_dir=folder,
     )
 
+
+_GIT_S = 5.0
+_MOST_SCANS = 50
+"""Scans whose digest an MLflow run has."""
 
 GROUPS_SHOWN = 6_000
 """Groups that a run without ``max_epochs`` shows the network, each as often as the others."""
@@ -257,8 +266,16 @@ def main(
     # The environment decides where runs are tracked. To decide it here, uncomment:
     # import os
     # os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:5000"
+    state = None if saved is None else run_state.read_state(saved.path.parents[1])
+    tags = _tags(scans) if settings.training.tracking and folders.process_number() == 0 else {}
     with (
-        track(settings.training, parameters=_flat(module), output_dir=output_dir) as tracker,
+        track(
+            settings.training,
+            parameters=_flat(module),
+            output_dir=output_dir,
+            tags=tags,
+            continues=None if state is None or saved is None or state.run != saved.run else state.tracking,
+        ) as tracker,
         quiet_lightning(),
         log_above_bars(shows_bars(progress)),
     ):
@@ -271,6 +288,9 @@ def main(
             progress=progress,
             resume=None if saved is None else saved.path,
         )
+        (record,) = (each for each in trainer.callbacks if isinstance(each, RunRecord))  # type: ignore[attr-defined]
+        if tracker.run_id is not None and tracker.uri is not None:
+            record.tracking = {"uri": tracker.uri, "run_id": tracker.run_id}
         if saved is not None and _has_ended(saved, epochs):
             load_weights(module.network, saved, dict(saved.weights))
             module.history = {name: list(values) for name, values in saved.history.items()}
@@ -383,6 +403,24 @@ def _flat(module: PtychoPINN) -> dict[str, Any]:
     flat = {f"{owner}.{name}": value for owner, values in owners for name, value in values.items()}
     flat |= {f"network.{name}": value for name, value in dataclasses.asdict(module.network.settings).items()}
     return flat | {f"statistics.{name}": value for name, value in module.statistics.items()}
+
+
+def _tags(scans: Sequence[Path]) -> dict[str, str]:
+    """Return what an MLflow run should say of its program and data: versions, commit, SHA-256 of the scans."""
+    tags = {f"version.{name}": importlib.metadata.version(name) for name in ("ptycho-torch", "torch", "lightning")}
+    tags["version.python"] = platform.python_version()
+    repository = Path(__file__).parents[1]
+    if (repository / ".git").exists():
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            found = subprocess.run(
+                ["git", "-C", str(repository), "rev-parse", "HEAD"],
+                capture_output=True, text=True, timeout=_GIT_S, check=True,
+            )  # fmt: skip
+            tags["commit"] = found.stdout.strip()
+    for scan in scans[:_MOST_SCANS]:
+        with scan.open("rb") as file:
+            tags[f"scan.{scan.stem}"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return tags
 
 
 def _finish(

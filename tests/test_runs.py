@@ -401,6 +401,7 @@ def test_a_tree_comes_back_as_it_was(tmp_path: Path) -> None:
         "tuple": (1, (2, [3])),
         "tensors": {"a/b": shared, "a": {"b": shared.view(2, 3).T}, "0d": torch.tensor(3), "none": torch.zeros(0, 4)},
         "complex": torch.randn(3, dtype=torch.complex64).conj(),
+        "channels last": torch.arange(120.0).reshape(2, 3, 4, 5).to(memory_format=torch.channels_last),
         "kinds": [torch.ones(2, dtype=kind) for kind in (torch.bfloat16, torch.float64, torch.int64, torch.bool)],
         "array": np.arange(4).reshape(2, 2),
         "scalar": np.float32(0.1),
@@ -419,6 +420,8 @@ def test_a_tree_comes_back_as_it_was(tmp_path: Path) -> None:
             assert torch.equal(found["tensors"][name], tensor)
     assert torch.equal(found["complex"], tree["complex"])
     assert [(one.dtype, one.tolist()) for one in found["kinds"]] == [(one.dtype, one.tolist()) for one in tree["kinds"]]
+    assert torch.equal(found["channels last"], tree["channels last"])
+    assert found["channels last"].stride() == tree["channels last"].stride()
     assert found["array"].tolist() == [[0, 1], [2, 3]]
     assert (found["scalar"], found["path"]) == (float(np.float32(0.1)), "a")
     with pytest.raises(CheckpointError, match="'a/b' is a set"):

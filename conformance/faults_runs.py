@@ -176,7 +176,7 @@ RUNS: tuple[Fault, ...] = (
         _trainer_with(deterministic=False), None,
     ),
     _optimiser(
-        "best.ckpt by the training loss", "run", train, "_BestCheckpoint", argument(1, lambda monitor: "train_loss"),
+        "best.ckpt by the training loss", "run", train, "BestCheckpoint", argument(1, lambda monitor: "train_loss"),
         "best.ckpt by the training loss",
     ),
     _optimiser(

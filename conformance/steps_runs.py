@@ -157,13 +157,12 @@ def weights_in(path: Path) -> dict[str, np.ndarray]:
 
 def left(run: RealRun) -> dict[str, np.ndarray]:
     """Return what a run left: in what it returned, in its files, and in every checkpoint while it ran."""
-    import torch
-
     from conformance.plain_training import flat
     from ptycho_torch.checkpoint import KEY, read_checkpoint
+    from ptycho_torch.checkpoint_file import read_content
 
     result = run.result
-    versions = [torch.load(path, weights_only=True) for path in run.written("last")]
+    versions = [read_content(path) for path in run.written("last")]
     inside = [version[KEY] for version in versions]
     written = json.loads((run.output / "history.json").read_text())
     state = flat({name: each.double().numpy() for name, each in result.module.network.state_dict().items()})

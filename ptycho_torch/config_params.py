@@ -499,7 +499,7 @@ class TrainingSettings(_Checked):
         checkpoint_every_n_steps: steps between checkpoints within an epoch; 0 writes one at the end of each epoch.
         tracking: log the run with MLflow where it is installed.
         experiment_name: MLflow experiment.
-        run_name: MLflow run; None lets MLflow choose.
+        run_name: MLflow run; None takes the name of the output folder.
 
     Raises:
         ConfigError: for a value or combination that cannot be.

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,7 @@ from torch import Tensor
 from ptycho_torch.config_params import Settings, TrainingSettings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset, TensorDictDataLoader
 from ptycho_torch.errors import ConfigError
-
-
-def process_number() -> int:
-    """Return the number of this process among those of a launcher; 0 where there is none."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 0
+from ptycho_torch.folders import process_number
 
 
 def loaders(

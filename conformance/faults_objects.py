@@ -82,11 +82,10 @@ def _not_binned(geometries: dict[int, Any]) -> dict[int, Any]:
     }
 
 
-def _moved(reconstruction: Reconstruction) -> Reconstruction:
-    """Move the positions by half of the object."""
+def _half(reconstruction: Reconstruction) -> np.ndarray:
+    """Return (x, y) of half of the object."""
     height, width = reconstruction.object.shape
-    half = np.array([width, height]) / 2
-    return dataclasses.replace(reconstruction, positions_px=reconstruction.positions_px + half)
+    return np.array([width, height]) / 2
 
 
 _light, _optimiser = of_area("forward"), of_area("optimiser")
@@ -237,7 +236,9 @@ OBJECTS: tuple[Fault, ...] = (
         inference,
         "write_product",
         lambda original: (
-            lambda path, reconstruction, *given, **named: original(path, _moved(reconstruction), *given, **named)
+            lambda path, reconstruction, *given, positions_px, **named: original(
+                path, reconstruction, *given, positions_px=positions_px + _half(reconstruction), **named
+            )
         ),
         "from the corner of the object",
     ),
@@ -253,7 +254,7 @@ OBJECTS: tuple[Fault, ...] = (
         "pixels of a detector that is not binned",
         "infer",
         inference,
-        "_geometries",
+        "geometries_of",
         after(_not_binned),
         "pixels of the detector before binning",
     ),

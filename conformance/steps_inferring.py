@@ -115,11 +115,12 @@ def _wanted(trained: Trained, number: int, parts: Parts, pixel_m: float | None) 
     if pixel_m is None:
         return wanted
     centre = parts["origin_px"] + np.array(parts["object"].shape[::-1]) / 2
+    every = trained.dataset.positions_px.numpy()[trained.dataset.rows[number]]
     return wanted | {
         "pixel_size_m": np.array(pixel_m),
         "object of the product": parts["object"],
         "probe of the product": probe,
-        "positions of the product": (positions - centre) * pixel_m,
+        "positions of the product": (every - centre) * pixel_m,
         "pixels of the product": np.full(4, pixel_m),
         "distance": np.array(DISTANCE_M),
         # E = h·c / λ
@@ -207,7 +208,7 @@ def _write(bench: StepBench) -> Outcome:
     found["told of"] = np.array([f"{each['scan']} {each['weighting']}" for each in told])
 
     def mistakes() -> Iterator[Hypothesis]:
-        positions = trained.places_px.mean(axis=1)[trained.scans == 1]
+        positions = trained.dataset.positions_px.numpy()[trained.dataset.rows[1]]
         origin, (height, width) = drawn[1]["origin_px"], drawn[1]["object"].shape
         for name, centre in {
             "positions of the product from the corner of the object": origin,

@@ -449,6 +449,8 @@ InitialAmplitude = Literal["mean_counts", "zero_bias"]
 Monitor = Literal["train_loss", "val_loss"]
 Precision = Literal["32-true", "64-true", "bf16-mixed"]
 ValidationSelection = Literal["random", "last"]
+GraveHint = Literal["position-unit", "position-outlier", "one-place", "scan-index", "static", "hot-pixel"]
+"""Kinds of hints that stop training (``ptycho_torch.hints``)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -500,6 +502,8 @@ class TrainingSettings(_Checked):
         tracking: log the run with MLflow where it is installed.
         experiment_name: MLflow experiment.
         run_name: MLflow run; None takes the name of the output folder.
+        accept: grave hints about the scans that do not stop training, with commas between: position-unit,
+            position-outlier, one-place, scan-index, static, hot-pixel.
 
     Raises:
         ConfigError: for a value or combination that cannot be.
@@ -546,6 +550,7 @@ class TrainingSettings(_Checked):
     tracking: bool = True
     experiment_name: str = "PtychoPINN vanilla"
     run_name: str | None = None
+    accept: str | None = None
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -562,6 +567,12 @@ class TrainingSettings(_Checked):
                 "validation_selection": ValidationSelection,
             }
         )
+        for kind in filter(None, (self.accept or "").split(",")):
+            _require(
+                kind in get_args(GraveHint),
+                f"TrainingSettings.accept: no hint {kind!r} stops training; those that do: "
+                f"{', '.join(get_args(GraveHint))}.",
+            )
         for name in ("num_nodes", "max_epochs", "batch_size", "accumulate_grad_batches", "early_stop_patience"):
             self._check_range(name, 1)
         for name in (

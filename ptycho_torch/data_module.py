@@ -68,6 +68,7 @@ class PtychoDataModule(pl.LightningDataModule):
         data_dir: folder of the memory map; None is the one that every command has for these scans.
         remake_map: build the map anew, by the first process of several.
         probe: (N, N) or (modes, N, N) probe for every scan, in place of files.
+        progress: show a bar while the map is built; None shows it in a terminal.
 
     Attributes:
         settings: see above.
@@ -90,6 +91,7 @@ class PtychoDataModule(pl.LightningDataModule):
         data_dir: str | Path | None = None,
         remake_map: bool = False,
         probe: np.ndarray | Tensor | None = None,
+        progress: bool | None = None,
     ) -> None:
         super().__init__()
         self.settings = Settings.current() if settings is None else settings
@@ -104,7 +106,7 @@ class PtychoDataModule(pl.LightningDataModule):
                     "with the data settings of the run."
                 )
         self._ptycho_dir, self._probe_dir, self._data_dir = ptycho_dir, probe_dir, data_dir
-        self._remake_map, self._probe = remake_map, probe
+        self._remake_map, self._probe, self._progress = remake_map, probe, progress
 
     @cached_property
     def dataset(self) -> PtychoDataset:
@@ -119,7 +121,13 @@ class PtychoDataModule(pl.LightningDataModule):
         # Processes that a launcher starts behind the first one find the map that it made.
         remake = self._remake_map and process_number() == 0
         return PtychoDataset(
-            self._ptycho_dir, self._probe_dir, self._data_dir, remake, settings=self.settings.data, probe=self._probe
+            self._ptycho_dir,
+            self._probe_dir,
+            self._data_dir,
+            remake,
+            settings=self.settings.data,
+            probe=self._probe,
+            progress=self._progress,
         )
 
     @property

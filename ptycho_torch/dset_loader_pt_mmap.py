@@ -6,7 +6,6 @@ Shapes and units: tables *One batch of groups* and *Memory map* of
 
 import dataclasses
 import functools
-import itertools
 import logging
 import math
 import sys
@@ -28,7 +27,7 @@ from ptycho_torch.folders import map_folder, probe_paths, scan_paths
 from ptycho_torch.memory_map import Inputs, MemoryMap, open_map
 from ptycho_torch.photons import METADATA, PATTERNS_LOOKED_AT, are_counts, normalised_notice, stated_photons
 from ptycho_torch.preparation import DerivedSettings, derive, median_step
-from ptycho_torch.scan_arrays import ScanArrays, ScanSource, open_members
+from ptycho_torch.scan_arrays import ScanArrays, ScanSource, open_members, path_of
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +137,7 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
             saying why.
         settings: how groups are made; None takes what ``DataConfig()`` says now.
         probe: (N, N) or (modes, N, N) probe for every scan, in place of files.
+        progress: show a bar while the map is built; None shows it in a terminal.
 
     Raises:
         DataContractError: a scan or probe that breaks a clause.
@@ -157,6 +157,7 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
         *,
         settings: DataSettings | None = None,
         probe: np.ndarray | Tensor | None = None,
+        progress: bool | None = None,
     ) -> None:
         self.settings = DataConfig().snapshot() if settings is None else settings
         if probe is not None and probe_dir is not None:
@@ -181,9 +182,9 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
         if data_dir is None:
             # What is mapped lives on without its files, for as long as a tensor refers to it.
             with tempfile.TemporaryDirectory(prefix="ptycho-map-") as folder:
-                self._map = open_map(Path(folder), inputs, self.settings)
+                self._map = open_map(Path(folder), inputs, self.settings, progress=progress)
         else:
-            self._map = open_map(Path(data_dir), inputs, self.settings, remake=remake_map)
+            self._map = open_map(Path(data_dir), inputs, self.settings, remake=remake_map, progress=progress)
         self._amplitude = _plain(self._map.patterns["amplitude"])
         self._positions = _plain(self._map.scan["positions_px"])
         self._nn_indices = _plain(self._map.groups["nn_indices"])
@@ -246,19 +247,44 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """File name of each scan; ``experiment_ids`` count these."""
+        """Name of each scan: of its file, with the ``scan_index`` where a file holds several.
+
+        ``experiment_ids`` count these.
+        """
         return self._map.names
+
+    @property
+    def sources(self) -> tuple[ScanSource, ...]:
+        """File of each scan, or its arrays."""
+        return tuple(self._scans[file] for file in self._map.experiments["file"].tolist())
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """File of each scan, or the name of one in memory."""
+        return tuple(map(path_of, self.sources))
 
     @property
     def positions_px(self) -> Float[Tensor, "M 2"]:
         """Positions (x, y) of every pattern of the map, float64."""
         return self._positions
 
-    @property
-    def rows(self) -> dict[int, slice]:
-        """Rows of the map that hold the patterns of each scan, by number of the scan."""
-        ends = [*self._map.experiments["first_row"].tolist(), len(self._positions)]
-        return {number: slice(*both) for number, both in enumerate(itertools.pairwise(ends))}
+    @functools.cached_property
+    def rows(self) -> dict[int, np.ndarray]:
+        """Rows of the map that hold the patterns of each scan, ascending, by number of the scan."""
+        files, firsts = (self._map.experiments[name].numpy() for name in ("file", "first_row"))
+        # Some scan of a file has the file's first pattern.
+        ends = [*(int(firsts[files == file].min()) for file in range(len(self._scans))), len(self._positions)]
+        index = self._map.scan["scan_index"].numpy()
+        rows = {}
+        for number, (file, own) in enumerate(zip(files, self._map.experiments["scan_index"].numpy(), strict=True)):
+            rows[number] = ends[file] + np.flatnonzero(index[ends[file] : ends[file + 1]] == own)
+        return rows
+
+    def pattern_numbers(self, number: int) -> np.ndarray:
+        """Return where the patterns of a scan, by its number, stand in their file: the first has 0."""
+        file = self._map.experiments["file"]
+        first = self._map.experiments["first_row"][file == file[number]].min()
+        return self.rows[number] - int(first)
 
     @property
     def amplitude(self) -> Float[Tensor, "M N N"]:
@@ -437,22 +463,22 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
         for path, each in zip(self._scans, stated, strict=True):
             if each.note:
                 log.log(logging.WARNING if each.nphotons is None else logging.INFO, "%s: %s", path, each.note)
-        return tuple(each.nphotons for each in stated)
+        return tuple(stated[file].nphotons for file in self._map.experiments["file"].tolist())
 
     def _nphotons(self) -> tuple[float | None, str]:
         """Return the photon number that settings or scans give, and who does; None where the patterns decide."""
         stated, given = self.stated_nphotons, self.settings.nphotons
         if given is not None:
-            for path, number in zip(self._scans, stated, strict=True):
+            for path, number in zip(self.paths, stated, strict=True):
                 if number not in (None, given):
                     log.warning("%s: nphotons = %.6g as given, not %.6g of its %s", path, given, number, METADATA)
             return given, "as given"
         energy, ids = self._map.patterns["energy"].numpy(), self._experiment_id.numpy()
         nphotons, shares = [], np.bincount(ids, minlength=len(stated))
-        for number, (path, rows) in enumerate(zip(self._scans, self.rows.values(), strict=True)):
+        for number, (path, rows) in enumerate(zip(self.paths, self.rows.values(), strict=True)):
             mean = float(energy[self._nn_indices.numpy()[ids == number]].mean())
             nphotons.append(mean if (own := stated[number]) is None else own)
-            looked_at = self._amplitude[rows][:: max(1, (rows.stop - rows.start) // PATTERNS_LOOKED_AT)]
+            looked_at = self._amplitude[torch.from_numpy(rows[:: max(1, len(rows) // PATTERNS_LOOKED_AT)])]
             if own is None and are_counts(looked_at.numpy()) is False:
                 log.warning("%s: %s", path, normalised_notice(mean))
         if not any(stated):

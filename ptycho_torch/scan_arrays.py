@@ -101,6 +101,11 @@ class ScanArrays:
         for first in range(0, len(array), rows):
             yield np.array(array[first : first + rows], order="C")
 
+    def rows(self, key: str, numbers: np.ndarray) -> np.ndarray:
+        """Return copies of some rows of the first axis; errors are those of ``header``."""
+        self.header(key)
+        return self._array(key)[numbers]
+
     def _array(self, key: str) -> np.ndarray:
         if key not in self.arrays:
             raise violation("NPZ-01", f"no such array; present: {listed(self.keys)}", path=self.path, key=key)
@@ -122,3 +127,8 @@ def open_members(source: ScanSource) -> Members:
         DataContractError: NPZ-01 or NPZ-03, for a file.
     """
     return source if isinstance(source, ScanArrays) else NpzFile(source)
+
+
+def path_of(source: ScanSource) -> Path:
+    """Return the file of a scan, or the name of one in memory."""
+    return source.path if isinstance(source, ScanArrays) else Path(source)

@@ -8,14 +8,14 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from ptycho_torch.api.configs import DataConfig, InferenceConfig, ModelConfig, TrainingConfig
 from ptycho_torch.api.rules import Ruled
 from ptycho_torch.checkpoint import Checkpoint
-from ptycho_torch.config_params import Settings
+from ptycho_torch.config_params import GraveHint, Settings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 from ptycho_torch.errors import ConfigError
 from ptycho_torch.reassembly import Weighting
@@ -70,6 +70,8 @@ class Configs:
             "gridsize": data.grid_size[0],
             "shared_amplitude_head": model.decoder_last_amp_channels < data.C and model.object_big,
             "gradient_clip_algorithm": "norm",
+            # ptychodus has no word for accepting a hint, so that all are told and none stops.
+            "accept": ",".join(get_args(GraveHint)),
             "intensity_scale": model.intensity_scale if model.intensity_scale_trainable else None,
         }
         if training.device == "cuda" and not torch.cuda.is_available():

@@ -22,7 +22,7 @@ from ptycho_torch.npz import CHUNK_BYTES, ArrayHeader, NpzFile, listed
 from ptycho_torch.photons import METADATA, PATTERNS_LOOKED_AT, StatedPhotons, are_counts, stated_photons
 from ptycho_torch.preparation import object_pixel_m
 from ptycho_torch.probe import disk_mask
-from ptycho_torch.scan_arrays import Members, ScanArrays, ScanSource, open_members
+from ptycho_torch.scan_arrays import Members, ScanSource, open_members, path_of
 
 State = Literal["holds", "broken", "notice", "not judged"]
 
@@ -250,7 +250,7 @@ class _Examiner:
     """Runs the checks of one scan. Strict, it raises the first broken clause; else it notes what it finds."""
 
     def __init__(self, source: ScanSource, strict: bool) -> None:
-        self.path, self._source, self._strict = _path_of(source), source, strict
+        self.path, self._source, self._strict = path_of(source), source, strict
         self.findings: dict[str, Finding] = {}
         self.keys: Mapping[str, Key] = load_contract().files["scan"].keys
         self.judged: set[str] = set()
@@ -516,10 +516,6 @@ class _Examiner:
             return None
         number = float(values)
         return number if self.check("SCAN-12", 0 < number < math.inf, f"{number}", key=name) else None
-
-
-def _path_of(source: ScanSource) -> Path:
-    return source.path if isinstance(source, ScanArrays) else Path(source)
 
 
 _HOLDS = Finding("", "holds")

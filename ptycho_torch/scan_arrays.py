@@ -122,3 +122,8 @@ def open_members(source: ScanSource) -> Members:
         DataContractError: NPZ-01 or NPZ-03, for a file.
     """
     return source if isinstance(source, ScanArrays) else NpzFile(source)
+
+
+def path_of(source: ScanSource) -> Path:
+    """Return the file of a scan, or the name of one in memory."""
+    return source.path if isinstance(source, ScanArrays) else Path(source)

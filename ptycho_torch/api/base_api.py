@@ -317,4 +317,4 @@ class InferenceEngine:
             device=self._configs.settings.training.device,
         )
         number = wanted.experiment_number
-        return object_on_frame(objects[number], dataset.positions_px[dataset.rows[number]].numpy())
+        return object_on_frame(objects[number], dataset.positions_px.numpy()[dataset.rows[number]])

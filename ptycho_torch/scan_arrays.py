@@ -104,7 +104,7 @@ class ScanArrays:
     def rows(self, key: str, numbers: np.ndarray) -> np.ndarray:
         """Return copies of some rows of the first axis; errors are those of ``header``."""
         self.header(key)
-        return self._array(key)[numbers]
+        return np.array(self._array(key)[numbers])
 
     def _array(self, key: str) -> np.ndarray:
         if key not in self.arrays:

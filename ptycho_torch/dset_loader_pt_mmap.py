@@ -326,7 +326,8 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
 
     def __repr__(self) -> str:
         names = ", ".join(self.names[:_NAMES_SHOWN]) + (" …" if len(self.names) > _NAMES_SHOWN else "")
-        size_mb = self._amplitude.nbytes / 1e6
+        tables = (self._map.patterns, self._map.scan, self._map.groups, self._map.experiments)
+        size_mb = sum(table.bytes() for table in tables) / 1e6
         return (
             f"{type(self).__name__}({len(self.names)} scans: {names}; {len(self._amplitude)} patterns, "
             f"{len(self)} groups; N = {self.settings.N}, gridsize = {self.settings.gridsize}; "

@@ -61,7 +61,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "DataConfig.C": (3, "has 4 patterns"),
     "DataConfig.neighbor_function": ("Min_dist", "K nearest"),
     "DataConfig.probe_normalize": (False, "normalises every probe"),
-    "DataConfig.grid_size": ((2, 3), "groups are square"),
+    "DataConfig.grid_size": ((2, 3), "since groups are square"),
     "DataConfig.probe_ramp_removal": (True, "taken as it is"),
     "DataConfig.data_scaling": ("Max", "only 'Parseval'"),
     "ModelConfig.mode": ("Supervised", "knows no objects"),

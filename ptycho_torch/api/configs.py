@@ -49,24 +49,17 @@ class DataConfig(Ruled):
     phase_subtraction: bool = belongs_to(True, _SUPERVISED)
 
     def _together(self) -> list[str]:
-        rows, columns = self.grid_size
-        return [
-            *(
-                f"DataConfig.{name} = {bounds} is refused: expected 0 ≤ lower < upper ≤ 1."
-                for name, bounds in (("x_bounds", self.x_bounds), ("y_bounds", self.y_bounds))
-                if not 0 <= bounds[0] < bounds[1] <= 1
-            ),
-            *(
-                [f"DataConfig.grid_size = {self.grid_size} is refused: groups are square; give (g, g) with g ≥ 1."]
-                if rows != columns or rows < 1
-                else []
-            ),
-            *(
-                [f"DataConfig.C = {self.C} is refused: grid_size = {self.grid_size} has {rows * columns} patterns."]
-                if rows * columns != self.C
-                else []
-            ),
+        wrong = [
+            f"DataConfig.{name} = {bounds} is refused: expected 0 ≤ lower < upper ≤ 1."
+            for name, bounds in (("x_bounds", self.x_bounds), ("y_bounds", self.y_bounds))
+            if not 0 <= bounds[0] < bounds[1] <= 1
         ]
+        rows, columns = self.grid_size
+        if rows != columns or rows < 1:
+            wrong.append(f"DataConfig.grid_size = {self.grid_size} is refused: give (g, g), since groups are square.")
+        elif rows * columns != self.C:
+            wrong.append(f"DataConfig.C = {self.C} is refused: grid_size = {self.grid_size} has {rows**2} patterns.")
+        return wrong
 
 
 @dataclasses.dataclass

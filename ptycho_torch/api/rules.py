@@ -55,7 +55,7 @@ class Rule:
         if self.values is not None:
             return "" if any(_same(value, each) for each, _ in self.values) else self.says
         if not self.setting or (value is None and default is not None):
-            return "" if _is_like(value, default) and self._in_range(value) else f"expected {_expected(default)}"
+            return "" if _is_like(value, default) and self._in_range(value) else self._expected(default)
         try:
             Settings().override({self.setting: value})
         except ConfigError as err:
@@ -64,6 +64,10 @@ class Rule:
 
     def _in_range(self, value: Any) -> bool:
         return not isinstance(value, int | float) or value >= self.least
+
+    def _expected(self, default: Any) -> str:
+        bound = "" if self.least == -math.inf else f", {self.least:g} or more"
+        return f"expected {type(default).__name__}, as {default!r}{bound}"
 
 
 def ruled(default: Any, rule: Rule) -> Any:
@@ -171,7 +175,3 @@ def _is_like(value: Any, default: Any) -> bool:
     if isinstance(default, float):
         return isinstance(value, int | float) and math.isfinite(value)
     return isinstance(value, type(default))
-
-
-def _expected(default: Any) -> str:
-    return f"{type(default).__name__}, as {default!r}"

@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= tf,mlflow,dev
+EXTRAS ?= tf,mlflow,beamline,dev
 ARGS ?=
 
 BIN := $(VENV)/bin

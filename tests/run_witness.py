@@ -26,6 +26,7 @@ from conformance.oracle_optimisers import Rule, updated
 from conformance.oracle_training import Predicted, clipped, loss_of_batch, shares_of_good_pixels
 from ptycho_torch import train, training_callbacks
 from ptycho_torch.checkpoint import read_checkpoint
+from ptycho_torch.checkpoint_file import read_content
 from ptycho_torch.config_params import Settings
 from ptycho_torch.dset_loader_pt_mmap import PtychoBatch, PtychoDataset
 from ptycho_torch.model import Prediction
@@ -201,7 +202,7 @@ class Run:
     @cached_property
     def last(self) -> list[dict[str, Any]]:
         """The content of each version of ``last.ckpt``."""
-        return [torch.load(path, weights_only=True) for path in self.written("last")]
+        return [read_content(path) for path in self.written("last")]
 
     @cached_property
     def left(self) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def draw_unlike_scans() -> Scans:
         if number < 2:
             moved = positions + rng.uniform(-4, 4, (patterns, 2))
             scans[name] |= {"xcoords_start": moved[:, 0], "ycoords_start": moved[:, 1]}
-            scans[name]["scan_index"] = rng.integers(1, 6, patterns)
+            scans[name]["scan_index"] = np.full(patterns, rng.integers(1, 6))
         if number > 0:
             scans[name]["bad_pixels"] = np.zeros((FRAME_PX, FRAME_PX), bool)
             scans[name]["bad_pixels"][[2, 6], [5, number]] = True

@@ -520,7 +520,7 @@ REFUSED: dict[str, tuple[Callable[[Arrays], Arrays], list[str], str]] = {
     "one nominal column": (lambda a: a | {"xcoords_start": a["xcoords"]}, [], "SCAN-07"),
     "probe of another frame": (lambda a: a | {"probeGuess": np.ones((8, 8), np.complex64)}, [], "SCAN-08"),
     "probe of zeros": (lambda a: a | {"probeGuess": 0 * a["probeGuess"]}, [], "SCAN-08"),
-    "object of three axes": (lambda a: a | {"objectGuess": np.ones((2, 3, 4))}, [], "SCAN-09"),
+    "object of four axes": (lambda a: a | {"objectGuess": np.ones((2, 3, 4, 5))}, [], "SCAN-09"),
     "scan index of floats": (lambda a: a | {"scan_index": a["xcoords"]}, [], "SCAN-10"),
     "mask of twos": (lambda a: a | {"bad_pixels": np.full((N, N), 2)}, [], "SCAN-11"),
     "all bad": (lambda a: a | {"bad_pixels": np.ones((N, N))}, [], "SCAN-11"),

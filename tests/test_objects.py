@@ -209,11 +209,12 @@ def wanted(trained: Trained, number: int, parts: Arrays, losses: Sequence[float]
     if losses is None:
         return found
     centre = parts["origin_px"] + np.array(parts["object"].shape[::-1]) / 2
+    patterns_px = trained.dataset.positions_px.numpy()[trained.dataset.rows[number]]
     return found | {
         "pixel_size_m": np.array(pixel_m(number)),
         "object of the product": parts["object"],
         "probe of the product": probe,
-        "positions of the product": (positions - centre) * pixel_m(number),
+        "positions of the product": (patterns_px - centre) * pixel_m(number),
         "pixels of the product": np.full(4, pixel_m(number)),
         "distance": np.array(DISTANCE_M),
         # E = h·c / λ

@@ -24,6 +24,7 @@ pytest.importorskip("tensordict", reason="the memory map is a TensorDict; pip in
 
 from ptycho_torch import folders, inference, simulate, train
 from ptycho_torch.checkpoint import KEY, read_checkpoint
+from ptycho_torch.checkpoint_file import read_content, write_content
 from ptycho_torch.config_params import Settings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset, TensorDictDataLoader
 from ptycho_torch.errors import CheckpointError, ConfigError, TrainingError
@@ -170,12 +171,12 @@ def test_two_processes_give_the_result_of_one(tmp_path: Path) -> None:
             timeout=200,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
-    assert torch.load(within, weights_only=True)["global_step"] == 17
+    assert read_content(within)["global_step"] == 17
     resumed = read_checkpoint(tmp_path / "resumed" / "checkpoints" / "last.ckpt")
     uninterrupted = read_checkpoint(tmp_path / "two" / "checkpoints" / "last.ckpt")
     assert same(dict(resumed.weights), dict(uninterrupted.weights))
     np.testing.assert_allclose(resumed.history["train_loss"], uninterrupted.history["train_loss"], rtol=1e-12)
-    one, two = (torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("one", "two"))
+    one, two = (read_content(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("one", "two"))
     assert one["global_step"] == two["global_step"] == 20
     for name, value in one["state_dict"].items():
         torch.testing.assert_close(two["state_dict"][name], value, rtol=0, atol=1e-10)
@@ -187,7 +188,7 @@ def test_a_folder_with_a_run_is_refused_before_any_work(
 ) -> None:
     first = run(tmp_path / "run", scan, overrides={"max_epochs": 1})
     before = {path: path.read_bytes() for path in folders.run_files(tmp_path / "run")}
-    assert {path.name for path in before} == {"last.ckpt", "best.ckpt", "history.json", "history.png"}
+    assert {path.name for path in before} == {"last.ckpt", "best.ckpt", "history.json", "history.png", "run.json"}
     with monkeypatch.context() as patch:
         patch.setattr(train, "PtychoDataset", None)
         with pytest.raises(ConfigError, match=r"run holds a run already .*resume = .*overwrite = True"):
@@ -218,7 +219,7 @@ def test_nothing_of_a_run_that_is_overwritten_is_left(scan: Path, tmp_path: Path
     second = run(folder, scan, overrides={"max_epochs": 2}, overwrite=True)
     assert len(second.history["train_loss"]) == 2
     assert sorted(path.name for path in folders.run_files(folder)) == [
-        "best.ckpt", "history.json", "history.png", "last.ckpt",
+        "best.ckpt", "history.json", "history.png", "last.ckpt", "run.json",
     ]  # fmt: skip
     assert len(read_checkpoint(second.best_checkpoint).history["val_loss"]) <= 2
     assert (folder / "notes.txt").read_text() == "mine"
@@ -273,12 +274,15 @@ def test_a_finished_run_is_not_trained_any_further(scan: Path, tmp_path: Path) -
 @pytest.mark.parametrize("moved", [False, True], ids=["into another folder", "where the folder has another name"])
 def test_the_best_epochs_before_an_interruption_stay_the_best(scan: Path, tmp_path: Path, moved: bool) -> None:
     first = run(tmp_path / "first", scan, overrides={"max_epochs": 2})
-    best = first.best_checkpoint.read_bytes()
-    content = torch.load(first.checkpoint, weights_only=True)
+    # A loss that no epoch reaches, where the run and its best checkpoint remember it.
+    content, lowest = read_content(first.checkpoint), read_content(first.best_checkpoint)
     for state in content["callbacks"].values():
         if "best_model_score" in state:
             state["best_model_score"] = torch.tensor(-1e9)
-    torch.save(content, first.checkpoint)
+    lowest[KEY]["history"]["val_loss"][-1] = -1e9
+    write_content(first.checkpoint, content)
+    write_content(first.best_checkpoint, lowest)
+    best = first.best_checkpoint.read_bytes()
     if moved:
         (tmp_path / "first").rename(tmp_path / "renamed")
     source = tmp_path / ("renamed" if moved else "first") / "checkpoints" / "last.ckpt"
@@ -353,9 +357,9 @@ def test_a_checkpoint_that_cannot_be_read_is_named(scan: Path, tmp_path: Path, d
         case "code":
             torch.save({KEY: Path("a")}, path)
         case "format":
-            saved = torch.load(result.checkpoint, weights_only=True)
+            saved = read_content(result.checkpoint)
             saved[KEY]["format"] = 99
-            torch.save(saved, path)
+            write_content(path, saved)
     with pytest.raises(CheckpointError, match=r"x\.ckpt"):
         read_checkpoint(path)
 

@@ -118,8 +118,11 @@ def batches_of(run: Run, scans: Scans) -> tuple[list[np.ndarray], int, int]:
 def test_every_batch_and_update_is_what_settings_and_data_ask_for(trained: Run, scans: Scans, name: str) -> None:
     """Input and probe of each batch, the gradient of its loss, clipping, optimiser and what is trained."""
     assert trained.witness.wrong == []
-    fed, _, _ = batches_of(trained, scans)
+    fed, batches, _ = batches_of(trained, scans)
     assert [groups.tolist() for groups in trained.witness.fed] == [groups.tolist() for groups in fed]
+    # No epoch has the order of another.
+    firsts = range(0, len(fed), batches)
+    assert len({tuple(np.concatenate(fed[first : first + batches])) for first in firsts}) == len(firsts)
 
 
 @pytest.mark.parity_clause("RUN-01")

@@ -73,5 +73,5 @@ if __name__ == "__main__":
     settings = Settings().override(SMALL | arguments.pop("overrides", {}))
     if arguments.pop("stay_within_the_epoch", False):
         # What is left behind is the last checkpoint within an epoch.
-        train._LastCheckpoint.on_train_epoch_end = lambda *_: None  # type: ignore[method-assign]
+        train.LastCheckpoint.on_train_epoch_end = lambda *_: None  # type: ignore[method-assign]
     train.main(**arguments, settings=settings, progress=False, reconstruct=False)

@@ -53,9 +53,9 @@ def _archive(stored: Stored, parameters: Mapping[str, Any], missing: tuple[str, 
 
 def checkpoint_of(prefix: str, path: Path) -> dict[str, np.ndarray]:
     """Return what a checkpoint holds: biases first, which are zero in a network that was just made."""
-    import torch
+    from ptycho_torch.checkpoint_file import read_content
 
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = read_content(path)
     state = {name.removeprefix("network."): tensor.numpy() for name, tensor in content["state_dict"].items()}
     own = content["ptycho_torch"]
     parts = state.pop("probe_parts")

@@ -105,6 +105,8 @@ class Exported:
         """Write a checkpoint as training leaves it."""
         import torch
 
+        from ptycho_torch.checkpoint_file import write_content
+
         stored = run.stored
         parts = np.stack([stored.probe.real, stored.probe.imag], axis=-1)[None]
         state = {**as_torch(stored.weights), "probe_parts": parts, "log_scale": np.array(run.log_scale)}
@@ -113,7 +115,7 @@ class Exported:
             "statistics": {"probe_modes": 1, "one_probe": True}, "history": {}, "finished": True,
         }  # fmt: skip
         tensors = {f"network.{key}": torch.from_numpy(np.ascontiguousarray(array)) for key, array in state.items()}
-        torch.save({"epoch": 7, "global_step": 70, "state_dict": tensors, "ptycho_torch": own}, path)
+        write_content(path, {"epoch": 7, "global_step": 70, "state_dict": tensors, "ptycho_torch": own})
 
 
 @cache

@@ -29,8 +29,7 @@ EVIDENCE_FOLDER = "conformance/evidence"
 """Where evidence is kept, from the root folder of the repository."""
 
 _EVIDENCE_COMMANDS = {
-    # A folder of evidence holds nothing else, and this run writes a report too.
-    "faults": "pytest conformance --parity-faults --parity-report out && cp out/faults-*.json {folder}",
+    "faults": "python -m conformance.selftest --evidence {folder}",
     "clean": "python -m conformance study clean --runs 1000 --evidence {folder}",
     "mutation": "python benchmarks/mutation.py --evidence {folder}",
     "training": "python -m conformance study training --seeds 7 --epochs 20 --evidence {folder}",

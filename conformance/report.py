@@ -230,16 +230,16 @@ def run_headline(bench: Bench, outcome: Outcome) -> str:
     counts = ", ".join(f"{outcome.count(state)} {state}" for state in OUTCOMES if outcome.count(state))
     if outcome.passed:
         return f"passed: {counts}"
-    # What comes before the network spoils it too, and a wrong network spoils what comes behind it.
-    before = [report for report in bench.steps.failed if not report.step.behind_network]
+    # What comes before the network spoils it too, and a wrong network spoils what comes after it.
+    before = [each for each in bench.failed_checks if not each.check.is_after_network]
     if before:
         return f"{before[0].explain()} ({counts})"
     failing = [report for report in bench.reports.values() if not report.passed]
     forced = [report for report in failing if report.first_failing is not None]
     if forced:
         return f"{headline(_most_named(forced))} ({counts})"
-    if bench.steps.failed:
-        return f"{bench.steps.failed[0].explain()} ({counts})"
+    if bench.failed_checks:
+        return f"{bench.failed_checks[0].explain()} ({counts})"
     if failing:
         return f"{headline(_most_named(failing))} ({counts})"
     failed = [result for result in outcome.results if result.outcome == "failed"]
@@ -290,8 +290,8 @@ def as_json(bench: Bench, outcome: Outcome) -> dict[str, Any]:
         "recordings": [{"case": name, "verdicts": _verdicts(verdicts, {})} for name, verdicts in bench.records.items()],
         "cases": [_case(report) for report in bench.reports.values()],
         "steps": [
-            {"step": report.step.id, "passed": report.passed, "cause": report.cause_name, "text": report.explain()}
-            for report in bench.steps.reports.values()
+            {"step": each.check.id, "passed": each.passed, "cause": each.cause_name, "text": each.explain()}
+            for each in bench.checks.values()
         ],
     }
 

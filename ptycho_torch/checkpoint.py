@@ -1,6 +1,6 @@
 """Checkpoints: weights, the settings they were trained with, and what is known of the data.
 
-A checkpoint is a Lightning checkpoint that loads with ``weights_only``: numbers, strings and tensors, no code. See
+A checkpoint is what Lightning saves, in a file that nothing unpickles: ``ptycho_torch.checkpoint_file``. See
 <doc-ref type="guide">docs/workflows/pytorch.md</doc-ref>.
 """
 
@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
+from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor
 
+from ptycho_torch.checkpoint_file import KEY, read_content, remove, write_content
 from ptycho_torch.config_params import NetworkSettings, Settings
 from ptycho_torch.errors import CheckpointError, ConfigError
 from ptycho_torch.folders import checkpoint_of
-from ptycho_torch.npz_writer import replacing
+
+__all__ = ["FORMAT", "KEY", "Checkpoint", "PlainCheckpointIO", "ours", "read_checkpoint", "write_checkpoint"]
 
 FORMAT = 1
 """Number of the layout; a reader refuses any other."""
-
-KEY = "ptycho_torch"
-"""Under which a Lightning checkpoint keeps what is ours."""
 
 _WEIGHTS = "network."
 
@@ -44,6 +41,9 @@ class Checkpoint:
         history: name → value of each epoch.
         epoch: epochs that were started.
         finished: whether training had come to its end.
+        run: id of the run; None for a checkpoint that no run wrote.
+        within_epoch: whether it stands within an epoch, and not behind one.
+        processes: that trained together.
     """
 
     path: Path
@@ -54,6 +54,29 @@ class Checkpoint:
     history: Mapping[str, list[float]]
     epoch: int
     finished: bool
+    run: str | None = None
+    within_epoch: bool = False
+    processes: int = 1
+
+
+class PlainCheckpointIO(CheckpointIO):
+    """Has Lightning write and read checkpoints as ``ptycho_torch.checkpoint_file`` lays them out, without pickles."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint as a whole or not at all."""
+        write_content(path, checkpoint)
+
+    def load_checkpoint(self, path: str | Path, *_: Any, **__: Any) -> dict[str, Any]:
+        """Return what was saved, with tensors on the CPU; Lightning's other arguments are those of ``torch.load``.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        return read_content(path)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint, if it is there."""
+        remove(path)
 
 
 def ours(
@@ -79,17 +102,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: it cannot be read, is of another program, or lacks something.
     """
     path = checkpoint_of(Path(path))
-    if not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{path}: no PyTorch checkpoint, or a truncated one; give a .ckpt file of training.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as err:
-        reason = " ".join(str(err).split())[:200]
-        raise CheckpointError(
-            f"{path}: not a checkpoint that loads with weights_only ({reason}). Give a .ckpt file of this project; "
-            "an archive of the TensorFlow reference has to be converted first."
-        ) from err
-    own = content.get(KEY) if isinstance(content, dict) else None
+    content = read_content(path)
+    own = content.get(KEY)
     if not isinstance(own, dict) or own.get("format") != FORMAT:
         found = own.get("format") if isinstance(own, dict) else None
         raise CheckpointError(
@@ -109,8 +123,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             history=own["history"],
             epoch=int(content["epoch"]),
             finished=bool(own.get("finished", False)),
+            run=own.get("run"),
+            within_epoch="train" in own.get("sums", {}),
+            processes=int(own.get("processes", 1)),
         )
-    except (KeyError, TypeError, AttributeError, ConfigError) as err:
+    except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as err:
         raise CheckpointError(f"{path}: incomplete or damaged ({type(err).__name__}: {err}).") from err
 
 
@@ -143,5 +160,4 @@ def write_checkpoint(
         "state_dict": {f"{_WEIGHTS}{name}": tensor for name, tensor in weights.items()},
         KEY: ours(settings, network, statistics, {}) | {"finished": True},
     }
-    with replacing(path, overwrite=overwrite) as file:
-        torch.save(content, file)
+    write_content(path, content, overwrite=overwrite)

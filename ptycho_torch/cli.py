@@ -68,6 +68,11 @@ COMMANDS = {
         "train the network on scans, and reconstruct them",
         "ptycho-torch train scans/ -o run --config run.yaml --max-epochs 60 --no-tracking",
     ),
+    "convert-checkpoint": Command(
+        "ptycho_torch.command_convert_checkpoint",
+        "make a checkpoint of today of one that is a pickle of PyTorch",
+        "ptycho-torch convert-checkpoint old_run/checkpoints/last.ckpt -o run/checkpoints/last.ckpt --trust",
+    ),
     "infer": Command(
         "ptycho_torch.command_infer",
         "reconstruct scans with a trained network",

@@ -14,7 +14,17 @@ from pathlib import Path
 from ptycho_torch.arguments import add_data_dir, add_probe_dir, add_progress
 from ptycho_torch.config_params import PRESETS, Settings
 from ptycho_torch.errors import ConfigError
-from ptycho_torch.folders import checkpoint_of, map_folder, probe_paths, refuse_run, run_files, scan_paths
+from ptycho_torch.folders import (
+    checkpoint_of,
+    map_folder,
+    probe_paths,
+    process_number,
+    refuse_run,
+    run_files,
+    scan_paths,
+)  # fmt: skip
+from ptycho_torch.interruption import RunInterrupted, ending_at_signals
+from ptycho_torch.run_state import own_checkpoint, read_state, set_aside
 from ptycho_torch.settings_options import add_setting_flag, add_setting_flags, config_text, read_config, settings_from
 
 INTERRUPTED = 130
@@ -96,7 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train; return 0, or 130 where the user interrupted it.
+    """Train; return 0 where training has come to its end, or 128 and the signal that interrupted it.
 
     Raises:
         PtychoError: settings, scans or checkpoints that do not fit, or a loss that is no number any more.
@@ -110,28 +120,32 @@ def run(options: argparse.Namespace) -> int:
     start_from = None if options.start_from is None else checkpoint_of(options.start_from)
     overwrite = _check_paths(options, resume)
     settings = _settings(options, resume)
-    from ptycho_torch import train
-
     try:
-        result = train.main(
-            options.ptycho_dir,
-            options.probe_dir,
-            settings=settings,
-            output_dir=options.output_dir,
-            data_dir=options.data_dir,
-            remake_map=options.remake_map,
-            resume=resume,
-            start_from=start_from,
-            overwrite=overwrite,
-            reconstruct=options.reconstruct,
-            progress=options.progress,
-        )
+        with ending_at_signals():
+            from ptycho_torch import train
+
+            result = train.main(
+                options.ptycho_dir,
+                options.probe_dir,
+                settings=settings,
+                output_dir=options.output_dir,
+                data_dir=options.data_dir,
+                remake_map=options.remake_map,
+                resume=resume,
+                start_from=start_from,
+                overwrite=overwrite,
+                reconstruct=options.reconstruct,
+                progress=options.progress,
+            )
     except (KeyboardInterrupt, SystemExit) as err:
-        # Lightning makes a SystemExit of an interrupt.
-        if isinstance(err, SystemExit) and not isinstance(err.__context__, KeyboardInterrupt):
+        # Lightning makes a SystemExit of an interrupt that comes while it has no handler of ours.
+        if not isinstance(err, KeyboardInterrupt | RunInterrupted) and not isinstance(
+            err.__context__, KeyboardInterrupt
+        ):
             raise
-        print(_advice(options), file=sys.stderr)  # noqa: T201
-        return INTERRUPTED
+        if process_number() == 0:
+            print(_advice(options), file=sys.stderr)  # noqa: T201
+        return 128 + err.signal if isinstance(err, RunInterrupted) else INTERRUPTED
     # Of several processes the first one speaks.
     if result.module.global_rank == 0:
         for line in _outcome(result.history, result.module.settings.training.max_epochs, result.seconds):
@@ -153,14 +167,7 @@ def _resumed(options: argparse.Namespace) -> Path | None:
     """Return the checkpoint to resume, or None for a run that begins."""
     if options.resume is None:
         return None
-    return checkpoint_of(Path(options.resume)) if options.resume != _AUTO else _own_checkpoint(options)
-
-
-def _own_checkpoint(options: argparse.Namespace) -> Path | None:
-    """Return the checkpoint in the folder of the run that stands furthest, if there is one."""
-    names = ("last.ckpt", "best.ckpt")
-    paths = [options.output_dir / "checkpoints" / name for name in names]
-    return next((path for path in paths if path.is_file()), None)
+    return checkpoint_of(Path(options.resume)) if options.resume != _AUTO else own_checkpoint(options.output_dir)
 
 
 def _check_paths(options: argparse.Namespace, resume: Path | None) -> bool:
@@ -175,9 +182,15 @@ def _check_paths(options: argparse.Namespace, resume: Path | None) -> bool:
         read_config(options.config)
     # A run that was interrupted before its first checkpoint leaves losses, which nobody can resume.
     remains = run_files(options.output_dir)
-    only_losses = all(path.name.startswith("history.") for path in remains)
-    overwrite = bool(options.overwrite or (options.resume == _AUTO and remains and only_losses))
-    how = f"Resume it: {_resuming(options)}; replace" if _own_checkpoint(options) is not None else "Replace"
+    overwrite = bool(options.overwrite)
+    if options.resume == _AUTO and resume is None and remains:
+        state = read_state(options.output_dir)
+        unfinished = state is not None and state.state != "finished"
+        overwrite |= unfinished or all(path.name.startswith("history.") for path in remains)
+        # Checkpoints are there, and none of them is of the run that was interrupted.
+        if unfinished and any(path.suffix == ".ckpt" for path in remains) and process_number() == 0:
+            set_aside(options.output_dir)
+    how = f"Resume it: {_resuming(options)}; replace" if own_checkpoint(options.output_dir) is not None else "Replace"
     refuse_run(
         options.output_dir,
         resume=resume,
@@ -216,7 +229,7 @@ def _outcome(history: Mapping[str, Sequence[float]], max_epochs: int | None, sec
 
 def _advice(options: argparse.Namespace) -> str:
     """Return how to go on after an interrupt."""
-    if _own_checkpoint(options) is None:
+    if own_checkpoint(options.output_dir) is None:
         return "interrupted before the first checkpoint; restart, with --checkpoint-every-n-steps for earlier ones"
     return f"interrupted; resume with: {_resuming(options)}"
 

@@ -501,7 +501,7 @@ class TrainingSettings(_Checked):
         checkpoint_every_n_steps: steps between checkpoints within an epoch; 0 writes one at the end of each epoch.
         tracking: log the run with MLflow where it is installed.
         experiment_name: MLflow experiment.
-        run_name: MLflow run; None lets MLflow choose.
+        run_name: MLflow run; None takes the name of the output folder.
         accept: grave hints about the scans that do not stop training, with commas between: position-unit,
             position-outlier, one-place, scan-index, static, hot-pixel.
 
@@ -726,8 +726,10 @@ class _Singleton(Generic[_Owned]):
     _kind: ClassVar[type]
     _settings: _Owned
 
-    def __new__(cls) -> Self:
-        """Return the one object."""
+    def __new__(cls, **values: Any) -> Self:
+        """Return the one object; with values, a plain value of ``ptycho_torch.api.configs`` in its place."""
+        if values:
+            return _client_value(cls.__name__).from_values(values)  # type: ignore[no-any-return]
         if cls._instance is None:
             cls._instance = super().__new__(cls)
             cls._instance._settings = cls._kind()
@@ -753,6 +755,20 @@ class _Singleton(Generic[_Owned]):
     def snapshot(self) -> _Owned:
         """Return the settings as they are now, frozen."""
         return self._settings
+
+
+def _client_value(name: str) -> Any:
+    """Return the class of that name whose values ptychodus makes."""
+    from ptycho_torch.api import configs
+
+    return getattr(configs, name)
+
+
+def __getattr__(name: str) -> Any:
+    # Only ptychodus has a use for these two, which have no singleton.
+    if name in ("InferenceConfig", "DatagenConfig"):
+        return _client_value(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class ModelConfig(_Singleton[ModelSettings]):

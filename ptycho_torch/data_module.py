@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,7 @@ from torch import Tensor
 from ptycho_torch.config_params import Settings, TrainingSettings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset, TensorDictDataLoader
 from ptycho_torch.errors import ConfigError
-
-
-def process_number() -> int:
-    """Return the number of this process among those of a launcher; 0 where there is none."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 0
+from ptycho_torch.folders import process_number
 
 
 def loaders(
@@ -68,7 +60,8 @@ class PtychoDataModule(pl.LightningDataModule):
     that are not trained on; prediction takes all groups in order.
 
     Args:
-        ptycho_dir: folder of scans, one NPZ file an experiment, or a single scan.
+        ptycho_dir: folder of scans, one NPZ file an experiment, or a single scan; or a dataset, with which the other
+            arguments but ``settings`` stay away.
         probe_dir: folder of probes; None takes ``probeGuess`` of each scan.
         settings: ``data`` decides how groups are made, ``training`` how they are split and batched; None takes what the
             three singletons say now.
@@ -91,7 +84,7 @@ class PtychoDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        ptycho_dir: str | Path,
+        ptycho_dir: str | Path | PtychoDataset,
         probe_dir: str | Path | None = None,
         settings: Settings | None = None,
         *,
@@ -102,6 +95,16 @@ class PtychoDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.settings = Settings.current() if settings is None else settings
+        if isinstance(ptycho_dir, PtychoDataset):
+            if any(given is not None for given in (probe_dir, data_dir, probe)) or remake_map:
+                raise ConfigError(
+                    "A dataset has its probe and map; leave out probe_dir, data_dir, probe and remake_map."
+                )
+            if self.settings.data != ptycho_dir.settings:
+                raise ConfigError(
+                    f"The dataset has {ptycho_dir.settings}; the run asks for {self.settings.data}. Make the dataset "
+                    "with the data settings of the run."
+                )
         self._ptycho_dir, self._probe_dir, self._data_dir = ptycho_dir, probe_dir, data_dir
         self._remake_map, self._probe, self._progress = remake_map, probe, progress
 
@@ -113,6 +116,8 @@ class PtychoDataModule(pl.LightningDataModule):
             DataContractError: a scan or probe that breaks a clause.
             MapError: no space, no right to write, or a damaged map.
         """
+        if isinstance(self._ptycho_dir, PtychoDataset):
+            return self._ptycho_dir
         # Processes that a launcher starts behind the first one find the map that it made.
         remake = self._remake_map and process_number() == 0
         return PtychoDataset(

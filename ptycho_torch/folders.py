@@ -27,7 +27,10 @@ HDF5_ENDINGS = frozenset({".h5", ".hdf5", ".cxi", ".nxs", ".hdf", ".nx5", ".ptyd
 MAPS = Path("data/memmap")
 """Holds the memory maps that no ``data_dir`` was named for, one folder for each set of scans."""
 
-RUN_FILES = ("checkpoints/*.ckpt", "history.json", "history.png")
+CHECKPOINTS = Path("checkpoints")
+"""Where a run has its checkpoints."""
+
+RUN_FILES = ("checkpoints/*.ckpt", "hpc_ckpt_*.ckpt", "history.json", "history.png", "run.json")
 """What a run leaves in its folder, beside the objects in ``reconstructions``."""
 
 PICTURE_ENDINGS = (".png", "_amplitude.png", "_phase.png", "_colour.png")
@@ -38,6 +41,15 @@ RESULT_ENDINGS = (".npz", ".h5", ".json", *PICTURE_ENDINGS)
 
 _OF_KERAS = frozenset({"wts.h5.zip", "model.keras", "saved_model.pb", "model.weights.h5"})
 """Names of files that a model of the TensorFlow program is in, or is."""
+
+
+def process_number() -> int:
+    """Return the number of this process among those of a launcher; 0 where there is none."""
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
+
 
 # ---------------------------------------------------------------------------------------------------------- input
 
@@ -119,7 +131,7 @@ def checkpoint_of(path: Path) -> Path:
         CheckpointError: there is no such file, or it is a model of the TensorFlow program.
     """
     path = Path(path)
-    found = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    found = path / CHECKPOINTS / "last.ckpt" if path.is_dir() else path
     if not (path.is_dir() and found.is_file()) and _holds_keras_model(path):
         raise CheckpointError(
             f"{path}: a model of the TensorFlow program; expected a checkpoint of ptycho-torch. Make one with "
@@ -337,7 +349,7 @@ def clear_run(output_dir: Path) -> None:
     Raises:
         OSError: a file cannot be removed.
     """
-    for path in run_files(output_dir):
+    for path in (*run_files(output_dir), *(output_dir / CHECKPOINTS).glob(".*.part")):
         path.unlink(missing_ok=True)
 
 

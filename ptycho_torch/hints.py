@@ -23,15 +23,16 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
-from ptycho_torch.amend import DARK_SHARE, ONE_PLACE_PX
 from ptycho_torch.config_params import DataSettings, GraveHint, TrainingSettings
 from ptycho_torch.errors import ConfigError, DataContractError
 from ptycho_torch.grouping import group_scan
 from ptycho_torch.orientation import OrientationHint
+from ptycho_torch.pattern_choice import DARK_SHARE, ONE_PLACE_PX
 from ptycho_torch.photons import are_counts
 from ptycho_torch.preparation import flip_about_zero_frequency, median_step
 from ptycho_torch.remedies import Mending, converting, kept, pixels
 from ptycho_torch.scan import PatternSample, Scan, chosen_positions, open_scan, sample_numbers
+from ptycho_torch.scan_arrays import ScanSource
 
 if TYPE_CHECKING:
     from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
@@ -167,11 +168,13 @@ def scan_hints(view: ScanView) -> tuple[Hint, ...]:
     return tuple(sorted(found, key=lambda hint: not hint.grave))
 
 
-def heed_scans(paths: Iterable[Path], settings: DataSettings, accepted: str | None, *, batch_size: int = 4) -> None:
+def heed_scans(
+    scans: Iterable[ScanSource], settings: DataSettings, accepted: str | None, *, batch_size: int = 4
+) -> None:
     """Log what looks wrong in the small arrays of scans, before their patterns are read.
 
     Args:
-        paths: the scans.
+        scans: files or arrays.
         settings: how groups are made.
         accepted: see ``heed``.
         batch_size: groups in a batch.
@@ -180,9 +183,9 @@ def heed_scans(paths: Iterable[Path], settings: DataSettings, accepted: str | No
         DataContractError: a scan that breaks a clause.
         ConfigError: as ``heed``.
     """
-    for path in paths:
-        view = ScanView.of_scan(open_scan(path), settings, batch_size=batch_size)
-        heed(path, scan_hints(view), accepted)
+    for scan in scans:
+        view = ScanView.of_scan(open_scan(scan), settings, batch_size=batch_size)
+        heed(view.path, scan_hints(view), accepted)
 
 
 def heed_patterns(dataset: PtychoDataset, accepted: str | None) -> None:

@@ -38,6 +38,7 @@ from ptycho_torch.progress import ProgressBar, log_above_bars, shows_bars
 from ptycho_torch.reassembly import ExperimentStitcher, HalfStitcher, Stitched, Weighting
 from ptycho_torch.reconstruction_scores import ReconstructionScores, score_reconstruction
 from ptycho_torch.scan import open_scan
+from ptycho_torch.scan_arrays import path_of
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class _Stitching(Callback):
 
 def reconstruct(
     module: PtychoPINN,
-    dataset: PtychoDataset,
+    dataset: PtychoDataset | Mapping[str, Any],
     *,
     batch_size: int = BATCH_SIZE,
     weighting: Weighting = "smooth",
@@ -122,7 +123,8 @@ def reconstruct(
 
     Args:
         module: trained module.
-        dataset: scans with the same N and gridsize.
+        dataset: scans with the same N and gridsize; or the arrays of one scan, as ``PtychoDataset.from_arrays`` takes
+            them, whose groups are then made as for the module's training.
         batch_size: groups predicted at once.
         weighting: ``uniform``, the reference's average of central squares, or ``smooth``, weighted by a Hann window.
         crop_px: M, side of the central square of each object that is used; None is 20 for ``uniform``, as the reference
@@ -137,6 +139,8 @@ def reconstruct(
         ConfigError: the dataset does not fit the network, or the device is not there.
         DataContractError: of ``Stitcher``.
     """
+    if not isinstance(dataset, PtychoDataset):
+        dataset = PtychoDataset.from_arrays(dataset, settings=module.settings.data)
     network, data = module.network.settings, dataset.settings
     if (data.N, data.gridsize) != (network.N, network.gridsize):
         raise ConfigError(
@@ -403,7 +407,7 @@ def geometries_of(dataset: PtychoDataset, given: Mapping[str, float | None] = NO
         dataset: of the scans.
         given: name of a member of the scan → what stands in its place, or None.
     """
-    scans = {path: open_scan(path) for path in set(dataset.paths)}
+    scans = {path_of(source): open_scan(source) for source in set(dataset.sources)}
     geometries = {}
     for number, path in enumerate(dataset.paths):
         scan = scans[path]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import secrets
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.tuner import lr_finder
 from torch import Tensor, nn
@@ -69,6 +72,7 @@ class PtychoPINN(pl.LightningModule):
 
     Attributes:
         predict: True makes ``forward`` return complex objects in place of diffraction.
+        run: id of the run that the module trains in, which its checkpoints have; None before the first training.
         clip: clips gradients where the settings ask for ``adaptive`` and the Trainer does not clip; else None.
 
     Raises:
@@ -99,8 +103,10 @@ class PtychoPINN(pl.LightningModule):
             network = NetworkSettings(**network)
         self.settings = settings
         self.statistics: dict[str, Any] = dict(statistics or {"probe_modes": 1, "one_probe": True})
+        self._validated: dict[str, float] = {}
         self.history: dict[str, list[float]] = {}
         self.predict = False
+        self.run: str | None = None
         self._weights = settings.training.loss_weights(settings.model.loss_function)
         self._dtype = torch.float64 if settings.training.precision == "64-true" else torch.float32
         if probe is not None:
@@ -123,8 +129,11 @@ class PtychoPINN(pl.LightningModule):
             }
         )
         self._sums: dict[str, Tensor] = {}
+        self._accumulated = 0
+        self._gradients: Mapping[str, Tensor] = {}
         self._schedule: Any = None
         self._schedule_state: dict[str, Any] | None = None
+        self._schedule_epochs: float | None = None
         training = settings.training
         adaptive = training.gradient_clip_val is not None and training.gradient_clip_algorithm == "adaptive"
         self.clip = AdaptiveClip(training.gradient_clip_val or math.inf) if adaptive else None
@@ -186,6 +195,24 @@ class PtychoPINN(pl.LightningModule):
         load_weights(module.network, content, dict(content.weights))
         module.history = {name: list(values) for name, values in content.history.items()}
         return module.eval()
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **_: Any,
+    ) -> PtychoPINN:
+        """Load a checkpoint as Lightning's own method does, which would unpickle it.
+
+        Raises:
+            CheckpointError: as ``from_checkpoint``.
+        """
+        module = cls.from_checkpoint(checkpoint_path)
+        return module if map_location is None else module.to(map_location)
 
     @property
     def learning_rate(self) -> float:
@@ -277,7 +304,7 @@ class PtychoPINN(pl.LightningModule):
             return ObjectPatches(objects, None, None)
         return ObjectPatches(objects, batch.centres[:, 0, 0], batch.experiment_ids)
 
-    # The mean of an epoch is one over samples, and half an epoch's sum belongs into a checkpoint.
+    # The mean of an epoch is one over samples, so the sums so far belong into a checkpoint from within it.
 
     def _add(self, part: str, terms: LossTerms, samples: int) -> None:
         dtype = torch.float32 if terms.total.device.type == "mps" else torch.float64
@@ -310,12 +337,38 @@ class PtychoPINN(pl.LightningModule):
             means |= used
         return means
 
+    def _of_each_process(self, values: Tensor) -> Tensor:
+        """Return (processes, …), the values of each process."""
+        return (values[None] if self._trainer is None else of_each_process(self._trainer, values)).cpu()
+
+    def _of_this_process(self, values: Tensor) -> Tensor:
+        """Return what ``_of_each_process`` had of this process; of another number of them, the first takes the sum."""
+        world, rank = (1, 0) if self._trainer is None else (self._trainer.world_size, self._trainer.global_rank)
+        if len(values) == world:
+            return values[rank].clone()
+        return values.sum(0) if rank == 0 else torch.zeros_like(values[0])
+
     def setup(self, stage: str) -> None:
-        """Forget the sums of an epoch that was broken off; those of a checkpoint come behind this."""
+        """Forget what an interrupted epoch left, before a checkpoint is loaded; have checkpoints written as ours."""
         self._sums.clear()
+        self._accumulated, self._gradients = 0, {}
+        strategy = self.trainer.strategy
+        if type(strategy.checkpoint_io) is TorchCheckpointIO:
+            strategy.checkpoint_io = checkpoints.PlainCheckpointIO()
+        if stage == "fit":
+            self.run = secrets.token_hex(8)
 
     def on_train_start(self) -> None:
-        """Keep the order of the batches with ``overfit_batches``, as Lightning does for the loaders of ``torch``."""
+        """Take the rate of the schedule where a resumed run has another number of epochs than it had.
+
+        With ``overfit_batches``, keep the order of the batches, as Lightning does for the loaders of ``torch``.
+        """
+        self._follow_new_schedule()
+        # Lightning clears the gradients between loading a checkpoint and here.
+        for name, parameter in self.named_parameters():
+            if name in self._gradients:
+                parameter.grad = torch.empty_like(parameter).copy_(self._of_this_process(self._gradients[name]))
+        self._gradients = {}
         loader = self.trainer.train_dataloader
         # Lightning sets the attribute without declaring it.
         overfits = bool(self.trainer.overfit_batches)  # type: ignore[attr-defined]
@@ -323,16 +376,56 @@ class PtychoPINN(pl.LightningModule):
             log.warning("overfit_batches trains on the same batches in every epoch; their shuffling is switched off.")
             loader.batch_sampler.shuffle = False
 
+    def _follow_new_schedule(self) -> None:
+        before, now, schedule = self._schedule_epochs, self._epochs(), self._schedule
+        self._schedule_epochs = None
+        if before in (None, now) or not isinstance(schedule, torch.optim.lr_scheduler.LambdaLR):
+            return
+        factors = [factor(schedule.last_epoch) for factor in schedule.lr_lambdas]
+        rates = [base * factor for base, factor in zip(schedule.base_lrs, factors, strict=True)]
+        for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        schedule._last_lr = rates
+
+    def on_after_backward(self) -> None:
+        """Count the batches whose gradients wait for a step."""
+        self._accumulated += 1
+
+    def on_before_zero_grad(self, optimizer: torch.optim.Optimizer) -> None:
+        """Begin to count anew."""
+        self._accumulated = 0
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Average the gradients over the batches that there are.
+
+        Lightning divides each by ``accumulate_grad_batches``; at the end of an epoch there may be fewer.
+        """
+        expected, found = self.trainer.accumulate_grad_batches, self._accumulated
+        self._accumulated = 0
+        if 0 < found < expected:
+            for parameter in self.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(expected / found)
+
     def on_validation_epoch_start(self) -> None:
         """Forget what an interrupted validation left."""
         self._sums.pop("val", None)
+        self._validated = {}
+
+    def on_validation_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log the validation loss after the last batch, as that of training: callbacks look before the epoch ends."""
+        batches = self.trainer.num_val_batches
+        if dataloader_idx + 1 == len(batches) and batch_idx + 1 == batches[dataloader_idx]:
+            self._validated = self._mean("val")
+            self.log_dict(self._validated, on_step=False, on_epoch=True, batch_size=1, add_dataloader_idx=False)
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation loss; while training goes on, it is that of the epoch, the last one if there are several.
 
         A sanity check before training, and ``trainer.validate``, are no part of the history.
         """
-        means = self._mean("val")
+        means = self._validated or self._mean("val")
+        self._validated = {}
         self.log_dict(means, prog_bar=False)
         if self.trainer.sanity_checking or self.trainer.state.fn != TrainerFn.FITTING:
             return
@@ -344,7 +437,11 @@ class PtychoPINN(pl.LightningModule):
 
     def on_validation_end(self) -> None:
         """Note the training loss of an epoch that a validation within it has ended: a callback stopped training."""
-        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking and self._stops():
+        if (
+            self.trainer.state.fn == TrainerFn.FITTING
+            and not self.trainer.sanity_checking
+            and self.stops_within_epoch()
+        ):
             self._note_epoch()
 
     def on_test_epoch_start(self) -> None:
@@ -370,12 +467,12 @@ class PtychoPINN(pl.LightningModule):
             TrainingError: the loss is no finite number.
         """
         trainer = self.trainer
-        if batch_idx + 1 >= trainer.num_training_batches or trainer.is_last_batch or self._stops():
+        if batch_idx + 1 >= trainer.num_training_batches or trainer.is_last_batch or self.stops_within_epoch():
             self._note_epoch()
             self._log_epoch()
 
-    def _stops(self) -> bool:
-        """Whether training stops here, within an epoch: after ``max_steps``, or because a callback wants it."""
+    def stops_within_epoch(self) -> bool:
+        """Whether training stops behind this batch: after ``max_steps``, or because a callback wants it."""
         trainer = self.trainer
         if trainer.global_step == trainer.max_steps:
             return True
@@ -451,7 +548,7 @@ class PtychoPINN(pl.LightningModule):
                 )
         self._schedule = _schedule(optimiser, training, self._epochs())
         if self._schedule is not None and self._schedule_state is not None:
-            self._schedule.load_state_dict(self._schedule_state)
+            _restore(self._schedule, self._schedule_state)
         return optimiser
 
     def _epochs(self) -> float:
@@ -483,28 +580,61 @@ class PtychoPINN(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add settings, statistics, history, and the state of schedule and running means."""
         own = checkpoints.ours(self.settings, self.network.settings, self.statistics, self.history)
-        own["sums"] = {part: self._over_processes(values).cpu() for part, values in self._sums.items()}
+        own["run"] = self.run
+        own["sums"] = {part: self._of_each_process(values) for part, values in self._sums.items()}
+        if self._accumulated:
+            own["gradients"] = {
+                name: self._of_each_process(parameter.grad)
+                for name, parameter in self.named_parameters()
+                if parameter.grad is not None
+            }
+            own["accumulated"] = self._accumulated
         own["schedule"] = None if self._schedule is None else self._schedule.state_dict()
+        own["schedule_epochs"] = None if self._schedule is None else self._epochs()
         own["clip"] = None if self.clip is None else self.clip.state_dict()
         trainer = self._trainer
+        own["processes"] = 1 if trainer is None else trainer.world_size
         done = len(self.history.get("train_loss", ()))
-        own["finished"] = trainer is not None and (trainer.should_stop or done == trainer.max_epochs)
+        own["finished"] = trainer is not None and (done == trainer.max_epochs or ended_early(trainer))
         checkpoint[checkpoints.KEY] = own
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up history, schedule and running means."""
+        """Take up run, history, schedule, running means, and gradients that wait for a step."""
         own = checkpoint.get(checkpoints.KEY, {})
+        self.run = own.get("run") or self.run
         self.history = {name: list(values) for name, values in own.get("history", {}).items()}
-        # They are those of all processes together.
-        first = self._trainer is None or self._trainer.is_global_zero
-        self._sums = {
-            part: values if first else torch.zeros_like(values) for part, values in own.get("sums", {}).items()
-        }
+        self._sums = {part: self._of_this_process(values) for part, values in own.get("sums", {}).items()}
+        self._accumulated = own.get("accumulated", 0)
+        self._gradients = own.get("gradients", {})
         if self.clip is not None and own.get("clip") is not None:
             self.clip.load_state_dict(own["clip"])
         self._schedule_state = own.get("schedule")
+        self._schedule_epochs = own.get("schedule_epochs")
         if self._schedule is not None and self._schedule_state is not None:
-            self._schedule.load_state_dict(self._schedule_state)
+            _restore(self._schedule, self._schedule_state)
+
+
+def of_each_process(trainer: pl.Trainer, values: Tensor) -> Tensor:
+    """Return (processes, …), the values that each process has."""
+    if trainer.world_size == 1:
+        return values[None]
+    parts = [torch.empty_like(values) for _ in range(trainer.world_size)]
+    torch.distributed.all_gather(parts, values.contiguous())
+    return torch.stack(parts)
+
+
+def ended_early(trainer: pl.Trainer) -> bool:
+    """Whether a rule of early stopping has ended training, and not a budget of time or steps."""
+    rules = [rule for rule in trainer.callbacks if isinstance(rule, EarlyStopping)]  # type: ignore[attr-defined]
+    return trainer.should_stop and any(rule.stopped_epoch or rule.wait_count >= rule.patience for rule in rules)
+
+
+def _restore(schedule: Any, state: Mapping[str, Any]) -> None:
+    """Give a schedule its state; what its factors are follows from the settings, whose epochs may be others now."""
+    state = dict(state)
+    if "lr_lambdas" in state:
+        state["lr_lambdas"] = [None] * len(state["lr_lambdas"])
+    schedule.load_state_dict(state)
 
 
 def _parts(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:

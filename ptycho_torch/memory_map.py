@@ -42,9 +42,9 @@ from ptycho_torch.contract import load_contract, violation
 from ptycho_torch.errors import DataContractError, MapError
 from ptycho_torch.folders import object_names
 from ptycho_torch.grouping import group_scan
-from ptycho_torch.npz import NpzFile
 from ptycho_torch.preparation import FramePreparation
 from ptycho_torch.scan import Scan, chosen_positions, open_scan, probe_modes, read_probe
+from ptycho_torch.scan_arrays import ScanSource, open_members, path_of
 from ptycho_torch.system_errors import explain
 
 if TYPE_CHECKING:
@@ -81,15 +81,15 @@ Fingerprint = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The files that a map is made from.
+    """What a map is made from.
 
     Attributes:
-        scans: in the order of the map.
+        scans: files or arrays, in the order of the map.
         probes: the probe file of each scan, or None where the scans or the caller bring it.
         probe: (N, N) or (modes, N, N) of the caller for every scan, or None.
     """
 
-    scans: tuple[Path, ...]
+    scans: tuple[ScanSource, ...]
     probes: tuple[Path, ...] | None = None
     probe: np.ndarray | None = None
 
@@ -130,7 +130,7 @@ def fingerprint(inputs: Inputs, settings: DataSettings) -> dict[str, dict[str, A
     }
     # nphotons is handed on to the network and changes nothing in the map.
     everything = {name: value for name, value in dataclasses.asdict(settings).items() if name != "nphotons"}
-    scans = {path.name: _members(path) for path in inputs.scans}
+    scans = {scan.name: _members(scan) for scan in inputs.scans}
     frames = {
         name: {key: value for key, value in members.items() if key in _PATTERN_MEMBERS}
         for name, members in scans.items()
@@ -155,8 +155,9 @@ def fingerprint(inputs: Inputs, settings: DataSettings) -> dict[str, dict[str, A
     }
 
 
-def _members(path: Path) -> dict[str, list[int]]:
-    return {digest.key: [digest.crc32, digest.content_bytes, digest.packed_bytes] for digest in NpzFile(path).digest()}
+def _members(source: ScanSource) -> dict[str, list[int]]:
+    digests = open_members(source).digest()
+    return {digest.key: [digest.crc32, digest.content_bytes, digest.packed_bytes] for digest in digests}
 
 
 def open_map(
@@ -190,7 +191,7 @@ def open_map(
             log.log(logging.INFO if first_build else logging.WARNING, "%s: building %s (%s)", root, what, reason)
             manifest = {part: manifest[part] for part in _PARTS if not stale[part]}
             manifest = _build(root, inputs, settings, manifest, wanted, progress)
-        return _open(root, inputs.scans, manifest, reason)
+        return _open(root, tuple(path_of(scan) for scan in inputs.scans), manifest, reason)
 
 
 @contextlib.contextmanager

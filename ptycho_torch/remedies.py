@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import shlex
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -167,6 +168,8 @@ def without_patterns(path: Path, members: Shapes, mending: Mending) -> str:
         members: of the file.
         mending: see ``Mending``.
     """
+    if "patterns" in members and "xcoords" not in members:
+        return _of_ptychodus(path, mending)
     if {"object", "coverage"} <= members.keys() or {"object", "probe_position_x_m"} <= members.keys():
         ours = "coverage" in members
         return "It is a reconstruction. " + (
@@ -185,6 +188,26 @@ def without_patterns(path: Path, members: Shapes, mending: Mending) -> str:
     return f"If {largest!r} holds the patterns, say so: {_renaming(mending, renamed)}"
 
 
+def _of_ptychodus(path: Path, mending: Mending) -> str:
+    """Return what to do about diffraction data of ptychodus, which keeps positions in a product file."""
+    products = (other for other in sorted(path.parent.glob("*.npz")) if other != path and _is_product(other))
+    if (product := next(products, None)) is not None:
+        option = mending("--positions-file", str(product))
+        return f"It is diffraction data of ptychodus. Take the positions of its product: {option}"
+    return (
+        "It is diffraction data of ptychodus, whose product file has the positions: ptycho-torch convert-scan FILE -o "
+        "NEW.npz --positions-file PRODUCT.npz"
+    )
+
+
+def _is_product(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "probe_position_x_m.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile, ValueError, NotImplementedError):
+        return False
+
+
 def without_positions(path: Path, members: Shapes, count: int, mending: Mending) -> str:
     """Return what to do about a scan without positions.
 
@@ -194,6 +217,8 @@ def without_positions(path: Path, members: Shapes, count: int, mending: Mending)
         count: M.
         mending: see ``Mending``.
     """
+    if "patterns" in members and "xcoords" not in members:
+        return _of_ptychodus(path, mending)
     if renamed := positions_by_name(members, count):
         what = "are the positions" if len(renamed) > 1 else f"is {next(iter(renamed.values()))!r}"
         return f"If {' and '.join(map(repr, renamed))} {what}, say so: {_renaming(mending, renamed)}"

@@ -24,6 +24,7 @@ from ptycho_torch.npz import CHUNK_BYTES, ArrayHeader, NpzFile, listed
 from ptycho_torch.photons import METADATA, PATTERNS_LOOKED_AT, StatedPhotons, are_counts, stated_photons
 from ptycho_torch.preparation import object_pixel_m
 from ptycho_torch.probe import disk_mask
+from ptycho_torch.scan_arrays import Members, ScanArrays, ScanSource, open_members, path_of
 
 State = Literal["holds", "broken", "notice", "not judged"]
 
@@ -75,7 +76,7 @@ class PatternStack:
     """
 
     path: Path
-    npz: NpzFile
+    npz: Members
     key: str
     count: int
     frame_px: int
@@ -265,11 +266,12 @@ class PatternAudit:
 class _Examiner:
     """Runs the checks of one scan. Strict, it raises the first broken clause; else it notes what it finds."""
 
-    def __init__(self, path: Path, strict: bool, named: Path | None = None) -> None:
-        self.path, self._strict = path if named is None else named, strict
-        self._file = path
-        # What convert-scan reads back was made by a command, to which options can be added.
-        self._mending = remedies.adding if named is not None else functools.partial(remedies.converting, path)
+    def __init__(self, source: ScanSource, strict: bool, named: Path | None = None) -> None:
+        self.path, self._strict = path_of(source) if named is None else named, strict
+        self._source = source
+        # What convert-scan reads back was made by a command, to which options can be added; arrays are no file yet.
+        file = None if isinstance(source, ScanArrays) else self.path
+        self._mending = remedies.adding if named is not None else functools.partial(remedies.converting, file)
         self._members: remedies.Shapes = {}
         self.findings: dict[str, Finding] = {}
         self.keys: Mapping[str, Key] = load_contract().files["scan"].keys
@@ -303,7 +305,7 @@ class _Examiner:
     def run(self) -> tuple[PatternStack | None, Scan | None]:
         """Return what can be read: the patterns where their header holds, and the scan where nothing is broken."""
         try:
-            npz = NpzFile(self._file)
+            npz = open_members(self._source)
         except DataContractError as err:
             self.broken(err)
             return None, None
@@ -346,7 +348,7 @@ class _Examiner:
         """Say that these clauses are about to be judged; one that finds nothing holds."""
         self.judged.update(clauses)
 
-    def _headers(self, npz: NpzFile) -> dict[str, ArrayHeader]:
+    def _headers(self, npz: Members) -> dict[str, ArrayHeader]:
         """Read the header of every member that the contract names; of the others, see that they are no pickles.
 
         ``_metadata``, which is one, is read for what it says of photons.
@@ -371,7 +373,7 @@ class _Examiner:
             self.note("SCAN-13", f"not read: {listed(unread)}")
         return headers
 
-    def _patterns_key(self, npz: NpzFile, headers: Mapping[str, ArrayHeader]) -> str | None:
+    def _patterns_key(self, npz: Members, headers: Mapping[str, ArrayHeader]) -> str | None:
         names = self.keys["diff3d"].names
         there = [name for name in names if name in npz]
         if not there:
@@ -431,7 +433,7 @@ class _Examiner:
         remedy = remedies.of_frames(self.path, key, shape, self._mending)
         return self.check("SCAN-02", square, f"shape {shape}", key=key, remedy=remedy)
 
-    def _declared_domain(self, npz: NpzFile, headers: Mapping[str, ArrayHeader]) -> str | None:
+    def _declared_domain(self, npz: Members, headers: Mapping[str, ArrayHeader]) -> str | None:
         key = "measurement_domain"
         if key not in npz:
             return None
@@ -457,7 +459,7 @@ class _Examiner:
             return "amplitude"
         return "intensity" if text in _INTENSITY else None
 
-    def _read(self, npz: NpzFile, key: str) -> np.ndarray | None:
+    def _read(self, npz: Members, key: str) -> np.ndarray | None:
         try:
             return npz.read(key)
         except DataContractError as err:
@@ -479,11 +481,11 @@ class _Examiner:
         """Return what to do about a member whose values are wrong."""
         return remedies.of_member(self.path, name, (), "", self._letters["M"], self._mending)
 
-    def _array(self, npz: NpzFile, headers: Mapping[str, ArrayHeader], name: str) -> np.ndarray | None:
+    def _array(self, npz: Members, headers: Mapping[str, ArrayHeader], name: str) -> np.ndarray | None:
         return self._read(npz, name) if self._shape_alone(headers, name) else None
 
     def _positions(
-        self, npz: NpzFile, headers: Mapping[str, ArrayHeader], names: tuple[str, str], *, required: bool
+        self, npz: Members, headers: Mapping[str, ArrayHeader], names: tuple[str, str], *, required: bool
     ) -> np.ndarray | None:
         clause = self.keys[names[0]].clause
         there = [name for name in names if name in npz]
@@ -521,7 +523,7 @@ class _Examiner:
             self.note(clause, f"{len(positions)} patterns at {places} different places")
         return positions
 
-    def _probe(self, npz: NpzFile, headers: Mapping[str, ArrayHeader], frame_px: int) -> np.ndarray | None:
+    def _probe(self, npz: Members, headers: Mapping[str, ArrayHeader], frame_px: int) -> np.ndarray | None:
         values = self._array(npz, headers, "probeGuess")
         if values is None:
             if "probeGuess" not in npz:
@@ -533,7 +535,7 @@ class _Examiner:
             self.broken(err)
             return None
 
-    def _scan_index(self, npz: NpzFile, headers: Mapping[str, ArrayHeader]) -> np.ndarray | None:
+    def _scan_index(self, npz: Members, headers: Mapping[str, ArrayHeader]) -> np.ndarray | None:
         values = self._array(npz, headers, "scan_index")
         if values is None:
             return None
@@ -547,7 +549,7 @@ class _Examiner:
         )
         return values.astype(np.int64) if fits else None
 
-    def _good_pixels(self, npz: NpzFile, headers: Mapping[str, ArrayHeader]) -> np.ndarray | None:
+    def _good_pixels(self, npz: Members, headers: Mapping[str, ArrayHeader]) -> np.ndarray | None:
         values = self._array(npz, headers, "bad_pixels")
         if values is None:
             return None
@@ -562,7 +564,7 @@ class _Examiner:
         self.note("SCAN-11", found)
         return np.asarray(~bad)
 
-    def _length(self, npz: NpzFile, headers: Mapping[str, ArrayHeader], name: str) -> float | None:
+    def _length(self, npz: Members, headers: Mapping[str, ArrayHeader], name: str) -> float | None:
         values = self._array(npz, headers, name)
         if values is None:
             return None
@@ -608,19 +610,19 @@ def probe_modes(values: np.ndarray, frame_px: int, clause: str, path: Path, key:
     return modes
 
 
-def open_scan(path: Path, *, named: Path | None = None) -> Scan:
-    """Open a scan; every clause that headers and small arrays can break is checked.
+def open_scan(source: ScanSource, *, named: Path | None = None) -> Scan:
+    """Open a scan, a file or arrays; every clause that headers and small arrays can break is checked.
 
     Patterns are checked while they are read: ``scan.stack.chunks(scan.stack.audit())``.
 
     Args:
-        path: the file.
+        source: the scan.
         named: the file that errors are about, where this one was made from it.
 
     Raises:
         DataContractError: names file, key, clause, what was found, what was expected, and what to do.
     """
-    _, scan = _Examiner(Path(path), strict=True, named=named).run()
+    _, scan = _Examiner(source, strict=True, named=named).run()
     assert scan is not None  # Strict, the examiner raises in place of returning None.
     return scan
 

@@ -1,7 +1,8 @@
 """Tracking of training with MLflow, which never stops training.
 
 ``track`` opens a run, has MLflow's autologging record what Lightning does inside, and ends the run. Where MLflow is
-not installed, or its server is away, training goes on without a record. How to use it:
+not installed, training goes on without a record. What a server that is away misses is sent when it is back. How to use
+it:
 <doc-ref type="guide">docs/workflows/pytorch.md</doc-ref>.
 """
 
@@ -27,6 +28,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ptycho_torch.config_params import TrainingSettings
+from ptycho_torch.interruption import RunInterrupted
 
 __all__ = ["Tracker", "print_auto_logged_info", "record_run", "track"]
 
@@ -60,6 +62,13 @@ _DATABASE_S = 60.0
 _UPLOAD_S = 10.0
 _UPLOAD_BYTES_PER_S = 5e6
 """A server answers an upload only when the file is where it belongs, often on a second machine."""
+
+_LONGEST_FAILED_UPLOADS_S = 15.0
+"""Seconds that uploads which fail may take together; no more are tried then."""
+
+_RETRY_COSTS = 50
+_RETRY_S = 5.0
+"""A server that failed is tried again after this, and after so many times what the last try took."""
 
 _BATCH = 100
 _LONGEST_VALUE = 500
@@ -106,21 +115,34 @@ class Tracker:
 
 
 @contextlib.contextmanager
-def track(settings: TrainingSettings, *, parameters: Mapping[str, object], output_dir: Path | str) -> Iterator[Tracker]:
+def track(
+    settings: TrainingSettings,
+    *,
+    parameters: Mapping[str, object],
+    output_dir: Path | str,
+    tags: Mapping[str, str] | None = None,
+    continues: Mapping[str, str] | None = None,
+) -> Iterator[Tracker]:
     """Open an MLflow run for the training inside, with autologging of Lightning's Trainer.
 
     The run goes to ``MLFLOW_TRACKING_URI``, or to ``mlruns`` in the working directory. It ends as FINISHED, as FAILED
-    after an exception, or as KILLED after an interrupt. The first call that fails is the last one: training goes on,
-    and one warning says so. No model is logged: a checkpoint is a file of weights, given to ``Tracker.log_file``.
+    after an exception, or as KILLED after an interrupt. A file that the store does not take costs that file, and one
+    warning names all of them. A server that fails is left alone, with one warning, and tried again now and then and at
+    the end; what it missed is sent then. No model is logged: a checkpoint is a file of weights, given to
+    ``Tracker.log_file``.
 
     Args:
         settings: whether to track, and the names of experiment and run.
         parameters: what the run is made with; values become text of at most 500 characters. Names have a prefix, as in
             ``training.weight_decay``: autologging takes the optimiser's bare names, and MLflow refuses a second value.
-        output_dir: where training writes its files, noted with the run.
+        output_dir: where training writes its files, noted with the run; the run has its name where the settings give
+            none.
+        tags: more of them, cut after 500 characters.
+        continues: ``uri`` and ``run_id`` of the MLflow run that a resumed training goes on with, if it is still there.
+            Parameters that are others now are tags ``resumed.NAME`` there, for MLflow lets none change.
     """
     reason = _why_not(settings)
-    link = None if reason else _connect(settings, parameters, Path(output_dir))
+    link = None if reason else _connect(settings, parameters, Path(output_dir), tags or {}, continues or {})
     if reason:
         log.info("This training is not tracked: %s", reason)
     if link is None:
@@ -378,7 +400,13 @@ def _open_experiment(mlflow: Any, uri: str, name: str) -> tuple[Any, str]:
     return client, experiment.experiment_id
 
 
-def _connect(settings: TrainingSettings, parameters: Mapping[str, object], output_dir: Path) -> _Link | None:
+def _connect(
+    settings: TrainingSettings,
+    parameters: Mapping[str, object],
+    output_dir: Path,
+    tags: Mapping[str, str],
+    continues: Mapping[str, str],
+) -> _Link | None:
     """Open the run and switch autologging on, or log why that cannot be."""
     restore = contextlib.ExitStack()
     restore.enter_context(_environment())
@@ -392,12 +420,18 @@ def _connect(settings: TrainingSettings, parameters: Mapping[str, object], outpu
         seconds = _FIRST_ANSWER_S.get(uri.partition(":")[0], _DATABASE_S)
         with _without_mlflow_deprecations():
             client, experiment_id = _within(seconds, partial(_open_experiment, mlflow, uri, settings.experiment_name))
-            run = mlflow.start_run(
-                experiment_id=experiment_id,
-                run_name=settings.run_name,
-                nested=mlflow.active_run() is not None,
-                tags={"output_dir": str(output_dir.absolute())},
-            )
+            tags = {"output_dir": str(output_dir.absolute()), **tags}
+            tags = {name: value[:_LONGEST_VALUE] for name, value in tags.items()}
+            nested = mlflow.active_run() is not None
+            if continues.get("uri") == uri and _is_there(client, continues["run_id"]):
+                run = mlflow.start_run(run_id=continues["run_id"], nested=nested, tags=tags)
+            else:
+                run = mlflow.start_run(
+                    experiment_id=experiment_id,
+                    run_name=settings.run_name or output_dir.absolute().name,
+                    nested=nested,
+                    tags=tags,
+                )
         link = _Link(mlflow, client, run.info.run_id, uri, pointer, restore)
     except Exception as err:
         restore.close()
@@ -421,6 +455,15 @@ def _connect(settings: TrainingSettings, parameters: Mapping[str, object], outpu
     return link
 
 
+def _is_there(client: Any, run_id: str) -> bool:
+    """Whether a run can go on: a server answers, and the run was not deleted."""
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+    except Exception as err:
+        log.info("MLflow run %s cannot be continued (%s); there will be a new one.", run_id, _reason(err))
+        return False
+
+
 class _Pointer:
     """Where MLflow's global functions go, put back on close."""
 
@@ -442,7 +485,7 @@ class _Pointer:
 
 
 class _Link:
-    """One open run; the first call that fails closes it, so that a dead server costs its time once."""
+    """One open run; a call that fails closes it, so that a dead server costs little, until it is tried again."""
 
     def __init__(
         self, mlflow: Any, client: Any, run_id: str, uri: str, pointer: _Pointer, restore: contextlib.ExitStack
@@ -456,22 +499,31 @@ class _Link:
         self.uri = uri
         self.is_open = True
         self.interrupted = False
+        self.continued = False
+        self._noted: dict[str, dict[int, float]] = {}
+        self._waiting: list[tuple[Path, str]] = []
+        self._refused: dict[str, str] = {}
+        self._failed_uploads_s = 0.0
+        self._retry_at_s = 0.0
 
     def attempt(self, what: str, call: Callable[[], object]) -> None:
         """Make one call to MLflow, if none has failed before."""
         if not self.is_open:
             return
+        begun_s = time.monotonic()
         try:
             with _without_mlflow_deprecations():
                 call()
         except Exception as err:
-            self.fail(what, _reason(err))
+            self.fail(what, _reason(err), time.monotonic() - begun_s)
 
-    def fail(self, what: str, reason: str) -> None:
-        """Make no more calls, neither from here nor from autologging."""
+    def fail(self, what: str, reason: str, took_s: float = 0.0) -> None:
+        """Make no calls for now, neither from here nor from autologging, which is not switched on again."""
         if not self.is_open:
             return
         self.is_open = False
+        again = self._retry_at_s > 0
+        self._retry_at_s = time.monotonic() + max(_RETRY_S, _RETRY_COSTS * took_s)
         for _, callback in self._autologging_callbacks():
             for name in dir(Callback):
                 if name.startswith("on_"):
@@ -479,20 +531,53 @@ class _Link:
                     setattr(callback, name, _do_nothing)
         # What autologging still does at the end of fit fails there at once, without a look at the network.
         self._pointer.point_to(_NOWHERE)
-        log.warning(
-            "MLflow at %s failed %s (%s). Training goes on; run %s has no record from here on.",
-            _without_password(self.uri), what, reason, self.run_id,
-        )  # fmt: skip
+        if not again:
+            log.warning(
+                "MLflow at %s failed %s (%s). Training goes on; run %s gets what it misses when MLflow answers again.",
+                _without_password(self.uri), what, reason, self.run_id,
+            )  # fmt: skip
+
+    def revive(self, *, now: bool = False) -> None:
+        """Try a server again that has failed, and send the metrics that it misses."""
+        if self.is_open or (not now and time.monotonic() < self._retry_at_s):
+            return
+        self.is_open = True
+        self._pointer.point_to(self.uri)
+        self.attempt("to answer", self._send_missing)
+
+    def _send_missing(self) -> None:
+        now_ms = int(time.time() * 1000)
+        for name, values in self._noted.items():
+            there = {metric.step for metric in self._client.get_metric_history(self.run_id, name)}
+            missing = [
+                self._mlflow.entities.Metric(name, value, now_ms, step)
+                for step, value in values.items()
+                if step not in there
+            ]
+            for first in range(0, len(missing), _BATCH):
+                self._client.log_batch(self.run_id, metrics=missing[first : first + _BATCH])
 
     def begin(self, parameters: Mapping[str, object]) -> None:
+        given = {name[:_LONGEST_NAME]: str(value)[:_LONGEST_VALUE] for name, value in parameters.items()}
+        self.attempt("to take the parameters", partial(self._send_parameters, given))
+        # Autologging gives the parameters of the optimiser and the epochs, which MLflow refuses where they are others.
+        if not self.continued:
+            self.attempt("to switch autologging on", self._switch_autologging_on)
+
+    def _send_parameters(self, given: Mapping[str, str]) -> None:
         entities = self._mlflow.entities
-        params = [
-            entities.Param(name[:_LONGEST_NAME], str(value)[:_LONGEST_VALUE]) for name, value in parameters.items()
+        there = self._client.get_run(self.run_id).data.params
+        self.continued = bool(there)
+        tags = [
+            entities.RunTag(f"resumed.{name}", value)
+            for name, value in given.items()
+            if there.get(name, value) != value
         ]
+        params = [entities.Param(name, value) for name, value in given.items() if name not in there]
         for first in range(0, len(params), _BATCH):
-            batch = params[first : first + _BATCH]
-            self.attempt("to take the parameters", partial(self._client.log_batch, self.run_id, params=batch))
-        self.attempt("to switch autologging on", self._switch_autologging_on)
+            self._client.log_batch(self.run_id, params=params[first : first + _BATCH])
+        for first in range(0, len(tags), _BATCH):
+            self._client.log_batch(self.run_id, tags=tags[first : first + _BATCH])
 
     def _switch_autologging_on(self) -> None:
         integrations = importlib.import_module("mlflow.utils.autologging_utils").AUTOLOGGING_INTEGRATIONS
@@ -511,7 +596,13 @@ class _Link:
         # Its checkpoints would write and send everything a second time after each good epoch, while training waits.
         autolog(log_models=False, log_datasets=False, checkpoint=False, silent=True)
 
+    def note(self, metrics: Mapping[str, float], step: int) -> None:
+        """Remember metrics, for a server that misses them."""
+        for name, value in metrics.items():
+            self._noted.setdefault(name[:_LONGEST_NAME], {})[step] = float(value)
+
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        self.note(metrics, step)
         now_ms = int(time.time() * 1000)
         batch = [
             self._mlflow.entities.Metric(name[:_LONGEST_NAME], float(value), now_ms, step)
@@ -520,9 +611,14 @@ class _Link:
         self.attempt("to take metrics", partial(self._client.log_batch, self.run_id, metrics=batch))
 
     def upload(self, path: Path, folder: str) -> None:
+        self.revive()
         # An upload has more time, which a server that is away should not cost.
         self.attempt("to answer", partial(self._client.get_run, self.run_id))
         if not self.is_open:
+            self._waiting.append((path, folder))
+            return
+        if self._failed_uploads_s > _LONGEST_FAILED_UPLOADS_S:
+            self._refused[path.name] = "others took too long"
             return
         patience = {
             "MLFLOW_HTTP_REQUEST_TIMEOUT": str(int(_UPLOAD_S + path.stat().st_size / _UPLOAD_BYTES_PER_S)),
@@ -532,13 +628,25 @@ class _Link:
         for name, value in patience.items():
             if before[name] == _BOUNDS[name]:
                 os.environ[name] = value
+        begun_s = time.monotonic()
         try:
-            self.attempt(f"to take {path.name}", partial(self._client.log_artifact, self.run_id, str(path), folder))
+            with _without_mlflow_deprecations():
+                self._client.log_artifact(self.run_id, str(path), folder)
+        except Exception as err:
+            # The store of the files may be another machine than the server, which goes on.
+            self._refused[path.name] = _reason(err)
+            self._failed_uploads_s += time.monotonic() - begun_s
+            return
         finally:
             os.environ.update(before)
         if folder == "checkpoints":
             tag = partial(self._client.set_tag, self.run_id, _LATEST_CHECKPOINT, f"{folder}/{path.name}")
             self.attempt("to take a tag", tag)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a call has failed, which autologging does not survive."""
+        return self._retry_at_s > 0
 
     def watch(self, trainer: pl.Trainer) -> None:
         if trainer not in self._trainers:
@@ -555,6 +663,15 @@ class _Link:
             callback.on_train_end(trainer, module)
 
     def end(self, status: str) -> None:
+        self.revive(now=True)
+        waiting, self._waiting = self._waiting, []
+        for path, folder in waiting if self.is_open else ():
+            self.upload(path, folder)
+        if self._refused:
+            log.warning(
+                "MLflow at %s did not take %s (%s); the files stay where they are.",
+                _without_password(self.uri), ", ".join(self._refused), next(iter(self._refused.values())),
+            )  # fmt: skip
         active = self._mlflow.active_run()
         if active is not None and active.info.run_id == self.run_id:
             # This takes the run off MLflow's stack first, and only then tells the store.
@@ -603,15 +720,23 @@ class _Watch(Callback):
         self._begun_s = time.monotonic()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._link.log_metrics({"epoch_seconds": time.monotonic() - self._begun_s}, trainer.current_epoch)
+        own = {"epoch_seconds": time.monotonic() - self._begun_s}
+        losses = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self._link.revive()
+        if self._link.continued or self._link.has_failed:
+            own |= losses
+        else:
+            # Autologging sends them.
+            self._link.note(losses, trainer.current_epoch)
+        self._link.log_metrics(own, trainer.current_epoch)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         # Lightning turns an interrupt into SystemExit before it leaves fit.
-        self._link.interrupted = isinstance(exception, KeyboardInterrupt | SIGTERMException)
+        self._link.interrupted = isinstance(exception, KeyboardInterrupt | SIGTERMException | RunInterrupted)
         self._link.flush(trainer, pl_module)
 
 
 def _status_after(error: BaseException, interrupted: bool) -> str:
-    if interrupted or isinstance(error, KeyboardInterrupt | SIGTERMException):
+    if interrupted or isinstance(error, KeyboardInterrupt | SIGTERMException | RunInterrupted):
         return "KILLED"
     return "FINISHED" if isinstance(error, SystemExit) and not error.code else "FAILED"

@@ -6,31 +6,35 @@ together: <doc-ref type="guide">docs/architecture.md</doc-ref>.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
+import importlib.metadata
 import logging
 import math
-import shutil
+import platform
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, Checkpoint, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
 from ptycho_torch import checkpoint as checkpoints
-from ptycho_torch import folders, inference
+from ptycho_torch import folders, inference, run_state
 from ptycho_torch.blank import check_objects
 from ptycho_torch.config_params import Settings, TrainingSettings
-from ptycho_torch.data_module import PtychoDataModule, loaders, process_number
+from ptycho_torch.data_module import PtychoDataModule, loaders
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 from ptycho_torch.errors import CheckpointError, ConfigError
 from ptycho_torch.hints import heed_patterns, heed_scans
 from ptycho_torch.lightning_module import ObjectPatches, PtychoPINN, accelerator, load_weights, quiet_lightning
-from ptycho_torch.npz_writer import replacing
 from ptycho_torch.progress import ProgressBar, log_above_bars, shows_bars
+from ptycho_torch.run_callbacks import BestCheckpoint, LastCheckpoint, RunRecord, SignalStop
 from ptycho_torch.tracking import Tracker, print_auto_logged_info, track
 from ptycho_torch.training_callbacks import BlankWatch, TrainingLog, write_history
 
@@ -40,54 +44,11 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-_OF_THE_RUN = (
+RESUMABLE_WITH = (
     "device", "devices", "num_nodes", "strategy", "max_epochs", "num_workers", "checkpoint_every_n_steps", "tracking",
     "experiment_name", "run_name", "accept",
 )  # fmt: skip
 """Training settings that a resumed run may change: they do not touch the weights that an epoch ends with."""
-
-
-class _BestCheckpoint(ModelCheckpoint):
-    """Keeps ``best.ckpt``; a resumed run takes along the one that lies beside the checkpoint that it resumes."""
-
-    def __init__(self, folder: Path, monitor: str, resume: Path | None) -> None:
-        super().__init__(folder, "best", monitor, enable_version_counter=False, save_on_train_epoch_end=True)
-        self._own = folder / "best.ckpt"
-        self._beside = self._own if resume is None else resume.with_name("best.ckpt")
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self._beside.is_file():
-            if self._beside.resolve() != self._own.resolve() and process_number() == 0:
-                self._own.parent.mkdir(parents=True, exist_ok=True)
-                with self._beside.open("rb") as theirs, replacing(self._own, overwrite=True) as ours:
-                    shutil.copyfileobj(theirs, ours)
-            # Lightning restores the lowest loss only where the folder is called as it was.
-            path = str(Path(self.dirpath or "", "best.ckpt"))
-            own = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path}
-            state_dict = state_dict | own | {"best_k_models": {path: state_dict["best_model_score"]}}
-        super().load_state_dict(state_dict)
-
-
-class _LastCheckpoint(Checkpoint):
-    """Keeps ``last.ckpt`` current: at the end of each epoch, and every so many steps within one."""
-
-    def __init__(self, path: Path, every_n_steps: int) -> None:
-        self.path, self.every_n_steps = path, every_n_steps
-        self._saved = -1
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        # Behind the last batch comes the validation; what it decides belongs to the checkpoint of the whole epoch.
-        step = trainer.global_step
-        if not self.every_n_steps or step % self.every_n_steps or step == self._saved:
-            return
-        if batch_idx + 1 < trainer.num_training_batches:
-            self._saved = step
-            trainer.save_checkpoint(self.path)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        trainer.save_checkpoint(self.path)
 
 
 def make_trainer(
@@ -102,7 +63,9 @@ def make_trainer(
 ) -> pl.Trainer:
     """Make the Lightning trainer of these settings; checkpoints go to ``output_dir/checkpoints``.
 
-    The losses of each epoch go to ``output_dir/history.json`` and ``output_dir/history.png``.
+    The losses of each epoch go to ``output_dir/history.json`` and ``output_dir/history.png``, the state of the run to
+    ``output_dir/run.json``. What another run has left in the folder is moved to ``output_dir/replaced-N`` when a new
+    run begins. SIGTERM, SIGINT and SIGUSR1 end the training with a checkpoint and ``interruption.RunInterrupted``.
 
     Args:
         training: settings of the run.
@@ -116,12 +79,16 @@ def make_trainer(
     Raises:
         ConfigError: the device is not there.
     """
-    folder = output_dir / "checkpoints"
-    # Lightning runs callbacks that save behind all others, so that what the others decide is in the checkpoint.
+    folder = output_dir / folders.CHECKPOINTS
+    record = RunRecord(output_dir, RESUMABLE_WITH)
+    last = LastCheckpoint(folder / "last.ckpt", training.checkpoint_every_n_steps, record)
+    # Lightning runs callbacks that save after all others, so that what the others decide is in the checkpoint.
     watching: list[Callback] = [
-        _BestCheckpoint(folder, "val_loss" if validate else "train_loss", resume),
-        _LastCheckpoint(folder / "last.ckpt", training.checkpoint_every_n_steps),
+        record,
+        BestCheckpoint(folder, "val_loss" if validate else "train_loss", resume),
+        last,
         TrainingLog(output_dir, lines=progress is None and not shows_bars(None)),
+        SignalStop(last.save),
     ]
     if shows_bars(progress):
         watching.append(ProgressBar())
@@ -160,9 +127,15 @@ def make_trainer(
         enable_progress_bar=shows_bars(progress),
         enable_model_summary=False,
         use_distributed_sampler=False,
-        default_root_dir=output_dir,
+        plugins=[checkpoints.PlainCheckpointIO()],
+        # Under SLURM Lightning takes up any hpc_ckpt_*.ckpt that it finds in this folder, whatever run it is of.
+        default_root_dir=folder,
     )
 
+
+_GIT_S = 5.0
+_MOST_SCANS = 50
+"""Scans whose digest an MLflow run has."""
 
 GROUPS_SHOWN = 6_000
 """Groups that a run without ``max_epochs`` shows the network, each as often as the others."""
@@ -210,7 +183,7 @@ class TrainingResult:
 
 
 def main(
-    ptycho_dir: str | Path,
+    ptycho_dir: str | Path | PtychoDataset,
     probe_dir: str | Path | None = None,
     *,
     settings: Settings | None = None,
@@ -230,7 +203,8 @@ def main(
     """Train on a folder of scans: dataset, network, checkpoints, tracking, and a picture of the objects at the end.
 
     Args:
-        ptycho_dir: folder of scans, one NPZ file an experiment, or a single scan.
+        ptycho_dir: folder of scans, one NPZ file an experiment, or a single scan; or a dataset, for example of scans in
+            memory, which has its probe, its map and its data settings.
         probe_dir: folder of probes; None takes ``probeGuess`` of each scan.
         settings: of the run; None takes what the three singletons say now, or the checkpoint's when resuming.
         output_dir: where checkpoints, history, pictures and reconstructions go.
@@ -263,21 +237,26 @@ def main(
     if resume is not None and start_from is not None:
         raise ConfigError("resume goes on with a run and start_from begins a new one; give one of them.")
     output_dir = Path(output_dir)
-    scans = folders.scan_paths(Path(ptycho_dir))
+    scans = () if isinstance(ptycho_dir, PtychoDataset) else folders.scan_paths(Path(ptycho_dir))
     probes = () if probe_dir is None else folders.probe_paths(scans, Path(probe_dir))
     folders.refuse_run(
         output_dir,
-        resume=None if resume is None else Path(resume),
+        resume=None if resume is None else folders.checkpoint_of(Path(resume)),
         overwrite=overwrite,
         inputs=[*scans, *probes, *([] if start_from is None else [Path(start_from)])],
     )
     saved = None if resume is None else checkpoints.read_checkpoint(resume)
-    settings = _settings_of(saved, settings).override(overrides)
+    settings = _settings_of(saved, settings)
+    if isinstance(ptycho_dir, PtychoDataset):
+        settings = dataclasses.replace(settings, data=ptycho_dir.settings)
+    settings = settings.override(overrides)
     if saved is not None:
         _same_run(saved, settings)
+        _same_folder(saved, output_dir)
     accelerator(settings.training.device)
     accepted = settings.training.accept or ""
-    heed_scans(scans, settings.data, accepted, batch_size=settings.training.batch_size)
+    looked_at = dict.fromkeys(ptycho_dir.sources) if isinstance(ptycho_dir, PtychoDataset) else scans
+    heed_scans(looked_at, settings.data, accepted, batch_size=settings.training.batch_size)
     output_dir.mkdir(parents=True, exist_ok=True)
     data = PtychoDataModule(
         ptycho_dir, probe_dir, settings, data_dir=data_dir, remake_map=remake_map, probe=probe, progress=progress
@@ -294,13 +273,21 @@ def main(
         module.network.compile()
     # What cannot train is refused before anything is removed.
     validate = bool(data.val_dataloader())
-    if overwrite and process_number() == 0:
+    if overwrite and folders.process_number() == 0:
         folders.clear_run(output_dir)
     # The environment decides where runs are tracked. To decide it here, uncomment:
     # import os
     # os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:5000"
+    state = None if saved is None else run_state.read_state(saved.path.parents[1])
+    tags = _tags(scans) if settings.training.tracking and folders.process_number() == 0 else {}
     with (
-        track(settings.training, parameters=_flat(module), output_dir=output_dir) as tracker,
+        track(
+            settings.training,
+            parameters=_flat(module),
+            output_dir=output_dir,
+            tags=tags,
+            continues=None if state is None or saved is None or state.run != saved.run else state.tracking,
+        ) as tracker,
         quiet_lightning(),
         log_above_bars(shows_bars(progress)),
     ):
@@ -311,17 +298,22 @@ def main(
             callbacks=(*tracker.callbacks, BlankWatch(data.dataset), *callbacks),
             logger=logger,
             progress=progress,
-            resume=None if resume is None else Path(resume),
+            resume=None if saved is None else saved.path,
         )
-        # A run that ended early has ended as well; only more epochs than it was given make it go on.
-        if saved is not None and saved.finished and epochs <= _epochs_given(saved):
-            log.info("%s: training had come to its end", resume)
+        (record,) = (each for each in trainer.callbacks if isinstance(each, RunRecord))  # type: ignore[attr-defined]
+        if tracker.run_id is not None and tracker.uri is not None:
+            record.tracking = {"uri": tracker.uri, "run_id": tracker.run_id}
+        if saved is not None and _has_ended(saved, epochs):
             load_weights(module.network, saved, dict(saved.weights))
             module.history = {name: list(values) for name, values in saved.history.items()}
+            module.run = saved.run
             if trainer.is_global_zero:
                 write_history(module.history, output_dir)
+                _note_end(module, output_dir)
         else:
-            trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+            if saved is not None:
+                _tell_differences(saved, settings.training, epochs)
+            trainer.fit(module, datamodule=data, ckpt_path=None if saved is None else saved.path)
         return _finish(
             module, trainer, data.dataset, output_dir, tracker, begun_s, reconstruct=reconstruct, progress=progress
         )
@@ -333,9 +325,49 @@ def _settings_of(saved: checkpoints.Checkpoint | None, settings: Settings | None
     return Settings.current() if saved is None else saved.settings
 
 
-def _epochs_given(saved: checkpoints.Checkpoint) -> int:
-    """Return how many epochs a finished run was given; those it has where its Trainer alone knew."""
-    return saved.settings.training.max_epochs or len(saved.history.get("train_loss", ()))
+def _has_ended(saved: checkpoints.Checkpoint, epochs: int) -> bool:
+    """Whether nothing is left to train of a run, given so many epochs.
+
+    A run that ended early has ended as well; only more epochs than it was given make it go on.
+    """
+    done = len(saved.history.get("train_loss", ()))
+    given = saved.settings.training.max_epochs or done
+    if saved.finished and epochs <= given:
+        log.info("%s: training had come to its end", saved.path)
+        return True
+    if done < epochs:
+        return False
+    within = " and stands within another" if saved.within_epoch else ""
+    log.warning(
+        "%s: the run has done %d epochs%s, and max_epochs = %d asks for no more; nothing is trained.",
+        saved.path, done, within, epochs,
+    )  # fmt: skip
+    return True
+
+
+def _note_end(module: PtychoPINN, output_dir: Path) -> None:
+    """Note a run as finished that had come to its end before."""
+    state = run_state.read_state(output_dir)
+    if state is not None and state.state != "finished":
+        run_state.write_state(output_dir, dataclasses.replace(state, state="finished"))
+
+
+def _tell_differences(saved: checkpoints.Checkpoint, training: TrainingSettings, epochs: int) -> None:
+    """Say where a resumed run will not end with the weights of one that was never interrupted."""
+    before = saved.settings.training
+    given = before.max_epochs
+    if given is not None and given != epochs and training.scheduler == "WarmupCosine":
+        log.warning(
+            "max_epochs = %d, and was %d: the learning rate follows the schedule of %d epochs from here on, so the "
+            "weights will not be those of a run that had %d from its start.", epochs, given, epochs, epochs,
+        )  # fmt: skip
+    for name in ("device", "devices", "num_nodes", "strategy"):
+        theirs, ours = getattr(before, name), getattr(training, name)
+        if theirs != ours:
+            log.warning(
+                "%s = %s, and was %s: training goes on, and its weights will not be bit by bit those of a run that was "
+                "not interrupted.", name, ours, theirs,
+            )  # fmt: skip
 
 
 def _same_run(saved: checkpoints.Checkpoint, settings: Settings) -> None:
@@ -343,11 +375,21 @@ def _same_run(saved: checkpoints.Checkpoint, settings: Settings) -> None:
     theirs, ours = saved.settings.as_dict(), settings.as_dict()
     for owner, values in ours.items():
         for name, value in values.items():
-            if theirs[owner][name] != value and not (owner == "training" and name in _OF_THE_RUN):
+            if theirs[owner][name] != value and not (owner == "training" and name in RESUMABLE_WITH):
                 raise CheckpointError(
                     f"{saved.path}: trained with {owner} setting {name} = {theirs[owner][name]!r}, now {value!r}. "
                     "Resume with the settings of the run, or begin a new one with start_from."
                 )
+
+
+def _same_folder(saved: checkpoints.Checkpoint, output_dir: Path) -> None:
+    """Raise where a checkpoint is of another run than the one in the folder, which it would take the place of."""
+    there = run_state.read_state(output_dir)
+    if there is not None and saved.run not in (None, there.run):
+        raise CheckpointError(
+            f"{saved.path}: a checkpoint of run {saved.run}, and {output_dir} holds run {there.run}. Resume it into "
+            "another output_dir."
+        )
 
 
 def _same_data(saved: checkpoints.Checkpoint, module: PtychoPINN) -> None:
@@ -373,6 +415,24 @@ def _flat(module: PtychoPINN) -> dict[str, Any]:
     flat = {f"{owner}.{name}": value for owner, values in owners for name, value in values.items()}
     flat |= {f"network.{name}": value for name, value in dataclasses.asdict(module.network.settings).items()}
     return flat | {f"statistics.{name}": value for name, value in module.statistics.items()}
+
+
+def _tags(scans: Sequence[Path]) -> dict[str, str]:
+    """Return what an MLflow run should say of its program and data: versions, commit, SHA-256 of the scans."""
+    tags = {f"version.{name}": importlib.metadata.version(name) for name in ("ptycho-torch", "torch", "lightning")}
+    tags["version.python"] = platform.python_version()
+    repository = Path(__file__).parents[1]
+    if (repository / ".git").exists():
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            found = subprocess.run(
+                ["git", "-C", str(repository), "rev-parse", "HEAD"],
+                capture_output=True, text=True, timeout=_GIT_S, check=True,
+            )  # fmt: skip
+            tags["commit"] = found.stdout.strip()
+    for scan in scans[:_MOST_SCANS]:
+        with scan.open("rb") as file:
+            tags[f"scan.{scan.stem}"] = hashlib.file_digest(file, "sha256").hexdigest()
+    return tags
 
 
 def _finish(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from html_pages import check
 
+from conformance import test_float64
 from conformance.bundle import RECORDINGS
 from conformance.digest import numerical_digest
 from conformance.report import read_report
@@ -39,6 +40,21 @@ def test_a_missing_reference_is_one_clear_line() -> None:
     assert "nowhere.npz: found a file that cannot be read" in error_of(
         run("conformance", "--parity-reference", "nowhere.npz")
     )
+
+
+def test_a_seed_that_is_none_is_one_clear_line() -> None:
+    assert "--parity-seed: found '-3'; expected a whole number" in error_of(run("conformance", "--parity-seed=-3"))
+
+
+def test_clean_draws_have_the_seed_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    notes: list[str] = []
+    monkeypatch.setattr(test_float64, "clean_runs", lambda graph, seed, *_: seeds.append(seed) or [])
+    for seed in (0, 0, 5):
+        test_float64.test_clean_runs_raise_no_alarm("cpu", "quick", seed, notes)
+    assert seeds[:4] == seeds[4:8]
+    assert not set(seeds[:4]) & set(seeds[8:])
+    assert "4 draws of seed 5" in notes[-1]
 
 
 def test_a_truncated_reference_is_one_clear_line(tmp_path: Path) -> None:
@@ -166,8 +182,8 @@ def test_a_failing_subject_is_named_in_the_headline(tmp_path: Path) -> None:
     """A wrong π, put in by a plugin of this test, is found and named."""
     plugin = tmp_path / "wrong_pi.py"
     plugin.write_text(
-        "from conformance.faults import all_faults\n"
-        "(fault,) = [each for each in all_faults() if each.name == 'π dropped']\n"
+        "from conformance.selftest.network import NETWORK\n"
+        "(fault,) = [each for each in NETWORK if each.name == 'π dropped']\n"
         "seeded = fault.seeded()\n"
         "seeded.__enter__()\n"
     )

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import importlib.util
 import logging
 import os
@@ -81,7 +82,8 @@ class Hook(pl.Callback):
 class Server:
     """A real `mlflow server` on loopback, started again on the same store after it was killed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.options = options or ("--artifacts-destination", str(folder / "artifacts"))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port: int = free.getsockname()[1]
@@ -99,7 +101,7 @@ class Server:
                 [
                     *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
                     *("--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'store.db'}"),
-                    *("--artifacts-destination", str(self.folder / "artifacts")),
+                    *self.options,
                 ],
                 stdout=out,
                 stderr=out,
@@ -411,7 +413,8 @@ def test_a_server_that_stops_answering_is_left_alone_after_one_call(
     finally:
         server.signal(signal.SIGCONT)
     assert hook.epochs == EPOCHS
-    assert len(requests) == 1
+    # One call while training goes on, and one more try when it ends.
+    assert len(requests) == 2
     assert len(messages(caplog, logging.WARNING)) == 1
 
 
@@ -433,6 +436,11 @@ def test_what_fails_within_autologging_ends_the_record(
     assert calls == [0]
     [line] = messages(caplog, logging.WARNING)
     assert "failed in autologging (the disk is full)" in line
+    # What autologging did not send comes at the end.
+    run = client(server.uri).get_run(tracker.run_id)
+    assert run.info.status == "FINISHED"
+    steps = [metric.step for metric in client(server.uri).get_metric_history(tracker.run_id, "train_loss")]
+    assert sorted(steps) == list(range(EPOCHS))
 
 
 @needs_mlflow
@@ -551,8 +559,8 @@ def test_training_ends_although_the_server_is_killed(
             listener.close()
     assert not [callback for callback in trainer.callbacks if type(callback).__module__.startswith("mlflow")]
     assert hook.epochs == 9
-    # One call with its one retry, in place of a call in each of the epochs that are left.
-    assert len(listeners[0].connections) == 2
+    # One call with its one retry, in place of a call in each of the epochs that are left; and the same at the end.
+    assert len(listeners[0].connections) == 4
     [line] = messages(caplog, logging.WARNING)
     assert f"MLflow at {server.uri} failed" in line
     assert "Training goes on" in line
@@ -605,3 +613,113 @@ def test_the_whole_of_training_is_on_the_server_or_goes_on_without_it(
     assert {"checkpoints/last.ckpt", "checkpoints/best.ckpt"} <= artifacts(found, result.run_id, "checkpoints")
     pictures = artifacts(found, result.run_id, "pictures")
     assert {"pictures/star.png", "pictures/star_colour.png", "pictures/history.png"} <= pictures
+
+
+# ------------------------------------------------------------------------------------------------- what a store misses
+
+
+@pytest.fixture(scope="module")
+def storeless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose files go to a store that this client cannot write to."""
+    server = Server(
+        tmp_path_factory.mktemp("storeless"), "--no-serve-artifacts", "--default-artifact-root", "s3://no/x"
+    )
+    server.start()
+    yield server
+    server.kill()
+
+
+@needs_mlflow
+@pytest.mark.parametrize("store", ["s3 without boto3", "a path that is not there", "a full disk"])
+def test_a_file_that_is_not_taken_costs_that_file(
+    store: str,
+    storeless: Server,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import mlflow
+
+    storeless.wait()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", storeless.uri)
+    if store != "s3 without boto3":
+        error = PermissionError("/srv/artifacts") if "path" in store else OSError(28, "No space left on device")
+
+        def refuse(*_: object, **__: object) -> None:
+            raise error
+
+        monkeypatch.setattr(mlflow.MlflowClient, "log_artifact", refuse)
+    files = [tmp_path / name for name in ("last.ckpt", "best.ckpt", "history.png")]
+    with tracking.track(settings(), parameters=PARAMETERS, output_dir=tmp_path / "my run") as tracker:
+        fit(tracker)
+        for file in files:
+            file.write_bytes(b"content")
+            tracker.log_file(file, folder="checkpoints")
+            tracker.log_metrics({"after": 1.0}, step=files.index(file))
+    [line] = messages(caplog, logging.WARNING)
+    assert "did not take last.ckpt, best.ckpt, history.png (" in line
+    run = client(storeless.uri).get_run(tracker.run_id)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "my run")
+    assert run.info.end_time is not None
+    for name, steps in (("train_loss", EPOCHS), ("epoch_seconds", EPOCHS), ("after", 3)):
+        history = client(storeless.uri).get_metric_history(tracker.run_id, name)
+        assert sorted(metric.step for metric in history) == list(range(steps)), name
+
+
+@needs_mlflow
+@pytest.mark.parametrize("back", ["while it trains", "before the end"])
+def test_a_server_that_is_back_has_all_of_the_run(
+    back: str, server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_RETRY_S", 0.0 if back == "while it trains" else 1000.0)
+    monkeypatch.setattr(tracking, "_RETRY_COSTS", 0)
+
+    def restart() -> None:
+        server.wait()
+        seen.append(len(client(server.uri).get_metric_history(tracker.run_id, "train_loss")))
+
+    seen: list[int] = []
+    checkpoint = tmp_path / "last.ckpt"
+    checkpoint.write_bytes(b"weights")
+    with tracking.track(settings(), parameters=PARAMETERS, output_dir=tmp_path) as tracker:
+        fit(tracker, Hook(0, server.kill), Hook(1, restart))
+        tracker.log_file(checkpoint, folder="checkpoints")
+        tracker.log_metrics({"frc": 0.5}, step=3)
+    assert len(messages(caplog, logging.WARNING)) == 1
+    check = client(server.uri)
+    run = check.get_run(tracker.run_id)
+    assert (run.info.status, run.data.metrics["frc"]) == ("FINISHED", 0.5)
+    for name in ("train_loss", "val_loss", "epoch_seconds"):
+        steps = [metric.step for metric in check.get_metric_history(tracker.run_id, name)]
+        assert sorted(steps) == list(range(EPOCHS)), name
+    assert "checkpoints/last.ckpt" in artifacts(check, tracker.run_id)
+
+
+@needs_mlflow
+def test_a_resumed_training_goes_on_in_its_mlflow_run(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("tensordict", reason="the memory map is a TensorDict; pip install tensordict")
+    from ptycho_torch import train
+    from ptycho_torch.config_params import Settings
+
+    scan = write_scan(tmp_path / "scans" / "star.npz", patterns=12)
+    names: dict[str, Any] = {"output_dir": "night 7", "progress": False, "reconstruct": False}
+    own = Settings().override(SMALL | {"tracking": True, "max_epochs": 1, "scheduler": "Default"})
+    first = train.main(scan, settings=own, **names)
+    again = train.main(scan, resume=first.checkpoint, max_epochs=2, **names)
+    assert again.run_id == first.run_id
+    assert messages(caplog, logging.WARNING) == []
+    run = client(server.uri).get_run(first.run_id)
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "night 7")
+    assert run.data.params["training.max_epochs"] == "1"
+    assert run.data.tags["resumed.training.max_epochs"] == "2"
+    for name in ("train_loss", "val_loss", "learning_rate", "epoch_seconds"):
+        steps = [metric.step for metric in client(server.uri).get_metric_history(first.run_id, name)]
+        assert sorted(steps) == [0, 1], name
+    assert run.data.tags["scan.star"] == hashlib.sha256(scan.read_bytes()).hexdigest()
+    assert run.data.tags["version.torch"] == torch.__version__
+    # A run that is gone is replaced.
+    client(server.uri).delete_run(first.run_id)
+    third = train.main(scan, resume=first.checkpoint, max_epochs=3, **names)
+    assert third.run_id not in (None, first.run_id)

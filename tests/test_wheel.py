@@ -38,6 +38,7 @@ def run(installed: Path, folder: Path, *arguments: str) -> str:
 def test_all_tests_are_found_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     found = run(installed, tmp_path, "--collect-only")
     assert "test_network.py::test_recording[FLOAT64-n64_g2_base]" in found
+    assert not (installed / "conformance" / "selftest").exists()
 
 
 def test_a_recording_of_the_wheel_is_judged_there(installed: Path, tmp_path: Path) -> None:

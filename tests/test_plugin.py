@@ -14,9 +14,9 @@ import torch
 from html_pages import check
 
 from conformance import test_float64
-from conformance.bundle import RECORDINGS
-from conformance.digest import numerical_digest
-from conformance.report import read_report
+from conformance.provenance.digest import numerical_digest
+from conformance.recordings.bundle import RECORDINGS
+from conformance.report.results import read_report
 
 REPOSITORY = Path(__file__).parents[1]
 EMBEDDED = RECORDINGS / "n64_g2_base.npz"

@@ -35,9 +35,11 @@ import pytest
 import torch  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
-TARGETS = ("judge", "parity", "condition", "gains")
+TARGETS = tuple(f"conformance.{name}" for name in ("judge", "parity", "condition", "gains"))
 TESTS = tuple(f"tests/test_{name}.py" for name in ("judge", "gains", "condition", "comparer"))
 GOAL = 0.95
+PACKAGES = ("conformance", "ptycho_torch", "ptycho_tf_bridge")
+"""Imported anew in each fork."""
 STATES = ("killed", "survived", "equivalent")
 
 _SLOWER = "the same gradients, computed twice"
@@ -69,7 +71,7 @@ class Mutant:
     """One change.
 
     Attributes:
-        module: below ``conformance``.
+        module: its dotted name.
         line: where it is.
         change: what it is, in words.
         source: the whole mutated module.
@@ -83,7 +85,7 @@ class Mutant:
     @property
     def name(self) -> str:
         """What ``EQUIVALENT`` calls it."""
-        return f"{self.module}: {self.change}"
+        return f"{self.module.rpartition('.')[2]}: {self.change}"
 
 
 Change = Callable[[ast.AST], ast.AST | None]
@@ -163,9 +165,14 @@ def _skipped(tree: ast.Module) -> set[int]:
     return skipped
 
 
+def file_of(module: str) -> Path:
+    """Return the file of a module, given its dotted name."""
+    return ROOT / f"{module.replace('.', '/')}.py"
+
+
 def mutants(module: str) -> Iterator[Mutant]:
     """Yield every mutant of a module."""
-    tree = ast.parse((ROOT / "conformance" / f"{module}.py").read_text(encoding="utf-8"))
+    tree = ast.parse(file_of(module).read_text(encoding="utf-8"))
     skipped = _skipped(tree)
     for parent, name, index in list(_places(tree)):
         holder = getattr(parent, name)
@@ -212,12 +219,18 @@ class _Mutated(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         """Run the text."""
-        module.__file__ = str(ROOT / "conformance" / f"{self.name.rpartition('.')[2]}.py")
+        module.__file__ = str(file_of(self.name))
         exec(compile(self.source, f"<mutant of {self.name}>", "exec"), module.__dict__)
 
 
-def _tests_pass(mutant: Mutant | None, limit_s: float) -> bool:
-    """Run the tests in a fork; a mutant that hangs, dies or cannot be imported has failed them."""
+def tests_pass(mutant: Mutant | None, tests: Sequence[str], limit_s: float) -> bool:
+    """Run tests in a fork; a mutant that hangs, dies or cannot be imported has failed them.
+
+    Args:
+        mutant: what stands in the place of its module; None for nothing.
+        tests: files and further arguments of pytest.
+        limit_s: how long they may take.
+    """
     child = os.fork()
     if child == 0:
         status = 1
@@ -226,13 +239,13 @@ def _tests_pass(mutant: Mutant | None, limit_s: float) -> bool:
             sink = os.open(os.devnull, os.O_WRONLY)
             os.dup2(sink, 1)
             os.dup2(sink, 2)
-            for name in [name for name in sys.modules if name.split(".")[0] == "conformance"]:
+            for name in [name for name in sys.modules if name.partition(".")[0] in PACKAGES]:
                 del sys.modules[name]
             if mutant is not None:
-                sys.meta_path.insert(0, _Mutated(f"conformance.{mutant.module}", mutant.source))
+                sys.meta_path.insert(0, _Mutated(mutant.module, mutant.source))
             # pytest would rewrite the asserts of the suite's own modules, and read them from their files for that.
             options = ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain"]
-            status = int(pytest.main([*options, *TESTS]))
+            status = int(pytest.main([*options, *tests]))
         finally:
             os._exit(status)
     _, status = os.waitpid(child, 0)
@@ -267,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {options.output} is of other modules or tests than are here; delete it, or give another file")
         return 1
     started = time.perf_counter()
-    if not _tests_pass(None, 600):
+    if not tests_pass(None, TESTS, 600):
         print("error: the tests of the comparer fail without a mutant; run them first")
         return 1
     limit_s = max(30.0, 3 * (time.perf_counter() - started))
@@ -277,12 +290,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for number, mutant in enumerate(every, 1):
             if (mutant.module, mutant.line, mutant.change) in known:
                 continue
-            survived = _tests_pass(mutant, limit_s)
+            survived = tests_pass(mutant, TESTS, limit_s)
             reason = EQUIVALENT.get(mutant.name, "")
             state = "killed" if not survived else "equivalent" if reason else "survived"
             results.append(Result(mutant.module, mutant.line, mutant.change, state, reason))
             if survived:
-                print(f"{state}: conformance/{module}.py:{mutant.line}: {mutant.change}", flush=True)
+                print(f"{state}: {module}:{mutant.line}: {mutant.change}", flush=True)
             if number % 20 == 0 or number == len(every):
                 print(f"{module}: {number}/{len(every)}", file=sys.stderr, flush=True)
                 _keep(options.output, digest, results)
@@ -291,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     share = counted["killed"] / judged if judged else 0.0
     for module in options.modules:
         mine = Counter(each.state for each in results if each.module == module)
-        print(f"{module:<10} {mine['killed']} killed, {mine['survived']} survived, {mine['equivalent']} equivalent")
+        print(f"{module:<22} {mine['killed']} killed, {mine['survived']} survived, {mine['equivalent']} equivalent")
     print(f"{counted['killed']} of {judged} mutants killed: {share:.1%} (goal ≥ {GOAL:.0%})")
     if options.evidence is not None:
         print(f"wrote {_write_evidence(options.evidence, results, share)}")
@@ -316,7 +329,7 @@ def _write_evidence(folder: Path, results: Sequence[Result], share: float) -> Pa
             "mutants_equivalent": "changes that compute the same",
             "killed": "killed, of those that are not equivalent",
         },
-        notes=[f"{each.state}: `{each.module}.py:{each.line}: {each.change}` {each.reason}".strip() for each in kept],
+        notes=[f"{each.state}: `{each.module}:{each.line}: {each.change}` {each.reason}".strip() for each in kept],
     )
     return write_evidence(folder, evidence)
 

@@ -25,6 +25,9 @@ from round_trips import Lab, run
 CASES = ((1, 16, 512), (2, 8, 128))
 """gridsize, batch and groups: 512 patterns each."""
 
+WIDTH = 2
+"""Scale of the filters of both networks: the default of the program."""
+
 EPOCHS = 4
 
 
@@ -46,7 +49,7 @@ def side_there(scan: str, gridsize: str, batch: str, groups: str) -> None:
     from ptycho.workflows.components import load_data  # type: ignore[import-not-found]
 
     count, size = int(groups), int(batch)
-    network = ModelConfig(N=64, gridsize=int(gridsize))
+    network = ModelConfig(N=64, gridsize=int(gridsize), n_filters_scale=WIDTH)
     config = TrainingConfig(model=network, nepochs=1, batch_size=size, n_groups=count, train_data_file=Path(scan))
     update_legacy_dict(params.cfg, config)
     raw = load_data(scan)
@@ -96,7 +99,8 @@ def side_here(scan: str, gridsize: str, batch: str, groups: str) -> None:
 
     clock, count = Clock(), int(groups)
     chosen = {"gridsize": int(gridsize), "batch_size": int(batch), "n_groups": count, "max_epochs": 1 + EPOCHS}
-    settings = Settings().override({"N": 64, "tracking": False, "device": "cpu", **chosen})
+    common = {"N": 64, "n_filters_scale": WIDTH, "tracking": False, "device": "cpu"}
+    settings = Settings.preset("reference").override(common | chosen)
     with tempfile.TemporaryDirectory() as folder:
         maps = Path(folder, "map")
         result = train.main(

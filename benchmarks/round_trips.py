@@ -175,7 +175,7 @@ def row(lab: Lab, network: Network) -> dict[str, Any]:
     certificate = folder / "certificate"
     timed("verify", lambda: run([*verify, "--predictions", predictions, "-o", certificate], folder))
     content = json.loads((certificate / "certificate.json").read_text())
-    shown["sentence"] = content["sentence"]
+    shown["sentence"] = content["verdict"]
     shown["recorded"] = {each["quantity"]: each["converted"]["errors"]["e"] for each in content["recorded"]}
 
     back, exported = folder / "back", folder / "exported" / "wts.h5.zip"

@@ -303,7 +303,7 @@ def cut_patches(image: Num[Tensor, "H W"], positions_px: Float[Tensor, "n 2"], N
     """Cut ground-truth patches out of a whole object.
 
     Pixel (row j, column i) of the patch at (x, y) samples the object bilinearly at
-    (row y − N/2 + j, column x − N/2 + i); outside the object is zero.    [reference page §6]
+    (row y − N/2 + j, column x − N/2 + i); outside the object is zero.    [docs/reference_model.md §6]
 
     The reference cuts patches of groups at 2r̄ − r (REF-04); here the position means what it says.
     """

@@ -1,4 +1,4 @@
-"""The training losses (reference page §5), finite everywhere.
+"""The training losses (docs/reference_model.md §5), finite everywhere.
 
 Where the reference's loss is finite, these equal it; where it is NaN or infinite (REF-05), these are finite.
 """

@@ -288,7 +288,7 @@ def _convolve_doubled(up: nn.Module, features: Tensor, *convolutions: nn.Module)
 
 
 class Decoder(nn.Module):
-    """From the encoder's features to amplitude or phase patches (reference page §2, stages 3 and 4).
+    """From the encoder's features to amplitude or phase patches (docs/reference_model.md §2).
 
     Args:
         settings: the network's settings.

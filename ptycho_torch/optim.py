@@ -12,7 +12,7 @@ from torch import Tensor
 class KerasAdam(torch.optim.Optimizer):
     """Adam whose ε stands beside the uncorrected second moment, as in Keras.
 
-    w ← w − lr·√(1−β₂ᵗ)/(1−β₁ᵗ) · m/(√v + ε)    [reference page §5]
+    w ← w − lr·√(1−β₂ᵗ)/(1−β₁ᵗ) · m/(√v + ε)    [docs/reference_model.md §5]
 
     ``torch.optim.Adam`` adds ε after the bias correction, so an equal ε is not the same optimiser: at the first
     step ε = 1e-7 here acts like 3.2e-6 there.

@@ -1,4 +1,4 @@
-"""The default probe, the disk mask and the probe's normalisation (reference page §3).
+"""The default probe, the disk mask and the probe's normalisation (docs/reference_model.md §3).
 
 <doc-ref type="contract">specs/stages.yaml</doc-ref>
 """

@@ -1,4 +1,4 @@
-"""Patches to whole objects (reference page §6), as they arrive and in memory that does not grow with their number.
+"""Patches to whole objects (docs/reference_model.md §6), as they arrive, in memory that their number does not change.
 
 <doc-ref type="guide">docs/workflows/pytorch.md</doc-ref>
 """
@@ -67,7 +67,7 @@ class Stitcher:
     - ``uniform``: 1 on the square, falling to 0 over the pixel beyond it, so that w·v = T(crop, r) and
       w = T(1, r). Σ w gets 1e-9 added in the object, and the canvas is the reference's: square, centred on the
       mean position, with ceil(max |r − r̄|) pixels beyond the crop on each side, one more if that is odd
-      [reference page §6].
+      [docs/reference_model.md §6].
     - ``smooth``: sin²(π·(u + ½) / M) for −½ < u < M − ½ and 0 elsewhere (a Hann window), so that no border of a
       patch shows. The canvas is the smallest one that holds every square, on whole pixels of the positions' frame
       (for even N).
@@ -360,7 +360,7 @@ def stitch_patches(
 ) -> Complex[Tensor, "H H"]:
     """Average the central squares of patches at their positions, as the reference does.
 
-    canvas = Σ T(crop, r − r̄) / (1e-9 + Σ T(1, r − r̄))    [reference page §6]
+    canvas = Σ T(crop, r − r̄) / (1e-9 + Σ T(1, r − r̄))    [docs/reference_model.md §6]
 
     Pixels that no patch covers are zero. See ``Stitcher`` with uniform weights.
 

@@ -1,4 +1,4 @@
-"""From counts to amplitude and back: normalisation and intensity scale (reference page §5).
+"""From counts to amplitude and back: normalisation and intensity scale (docs/reference_model.md §5).
 
 amplitude is √counts, intensity is amplitude², counts are photons.
 

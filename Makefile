@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= tf,mlflow,dev
+EXTRAS ?= tf,mlflow,beamline,dev
 ARGS ?=
 
 BIN := $(VENV)/bin
@@ -13,7 +13,7 @@ comma := ,
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input
 
-.PHONY: help venv demo pictures conformance test lint types mutation benchmarks clean
+.PHONY: help venv demo pictures conformance selftest test lint types mutation benchmarks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -45,6 +45,9 @@ pictures: demo ## make the pictures of the documents again, from those of the de
 conformance: $(STAMP) ## prove parity with the TensorFlow reference, layer by layer
 	@echo "== conformance suite"
 	@$(BIN)/python -m pytest conformance $(ARGS)
+
+selftest: $(STAMP) ## put mistakes into the product, and see what the suite says of each (minutes)
+	@$(BIN)/python -m conformance.selftest $(ARGS)
 
 # Two processes with two threads each, on two cores, take three times as long as with one.
 test: export OMP_NUM_THREADS = 1

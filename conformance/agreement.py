@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from conformance.causes import Cause, explain
-from conformance.hypotheses import mistakes_everywhere
+from conformance.hypotheses import Hypothesis, factor_name, fitted_factor, mistakes_everywhere, plain_mistakes
 from conformance.judge import Errors, Verdict, deviation, errors
 
 FLOAT64 = 1e-12
@@ -17,6 +18,21 @@ SINGLE, DOUBLE = 2e-7, 1e-12
 """How far a mistake made in float32, or in float64, may be from the same mistake made by the oracle."""
 
 Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a check expects beside what it found.
+
+    Attributes:
+        expected: name → array; numbers are compared as numbers, everything else for equality.
+        found: name → array; names that are not expected are ignored.
+        limit: largest scale-free e of a number; 0 asks for equality.
+    """
+
+    expected: Arrays
+    found: Arrays
+    limit: float = 0.0
 
 
 def assert_agrees(expected: Arrays, found: Arrays, limit: float = 0.0) -> None:
@@ -52,7 +68,7 @@ def compare_arrays(expected: Arrays, found: Arrays, limit: float = 0.0, case: st
 def common_mistake(expected: Arrays, found: Arrays, limit: float = 0.0) -> Cause | None:
     """Return the common array mistake that explains every difference, or at least the first; None if none does."""
     failed = [name for name, verdict in compare_arrays(expected, found, limit).items() if not verdict.passed]
-    if not all(name in found and np.issubdtype(expected[name].dtype, np.number) for name in failed):
+    if not failed or not all(name in found and np.issubdtype(expected[name].dtype, np.number) for name in failed):
         return None
     cause = _mistake(expected, found, limit, failed)
     return _mistake(expected, found, limit, failed[:1]) if cause is None and len(failed) > 1 else cause
@@ -63,7 +79,13 @@ def _mistake(expected: Arrays, found: Arrays, limit: float, names: list[str]) ->
     wrong = {name: _wide(found[name]) for name in names}
     single = any(found[name].dtype in (np.float32, np.complex64) for name in names)
     budgets = {name: Errors(max(limit, SINGLE if single else DOUBLE), np.inf) for name in names}
-    return explain(wrong, right, budgets, mistakes_everywhere(right))
+    return explain(wrong, right, budgets, _common_mistakes(right, wrong))
+
+
+def _common_mistakes(right: Arrays, wrong: Arrays) -> Iterator[Hypothesis]:
+    yield from mistakes_everywhere(right, plain_mistakes)
+    factor = fitted_factor(*(next(iter(arrays.values())) for arrays in (right, wrong)))
+    yield Hypothesis(factor_name(factor), {name: factor * array for name, array in right.items()})
 
 
 def _verdict(case: str, name: str, expected: np.ndarray, found: np.ndarray | None, limit: float) -> Verdict:

@@ -16,6 +16,7 @@ from conformance.bundle import RECORDINGS, Bundle, read_bundle
 from conformance.calibrate import reference_runs
 from conformance.case import NOTHING_FORCED, NOTHING_FREE, Case, ForcedRun, FreeRun
 from conformance.causes import cause_of, ranked_stages
+from conformance.checks.table import Check, Checked, checked
 from conformance.draws import GRAPHS, draw_case
 from conformance.gains import Gains, widest
 from conformance.judge import Errors, Verdict, compare
@@ -34,7 +35,6 @@ from conformance.replay import (
     train_verdicts,
 )
 from conformance.scan import examined, feeds_network, scan_case
-from conformance.step import StepBench
 from conformance.torch_subject import TorchSubject
 from conformance.truth import Truth
 from conformance.variants import PLAIN, subject_of
@@ -329,7 +329,7 @@ class Bench:
     def __init__(self, on_run: Callable[[], None] = lambda: None) -> None:
         self.reports: dict[tuple[str, str, str], CaseReport] = {}
         self.records: dict[str, Mapping[Key, Verdict]] = {}
-        self.steps = StepBench()
+        self.checks: dict[str, Checked] = {}
         self._work = cache(lambda planned: _Work(planned, on_run))
 
     def record(self, planned: Planned) -> Mapping[Key, Verdict]:
@@ -367,6 +367,17 @@ class Bench:
     def judge(self, planned: Planned, subject: TorchSubject) -> CaseReport:
         """Judge a candidate that is not the network of the case's own weights."""
         return _judge(self._work(planned), subject)
+
+    def check(self, check: Check) -> Checked:
+        """Judge a check outside the network."""
+        if check.id not in self.checks:
+            self.checks[check.id] = checked(check)
+        return self.checks[check.id]
+
+    @property
+    def failed_checks(self) -> list[Checked]:
+        """Checks outside the network that failed, in the order in which they ran."""
+        return [each for each in self.checks.values() if not each.passed]
 
     def gains(self, planned: Planned) -> Gains:
         """Return what float32 costs the reference, as the case's verdicts have it."""

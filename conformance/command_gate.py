@@ -7,10 +7,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from conformance.gate import Decision
+from typing import Any
 
 GRANTED, REFUSED, CPU_ONLY = 0, 1, 3
 """Exit codes: granted; a failure, or a file that cannot be read; nothing failed, but there is no CUDA evidence."""
@@ -61,103 +58,48 @@ def run(options: argparse.Namespace) -> int:
     for path in options.reports:
         # A path that cannot be opened is named before PyTorch loads.
         path.open("rb").close()
+    from conformance import gate
     from conformance.evidence import EVIDENCE, committed_evidence, write_evidence
-    from conformance.gate import CPU_ONLY as ONLY_CPU
-    from conformance.gate import EVIDENCE_FOLDER, decide, read_input, shown
+    from conformance.json_files import write_json, write_text
     from conformance.policy import read_policy
     from conformance.report import read_report
-    from conformance.sign_off import sign_off, write_sign_off
+    from conformance.report_page import report_page
+    from conformance.sign_off import sign_off
 
     policy = read_policy(options.policy)
-    inputs = [read_input(path) for path in options.reports]
+    inputs = [gate.read_input(path) for path in options.reports]
     previous = read_report(options.previous) if options.previous else None
     evidence = committed_evidence(options.evidence or EVIDENCE)
-    decision = decide(inputs, policy, evidence, evidence_folder=options.evidence or EVIDENCE_FOLDER)
+    decision = gate.decide(inputs, policy, evidence, evidence_folder=options.evidence or gate.EVIDENCE_FOLDER)
     signed = sign_off(decision, inputs, policy, evidence, decided_by=options.by)
     lines = [decision.headline, *(f"  {each}" for each in (*decision.violations, *decision.pending))]
     if decision.remedies:
         lines += ["To mend it:", *(f"  {' '.join(filter(None, each))}" for each in decision.remedies)]
     print(*lines, sep="\n")  # noqa: T201 - what the command is for
+    written = []
     if options.keep:
-        for each in shown(inputs, policy):
-            print(f"wrote {write_evidence(options.keep, each)}")  # noqa: T201
+        written += [write_evidence(options.keep, each) for each in gate.shown(inputs, policy)]
     if options.output:
-        print(f"wrote {write_sign_off(options.output, signed)}")  # noqa: T201
+        written.append(write_json(options.output, signed))
     if options.page:
-        print(f"wrote {_write_page(options.page, [one.report for one in inputs], previous, signed, decision)}")  # noqa: T201
+        reports = [one.report for one in inputs]
+        page = report_page(reports, previous, template="gate", title="Release gate", decision=decision, signed=signed)
+        written.append(write_text(options.page, page))
+    for path in written:
+        print(f"wrote {path}")  # noqa: T201
     if os.environ.get(_URI):
         _publish(signed, options.page)
     if decision.is_granted:
         return GRANTED
-    return CPU_ONLY if decision.verdict == ONLY_CPU else REFUSED
+    return CPU_ONLY if decision.verdict == gate.CPU_ONLY else REFUSED
 
 
-def _write_page(
-    path: Path,
-    reports: list[Mapping[str, Any]],
-    previous: Mapping[str, Any] | None,
-    signed: Mapping[str, Any],
-    decision: Decision,
-) -> Path:
-    from conformance import page
-    from conformance.json_files import write_text
-    from conformance.report_page import report_page, sentence
-
-    state = "passed" if decision.is_granted else "failed" if decision.violations else "skipped"
-    opening: list[page.Content] = [
-        page.verdict(state, _verdict(decision, signed["policy"])),
-        page.element(
-            "p",
-            f"Decided by {signed['decided_by']}, {signed['decided_utc']}, by {signed['policy']['file']}.",
-            class_="soft",
-        ),
-    ]
-    if decision.remedies:
-        rows = [
-            (
-                page.element("td", page.element("ul", *(page.element("li", each) for each in missing))),
-                page.Html(page.escape(f"{first} ") + page.element("code", command)),
-            )
-            for (first, command), missing in decision.remedies.items()
-        ]
-        opening.append(page.table(("what stands against it", "what would mend it"), rows))
-    shown = [
-        (", ".join(each["device"] for each in report["devices"]), sentence(report), page.line(report["created_utc"]))
-        for report in reports
-    ]
-    opening.append(page.table(("report of", "what it shows", "when"), shown))
-    evidence = [
-        (
-            each["name"],
-            page.badge("passed", "fresh") if each["fresh"] else page.badge("failed", "stale"),
-            ", ".join(each["missed"]) or "–",
-            page.line(each["created_utc"]),
-        )
-        for each in signed["evidence"]
-    ]
-    if evidence:
-        table = page.table(("evidence", "valid for these sources", "goals missed", "measured"), evidence)
-        opening.append(page.details(f"{len(evidence)} measurements that are kept as evidence", table))
-    return write_text(path, report_page(reports, previous, opening=opening, title="Release gate"))
-
-
-def _verdict(decision: Decision, policy: Mapping[str, Any]) -> str:
-    if decision.is_granted:
-        return f"Gate: {decision.verdict} granted. All that {policy['file']} requires was shown."
-    number = len(decision.violations) or len(decision.pending)
-    things = "1 thing stands" if number == 1 else f"{number} things stand"
-    if decision.violations:
-        return f"Gate: {policy['grants']} refused. {things} against it."
-    return f"Gate: {policy['grants']} not granted yet. Nothing failed, but the checks on a GPU are missing."
-
-
-def _publish(signed: Mapping[str, Any], shown: Path | None) -> None:
+def _publish(signed: Mapping[str, Any], page: Path | None) -> None:
     """Make an MLflow run of the decision; a store that is away is a warning."""
-    from conformance.sign_off import write_sign_off
+    from conformance.json_files import write_json
     from ptycho_torch.tracking import record_run
 
     with tempfile.TemporaryDirectory() as folder:
-        files = [write_sign_off(Path(folder) / "sign-off.json", signed), *([shown] if shown else [])]
         run_id = record_run(
             "conformance",
             f"gate {signed['decided_utc']}",
@@ -172,7 +114,7 @@ def _publish(signed: Mapping[str, Any], shown: Path | None) -> None:
                 "pending": float(len(signed["pending"])),
             },
             tags={"verdict": signed["verdict"], "headline": signed["headline"][:_LONGEST_TAG]},
-            files=files,
+            files=[write_json(Path(folder) / "sign-off.json", signed), *([page] if page else [])],
         )
     if run_id:
         print(f"MLflow run {run_id}")  # noqa: T201

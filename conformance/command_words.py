@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _PREFIX = "--parity-"
-_FLAGS = ("--parity-faults",)
-"""Options without a value."""
-
 _DATA_OPTIONS = ("--parity-scan", "--parity-reference", "--parity-previous")
 _CACHE_OPTIONS = ("lf", "failedfirst", "newfirst", "stepwise", "cacheshow", "cacheclear")
 _ENVIRONMENT = "PYTEST_ADDOPTS"
@@ -32,13 +29,13 @@ _ENVIRONMENT = "PYTEST_ADDOPTS"
 def joined(words: Sequence[str]) -> list[str]:
     """Return the words with each option of this package and its value in one.
 
-    >>> joined(["conformance", "--parity-scan", "scans", "--parity-faults", "-q"])
-    ['conformance', '--parity-scan=scans', '--parity-faults', '-q']
+    >>> joined(["conformance", "--parity-scan", "scans", "-q"])
+    ['conformance', '--parity-scan=scans', '-q']
     """
     found: list[str] = []
     for word in words:
         option = found[-1] if found else ""
-        takes_value = option.startswith(_PREFIX) and "=" not in option and option not in _FLAGS
+        takes_value = option.startswith(_PREFIX) and "=" not in option
         if takes_value and not word.startswith("-"):
             found[-1] = f"{option}={word}"
         else:

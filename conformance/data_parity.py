@@ -101,8 +101,8 @@ def reference_groups(scan: ReadScan, settings: DataSettings) -> GroupedScan:
     return oracle_data.group(scan, reference_indices(scan.positions_px, settings))
 
 
-def reference_indices(positions_px: np.ndarray, settings: DataSettings, *, spare: int = 2) -> np.ndarray:
-    """Draw the (L, C) groups of (M, 2) positions as the reference does; ``spare`` as ``oracle_data.draw_groups``."""
+def reference_indices(positions_px: np.ndarray, settings: DataSettings) -> np.ndarray:
+    """Draw the (L, C) groups of (M, 2) positions as the reference does."""
     return oracle_data.draw_groups(
         positions_px,
         gridsize=settings.gridsize,
@@ -112,7 +112,6 @@ def reference_indices(positions_px: np.ndarray, settings: DataSettings, *, spare
         sequential=settings.sequential_sampling,
         oversampling=settings.enable_oversampling,
         pool_size=settings.neighbor_pool_size,
-        spare=spare,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,22 +63,12 @@ def difference(previous: Report, report: Report) -> Difference:
         repaired=tuple(test for test in both if before[test] == "failed" != now[test]),
         gone=() if wider else tuple(test for test in before if test not in now),
         new=tuple(test for test in now if test not in before),
-        shares=tuple(sorted(_changes(previous, report), key=lambda change: _growth(change), reverse=True)),
+        shares=tuple(sorted(_changes(previous, report), key=_growth, reverse=True)),
     )
 
 
 def _outcomes(report: Report) -> dict[str, str]:
     return {result["test"]: result["outcome"] for result in report["results"]}
-
-
-def largest_shares(report: Report) -> dict[Cell, float]:
-    """Return the largest share of each cell over all cases; infinite where something could not be compared."""
-    found: dict[Cell, float] = {}
-    for case in report["cases"]:
-        for verdict in case["verdicts"]:
-            cell = (verdict["stage"], verdict["clause"], case["device"], case["dtype"])
-            found[cell] = max(found.get(cell, 0.0), share_of(verdict))
-    return found
 
 
 def share_of(verdict: Mapping[str, Any]) -> float:
@@ -89,15 +79,21 @@ def share_of(verdict: Mapping[str, Any]) -> float:
 
 def _changes(previous: Report, report: Report) -> Iterator[Change]:
     # Other draws have other shares, so only cases that both have are compared.
-    shared = {_case_key(case) for case in previous["cases"]} & {_case_key(case) for case in report["cases"]}
-    before, now = (
-        largest_shares({"cases": [case for case in each["cases"] if _case_key(case) in shared]})
-        for each in (previous, report)
-    )
+    both = {_case_key(case) for case in previous["cases"]} & {_case_key(case) for case in report["cases"]}
+    before, now = _largest_shares(previous, both), _largest_shares(report, both)
     for cell in now.keys() & before.keys():
         change = Change(cell, before[cell], now[cell])
         if max(change.before, change.now) >= WORTH_TELLING and abs(_growth(change)) > math.log(CHANGED_BY):
             yield change
+
+
+def _largest_shares(report: Report, cases: Collection[tuple[str, str, str]]) -> dict[Cell, float]:
+    found: dict[Cell, float] = {}
+    for case in report["cases"]:
+        for verdict in case["verdicts"] if _case_key(case) in cases else ():
+            cell = (verdict["stage"], verdict["clause"], case["device"], case["dtype"])
+            found[cell] = max(found.get(cell, 0.0), share_of(verdict))
+    return found
 
 
 def _case_key(case: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -105,8 +101,8 @@ def _case_key(case: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def _growth(change: Change) -> float:
-    """Logarithm of the factor by which the share grew; both infinite is no change."""
+    """Return the logarithm of the factor by which the share grew; both infinite is no change."""
+    smallest = 1e-9
     if change.before == change.now:
         return 0.0
-    smallest = 1e-9
     return math.log(max(change.now, smallest)) - math.log(max(change.before, smallest))

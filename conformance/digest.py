@@ -26,7 +26,7 @@ PACKAGES = ("ptycho_torch", "ptycho_tf_bridge", "conformance")
 
 MEASURED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "faults": ("conformance.matrix",),
+        "faults": ("conformance.bench",),
         "clean": ("conformance.clean",),
         "capture": ("conformance.draws", "conformance.torch_subject"),
         "mutation": ("conformance.judge", "conformance.parity", "conformance.condition", "conformance.gains"),
@@ -41,6 +41,9 @@ POLICY_FILES = frozenset({"release_policy.yaml", "merge_policy.yaml", "waivers.y
 
 PROSE = frozenset({"meaning", "note", "reason", "remedy", "symptom", "text", "title"})
 """Keys of specifications that speak to people alone."""
+
+SELFTEST = "selftest"
+"""Folder of ``conformance`` that no wheel has and no verdict needs."""
 
 _CHUNK = 1 << 20
 
@@ -148,12 +151,16 @@ def spec_digest() -> str:
 
 
 def python_sources() -> dict[str, Path]:
-    """Return all modules of the packages, in folders of any depth, as ``package/folder/module.py`` → file."""
+    """Return all modules of the packages, in folders of any depth, as ``package/folder/module.py`` → file.
+
+    The folder ``SELFTEST`` is left out.
+    """
     return {
         f"{package}/{path.relative_to(folder).as_posix()}": path
         for package in PACKAGES
         for folder in [_folder(package)]
         for path in folder.rglob("*.py")
+        if path.relative_to(folder).parts[0] != SELFTEST or package != "conformance"
     }
 
 

@@ -62,7 +62,8 @@ def _lines(contract: DataContract) -> Iterator[str]:
     yield from ("", f"# {product['title']}", "", " ".join(product["text"].split()), "")
     yield from ("| root attribute | dtype | required | meaning |", "|---|---|---|---|")
     for entry in product["attributes"]:
-        yield f"| `{entry['name']}` | {entry['dtype']} | {_yes(entry.get('required', False))} | {entry['meaning']} |"
+        required = "yes" if entry.get("required") else "no"
+        yield f"| `{entry['name']}` | {entry['dtype']} | {required} | {entry['meaning']} |"
     yield from ("", "| dataset | shape | dtype | meaning |", "|---|---|---|---|")
     for entry in product["datasets"]:
         yield f"| `{entry['name']}` | ({', '.join(entry['shape'].split())}) | {entry['dtype']} | {entry['meaning']} |"
@@ -93,10 +94,6 @@ def _clause(clause: Clause) -> Iterator[str]:
 def _kinds(kinds: str) -> str:
     words = {"f": "float", "c": "complex", "i": "int", "u": "uint", "b": "bool", "U": "text"}
     return ", ".join(words[kind] for kind in kinds)
-
-
-def _yes(flag: bool) -> str:
-    return "yes" if flag else "no"
 
 
 # ----------------------------------------------------------------------------------------------------------- numbers
@@ -170,6 +167,3 @@ def _shown(number: Number) -> str:
     if isinstance(number, int):
         return f"{number:,}"
     return f"{number:.3g}" if abs(number) < 1000 else f"{number:.6g}"
-
-
-# ----------------------------------------------------------------------------------------------------------- command

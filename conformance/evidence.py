@@ -13,12 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from conformance import machine
 from conformance.digest import numerical_digest, spec_digest
 from conformance.errors import DocumentError
-from conformance.json_files import as_text, read_json, write_text
+from conformance.json_files import read_json, write_json
 
 EVIDENCE = Path(__file__).parent / "evidence"
 """The evidence that comes with the package."""
@@ -160,13 +159,10 @@ def write_evidence(path: Path | str, evidence: Evidence) -> Path:
     path = Path(path)
     target = path if path.suffix == ".json" else path / f"{evidence.name}.json"
     goals = {
-        name: {bound: value for bound, value in dataclasses.asdict(goal).items() if value is not None}
+        name: {bound: value for bound, value in vars(goal).items() if value is not None}
         for name, goal in evidence.goals.items()
     }
-    content = {field.name: getattr(evidence, field.name) for field in dataclasses.fields(Evidence)}
-    content |= {"goals": goals, "notes": list(evidence.notes), "schema": SCHEMA_VERSION}
-    content |= {name: dict(content[name]) for name in ("versions", "numbers", "meanings")}
-    return write_text(target, as_text(content))
+    return write_json(target, dataclasses.asdict(evidence) | {"goals": goals, "schema": SCHEMA_VERSION})
 
 
 def read_evidence(path: Path | str) -> Evidence:
@@ -178,10 +174,9 @@ def read_evidence(path: Path | str) -> Evidence:
     path = Path(path)
     content = read_json(path, SCHEMA, largest_bytes=_LARGEST_BYTES)
     del content["schema"]
-    goals: dict[str, Any] = content.pop("goals")
-    notes: list[str] = content.pop("notes")
+    goals = {name: Goal(**goal) for name, goal in content["goals"].items()}
     try:
-        return Evidence(**content, goals={name: Goal(**goal) for name, goal in goals.items()}, notes=tuple(notes))
+        return Evidence(**content | {"goals": goals, "notes": tuple(content["notes"])})
     except DocumentError as err:
         raise DocumentError(f"{path}: {err}") from err
 

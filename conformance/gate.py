@@ -1,8 +1,7 @@
 """The gate: reports, evidence and a policy in, one decision out.
 
 A report is believed only as far as it agrees with itself, with the waivers and with the sources that are here.
-Everything that stands against a release is listed; what is only not shown yet, because no CUDA device was at hand, is
-told apart.
+Everything that stands against a release is listed. What is only missing because no CUDA device was at hand is pending.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from conformance.clauses import catalogue
 from conformance.difference import share_of
 from conformance.digest import file_digest, numerical_digest
 from conformance.evidence import Evidence, Goal
-from conformance.policy import Policy, Requirement
+from conformance.policy import RELEASE, Policy, Requirement
 from conformance.report import read_report
 from conformance.suite import TIERS
 from conformance.waivers import FILE as WAIVERS_FILE
@@ -30,8 +29,7 @@ EVIDENCE_FOLDER = "conformance/evidence"
 """Where evidence is kept, from the root folder of the repository."""
 
 _EVIDENCE_COMMANDS = {
-    # A folder of evidence holds nothing else, and this run writes a report too.
-    "faults": "pytest conformance --parity-faults --parity-report out && cp out/faults-*.json {folder}",
+    "faults": "python -m conformance.selftest --evidence {folder}",
     "clean": "python -m conformance study clean --runs 1000 --evidence {folder}",
     "mutation": "python benchmarks/mutation.py --evidence {folder}",
     "training": "python -m conformance study training --seeds 7 --epochs 20 --evidence {folder}",
@@ -87,7 +85,11 @@ class Objection(str):
 
 
 _REPAIR = "After the repair:"
-_WAIVE = f"After the repair, or with a signed waiver in {WAIVERS_FILE}:"
+_WAIVE = f"After the repair, or with a waiver in {WAIVERS_FILE}:"
+_LISTED = 10
+
+Complaint = tuple[str, str]
+"""(what is wrong, what a person has to do first)."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,7 @@ def read_input(path: Path) -> Input:
     Raises:
         DocumentError: as ``read_report``.
     """
-    report = read_report(path)
-    return Input(path, file_digest(path), report)
+    return Input(path, file_digest(path), read_report(path))
 
 
 def decide(
@@ -152,24 +153,32 @@ def decide(
     """
     now = datetime.now(UTC) if now is None else now
     known = load_waivers() if waivers is None else waivers
-    violations = [
-        *(each for one in inputs for each in _of_report(one, policy, known, now)),
-        *_expired(known, now),
-    ]
+    violations = [each for one in inputs for each in _of_report(one, policy, known, now)]
+    judged = {result["test"] for one in inputs for result in one.report["results"]}
+    devices = {device for one in inputs for device in one.devices}
+    for waiver in known:
+        about = f"{WAIVERS_FILE}: the waiver of {waiver.test}"
+        if now.date() > waiver.expires:
+            expired = f"{about} expired on {waiver.expires}."
+            violations.append(Objection(expired, "", "Repair what it excuses and remove it, or renew it."))
+        # A merge shows less than a release, so that a test may be missing there.
+        elif policy.grants == RELEASE and waiver.test not in judged and any(map(waiver.is_for, devices)):
+            unused = f"{about} is of no use: no report has that test."
+            violations.append(Objection(unused, "", "Correct the id of its test, or remove it."))
     pending: list[Objection] = []
     for requirement in policy.devices:
-        found = list(_of_device(requirement, inputs, evidence, evidence_folder))
         is_shown = any(requirement.device in one.devices for one in inputs)
-        (violations if is_shown or requirement.device != "cuda" else pending).extend(found)
+        against = violations if is_shown or requirement.device != "cuda" else pending
+        against += _of_device(requirement, inputs, evidence, evidence_folder)
     for each in policy.evidence:
-        found = list(_of_evidence(each.kind, each.device, evidence, evidence_folder))
-        (violations if each.device != "cuda" else pending).extend(found)
+        against = violations if each.device != "cuda" else pending
+        against += _of_evidence(each.kind, each.device, evidence, evidence_folder)
     if violations:
         return Decision(FAILED, _headline(inputs, violations), tuple(violations), tuple(pending))
     if pending:
         return Decision(CPU_ONLY, f"CPU only: all that was shown holds; {pending[0]}", (), tuple(pending))
-    shown = " and ".join(each.device for each in policy.devices)
-    return Decision(policy.grants, f"{policy.grants}: {shown} hold to {policy.file}", (), ())
+    required = " and ".join(each.device for each in policy.devices)
+    return Decision(policy.grants, f"{policy.grants}: {required} hold to {policy.file}", (), ())
 
 
 def _headline(inputs: Sequence[Input], violations: Sequence[Objection]) -> str:
@@ -179,63 +188,60 @@ def _headline(inputs: Sequence[Input], violations: Sequence[Objection]) -> str:
     return str((named or failed)[0]["headline"]) if failed else f"FAILED  {violations[0]}"
 
 
-# ------------------------------------------------------------------------------------------------------- one report
-
-
-def _of_report(one: Input, policy: Policy, waivers: Sequence[Waiver], now: datetime) -> Iterator[Objection]:
-    report = one.report
-    # A report that is made again is to be one that the policy takes.
-    tiers = [report["tier"], *(each.tier for each in policy.devices if each.device in one.devices)]
-    again = _suite_command(one.devices, max(tiers, key=TIERS.index), one.path.parent)
-    if report["numerical_digest"] != numerical_digest():
-        stale = "stale: it holds for other numerical sources than those that are here; run the suite again."
-        yield Objection(f"{one.path}: {stale}", again)
-    try:
-        age = now - datetime.strptime(report["created_utc"], _TIME).replace(tzinfo=UTC)
-    except ValueError:
-        yield Objection(f"{one.path}: {report['created_utc']} is no time.", again)
-    else:
-        if age > timedelta(days=policy.largest_age_days):
-            yield Objection(
-                f"{one.path}: {age.days} days old; {policy.file} allows {policy.largest_age_days:g}.", again
-            )
-        if age < -_CLOCK_SKEW:
-            late = f"was written at {report['created_utc']}, which has not come yet; check the clocks."
-            yield Objection(f"{one.path}: {late}", again, "With the clocks set:")
-    failed = [result["test"] for result in report["results"] if result["outcome"] == "failed"]
-    yield from (Objection(f"{one.path}: {test} failed.", again, _WAIVE) for test in failed[:_LISTED])
-    if len(failed) > _LISTED:
-        yield Objection(f"{one.path}: {len(failed) - _LISTED} more tests failed.", again, _WAIVE)
-    known = {f"test_network.py::test_stage[{waiver.test}]" for waiver in waivers}
-    for result in report["results"]:
-        if result["outcome"] == "waived" and result["test"] not in known:
-            excused = f"{result['test']} was excused, but no waiver of {WAIVERS_FILE} stands for it."
-            yield Objection(f"{one.path}: {excused}", again, _WAIVE)
-    status = report["tests"]["exit_status"]
-    if not report["passed"] and not failed:
-        yield Objection(f"{one.path}: the run did not pass (pytest ended with status {status}).", again)
-    if report["passed"] and status != 0:
-        yield Objection(f"{one.path}: contradicts itself: passed, with exit status {status}.", again)
-    for case in report["cases"]:
-        yield from (Objection(f"{one.path}: {text}", again, _WAIVE) for text in _of_case(case, waivers, now))
-    for recording in report["recordings"]:
-        for verdict in recording["verdicts"]:
-            if not _holds(verdict):
-                wrong = f"recording {recording['case']}: {_name(verdict)} does not hold."
-                yield Objection(f"{one.path}: {wrong}", again, _REPAIR)
-
-
 def _suite_command(devices: Sequence[str], tier: str, folder: Path | str) -> str:
     """Return the command that judges again and writes its report into a folder."""
     device = f" --parity-device {devices[0]}" if len(devices) == 1 else ""
     return f"pytest conformance{device} --parity-tier {tier} --parity-report {shlex.quote(str(folder))}"
 
 
-_LISTED = 10
+# ------------------------------------------------------------------------------------------------------- one report
+
+
+def _of_report(one: Input, policy: Policy, waivers: Sequence[Waiver], now: datetime) -> list[Objection]:
+    # A report that is made again is to be one that the policy takes.
+    tiers = [one.report["tier"], *(each.tier for each in policy.devices if each.device in one.devices)]
+    again = _suite_command(one.devices, max(tiers, key=TIERS.index), one.path.parent)
+    complaints = [*_of_run(one.report, policy, now), *_of_tests(one.report, waivers)]
+    complaints += [(text, _WAIVE) for case in one.report["cases"] for text in _of_case(case, waivers, now)]
+    for recording in one.report["recordings"]:
+        wrong = [each for each in recording["verdicts"] if not _holds(each)]
+        complaints += [(f"recording {recording['case']}: {_name(each)} does not hold.", _REPAIR) for each in wrong]
+    return [Objection(f"{one.path}: {text}", again, first) for text, first in complaints]
+
+
+def _of_run(report: Mapping[str, Any], policy: Policy, now: datetime) -> Iterator[Complaint]:
+    if report["numerical_digest"] != numerical_digest():
+        yield "stale: it holds for other numerical sources than those that are here; run the suite again.", ""
+    try:
+        age = now - datetime.strptime(report["created_utc"], _TIME).replace(tzinfo=UTC)
+    except ValueError:
+        yield f"{report['created_utc']} is no time.", ""
+        return
+    if age > timedelta(days=policy.largest_age_days):
+        yield f"{age.days} days old; {policy.file} allows {policy.largest_age_days:g}.", ""
+    if age < -_CLOCK_SKEW:
+        late = f"was written at {report['created_utc']}, which has not come yet; check the clocks."
+        yield late, "With the clocks set:"
+
+
+def _of_tests(report: Mapping[str, Any], waivers: Sequence[Waiver]) -> Iterator[Complaint]:
+    failed = [result["test"] for result in report["results"] if result["outcome"] == "failed"]
+    yield from ((f"{test} failed.", _WAIVE) for test in failed[:_LISTED])
+    if len(failed) > _LISTED:
+        yield f"{len(failed) - _LISTED} more tests failed.", _WAIVE
+    known = {waiver.test for waiver in waivers}
+    for result in report["results"]:
+        if result["outcome"] == "waived" and result["test"] not in known:
+            yield f"{result['test']} was excused, but no waiver of {WAIVERS_FILE} stands for it.", _WAIVE
+    status = report["tests"]["exit_status"]
+    if not report["passed"] and not failed:
+        yield f"the run did not pass (pytest ended with status {status}).", ""
+    if report["passed"] and status != 0:
+        yield f"contradicts itself: passed, with exit status {status}.", ""
 
 
 def _holds(verdict: Mapping[str, Any]) -> bool:
-    """Whether a verdict holds by its own numbers, whatever it says."""
+    """Return True if a verdict holds by its own numbers, whatever it says."""
     return verdict["passed"] and share_of(verdict) <= 1
 
 
@@ -247,21 +253,14 @@ def _of_case(case: Mapping[str, Any], waivers: Sequence[Waiver], now: datetime) 
     where = f"{case['case']} on {case['device']} in {case['dtype']}"
     if case["error"]:
         yield f"{where}: raised {case['error'].splitlines()[0]}"
-    covered = set()
+    wrong = [each for each in case["verdicts"] if not _holds(each)]
     for waiver in for_case(case["case"], case["device"], case["dtype"], waivers):
-        shares = [
-            share_of(verdict) for verdict in case["verdicts"] if waiver.covers(verdict["clause"], verdict["stage"])
-        ]
-        standing = waiver.standing(max(shares, default=0.0), now.date())
+        shares = [share_of(each) for each in case["verdicts"] if waiver.covers(each["clause"], each["stage"])]
+        standing = waiver.standing(shares, now.date())
         if standing == HOLDS:
-            covered.add((waiver.clause, waiver.stage))
+            wrong = [each for each in wrong if not waiver.covers(each["clause"], each["stage"])]
         else:
-            yield f"{where}: the waiver of {waiver.owner} for {waiver.test}: {standing}."
-    wrong = [
-        verdict
-        for verdict in case["verdicts"]
-        if not _holds(verdict) and (verdict["clause"], verdict["stage"]) not in covered
-    ]
+            yield f"{where}: the waiver of {waiver.test}: {standing}."
     if len(wrong) > _LISTED:
         yield f"{where}: {len(wrong)} verdicts do not hold, these among them:"
     for verdict in wrong[:_LISTED]:
@@ -273,47 +272,45 @@ def _of_case(case: Mapping[str, Any], waivers: Sequence[Waiver], now: datetime) 
             yield f"{where}: {_name(verdict)} does not hold."
 
 
-def _expired(waivers: Sequence[Waiver], now: datetime) -> Iterator[Objection]:
-    for waiver in waivers:
-        if now.date() > waiver.expires:
-            text = f"the waiver of {waiver.owner} for {waiver.test} expired on {waiver.expires}."
-            yield Objection(f"{WAIVERS_FILE}: {text}", "", "Repair what it excuses and remove it, or sign it again.")
-
-
 # -------------------------------------------------------------------------------------------------------- one device
 
 
 def _of_device(
     requirement: Requirement, inputs: Sequence[Input], evidence: Sequence[Evidence], folder: Path | str
-) -> Iterator[Objection]:
+) -> list[Objection]:
     device = requirement.device
     mine = [one for one in inputs if device in one.devices]
     first = "" if device == "cpu" else f"On a machine with a {device.upper()} device:"
     again = _suite_command((device,), requirement.tier, mine[0].path.parent if mine else device)
     if not mine and requirement.or_evidence is not None:
-        wanting = list(_of_evidence(requirement.or_evidence, device, evidence, folder))
-        if wanting:
-            yield Objection(f"no report of {device}, and {wanting[0]}", again, first)
-        return
-    large_enough = [one for one in mine if TIERS.index(one.report["tier"]) >= TIERS.index(requirement.tier)]
+        wanting = _of_evidence(requirement.or_evidence, device, evidence, folder)
+        complaints = [f"no report of {device}, and {each}" for each in wanting[:1]]
+    else:
+        complaints = list(_of_requirement(requirement, mine))
+    return [Objection(text, again, first) for text in complaints]
+
+
+def _of_requirement(requirement: Requirement, inputs: Sequence[Input]) -> Iterator[str]:
+    """Yield what the reports of a device lack."""
+    device = requirement.device
+    large_enough = [one for one in inputs if TIERS.index(one.report["tier"]) >= TIERS.index(requirement.tier)]
     if not large_enough:
-        tiers = f"; there is one of tier {mine[0].report['tier']}" if mine else ""
-        yield Objection(f"no report of {device} of tier {requirement.tier}{tiers}.", again, first)
+        tiers = f"; there is one of tier {inputs[0].report['tier']}" if inputs else ""
+        yield f"no report of {device} of tier {requirement.tier}{tiers}."
         return
     for one in large_enough:
         if one.report["tests"]["deselected"]:
-            out = f"options left {one.report['tests']['deselected']} tests out; run the whole suite."
-            yield Objection(f"{one.path}: {out}", again, first)
+            yield f"{one.path}: options left {one.report['tests']['deselected']} tests out; run the whole suite."
     outcomes = _merged(large_enough, device)
-    yield from (Objection(text, again, first) for text in _unjudged(requirement, outcomes))
+    yield from _unjudged(requirement, outcomes)
     for (test, _, _), (outcome, clauses) in outcomes.items():
-        if outcome == "skipped" and not requirement.excuses(test) and requirement.required & set(clauses):
-            named = ", ".join(sorted(requirement.required & set(clauses)))
-            yield Objection(f"{device}: {test} was skipped, and {named} is required.", again, first)
+        needed = sorted(requirement.required & set(clauses))
+        if outcome == "skipped" and needed and not test.startswith(requirement.may_skip):
+            yield f"{device}: {test} was skipped, and {', '.join(needed)} is required."
     there = {test.partition("[")[0] for test, _, _ in outcomes}
     for function in sorted(suite_functions() - there):
-        if not requirement.excuses(function):
-            yield Objection(f"{device}: {function} was not run.", again, first)
+        if not function.startswith(requirement.may_skip):
+            yield f"{device}: {function} was not run."
 
 
 Outcomes = dict[tuple[str, str, str], tuple[str, tuple[str, ...]]]
@@ -329,8 +326,7 @@ def _merged(inputs: Sequence[Input], device: str) -> Outcomes:
             if result["device"] in ("", device):
                 key = (result["test"], result["device"], result["dtype"])
                 before = found.get(key, ("skipped", ()))[0]
-                outcome = max(before, result["outcome"], key=order.index)
-                found[key] = (outcome, tuple(result["clauses"]))
+                found[key] = (max(before, result["outcome"], key=order.index), tuple(result["clauses"]))
     return found
 
 
@@ -342,8 +338,7 @@ def _unjudged(requirement: Requirement, outcomes: Outcomes) -> Iterator[str]:
             clause
             for (_, device, of), (outcome, named) in outcomes.items()
             for clause in named
-            if outcome in ("passed", "waived", "failed")
-            and (dtype == "any" or (device == requirement.device and of == dtype))
+            if outcome != "skipped" and (dtype == "any" or (device, of) == (requirement.device, dtype))
         }
         where = requirement.device if dtype == "any" else f"{requirement.device} {dtype}"
         for clause in (*clauses, *(stages if dtype != "any" else ())):
@@ -365,51 +360,34 @@ def suite_functions() -> frozenset[str]:
 # ---------------------------------------------------------------------------------------------------------- evidence
 
 
-def shown(
-    inputs: Sequence[Input],
-    policy: Policy,
-    *,
-    waivers: Sequence[Waiver] | None = None,
-    now: datetime | None = None,
-) -> Iterator[Evidence]:
+def shown(inputs: Sequence[Input], policy: Policy) -> Iterator[Evidence]:
     """Yield evidence of what reports show on devices that need not be at hand for every decision.
 
-    Args:
-        inputs: reports. Only those of a device that show all that the policy asks of it are evidence.
-        policy: what has to be shown, and where evidence will do instead of a report.
-        waivers: None takes those of ``specs/waivers.yaml``.
-        now: the time, with UTC; None takes the clock.
+    Only reports of a device that show all that the policy asks of it are evidence.
     """
-    now = datetime.now(UTC) if now is None else now
-    known = load_waivers() if waivers is None else waivers
+    now = datetime.now(UTC)
     for requirement in policy.devices:
         device = requirement.device
         mine = [one for one in inputs if device in one.devices]
-        against = [
-            *_of_device(requirement, mine, (), EVIDENCE_FOLDER),
-            *(each for one in mine for each in _of_report(one, policy, known, now)),
-        ]
-        if requirement.or_evidence is None or not mine or against:
+        if requirement.or_evidence is None or not mine or list(_of_requirement(requirement, mine)):
             continue
-        reports = [one.report for one in mine]
-        last = max(reports, key=lambda report: str(report["created_utc"]))
-        cases = [case for report in reports for case in report["cases"] if case["device"] == device]
+        if any(_of_report(one, policy, load_waivers(), now) for one in mine):
+            continue
+        last = max((one.report for one in mine), key=lambda report: str(report["created_utc"]))
+        cases = [case for one in mine for case in one.report["cases"] if case["device"] == device]
         verdicts = [each for case in cases for each in case["verdicts"]]
-        outcomes = _merged(mine, device).values()
+        outcomes = [outcome for outcome, _ in _merged(mine, device).values()]
         named = next(each for each in last["devices"] if each["device"] == device)
         yield Evidence(
             kind=requirement.or_evidence,
             device=device,
             device_name=named["name"],
             driver=named["driver"],
-            versions=last["versions"],
             command=f"pytest conformance --parity-device {device} --parity-tier {last['tier']} --parity-report out",
-            created_utc=last["created_utc"],
-            numerical_digest=last["numerical_digest"],
-            spec_digest=last["spec_digest"],
+            **{name: last[name] for name in ("versions", "created_utc", "numerical_digest", "spec_digest")},
             numbers={
-                "tests_passed": sum(outcome == "passed" for outcome, _ in outcomes),
-                "tests_waived": sum(outcome == "waived" for outcome, _ in outcomes),
+                "tests_passed": outcomes.count("passed"),
+                "tests_waived": outcomes.count("waived"),
                 "verdicts": len(verdicts),
                 "largest_share": max((share_of(each) for each in verdicts if not each["waived"]), default=0.0),
                 "run_to_run": max((float(case["run_to_run"] or 0) for case in cases), default=0.0),
@@ -425,15 +403,15 @@ def shown(
         )
 
 
-def _of_evidence(kind: str, device: str, evidence: Sequence[Evidence], folder: Path | str) -> Iterator[Objection]:
+def _of_evidence(kind: str, device: str, evidence: Sequence[Evidence], folder: Path | str) -> list[Objection]:
     command = _EVIDENCE_COMMANDS.get(kind, "").format(folder=shlex.quote(str(folder)))
     mine = [each for each in evidence if (each.kind, each.device) == (kind, device)]
-    if not mine:
-        yield Objection(f"no evidence of kind {kind} for {device}.", command)
+    complaints = [] if mine else [(f"no evidence of kind {kind} for {device}.", "")]
     for each in mine:
         if not each.is_fresh():
-            stale = f"is stale: it holds for other numerical sources; run again: {each.command}"
-            yield Objection(f"evidence {each.name} {stale}", command)
+            stale = "is stale: it holds for other numerical sources; run again"
+            complaints.append((f"evidence {each.name} {stale}: {each.command}", ""))
         for name in each.missed:
             goal = f"{name} is {each.numbers[name]:g}; the goal is {each.goals[name]}."
-            yield Objection(f"evidence {each.name}: {goal}", command, _REPAIR)
+            complaints.append((f"evidence {each.name}: {goal}", _REPAIR))
+    return [Objection(text, command, first) for text, first in complaints]

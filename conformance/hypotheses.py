@@ -6,9 +6,8 @@ of one kind of stage are in ``conformance.hypotheses_forward`` and ``conformance
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,15 +31,6 @@ class Hypothesis:
     name: str
     gives: Arrays
     where: np.ndarray | None = None
-
-
-def merged(mistakes: Iterable[tuple[str, Arrays]]) -> list[Hypothesis]:
-    """Join what a mistake gives in several places; given for a place that it has already, it is another form of it."""
-    made: dict[tuple[str, int], dict[str, np.ndarray]] = {}
-    for name, arrays in mistakes:
-        forms = (made.setdefault((name, number), {}) for number in itertools.count())
-        next(form for form in forms if not form.keys() & arrays.keys()).update(arrays)
-    return [Hypothesis(name, gives) for (name, _), gives in made.items()]
 
 
 FACTORS: Mapping[str, float] = {
@@ -134,13 +124,42 @@ def array_mistakes(expected: np.ndarray) -> Iterator[tuple[str, Change]]:
         yield "absolute value", np.abs
 
 
-def mistakes_everywhere(expected: Arrays) -> Iterator[Hypothesis]:
-    """Yield what can go wrong with several arrays, each mistake made with all of them."""
-    for mistake in dict.fromkeys(name for array in expected.values() for name, _ in array_mistakes(array)):
+def plain_mistakes(expected: np.ndarray) -> Iterator[tuple[str, Change]]:
+    """Yield what can go wrong with an array whose last two axes are rows and columns, or whose last one is (x, y)."""
+    yield from array_mistakes(expected)
+    yield "rounded to whole numbers", np.round
+    if expected.ndim == 0:
+        return
+    yield from (
+        ("order reversed", lambda array: array[::-1]),
+        ("one off in order", _roll(1, 0)),
+        ("one off in order", _roll(-1, 0)),
+        ("sorted", lambda array: np.sort(array, axis=-1)),
+        ("the first for all", lambda array: np.broadcast_to(array[:1], array.shape)),
+    )
+    if expected.shape[-1] == 2:
+        yield "swapped x/y", lambda array: array[..., ::-1]
+        yield "sign of x", lambda array: array * np.array([-1.0, 1.0])
+        yield "sign of y", lambda array: array * np.array([1.0, -1.0])
+    if expected.ndim > 1:
+        yield from spatial_mistakes(-2, -1)
+        yield "first two axes exchanged", lambda array: array.swapaxes(0, 1)
+
+
+def mistakes_everywhere(
+    expected: Arrays, of_one: Callable[[np.ndarray], Iterator[tuple[str, Change]]] = array_mistakes
+) -> Iterator[Hypothesis]:
+    """Yield what can go wrong with several arrays, each mistake made with all of them.
+
+    Args:
+        expected: name → array.
+        of_one: yields what can go wrong with one.
+    """
+    for mistake in dict.fromkeys(name for array in expected.values() for name, _ in of_one(array)):
         for turn in range(2):
             gives = {}
             for name, array in expected.items():
-                matching = [change for other, change in array_mistakes(array) if other == mistake]
+                matching = [change for other, change in of_one(array) if other == mistake]
                 if len(matching) > turn:
                     gives[name] = matching[turn](array)
             if len(gives) == len(expected):

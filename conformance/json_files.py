@@ -13,9 +13,19 @@ from ptycho_torch.contract import SpecError
 from ptycho_torch.npz_writer import replacing
 
 
+def finite(value: float) -> float | None:
+    """Return a number as JSON can hold it: None for infinity and NaN."""
+    return value if math.isfinite(value) else None
+
+
 def as_text(content: Any) -> str:
     """Return JSON that is the same for the same content: keys in order, numbers as Python prints them, no NaN."""
     return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """Write JSON, the same bytes for the same content, in one rename; return the path."""
+    return write_text(path, as_text(content))
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -7,7 +7,7 @@ test.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,18 +120,7 @@ class Plateau:
     least: float
 
 
-BEST, WAIT = "best", "wait"
-"""What the schedule and early stopping remember: the lowest loss, and the epochs in a row that were not below it."""
-
-
-def plateau_rates(
-    losses: Sequence[float],
-    rate: float,
-    plateau: Plateau,
-    *,
-    interrupted_behind: int = 0,
-    forgets: Collection[str] = (),
-) -> list[float]:
+def plateau_rates(losses: Sequence[float], rate: float, plateau: Plateau) -> list[float]:
     """Return the learning rate of each epoch, by Keras' rule [reference page §5].
 
     The first epoch runs at ``rate``. An epoch improves where its loss plus the threshold is below the best so far;
@@ -141,35 +130,23 @@ def plateau_rates(
         losses: of the epochs.
         rate: of the first epoch.
         plateau: settings.
-        interrupted_behind: epoch behind which the run is interrupted and resumed; 0 for never.
-        forgets: ``BEST``, ``WAIT`` or both: what is lost by that, where it is done wrong.
     """
     rates, best, bad = [rate], math.inf, 0
-    for epoch, loss in enumerate(losses[:-1], 1):
+    for loss in losses[:-1]:
         if _less(loss + plateau.threshold, best):
             best, bad = loss, 0
         else:
             bad += 1
             if bad >= plateau.patience and rate > plateau.least:
                 rate, bad = max(rate * plateau.factor, plateau.least), 0
-        if epoch == interrupted_behind:
-            best, bad = _kept(best, bad, forgets)
         rates.append(rate)
     return rates
 
 
-def _kept(best: float, bad: int, forgets: Collection[str]) -> tuple[float, int]:
-    """Return what is left of the lowest loss and the epochs that were not below it."""
-    return math.inf if BEST in forgets else best, 0 if WAIT in forgets else bad
-
-
-def epochs_before_stop(
-    losses: Sequence[float], patience: int, *, interrupted_behind: int = 0, forgets: Collection[str] = ()
-) -> int:
+def epochs_before_stop(losses: Sequence[float], patience: int) -> int:
     """Return how many epochs run before training stops early, by Keras' rule; all of them if it does not.
 
-    Training stops behind the ``patience``-th epoch in a row whose loss is not below the best so far. An interruption
-    is that of ``plateau_rates``.
+    Training stops behind the ``patience``-th epoch in a row whose loss is not below the best so far.
     """
     best, bad = math.inf, 0
     for epoch, loss in enumerate(losses, 1):
@@ -179,8 +156,6 @@ def epochs_before_stop(
             bad += 1
             if bad >= patience:
                 return epoch
-        if epoch == interrupted_behind:
-            best, bad = _kept(best, bad, forgets)
     return len(losses)
 
 

@@ -6,6 +6,7 @@ run of the environment, and so imports neither torch nor the rest of the suite b
 
 from __future__ import annotations
 
+import secrets
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,7 +34,6 @@ _FILES_OF = {
     "parity_keras": ("test_network.py", "test_float64.py"),
     "parity_operations": ("test_operations.py",),
     "parity_tf_config": ("test_config_sync.py",),
-    "parity_faults": ("test_faults.py",),
 }
 
 _NO_REDUCED = "no row of lower precision was chosen: --parity-variants bf16,tf32"
@@ -110,11 +110,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="quick (default, minutes), full (more graphs and draws), study (may take hours)",
     )
     group.addoption(
-        "--parity-faults",
-        action="store_true",
-        help="seed every fault of the catalogue, one after the other, and see whether it is detected, named at the "
-        "right stage, and with its cause (minutes; tier study does so too); evidence goes to the folder of "
-        "--parity-report",
+        "--parity-seed",
+        metavar="N|random",
+        default="0",
+        help="seed of clean draws (default: 0, so that the same code gets the same verdict); random draws afresh, and "
+        "the summary prints the seed",
     )
 
 
@@ -143,7 +143,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "parity_operations: judges a recording of single operations")
     config.addinivalue_line("markers", "parity_keras: judges against live Keras")
     config.addinivalue_line("markers", "parity_tf_config: judges the dataclasses that --parity-tf-config names")
-    config.addinivalue_line("markers", "parity_faults: seeds the faults of the catalogue")
     config.addinivalue_line("markers", "parity_dtype(name): judges this dtype alone")
     config.addinivalue_line("markers", "parity_clause(*ids): the clauses of the specification that the test judges")
     config.stash[_NOTES] = []
@@ -164,8 +163,13 @@ def pytest_configure(config: pytest.Config) -> None:
             config.option.xmlpath = str(Path(report) / JUNIT)
     if config.getoption("--parity-previous"):
         _read_previous(config)
+    seed = config.getoption("--parity-seed")
+    if seed != "random" and not seed.isdecimal():
+        raise pytest.UsageError(
+            f"--parity-seed: found {seed!r}; expected a whole number that is not negative, or random."
+        )
     _rows(config)
-    choices = ("--parity-reference", "--parity-scan", "--parity-tf-config", "--parity-faults")
+    choices = ("--parity-reference", "--parity-scan", "--parity-tf-config")
     named = [each for each in choices if config.getoption(each)]
     if len(named) > 1:
         raise pytest.UsageError(f"{' and '.join(named)} each name a case; give one of them.")
@@ -390,8 +394,6 @@ def _marker_of_case(config: pytest.Config) -> str | None:
         return "parity_scan"
     if config.getoption("--parity-tf-config"):
         return "parity_tf_config"
-    if config.getoption("--parity-faults"):
-        return "parity_faults"
     return "parity_case" if reference else None
 
 
@@ -427,6 +429,13 @@ def parity_notes(request: pytest.FixtureRequest) -> list[str]:
 def parity_tier(request: pytest.FixtureRequest) -> str:
     """Name the tier of this run."""
     return str(request.config.getoption("--parity-tier"))
+
+
+@pytest.fixture(scope="session")
+def parity_seed(request: pytest.FixtureRequest) -> int:
+    """Return the seed of clean draws."""
+    chosen = request.config.getoption("--parity-seed")
+    return secrets.randbits(32) if chosen == "random" else int(chosen)
 
 
 @pytest.fixture(scope="session")
@@ -540,9 +549,9 @@ def _summary(bench: Bench | None, notes: Sequence[str]) -> Iterator[str]:
         yield ""
         yield from table(report)
     yield ""
-    if bench.steps.reports and not bench.steps.failed:
-        yield f"passed  {len(bench.steps.reports)} steps of configuration, bridge, data and optimiser"
-    yield from (report.explain() for report in bench.steps.failed)
+    if bench.checks and not bench.failed_checks:
+        yield f"passed  {len(bench.checks)} steps of configuration, bridge, data and optimiser"
+    yield from (each.explain() for each in bench.failed_checks)
     yield from (headline(report) for report in reports)
     for name, verdicts in bench.records.items():
         failed = [verdict for verdict in verdicts.values() if not verdict.passed]

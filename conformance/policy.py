@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +17,6 @@ from ptycho_torch.contract import SpecError, specs_dir
 RELEASE, MERGE = "release", "merge"
 FILES = {RELEASE: "release_policy.yaml", MERGE: "merge_policy.yaml"}
 _SCHEMA = "policy.yaml"
-_LARGEST_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class Skip:
-    """Tests that may be skipped.
-
-    Attributes:
-        tests: how their ids begin.
-        reason: why that is no gap.
-    """
-
-    tests: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -42,18 +28,14 @@ class Requirement:
         tier: at least this one.
         clauses: dtype → clauses that must have been judged in it; ``any`` → those that have none.
         or_evidence: kind of committed evidence that will do where there is no report; None if none does.
-        may_skip: tests whose absence is no gap.
+        may_skip: how the ids of tests begin whose absence is no gap.
     """
 
     device: str
     tier: str
-    clauses: Mapping[str, tuple[str, ...]]
+    clauses: Mapping[str, Sequence[str]]
     or_evidence: str | None = None
-    may_skip: tuple[Skip, ...] = ()
-
-    def excuses(self, test: str) -> bool:
-        """Whether a test, or a test function, may be skipped."""
-        return any(test.startswith(each.tests) for each in self.may_skip)
+    may_skip: tuple[str, ...] = ()
 
     @property
     def required(self) -> frozenset[str]:
@@ -79,7 +61,7 @@ class Policy:
         grants: ``release`` or ``merge``.
         largest_age_days: of a report.
         devices: what has to be shown on each.
-        evidence: what has to be there beside the reports.
+        evidence: what has to be there besides the reports.
     """
 
     file: str
@@ -102,18 +84,12 @@ def read_policy(name: str | Path) -> Policy:
     """
     path = specs_dir() / FILES[str(name)] if str(name) in FILES else Path(name)
     try:
-        with path.open("rb") as file:
-            raw = file.read(_LARGEST_BYTES + 1)
-        if len(raw) > _LARGEST_BYTES:
-            raise SpecError(f"{path}: found more than {_LARGEST_BYTES:,} bytes; expected a policy.")
-        content = yaml.safe_load(raw.decode())
+        return _parse(yaml.safe_load(path.read_text(encoding="utf-8")), path)
     except (OSError, UnicodeDecodeError) as err:
         known = " or ".join(FILES)
         raise SpecError(f"{path}: cannot be read ({err}); give {known}, or the path of a policy.") from err
     except (yaml.YAMLError, RecursionError) as err:
         raise SpecError(f"{path}: is no YAML ({err}).") from err
-    try:
-        return _parse(content, path)
     except SpecError as err:
         raise SpecError(f"{path}: {str(err).removeprefix(f'{_SCHEMA}: ')}") from err
 
@@ -121,13 +97,7 @@ def read_policy(name: str | Path) -> Policy:
 def _parse(content: Any, path: Path) -> Policy:
     check_schema(content, _SCHEMA)
     devices = tuple(
-        Requirement(
-            device=entry["device"],
-            tier=entry["tier"],
-            clauses={dtype: tuple(clauses) for dtype, clauses in entry["clauses"].items()},
-            or_evidence=entry.get("or_evidence"),
-            may_skip=tuple(Skip(**each) for each in entry.get("may_skip", ())),
-        )
+        Requirement(**entry | {"may_skip": tuple(each["tests"] for each in entry.get("may_skip", ()))})
         for entry in content["devices"]
     )
     names = [each.device for each in devices]
@@ -137,12 +107,6 @@ def _parse(content: Any, path: Path) -> Policy:
     if unknown:
         raise SpecError(f"no file of specs has clause {', '.join(sorted(unknown))}.")
     if content["grants"] == RELEASE and "cuda" not in names:
-        raise SpecError("a release has to be shown on cuda; list it under devices, or grant a merge alone.")
-    return Policy(
-        file=path.name,
-        digest=file_digest(path),
-        grants=content["grants"],
-        largest_age_days=content["largest_age_days"],
-        devices=devices,
-        evidence=tuple(EvidenceRequirement(**entry) for entry in content["evidence"]),
-    )
+        raise SpecError("a release has to be shown on cuda; list it under devices, or grant a merge only.")
+    evidence = tuple(EvidenceRequirement(**entry) for entry in content["evidence"])
+    return Policy(path.name, file_digest(path), **content | {"devices": devices, "evidence": evidence})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ import numpy as np
 from conformance.bench import Bench, CaseReport
 from conformance.digest import numerical_digest, spec_digest
 from conformance.evidence import now_utc
-from conformance.json_files import as_text, read_json, write_text
+from conformance.json_files import finite, read_json, write_json, write_text
 from conformance.judge import Errors, Verdict
 from conformance.machine import device_name, driver, versions
+from conformance.page import share_text
 from conformance.parity import (
     BACKWARD_FORCED,
     BACKWARD_FREE,
@@ -100,18 +100,12 @@ def table(report: CaseReport) -> Iterator[str]:
 
 
 def _share(verdicts: Iterable[Verdict]) -> str:
-    most = max((verdict.share for verdict in verdicts), default=None)
-    if most is None:
-        return ""
-    if math.isinf(most):
-        return "wrong"
-    return f"{most:.0%}" if most < 100 else f"{most:.0e}×"
+    shares = [verdict.share for verdict in verdicts]
+    return share_text(max(shares)) if shares else ""
 
 
 def _errors(errors: Errors | None) -> dict[str, float | None] | None:
-    if errors is None:
-        return None
-    return {name: value if math.isfinite(value) else None for name, value in (("e", errors.e), ("m", errors.m))}
+    return None if errors is None else {"e": finite(errors.e), "m": finite(errors.m)}
 
 
 def _verdicts(
@@ -125,7 +119,7 @@ def _verdicts(
             "reference": _errors(verdict.reference),
             "candidate": _errors(verdict.candidate),
             "budget": _errors(verdict.budget),
-            "share": verdict.share if math.isfinite(verdict.share) else None,
+            "share": finite(verdict.share),
             "passed": verdict.passed,
             "reason": verdict.reason,
             "waived": key in waived,
@@ -147,12 +141,9 @@ def _case(report: CaseReport) -> dict[str, Any]:
         "error": report.error[:_LONGEST_TEXT],
         "first_failing_stage": report.first_failing,
         "cause": report.cause,
-        "run_to_run": _finite(report.run_to_run),
+        "run_to_run": finite(report.run_to_run),
         "seconds": report.seconds,
-        "waivers": [
-            {**ruling.waiver.as_json(), "share": _finite(ruling.share), "state": ruling.state}
-            for ruling in report.rulings
-        ],
+        "waivers": [{**ruling.waiver.as_json(), "state": ruling.state} for ruling in report.rulings],
         "places": [
             {
                 "clause": clause,
@@ -161,7 +152,7 @@ def _case(report: CaseReport) -> dict[str, Any]:
                 "shape": list(place.shape),
                 "index": list(place.index),
                 "axes": list(place.axes),
-                "deviation": _finite(place.deviation),
+                "deviation": finite(place.deviation),
                 # A picture needs no more than 256 steps.
                 "cells": np.rint(255 * np.clip(place.cells / (place.deviation or 1), 0, 1)).astype(int).tolist(),
             }
@@ -169,10 +160,6 @@ def _case(report: CaseReport) -> dict[str, Any]:
         ],
         "verdicts": _verdicts(report.verdicts, report.stage_of, waived),
     }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -243,16 +230,16 @@ def run_headline(bench: Bench, outcome: Outcome) -> str:
     counts = ", ".join(f"{outcome.count(state)} {state}" for state in OUTCOMES if outcome.count(state))
     if outcome.passed:
         return f"passed: {counts}"
-    # What comes before the network spoils it too, and a wrong network spoils what comes behind it.
-    before = [report for report in bench.steps.failed if not report.step.behind_network]
+    # What comes before the network spoils it too, and a wrong network spoils what comes after it.
+    before = [each for each in bench.failed_checks if not each.check.is_after_network]
     if before:
         return f"{before[0].explain()} ({counts})"
     failing = [report for report in bench.reports.values() if not report.passed]
     forced = [report for report in failing if report.first_failing is not None]
     if forced:
         return f"{headline(_most_named(forced))} ({counts})"
-    if bench.steps.failed:
-        return f"{bench.steps.failed[0].explain()} ({counts})"
+    if bench.failed_checks:
+        return f"{bench.failed_checks[0].explain()} ({counts})"
     if failing:
         return f"{headline(_most_named(failing))} ({counts})"
     failed = [result for result in outcome.results if result.outcome == "failed"]
@@ -303,8 +290,8 @@ def as_json(bench: Bench, outcome: Outcome) -> dict[str, Any]:
         "recordings": [{"case": name, "verdicts": _verdicts(verdicts, {})} for name, verdicts in bench.records.items()],
         "cases": [_case(report) for report in bench.reports.values()],
         "steps": [
-            {"step": report.step.id, "passed": report.passed, "cause": report.cause_name, "text": report.explain()}
-            for report in bench.steps.reports.values()
+            {"step": each.check.id, "passed": each.passed, "cause": each.cause_name, "text": each.explain()}
+            for each in bench.checks.values()
         ],
     }
 
@@ -333,7 +320,7 @@ def write_report(
     tests = ", ".join(f"{outcome.count(state)} {state}" for state in ("passed", "failed", "skipped", "waived"))
     parts = [*("\n".join(table(report)) for report in bench.reports.values()), "\n".join([*outcome.notes, tests])]
     return [
-        write_text(directory / "parity.json", as_text(content)),
+        write_json(directory / "parity.json", content),
         write_text(directory / "parity.txt", "\n\n".join([content["headline"], *parts]) + "\n"),
         write_text(directory / "parity.html", report_page([content], previous)),
     ]

@@ -1,4 +1,4 @@
-"""A run, or the runs of several devices, as one HTML page."""
+"""A run, or the runs of several devices, as one HTML page: the values of ``templates/report.html.j2``."""
 
 from __future__ import annotations
 
@@ -7,106 +7,68 @@ from typing import Any
 
 import numpy as np
 
-from conformance import page
 from conformance.clauses import Entry, catalogue
-from conformance.difference import Difference, difference, share_of
-from conformance.page import Content, Html, Series, badge, element, escape, margin_bar, section, table
-from conformance.parity import (
-    BACKWARD_FORCED,
-    BACKWARD_FREE,
-    FORWARD_FORCED,
-    FORWARD_FREE,
-    GRADIENT_FORCED,
-    GRADIENT_FREE,
-)
+from conformance.difference import difference, share_of
+from conformance.page import colour_map, line_chart, render
+from conformance.parity import FORWARD_FREE, NETWORK_CLAUSES
 
 Report = Mapping[str, Any]
+Values = dict[str, Any]
 Column = tuple[str, str]
 """(device, dtype); both are empty for tests that run on none."""
 
-_STAGE_CLAUSES = (FORWARD_FREE, FORWARD_FORCED, BACKWARD_FREE, BACKWARD_FORCED, GRADIENT_FREE, GRADIENT_FORCED)
 _PICTURES = 9
 _LISTED = 40
-
 
 _EMPTY = "got empty parameter set"
 """How pytest excuses a test that has no case in a run: there was nothing to judge."""
 
-GLOSSARY = {
-    "Candidate": "the PyTorch network of this package, which is judged.",
-    "Reference": "the TensorFlow network, run live or recorded in a file.",
-    "Truth": "the same network computed in float64 by NumPy code that shares nothing with the candidate.",
-    "float32, float64": "numbers of 7 and of 16 decimal digits. Users run float32, where both networks round; float64 "
-    "leaves rounding out, so that it shows differences of meaning.",
-    "Stage": "one operation of the network, for example one convolution. Stages have names from input to loss.",
-    "Case": "one network with its input: a recording, a fresh draw, or a scan.",
-    "Clause": "one rule of the specification. A test names the clauses that it checks.",
-    "Error (e, m)": "how far a result is from the truth: e is the root mean square of the difference, m the largest "
-    "difference, both in units of the root mean square of the truth.",
-    "Budget": "the largest error that a clause allows. It follows from the error of the reference and from rounding.",
-    "Share of a budget": "error divided by budget. Up to 100% passes, more fails.",
-    "End to end (FREE)": "every stage gets what the network itself computed before, so errors add up.",
-    "Fed with the truth (FORCED, teacher-forced)": "every stage gets the exact input, so an error belongs to that "
-    "stage only. The first stage that fails this way is the one to look at.",
-    "Gradient, backward": "derivative of the loss by the weights, and by what each stage passes on.",
-    "Run-to-run spread": "largest difference between two equal runs on the same device.",
-    "Recording": "a file with what the TensorFlow network computed at every stage.",
-    "Waiver": "a failure that is known and excused, by a named person, within bounds, until a date.",
-    "Skipped": "not checked in this run; the reason is given.",
+_SECTIONS = {
+    "failures": "What failed",
+    "clauses": "Clauses by device",
+    "margins": "Margins by stage",
+    "growth": "Error along the network",
+    "places": "Where the largest deviations are",
+    "waivers": "Waivers",
+    "difference": "Difference to the previous report",
+    "skipped": "What was not checked",
+    "runs": "Runs",
+    "terms": "Terms",
 }
-"""Terms of the page, in the order in which a reader needs them."""
 
 
 def report_page(
     reports: Sequence[Report],
     previous: Report | None = None,
     *,
-    opening: Sequence[Content] = (),
+    template: str = "report",
     title: str = "Is the PyTorch network the TensorFlow network?",
-) -> Html:
+    **more: Any,
+) -> str:
     """Return the page.
 
     Args:
         reports: one for each run; their columns stand side by side.
         previous: an earlier report, to show the difference of the first one to.
-        opening: stands before everything else, with a verdict of its own; empty for the verdicts of the reports.
+        template: ``report``, or one that extends it.
         title: of the page.
+        more: what the template needs beside the reports.
     """
-    parts: list[tuple[str, str, Iterable[Content]]] = [
-        ("failures", "What failed", _failures(reports)),
-        ("clauses", "Clauses by device", _matrix(reports)),
-        ("margins", "Margins by stage", _margins(reports)),
-        ("growth", "Error along the network", _growth(reports)),
-        ("places", "Where the largest deviations are", _places(reports)),
-        ("waivers", "Waivers", _waivers(reports)),
-        ("difference", "Difference to the previous report", _difference(reports[0], previous)),
-        ("skipped", "What was not checked", _skipped(reports)),
-        ("runs", "Runs", _runs(reports)),
-        ("terms", "Terms", [page.terms(GLOSSARY)]),
-    ]
-    sections = [(identifier, title, list(content)) for identifier, title, content in parts]
-    shown = [(identifier, title, content) for identifier, title, content in sections if content]
-    return page.page(
-        title,
-        *(opening or [page.verdict(_state(report), _verdict(report, len(reports) > 1)) for report in reports]),
-        *(each for report in reports for each in _closest_call(report)),
-        page.navigation({identifier: title for identifier, title, _ in shown}),
-        *(section(identifier, title, *content) for identifier, title, content in shown),
-    )
-
-
-def _verdict(report: Report, with_devices: bool) -> str:
-    return f"{_devices(report)}: {sentence(report)}" if with_devices else sentence(report)
-
-
-def _devices(report: Report) -> str:
-    return ", ".join(each["device"] for each in report["devices"])
-
-
-def _state(report: Report) -> str:
-    if not report["passed"]:
-        return "failed"
-    return "waived" if report["tests"]["waived"] else "passed"
+    cases = [case for report in reports for case in report["cases"]]
+    results = [each for report in reports for each in report["results"] if not each["reason"].startswith(_EMPTY)]
+    parts: Values = {
+        "failures": _failures(cases, results),
+        "clauses": list(_matrix(results)),
+        "margins": list(_margins(cases, results)),
+        "growth": list(_growth(cases)),
+        "places": list(_places(cases)),
+        "waivers": {"rulings": [waiver for case in cases for waiver in case["waivers"]]},
+        "difference": None if previous is None else _difference(previous, reports[0]),
+        "skipped": _skipped(reports, results),
+        "runs": [_run(report) for report in reports],
+    }
+    sections = {name: shown for name, shown in _SECTIONS.items() if parts.get(name, True)}
+    return render(template, title=title, sections=sections, listed=_LISTED, **parts, **more)
 
 
 def sentence(report: Report) -> str:
@@ -146,93 +108,82 @@ def sentence(report: Report) -> str:
     return f"{checks} passed, but the run did not end well (pytest ended with status {tests['exit_status']})."
 
 
-Closest = tuple[float, Mapping[str, Any], Mapping[str, Any]]
-
-
-def _largest_share(report: Report) -> Closest | None:
+def _largest_share(report: Report) -> tuple[float, Values, Values] | None:
     """Return the largest share of a budget that no waiver excuses, with its verdict and case; None without cases."""
-    found = [
+    found = (
         (share_of(each), each, case) for case in report["cases"] for each in case["verdicts"] if not each["waived"]
-    ]
-    return max(found, key=lambda each: each[0]) if found else None
+    )
+    return max(found, key=lambda each: each[0], default=None)
 
 
-def _closest_call(report: Report) -> Iterator[Content]:
-    """Say where the closest call is, and the headline of the terminal for those who know the suite."""
-    closest = _largest_share(report)
-    if closest is not None and report["passed"]:
+def _run(report: Report) -> Values:
+    closest = _largest_share(report) if report["passed"] else None
+    call = ""
+    if closest is not None:
         _, verdict, case = closest
         where = f"{case['case']} on {case['device']} in {case['dtype']}"
-        yield element(
-            "p", f"Closest call: {verdict['quantity']}, clause {verdict['clause']}, case {where}.", class_="soft"
-        )
-    yield element(
-        "p", f"{_devices(report)}, {report['created_utc']}: ", element("code", report["headline"]), class_="soft"
-    )
+        call = f"{verdict['quantity']}, clause {verdict['clause']}, case {where}"
+    return {
+        "report": report,
+        "sentence": sentence(report),
+        "state": "failed" if not report["passed"] else "waived" if report["tests"]["waived"] else "passed",
+        "closest": call,
+        "devices": ", ".join(each["device"] for each in report["devices"]),
+        "machines": "; ".join(
+            " ".join(part for part in (each["device"], f"({each['name']})", each["driver"]) if part)
+            for each in report["devices"]
+        ),
+        "versions": ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version),
+        "cases": [_case(case) for case in report["cases"]],
+    }
 
 
-def _told(report: Report) -> list[Mapping[str, Any]]:
-    """Return the results of a report without the tests that had no case."""
-    return [each for each in report["results"] if not each["reason"].startswith(_EMPTY)]
+def _case(case: Values) -> Values:
+    shares: dict[str, dict[str, float]] = {}
+    for verdict in case["verdicts"]:
+        row = shares.setdefault(verdict["stage"], {})
+        row[verdict["clause"]] = max(row.get(verdict["clause"], 0.0), share_of(verdict))
+    found = {clause for row in shares.values() for clause in row}
+    clauses = [each for each in NETWORK_CLAUSES if each in found] + sorted(found.difference(NETWORK_CLAUSES))
+    return {"case": case, "shares": shares, "clauses": clauses}
 
 
-def _failures(reports: Sequence[Report]) -> Iterator[Content]:
-    cases = [case for report in reports for case in report["cases"] if not case["passed"]]
-    if cases:
-        named = ("case", "device", "dtype", "first_failing_stage", "cause")
-        headers = ("case", "device", "dtype", "first failing stage, fed with the truth", "cause")
-        yield table(headers, [[case[name] or "–" for name in named] for case in cases])
-    failed = [result for report in reports for result in report["results"] if result["outcome"] == "failed"]
-    if failed:
-        rows = [(element("code", each["test"]), each["reason"] or "–") for each in failed[:_LISTED]]
-        more = f"{len(failed) - _LISTED} more failed." if len(failed) > _LISTED else ""
-        yield page.details(f"{len(failed)} failed tests", table(("test", "why"), rows, caption=more), is_open=not cases)
+def _failures(cases: Sequence[Values], results: Sequence[Values]) -> Values | None:
+    found = {
+        "cases": [case for case in cases if not case["passed"]],
+        "tests": [result for result in results if result["outcome"] == "failed"],
+    }
+    return found if any(found.values()) else None
+
+
+def _skipped(reports: Sequence[Report], results: Sequence[Values]) -> Values | None:
+    reasons: dict[str, list[str]] = {}
+    for result in results:
+        if result["outcome"] == "skipped":
+            reasons.setdefault(result["reason"] or "no reason was given", []).append(result["test"])
+    found = {"reasons": reasons, "deselected": sum(report["tests"]["deselected"] for report in reports)}
+    return found if any(found.values()) else None
+
+
+def _difference(previous: Report, report: Report) -> Values:
+    found = difference(previous, report)
+    tests = {
+        "fail now and did not before": found.broken,
+        "failed before and do not now": found.repaired,
+        "are no longer there": found.gone,
+        "are new": found.new,
+    }
+    is_none = not (found.shares or found.versions or any(tests.values()))
+    return {
+        "previous": previous,
+        "tests": tests,
+        "shares": found.shares,
+        "versions": found.versions,
+        "is_none": is_none,
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------ matrix
-
-
-def _columns(results: Iterable[Mapping[str, Any]]) -> list[Column]:
-    found = {(result["device"], result["dtype"]) for result in results}
-    return sorted(found, key=lambda column: (not column[0], column[0], column[1] != "float64", column[1]))
-
-
-def _column_title(column: Column) -> str:
-    return " ".join(part for part in column if part) or "any device"
-
-
-def _matrix(reports: Sequence[Report]) -> Iterator[Content]:
-    results = [result for report in reports for result in _told(report)]
-    columns = _columns(results)
-    cells: dict[str, dict[Column, list[str]]] = {}
-    for result in results:
-        for clause in result["clauses"]:
-            column = (result["device"], result["dtype"])
-            cells.setdefault(clause, {}).setdefault(column, []).append(result["outcome"])
-    if not cells:
-        return
-    known = catalogue()
-    order = list(known)
-    yield element(
-        "p",
-        "How many checks of each clause passed. A word says where one did not, or where nothing was checked. A click "
-        "on a clause shows its text and equation.",
-    )
-    groups: dict[str, list[str]] = {}
-    for clause in cells:
-        groups.setdefault(_group(clause, known), []).append(clause)
-    for name, clauses in sorted(groups.items(), key=lambda group: (group[0] != _JUDGEMENTS, group[0] != _STAGES)):
-        # A column in which no clause of the group was judged would only be empty.
-        used = [column for column in columns if any(column in cells[clause] for clause in clauses)]
-        clauses = sorted(clauses, key=lambda clause: order.index(clause) if clause in known else len(order))
-        rows = [
-            (_clause(clause, known), *(_cell(cells[clause].get(column, [])) for column in used)) for clause in clauses
-        ]
-        whole = table(("clause", *map(_column_title, used)), rows)
-        broken = any("failed" in outcomes for clause in clauses for outcomes in cells[clause].values())
-        summary = f"{name} ({len(clauses)})"
-        yield page.details(summary, whole, is_open=name == _JUDGEMENTS or broken)
-
 
 _JUDGEMENTS, _STAGES = "Judgements", "Stages of the network"
 _FILES = {
@@ -243,6 +194,43 @@ _FILES = {
 }
 
 
+def _columns(results: Iterable[Values]) -> list[Column]:
+    found = {(result["device"], result["dtype"]) for result in results}
+    return sorted(found, key=lambda column: (not column[0], column[0], column[1] != "float64", column[1]))
+
+
+def _column_title(column: Column) -> str:
+    return " ".join(filter(None, column)) or "any device"
+
+
+def _matrix(results: Sequence[Values]) -> Iterator[Values]:
+    known = catalogue()
+    order = list(known)
+    columns = _columns(results)
+    groups: dict[str, dict[str, dict[Column, list[str]]]] = {}
+    for result in results:
+        for clause in result["clauses"]:
+            cells = groups.setdefault(_group(clause, known), {}).setdefault(clause, {})
+            cells.setdefault((result["device"], result["dtype"]), []).append(result["outcome"])
+    for name, clauses in sorted(groups.items(), key=lambda group: (group[0] != _JUDGEMENTS, group[0] != _STAGES)):
+        # A column in which no clause of the group was judged would only be empty.
+        used = [column for column in columns if any(column in cells for cells in clauses.values())]
+        outcomes = [each for cells in clauses.values() for judged in cells.values() for each in judged]
+        yield {
+            "name": name,
+            "columns": list(map(_column_title, used)),
+            "is_open": name == _JUDGEMENTS or "failed" in outcomes,
+            "rows": [
+                {
+                    "clause": clause,
+                    "entry": known.get(clause),
+                    "cells": [_cell(clauses[clause].get(column, [])) for column in used],
+                }
+                for clause in sorted(clauses, key=lambda each: order.index(each) if each in known else len(order))
+            ],
+        }
+
+
 def _group(clause: str, known: Mapping[str, Entry]) -> str:
     file = known[clause].file if clause in known else "of another specification"
     if file == "stages.yaml":
@@ -250,292 +238,93 @@ def _group(clause: str, known: Mapping[str, Entry]) -> str:
     return _FILES.get(file, f"Clauses {file.removesuffix('.yaml')}")
 
 
-def _clause(clause: str, known: Mapping[str, Entry]) -> Html:
-    if clause not in known:
-        return element("code", clause)
-    entry = known[clause]
-    equations = [element("p", element("code", equation)) for equation in entry.equations]
-    title = Html(element("code", clause) + element("span", f" {entry.title}", class_="soft"))
-    text = [element("p", entry.text)] if entry.text else []
-    return page.details(title, *text, *equations) if text or equations else title
-
-
-def _cell(outcomes: Sequence[str]) -> Html:
-    counts = {state: outcomes.count(state) for state in ("passed", "failed", "waived", "skipped")}
+def _cell(outcomes: Sequence[str]) -> tuple[str, str, str]:
+    """Return (state, what is said of it, what is added)."""
+    count = outcomes.count
     if not outcomes:
-        return badge("none", "–")
-    if counts["failed"]:
-        return badge("failed", f"{counts['failed']} of {len(outcomes)} failed")
-    if counts["waived"]:
-        return badge("waived", f"{counts['waived']} of {len(outcomes)} waived")
-    if not counts["passed"]:
-        return badge("skipped", f"{counts['skipped']} skipped")
-    if counts["skipped"]:
-        return Html(badge("passed", f"{counts['passed']} hold") + escape(f", {counts['skipped']} skipped"))
-    return badge("passed", f"{counts['passed']} hold" if counts["passed"] > 1 else "holds")
+        return "none", "–", ""
+    for state in ("failed", "waived"):
+        if count(state):
+            return state, f"{count(state)} of {len(outcomes)} {state}", ""
+    if not count("passed"):
+        return "skipped", f"{count('skipped')} skipped", ""
+    if count("skipped"):
+        return "passed", f"{count('passed')} hold", f", {count('skipped')} skipped"
+    return "passed", f"{count('passed')} hold" if count("passed") > 1 else "holds", ""
 
 
-# ----------------------------------------------------------------------------------------------------------- margins
+# ------------------------------------------------------------------------------------------------ the network's cases
 
 
-def _cases(reports: Sequence[Report]) -> list[Mapping[str, Any]]:
-    return [case for report in reports for case in report["cases"]]
-
-
-def _margins(reports: Sequence[Report]) -> Iterator[Content]:
-    cases = _cases(reports)
-    if not cases:
-        return
-    yield element(
-        "p",
-        "For each stage, the largest share of its budget that any case used. A full bar is the whole budget; beyond "
-        "it, the stage fails.",
-    )
-    titles = _stage_titles(reports)
-    columns = _columns(cases)
-    for column in columns:
-        chosen = [case for case in cases if (case["device"], case["dtype"]) == column]
-        worst: dict[str, tuple[float, Mapping[str, Any], str]] = {}
-        for case in chosen:
-            for verdict in case["verdicts"]:
-                found = (share_of(verdict), verdict, case["case"])
-                if found[0] >= worst.get(verdict["stage"], (-1.0,))[0]:
-                    worst[verdict["stage"]] = found
-        rows = [
-            (
-                Html(escape(stage) + element("span", titles.get(stage, ""), class_="soft")),
-                margin_bar(share, _state_of(verdict)),
-                page.line(verdict["clause"]),
-                page.line(_also(verdict, stage)),
-                case,
-            )
-            for stage, (share, verdict, case) in worst.items()
-        ]
-        cases_word = f"{len(chosen)} case" + ("s" if len(chosen) > 1 else "")
-        whole = table(("stage", "share of the budget", "clause", "quantity", "case"), rows)
-        largest = max(share for share, _, _ in worst.values())
-        summary = f"{_column_title(column)}: {cases_word}, at most {page.share_text(largest)} of a budget"
-        yield page.details(summary, whole, is_open=column[1] != "float64" or largest > 1)
-
-
-def _stage_titles(reports: Sequence[Report]) -> dict[str, str]:
-    """Return stage → title of the stage, as the specification has it, for the stages that tests name."""
+def _margins(cases: Sequence[Values], results: Sequence[Values]) -> Iterator[Values]:
     known = catalogue()
-    return {
+    titles = {
         result["stage"]: known[clause].title
-        for report in reports
-        for result in report["results"]
+        for result in results
         for clause in result["clauses"]
         if result["stage"] and clause in known and _group(clause, known) == _STAGES
     }
+    for column in _columns(cases):
+        chosen = [case for case in cases if (case["device"], case["dtype"]) == column]
+        worst: dict[str, Values] = {}
+        for case in chosen:
+            for verdict in case["verdicts"]:
+                stage, share = verdict["stage"], share_of(verdict)
+                if stage not in worst or share >= worst[stage]["share"]:
+                    state = "passed" if verdict["passed"] else "waived" if verdict["waived"] else "failed"
+                    about = {"title": titles.get(stage, ""), "verdict": verdict, "case": case["case"]}
+                    worst[stage] = {"stage": stage, "share": share, "state": state, **about}
+        largest = max((row["share"] for row in worst.values()), default=0.0)
+        yield {
+            "title": _column_title(column),
+            "cases": len(chosen),
+            "largest": largest,
+            "is_open": column[1] != "float64" or largest > 1,
+            "rows": list(worst.values()),
+        }
 
 
-def _state_of(verdict: Mapping[str, Any]) -> str:
-    if verdict["passed"]:
-        return "passed"
-    return "waived" if verdict["waived"] else "failed"
-
-
-def _also(verdict: Mapping[str, Any], stage: str) -> str:
-    return "" if verdict["quantity"] == stage else str(verdict["quantity"])
-
-
-# ------------------------------------------------------------------------------------------------------------ growth
-
-
-def _growth(reports: Sequence[Report]) -> Iterator[Content]:
-    charts: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for case in _cases(reports):
+def _growth(cases: Sequence[Values]) -> Iterator[Values]:
+    charts: dict[tuple[str, str], list[Values]] = {}
+    for case in cases:
         charts.setdefault((case["case"], case["dtype"]), []).append(case)
-    drawn = [(name, dtype, cases) for (name, dtype), cases in charts.items() if _free(cases[0])]
-    if not drawn:
-        return
-    yield element(
-        "p",
-        "Each side runs from the input on its own numbers, so errors add up from left to right. Root mean square of "
-        "the deviation from the truth, in units of the truth's own.",
-    )
-    opened = next((position for position, each in enumerate(drawn) if each[1] == "float32"), 0)
-    for position, (name, dtype, cases) in enumerate(drawn):
-        stages = [verdict["stage"] for verdict in _free(cases[0])]
-        lines = [Series(f"PyTorch on {case['device']}", _values(case, stages, "candidate")) for case in cases]
-        reference = Series("TensorFlow", _values(cases[0], stages, "reference"))
-        if any(reference.values):
-            lines.append(reference)
-        lines.append(Series("budget", _values(cases[0], stages, "budget"), is_limit=True))
-        title = f"{name} in {dtype}"
-        chart = page.line_chart(f"Error along the network, {title}", stages, lines, unit="e")
-        yield page.details(title, chart, is_open=position == opened)
+    is_open = True
+    for (name, dtype), same in charts.items():
+        stages = [verdict["stage"] for verdict in same[0]["verdicts"] if verdict["clause"] == FORWARD_FREE]
+        if not stages:
+            continue
+        lines = {f"PyTorch on {case['device']}": _errors(case, stages, "candidate") for case in same}
+        lines |= {"TensorFlow": _errors(same[0], stages, "reference"), "budget": _errors(same[0], stages, "budget")}
+        picture = line_chart(stages, {name: line for name, line in lines.items() if any(line)}, "e")
+        # In float64 every error is rounding, so the first chart of float32 is the one to see.
+        yield {"title": f"{name} in {dtype}", "picture": picture, "is_open": is_open and dtype == "float32"}
+        is_open = is_open and dtype != "float32"
 
 
-def _free(case: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [verdict for verdict in case["verdicts"] if verdict["clause"] == FORWARD_FREE]
-
-
-def _values(case: Mapping[str, Any], stages: Sequence[str], whose: str) -> list[float | None]:
+def _errors(case: Values, stages: Sequence[str], whose: str) -> list[float | None]:
     """Return the e of each stage: of the ``candidate``, the ``reference`` or the ``budget``."""
-    by_stage = {verdict["stage"]: verdict[whose] for verdict in _free(case)}
-    return [errors["e"] if (errors := by_stage.get(stage)) else None for stage in stages]
+    found = {each["stage"]: each[whose] for each in case["verdicts"] if each["clause"] == FORWARD_FREE}
+    return [errors["e"] if (errors := found.get(stage)) else None for stage in stages]
 
 
-# ------------------------------------------------------------------------------------------------------------ places
-
-
-def _places(reports: Sequence[Report]) -> Iterator[Content]:
+def _places(cases: Sequence[Values]) -> Iterator[Values]:
     found = []
-    for case in _cases(reports):
+    for case in cases:
         shares = {(each["clause"], each["quantity"]): share_of(each) for each in case["verdicts"]}
-        found += [(shares.get((place["clause"], place["quantity"]), 0.0), case, place) for place in case["places"]]
-    # In float64 every deviation is rounding, unless something fails.
-    found = [each for each in found if each[1]["dtype"] == "float32" or each[0] > 1]
-    worst = sorted(found, key=lambda each: each[0], reverse=True)
-    cards = [_card(*each) for each in worst[:_PICTURES] if len({len(row) for row in each[2]["cells"]}) == 1]
-    if cards:
-        yield element(
-            "p",
-            "The quantities that used most of a budget. White is no deviation, dark is the largest; a pattern at an "
-            "edge or along an axis is a hint at the cause, even noise is rounding.",
-        )
-        yield element("div", *cards, class_="cards")
-
-
-def _card(share: float, case: Mapping[str, Any], place: Mapping[str, Any]) -> Html:
-    what = f"{place['clause']} {place['quantity']}"
-    where = f"{case['case']}, {case['device']} {case['dtype']}"
-    deviation = place["deviation"]
-    size = "no number" if deviation is None else f"{deviation:.1e}"
-    axes = " × ".join(str(place["shape"][axis]) for axis in place["axes"] if axis < len(place["shape"]))
-    caption = Html(
-        element("strong", what)
-        + escape(
-            f" {where}: {page.share_text(share)} of the budget. Largest at {tuple(place['index'])} of "
-            f"{tuple(place['shape'])}, {size} of the RMS. Shown: {axes}."
-        )
-    )
-    picture = page.heat_map(
-        np.array(place["cells"], dtype=np.float64), f"map of deviations, {what}, {where}", largest=255
-    )
-    return page.figure(picture, caption)
-
-
-# ------------------------------------------------------------------------------------- waivers, difference, skipped
-
-
-def _waivers(reports: Sequence[Report]) -> Iterator[Content]:
-    waivers = [waiver for case in _cases(reports) for waiver in case["waivers"]]
-    if not waivers:
-        yield element("p", "None applies to these runs.", class_="soft")
-        return
-    rows = [
-        (
-            element("code", "-".join(each[name] for name in ("stage", "clause", "case", "device", "dtype"))),
-            badge("waived" if each["state"] == "holds" else "failed", each["state"]),
-            "wrong" if each["share"] is None else f"{each['share']:.3g}",
-            f"{each['at_least']:g} … {each['at_most']:g}",
-            page.line(each["expires"]),
-            page.line(each["owner"]),
-            each["reason"],
-        )
-        for each in waivers
-    ]
-    yield table(("test", "state", "budgets used", "bounds", "expires", "owner", "reason"), rows)
-
-
-def _difference(report: Report, previous: Report | None) -> Iterator[Content]:
-    if previous is None:
-        return
-    found = difference(previous, report)
-    yield element("p", f"Against the report of {previous['created_utc']}: {previous['headline']}")
-    yield from _changed_tests(found)
-    if found.shares:
-        rows = [
-            (
-                change.cell[0],
-                change.cell[1],
-                _column_title(change.cell[2:]),
-                page.number(page.share_text(change.before)),
-                page.number(page.share_text(change.now)),
-            )
-            for change in found.shares[:_LISTED]
-        ]
-        yield table(("stage", "clause", "device", "before", "now"), rows, caption="Largest share of a budget.")
-    if found.versions:
-        changed = [(name, before or "–", now or "–") for name, (before, now) in found.versions.items()]
-        yield table(("version of", "before", "now"), changed)
-    if not (found.shares or found.broken or found.repaired or found.gone or found.new or found.versions):
-        yield element("p", "Nothing has changed.")
-
-
-def _changed_tests(found: Difference) -> Iterator[Content]:
-    for title, tests in (
-        ("fail now and did not before", found.broken),
-        ("failed before and do not now", found.repaired),
-        ("are no longer there", found.gone),
-        ("are new", found.new),
-    ):
-        if tests:
-            listed = [element("li", element("code", test)) for test in tests[:_LISTED]]
-            more = [element("li", f"… and {len(tests) - _LISTED} more")] if len(tests) > _LISTED else []
-            yield page.details(f"{len(tests)} tests {title}", element("ul", *listed, *more))
-
-
-def _skipped(reports: Sequence[Report]) -> Iterator[Content]:
-    by_reason: dict[str, list[str]] = {}
-    for report in reports:
-        for result in _told(report):
-            if result["outcome"] == "skipped":
-                by_reason.setdefault(result["reason"] or "no reason was given", []).append(result["test"])
-    if by_reason:
-        rows = [
-            (reason, page.number(str(len(tests))), element("code", tests[0])) for reason, tests in by_reason.items()
-        ]
-        yield table(("reason", "tests", "for example"), rows)
-    deselected = sum(report["tests"]["deselected"] for report in reports)
-    if deselected:
-        yield element("p", f"Options left {deselected} tests out.")
-
-
-# -------------------------------------------------------------------------------------------------------------- runs
-
-
-def _runs(reports: Sequence[Report]) -> Iterator[Content]:
-    for report in reports:
-        tests = report["tests"]
-        devices = "; ".join(
-            " ".join(part for part in (each["device"], f"({each['name']})", each["driver"]) if part)
-            for each in report["devices"]
-        )
-        versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items() if version)
-        rows: list[Sequence[Content]] = [
-            ("command", element("code", report["command"])),
-            ("when", report["created_utc"]),
-            ("tier", report["tier"]),
-            ("devices", devices),
-            ("versions", versions),
-            ("tests", ", ".join(f"{tests[state]} {state}" for state in ("passed", "failed", "waived", "skipped"))),
-            ("numerical sources", element("code", report["numerical_digest"])),
-            ("specification", element("code", report["spec_digest"])),
-        ]
-        yield table(("", ""), rows)
-        notes = tests["notes"]
-        if notes:
-            listed = element("ul", *(element("li", note) for note in notes))
-            yield page.details(f"{len(notes)} measured numbers that belong to no single stage", listed)
-        for case in report["cases"]:
-            yield page.details(f"{case['case']} on {case['device']} in {case['dtype']}", *_case(case))
-
-
-def _case(case: Mapping[str, Any]) -> Iterator[Content]:
-    spread = "unknown" if case["run_to_run"] is None else f"{case['run_to_run']:.1e}"
-    yield element("p", f"Reference: {case['reference']}; run-to-run spread {spread}; {case['seconds']:.1f} s.")
-    shares: dict[str, dict[str, float]] = {}
-    for verdict in case["verdicts"]:
-        row = shares.setdefault(verdict["stage"], {})
-        row[verdict["clause"]] = max(row.get(verdict["clause"], 0.0), share_of(verdict))
-    found = {clause for row in shares.values() for clause in row}
-    clauses = [clause for clause in _STAGE_CLAUSES if clause in found] + sorted(found - set(_STAGE_CLAUSES))
-    rows = [
-        (stage, *(page.number(page.share_text(row[clause]) if clause in row else "") for clause in clauses))
-        for stage, row in shares.items()
-    ]
-    yield table(("stage", *clauses), rows, caption="Share of each budget.")
+        for place in case["places"]:
+            share = shares.get((place["clause"], place["quantity"]), 0.0)
+            # In float64 every deviation is rounding, unless something fails.
+            if (case["dtype"] == "float32" or share > 1) and len({len(row) for row in place["cells"]}) == 1:
+                found.append((share, case, place))
+    for share, case, place in sorted(found, key=lambda each: each[0], reverse=True)[:_PICTURES]:
+        deviation, shape = place["deviation"], place["shape"]
+        yield {
+            "what": f"{place['clause']} {place['quantity']}",
+            "where": f"{case['case']}, {case['device']} {case['dtype']}",
+            "share": share,
+            "index": tuple(place["index"]),
+            "shape": tuple(shape),
+            "size": "not finite" if deviation is None else f"{deviation:.1e}",
+            "axes": " × ".join(str(shape[axis]) for axis in place["axes"] if axis < len(shape)),
+            "picture": colour_map(np.array(place["cells"], dtype=np.float64), 0, 255, "Blues"),
+        }

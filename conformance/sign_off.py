@@ -19,7 +19,7 @@ from conformance.digest import numerical_digest, spec_digest
 from conformance.errors import DocumentError
 from conformance.evidence import Evidence, now_utc
 from conformance.gate import Decision, Input
-from conformance.json_files import as_text, read_json, write_text
+from conformance.json_files import as_text, read_json
 from conformance.policy import Policy
 from conformance.waivers import Waiver, load_waivers
 
@@ -57,16 +57,10 @@ def sign_off(
         "pending": list(decision.pending),
         "decided_utc": now_utc(),
         "decided_by": decided_by or _who(),
-        "policy": {"file": policy.file, "digest": policy.digest, "grants": policy.grants},
+        "policy": {name: getattr(policy, name) for name in ("file", "digest", "grants")},
         "inputs": [
-            {
-                "file": one.path.name,
-                "digest": one.digest,
-                "created_utc": one.report["created_utc"],
-                "tier": one.report["tier"],
-                "devices": list(one.devices),
-                "headline": one.report["headline"],
-            }
+            {"file": one.path.name, "digest": one.digest, "devices": list(one.devices)}
+            | {name: one.report[name] for name in ("created_utc", "tier", "headline")}
             for one in inputs
         ],
         "evidence": [
@@ -92,11 +86,6 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(as_text(dict(content)).encode()).hexdigest()
 
 
-def write_sign_off(path: Path, content: Mapping[str, Any]) -> Path:
-    """Write a signed-off decision in one rename."""
-    return write_text(path, as_text(dict(content)))
-
-
 def read_sign_off(path: Path) -> dict[str, Any]:
     """Read a signed-off decision and check its digest.
 
@@ -104,10 +93,9 @@ def read_sign_off(path: Path) -> dict[str, Any]:
         DocumentError: it cannot be read, does not follow ``specs/schema/sign_off.schema.json``, or was changed.
     """
     content = read_json(path, SCHEMA, largest_bytes=_LARGEST_BYTES)
-    digest = content.pop("digest")
-    if _digest(content) != digest:
+    if _digest({name: value for name, value in content.items() if name != "digest"}) != content["digest"]:
         raise DocumentError(
             f"{path}: was changed after it was signed off: its content has not the digest that it names; "
             "decide again with `python -m conformance gate`."
         )
-    return content | {"digest": digest}
+    return content

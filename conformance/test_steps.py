@@ -1,22 +1,21 @@
-"""The steps outside the network: configuration, bridge and data, each against plain NumPy."""
+"""What the reference does outside the network: configuration, bridge, data and training, each against plain NumPy."""
 
 from __future__ import annotations
 
 import pytest
 
 from conformance.bench import Bench
-from conformance.step import Step
-from conformance.steps import all_steps
+from conformance.checks.table import CHECKS, Check
 
 
-def _param(step: Step) -> object:
-    return pytest.param(step, id=step.id, marks=pytest.mark.parity_clause(*step.clauses))
+def _param(check: Check) -> object:
+    return pytest.param(check, id=check.id, marks=pytest.mark.parity_clause(*check.clauses))
 
 
-@pytest.mark.parametrize("step", [_param(step) for step in all_steps()])
-def test_step(parity_bench: Bench, step: Step) -> None:
-    """A step gives what its equation says, from what it is given."""
-    for module in step.needs:
-        pytest.importorskip(module, reason=f"the step needs {module}; pip install {module}")
-    report = parity_bench.steps.report(step)
+@pytest.mark.parametrize("check", [_param(check) for check in CHECKS.values()])
+def test_step(parity_bench: Bench, check: Check) -> None:
+    """What is found agrees with what is expected."""
+    for module in check.needs:
+        pytest.importorskip(module, reason=f"the check needs {module}; pip install {module}")
+    report = parity_bench.check(check)
     assert report.passed, report.explain()

@@ -178,6 +178,8 @@ class TorchSubject:
         outputs: dict[str, Tensor] = {}
 
         def record(stage: str, _: tuple[Any, ...], output: Tensor) -> None:
+            if stage in outputs:
+                return
             if output.requires_grad:
                 output.retain_grad()
             outputs[stage] = output
@@ -185,10 +187,11 @@ class TorchSubject:
         loaded.model.zero_grad()
         # So that the first stage, too, has a cotangent to show.
         network_input = loaded.scaled_amplitude.clone().requires_grad_()
+        # A network may compute stages again in the backward pass; hooks decide what is computed, and stay for it.
         with tapped(loaded.model, stages, record):
             prediction = self._predict(loaded.model, network_input, loaded.offsets_px)
-        total, losses = self._losses(loaded, prediction, case)
-        total.backward()
+            total, losses = self._losses(loaded, prediction, case)
+            total.backward()
         return outputs, losses
 
     def forced(
@@ -199,29 +202,27 @@ class TorchSubject:
         The network's own wiring feeds the stages, so a stage that listens to the wrong one is caught too.
         """
         layouts = layouts_of(case)
-        calls: dict[str, tuple[tuple[Any, ...], Tensor]] = {}
+        outputs: dict[str, Tensor] = {}
         truth: dict[str, Tensor] = {}
 
-        def force(stage: str, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-            calls[stage] = (arguments, output)
-            truth[stage] = self._to_device(truth_stages[stage], layouts[stage], case).requires_grad_()
+        def force(stage: str, _: tuple[Any, ...], output: Tensor) -> Tensor:
+            if stage not in outputs:
+                outputs[stage] = output
+                truth[stage] = self._to_device(truth_stages[stage], layouts[stage], case).requires_grad_()
             return truth[stage]
 
         with float32_means_float32(allow_tf32=self.products == "tf32"):
             loaded = self._load(case)
             with tapped(loaded.model, loaded.model.stage_ids(), force):
                 prediction = self._predict(loaded.model, loaded.scaled_amplitude, loaded.offsets_px)
-            pulled: dict[str, dict[str, np.ndarray]] = {}
-            for stage, (arguments, output) in calls.items():
-                sources = {name: leaf for name, leaf in truth.items() if any(leaf is each for each in arguments)}
-                cotangent = self._to_device(truth_cotangents[stage], layouts[stage], case)
-                pulled[stage] = _pull_back(output, cotangent, sources, loaded.model.get_submodule(stage), layouts)
-            total, losses = self._losses(loaded, prediction, case)
-            read = ("object",) if case.loss_weights.realspace_weight else ()
-            ends = {name: truth[name] for name in ("predicted_amplitude", "predicted_intensity", *read)}
-            pulled["loss"] = _pull_back(total, torch.ones_like(total), ends, None, layouts)
+                total, losses = self._losses(loaded, prediction, case)
+                pulled: dict[str, dict[str, np.ndarray]] = {}
+                for stage, output in outputs.items():
+                    cotangent = self._to_device(truth_cotangents[stage], layouts[stage], case)
+                    pulled[stage] = _pull_back(output, cotangent, truth, loaded.model.get_submodule(stage), layouts)
+                pulled["loss"] = _pull_back(total, torch.ones_like(total), truth, None, layouts)
         return ForcedRun(
-            stages={stage: to_numpy(output, layouts[stage]) for stage, (_, output) in calls.items()},
+            stages={stage: to_numpy(output, layouts[stage]) for stage, output in outputs.items()},
             pulled=pulled,
             gradients=weight_gradients(loaded.model, case),
             losses=losses,
@@ -279,23 +280,33 @@ def _grad(tensor: Tensor) -> Tensor:
 def _pull_back(
     output: Tensor,
     cotangent: Tensor,
-    sources: Mapping[str, Tensor],
+    truth: Mapping[str, Tensor],
     module: nn.Module | None,
     layouts: Mapping[str, str],
 ) -> dict[str, np.ndarray]:
-    """Pull a cotangent back to a stage's inputs, and leave the gradient of its weights in ``.grad``."""
+    """Pull a cotangent back to the stages that feed one, and leave the gradient of its weights in ``.grad``.
+
+    Which stages feed it, the graph of the derivative says: values may be copied, cast or viewed on their way.
+
+    Args:
+        output: of the stage, or the loss.
+        cotangent: of the output.
+        truth: what replaces the output of each stage.
+        module: the stage; None for the loss.
+        layouts: of each stage.
+    """
     parameters = [] if module is None else [p for p in module.parameters(recurse=False) if p.requires_grad]
-    leaves = [*sources.values(), *parameters]
+    leaves = [*truth.values(), *parameters]
     found: tuple[Tensor | None, ...] = (None,) * len(leaves)
     # An output of another shape has no cotangent; that it has another shape is what its forward clause says.
     if output.requires_grad and leaves and output.shape == cotangent.shape:
         found = torch.autograd.grad(output, leaves, cotangent.to(output.dtype), allow_unused=True)
-    gradients = [torch.zeros_like(leaf) if each is None else each for leaf, each in zip(leaves, found, strict=True)]
-    for parameter, gradient in zip(parameters, gradients[len(sources) :], strict=True):
-        parameter.grad = gradient
+    for parameter, gradient in zip(parameters, found[len(truth) :], strict=True):
+        parameter.grad = torch.zeros_like(parameter) if gradient is None else gradient
     return {
         name: to_numpy(gradient, layouts[name])
-        for name, gradient in zip(sources, gradients[: len(sources)], strict=True)
+        for name, gradient in zip(truth, found, strict=False)
+        if gradient is not None
     }
 
 

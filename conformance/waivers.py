@@ -1,13 +1,13 @@
-"""Waivers: failures that somebody answers for, within bounds and until a day.
+"""Waivers: tests of the network that are expected to fail, with a reason and until a day.
 
-A waiver stands for one test of the network. It holds while the share of the budget lies between its two bounds. When
-the share grows beyond the upper bound, the failure is another one than was waived. When it falls below the lower bound,
-the waiver is no longer needed, and must not hide the next failure. Both are failures, and so is a waiver past its day.
+A waiver is strict. It holds only while its test fails by a number that can be compared, and until its last day. One
+that is no longer needed, or that has expired, is a failure itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import cache
@@ -19,7 +19,13 @@ from ptycho_torch.contract import SpecError, read_yaml
 
 FILE = "waivers.yaml"
 
-HOLDS, EXPIRED, WORSE, BETTER = "holds", "expired", "worse than waived", "better than waived"
+HOLDS, EXPIRED, UNNEEDED, UNCOMPARED = "holds", "expired", "no longer needed", "nothing to compare"
+_MEND = {
+    HOLDS: "",
+    EXPIRED: f"; repair the cause, or renew it in specs/{FILE}",
+    UNNEEDED: f"; remove it from specs/{FILE}",
+    UNCOMPARED: "; repair the cause, which cannot be waived",
+}
 
 
 @dataclass(frozen=True)
@@ -27,45 +33,30 @@ class Waiver:
     """One entry of ``specs/waivers.yaml``.
 
     Attributes:
-        clause: judgement clause, for example ``BACKWARD-FREE``.
-        stage: stage id, or ``loss`` or ``train``.
-        case: name of the case, as reports call it.
-        device: torch device.
-        dtype: ``float32`` or ``float64``.
-        owner: who answers for it.
-        reason: why it fails, and what will be done.
+        test: its id, as ``test_network.py::test_stage[merged-BACKWARD-FREE-n64_g2_base-cuda-float32]``.
+        reason: who answers for it, why it fails, and what will be done.
         expires: last day on which it holds (UTC).
-        at_least: share of the budget below which the waiver is no longer needed; above 1.
-        at_most: share of the budget above which it is another failure.
     """
 
-    clause: str
-    stage: str
-    case: str
-    device: str
-    dtype: str
-    owner: str
+    test: str
     reason: str
     expires: date
-    at_least: float
-    at_most: float
-
-    @property
-    def test(self) -> str:
-        """Test id that it stands for."""
-        return "-".join((self.stage, self.clause, self.case, self.device, self.dtype))
 
     def covers(self, clause: str, stage: str) -> bool:
-        """Whether it stands for a clause and stage of its case."""
-        return (self.clause, self.stage) == (clause, stage)
+        """Return True if it stands for a clause and stage of its case."""
+        return self.test.partition("[")[2].startswith(f"{stage}-{clause}-")
 
-    def standing(self, share: float, today: date) -> str:
-        """Return ``HOLDS``, or why it does not; a share that is infinite or NaN is worse than any bound."""
+    def is_for(self, device: str) -> bool:
+        """Return True if its test runs on a torch device."""
+        return f"-{device}-" in self.test
+
+    def standing(self, shares: Collection[float], today: date) -> str:
+        """Return ``HOLDS``, or why it does not, from the shares of the budget that the verdicts of its test used."""
         if today > self.expires:
             return EXPIRED
-        if share < self.at_least:
-            return BETTER
-        return HOLDS if share <= self.at_most else WORSE
+        if not all(map(math.isfinite, shares)):
+            return UNCOMPARED
+        return HOLDS if any(share > 1 for share in shares) else UNNEEDED
 
     def as_json(self) -> dict[str, Any]:
         """Return what a report says about it."""
@@ -74,16 +65,9 @@ class Waiver:
 
 @dataclass(frozen=True)
 class Ruling:
-    """What became of a waiver in one run.
-
-    Attributes:
-        waiver: the waiver.
-        share: the largest share of a budget among the verdicts that it stands for.
-        state: ``HOLDS``, ``EXPIRED``, ``WORSE`` or ``BETTER``.
-    """
+    """What became of a waiver in one run: it is ``HOLDS``, or why it does not hold."""
 
     waiver: Waiver
-    share: float
     state: str
 
     @property
@@ -93,55 +77,25 @@ class Ruling:
 
     def __str__(self) -> str:
         waiver = self.waiver
-        bounds = f"{waiver.at_least:g} to {waiver.at_most:g} budgets until {waiver.expires}"
-        found = f"waiver of {waiver.owner} for {waiver.test} ({bounds}): {self.share:.3g} budgets used"
-        return {
-            HOLDS: f"{found}; {waiver.reason}",
-            EXPIRED: f"{found}; it has expired: repair the cause, or have its owner renew it in specs/{FILE}",
-            WORSE: f"{found}; this is worse than what was waived",
-            BETTER: f"{found}; this is better than what was waived: remove the waiver from specs/{FILE} or tighten it",
-        }[self.state]
+        return f"waiver of {waiver.test} until {waiver.expires} ({waiver.reason}): {self.state}{_MEND[self.state]}"
 
 
 def rule(waiver: Waiver, verdicts: Iterable[Verdict], today: date | None = None) -> Ruling:
-    """Hold a waiver against the verdicts that it stands for.
-
-    Args:
-        waiver: the waiver.
-        verdicts: all of its clause and stage in its case. One that could not be compared is beyond any bound.
-        today: the day of the ruling; None for now (UTC).
-    """
-    share = max((verdict.share for verdict in verdicts), default=0.0)
-    return Ruling(waiver, share, waiver.standing(share, today_utc() if today is None else today))
-
-
-def today_utc() -> date:
-    """Return the day, the same all over the world."""
-    return datetime.now(UTC).date()
+    """Apply a waiver to the verdicts of its test; `today` is None for now (UTC)."""
+    return Ruling(waiver, waiver.standing([verdict.share for verdict in verdicts], today or datetime.now(UTC).date()))
 
 
 def parse_waivers(content: Any) -> tuple[Waiver, ...]:
     """Make the waivers from the content of ``specs/waivers.yaml``.
 
     Raises:
-        SpecError: the content does not follow its schema, bounds contradict each other, or two stand for one test.
+        SpecError: the content does not follow its schema, or a day is none.
     """
     check_schema(content, FILE)
-    waivers = tuple(Waiver(**entry | {"expires": _day(entry)}) for entry in content["waivers"])
-    tests = [waiver.test for waiver in waivers]
-    for waiver in waivers:
-        if waiver.at_most < waiver.at_least:
-            raise SpecError(f"{FILE}: {waiver.test}: at_most {waiver.at_most:g} is below at_least {waiver.at_least:g}.")
-        if tests.count(waiver.test) > 1:
-            raise SpecError(f"{FILE}: {waiver.test} has {tests.count(waiver.test)} waivers; one test has one.")
-    return waivers
-
-
-def _day(entry: Any) -> date:
     try:
-        return date.fromisoformat(entry["expires"])
+        return tuple(Waiver(**each | {"expires": date.fromisoformat(each["expires"])}) for each in content["waivers"])
     except ValueError as err:
-        raise SpecError(f'{FILE}: expires {entry["expires"]!r} is no day ({err}); write "2026-01-31".') from err
+        raise SpecError(f'{FILE}: found an entry whose expires is no day ({err}); write "2026-01-31".') from err
 
 
 @cache
@@ -155,6 +109,6 @@ def load_waivers() -> tuple[Waiver, ...]:
 
 
 def for_case(case: str, device: str, dtype: str, waivers: Sequence[Waiver] | None = None) -> tuple[Waiver, ...]:
-    """Return the waivers that speak of one case on one device in one dtype."""
+    """Return the waivers for tests of one case on one device in one dtype."""
     known = load_waivers() if waivers is None else waivers
-    return tuple(each for each in known if (each.case, each.device, each.dtype) == (case, device, dtype))
+    return tuple(each for each in known if each.test.endswith(f"-{case}-{device}-{dtype}]"))

@@ -2,7 +2,8 @@
 
 The TensorFlow reference's project installs a package ``ptycho_torch`` too. With both in one environment their files
 mix in one folder: a folder ``cli`` there hides ``cli.py`` here, and of files with one name the last that was installed
-stays. This module has a name that the other project has not, looks for that, and says it in one line.
+stays. This module has a name that the other project has not. It looks for that, and for modules that our record has
+not, and says it in one line.
 """
 
 from __future__ import annotations
@@ -22,9 +23,12 @@ def mixed_up() -> str:
     """Say in one line whose files are in the package ``ptycho_torch`` and what to do; empty where all are ours."""
     found = importlib.util.find_spec(_PACKAGE)  # imports nothing, since it is no module of a package
     folder = next(iter((found.submodule_search_locations if found is not None else None) or ()), "")
-    if os.path.isfile(os.path.join(folder, _OURS)) and not os.path.isfile(os.path.join(folder, _HIDES)):
+    ours_run = os.path.isfile(os.path.join(folder, _OURS)) and not os.path.isfile(os.path.join(folder, _HIDES))
+    if ours_run and not _unrecorded(folder):
         return ""
     owner = _owner(folder)
+    if ours_run and not owner:
+        return ""  # A module that a user has put there is in nobody's place.
     again = f"then pip install --force-reinstall --no-deps {_DISTRIBUTION}"
     remedy = (
         f"Keep one of the two in an environment: pip uninstall -y {owner.partition(' ')[0]}, {again}"
@@ -36,6 +40,21 @@ def mixed_up() -> str:
         f"stand in the place of ours; expected {_DISTRIBUTION} alone. {remedy}. The TensorFlow reference can stay "
         "a checkout that nobody installs: pytest conformance --parity-reference live:/PATH/OF/CHECKOUT"
     )
+
+
+def _unrecorded(folder: str) -> bool:
+    """Return True if a module in a folder is not in our record; a checkout and an editable installation have none."""
+    from importlib import metadata
+
+    try:
+        files = metadata.files(_DISTRIBUTION) or ()
+    except metadata.PackageNotFoundError:
+        return False
+    ours = {os.path.realpath(str(file.locate())) for file in files if file.parts[:1] == (_PACKAGE,)}
+    if os.path.realpath(os.path.join(folder, _OURS)) not in ours:
+        return False
+    found = (os.path.join(place, name) for place, _, names in os.walk(folder) for name in names if name.endswith(".py"))
+    return any(os.path.realpath(path) not in ours for path in found)
 
 
 def _owner(folder: str) -> str:

@@ -15,10 +15,12 @@ from ptycho_torch.config_params import DataSettings
 from ptycho_torch.contract import load_contract
 from ptycho_torch.errors import DataContractError
 from ptycho_torch.folders import probe_paths
-from ptycho_torch.grouping import group_scan
+from ptycho_torch.hints import Hint, ScanView, hint_orientation, scan_hints
+from ptycho_torch.memory_map import group_file
+from ptycho_torch.orientation import judge_orientation
 from ptycho_torch.photons import METADATA, normalised_notice
 from ptycho_torch.preparation import derive, median_step
-from ptycho_torch.scan import Examination, Finding, Scan, examine, read_probe
+from ptycho_torch.scan import Examination, Finding, Scan, examine, open_scan, read_probe, sample_patterns
 
 CHECKED = tuple(clause.id for clause in load_contract().of("npz", "scan") if clause.id != "SCAN-14")
 """Clauses that are judged of each file."""
@@ -48,7 +50,7 @@ def scan_numbers(scan: Scan, mean_energy: float, gridsize: int) -> tuple[str, ..
     """Return the settings that follow from a scan, as lines [clause PREP-02]; a scan without groups has none."""
     settings = DataSettings(gridsize=gridsize)
     positions = scan.positions_px
-    members = positions[group_scan(positions, settings)]  # (L, C, 2)
+    members = positions[np.concatenate(list(group_file(scan, positions, settings).values()))]  # (L, C, 2)
     reach = np.abs(members - members.mean(axis=1, keepdims=True)).max(axis=(1, 2))
     derived = derive(
         mean_counts=mean_energy,
@@ -74,7 +76,7 @@ class Verdict:
 
     path: Path
     examination: Examination
-    hints: tuple[str, ...]
+    hints: tuple[Hint, ...]
     numbers: tuple[str, ...]
 
     def details(self, *, every_clause: bool) -> Iterator[str]:
@@ -87,7 +89,9 @@ class Verdict:
         broken = [finding.clause for finding in self.examination.findings if finding.state == "broken"]
         if broken:
             yield f"  {self.path}: breaks {', '.join(broken)}"
-        yield from (f"  {self.path}: hint: {hint}" for hint in self.hints)
+        yield from (f"  {self.path}: {hint}" for hint in self.hints)
+        if grave := ",".join(dict.fromkeys(hint.kind for hint in self.hints if hint.grave)):
+            yield f"  {self.path}: train stops at these, unless --accept {grave}"
 
 
 def judge(path: Path, probe_dir: Path | None = None, *, gridsize: int = 2, with_hints: bool = True) -> Verdict:
@@ -103,13 +107,9 @@ def judge(path: Path, probe_dir: Path | None = None, *, gridsize: int = 2, with_
     if probe_dir is not None:
         examination = _with_probe(examination, probe_dir)
     scan = examination.scan
-    hints: tuple[str, ...] = ()
-    if scan is not None and examination.mean_counts is not None and with_hints:
-        from ptycho_torch.hints import scan_hints
-
-        hints = tuple(scan_hints(scan, examination.mean_counts))
-        if examination.are_counts is False and scan.nphotons is None and examination.mean_energy is not None:
-            hints += (normalised_notice(examination.mean_energy),)
+    hints: tuple[Hint, ...] = ()
+    if scan is not None and with_hints:
+        hints = _hints(examination, scan, DataSettings(gridsize=gridsize))
     numbers: tuple[str, ...] = ()
     if scan is not None and examination.mean_energy is not None:
         try:
@@ -117,6 +117,32 @@ def judge(path: Path, probe_dir: Path | None = None, *, gridsize: int = 2, with_
         except DataContractError as err:
             numbers = (str(err),)
     return Verdict(path, examination, hints, tuple(f"{f'g = {gridsize}':<11}{line}" for line in numbers))
+
+
+def _hints(examination: Examination, scan: Scan, settings: DataSettings) -> tuple[Hint, ...]:
+    """Return what looks wrong in a scan that holds every clause."""
+    view = ScanView.of_scan(scan, settings, examination.sample)
+    hints = scan_hints(view)
+    # A defect would be taken for the diffraction of another domain or orientation.
+    if _MISLEADING.isdisjoint(hint.kind for hint in hints):
+        hints += tuple(hint_orientation(judge_orientation(scan), view.mending))
+    if examination.are_counts is False and scan.nphotons is None and examination.mean_energy is not None:
+        hints += (Hint("photons", normalised_notice(examination.mean_energy)),)
+    return hints
+
+
+def hints_of(path: Path) -> tuple[Hint, ...]:
+    """Return what looks wrong in a scan that was just written, from a few of its patterns.
+
+    Raises:
+        DataContractError: the file has been damaged since.
+    """
+    scan = open_scan(path)
+    return scan_hints(ScanView.of_scan(scan, DataSettings(), sample_patterns(scan)))
+
+
+_MISLEADING = frozenset({"hot-pixel", "static", "position-unit"})
+"""Hints about what keeps a short reconstruction from telling anything."""
 
 
 def _with_probe(examination: Examination, probe_dir: Path) -> Examination:

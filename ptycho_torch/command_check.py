@@ -69,5 +69,5 @@ def _plot(verdict: Verdict, picture: Path) -> None:
 
     if verdict.examination.mean_counts is None:
         return
-    plot_scan(verdict.examination, picture, verdict.hints)
+    plot_scan(verdict.examination, picture, [hint.text for hint in verdict.hints])
     print(f"  picture    {picture}", file=sys.stderr, flush=True)  # noqa: T201

@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ptycho_torch.errors import DataContractError
 from ptycho_torch.folders import PICTURE_ENDINGS, distinct_stems, refuse_outputs
+
+if TYPE_CHECKING:
+    from ptycho_torch.products import Reconstruction
+    from ptycho_torch.reconstruction_scores import ReconstructionScores
 
 MAX_HISTORY_BYTES = 64 * 2**20
 
@@ -49,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
 def _draw(path: Path, target: Path, *, images: bool) -> tuple[Path, ...]:
     """Draw one file; return the pictures, whose names are that of the target and an ending."""
     picture = target.with_name(f"{target.name}.png")
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         history = _history(path)
         from ptycho_torch.pictures import plot_history
 
@@ -63,7 +68,7 @@ def _draw(path: Path, target: Path, *, images: bool) -> tuple[Path, ...]:
         from ptycho_torch.products import read_reconstruction
 
         reconstruction = read_reconstruction(path)
-        plot_reconstruction(reconstruction, picture)
+        plot_reconstruction(reconstruction, picture, scores=_scores(path, reconstruction))
         return (picture, *(write_images(reconstruction, target.parent, target.name) if images else ()))
     if "diff3d" in keys or "diffraction" in keys:
         from ptycho_torch.plots import plot_scan
@@ -81,13 +86,37 @@ def _draw(path: Path, target: Path, *, images: bool) -> tuple[Path, ...]:
     )
 
 
-def _history(path: Path) -> dict[str, list[float]]:
+def _scores(path: Path, reconstruction: Reconstruction) -> ReconstructionScores | None:
+    """Return the scores that ``infer`` has written beside a reconstruction, or None.
+
+    Raises:
+        DataContractError: they cannot be read.
+    """
+    from ptycho_torch.reconstruction_scores import ReconstructionScores
+
+    beside = path.with_suffix(".json")
+    if not beside.is_file():
+        return None
+    try:
+        return ReconstructionScores.from_numbers(_json(beside), reconstruction.pixel_size_m)
+    except (KeyError, ValueError, TypeError) as err:
+        raise DataContractError(
+            f"{beside}: no scores of {path.name} ({type(err).__name__}: {err}). Move it away, and the object is "
+            "drawn without scores; `ptycho-torch infer` writes both."
+        ) from err
+
+
+def _json(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         content = file.read(MAX_HISTORY_BYTES + 1)
+    read = json.loads(content) if len(content) <= MAX_HISTORY_BYTES else None
+    if not isinstance(read, dict):
+        raise ValueError("no names and values")
+    return read
+
+
+def _history(path: Path) -> dict[str, list[float]]:
     try:
-        history = json.loads(content) if len(content) <= MAX_HISTORY_BYTES else None
-        if not isinstance(history, dict):
-            raise ValueError("no names with a value for each epoch")
-        return {str(name): [float(value) for value in values] for name, values in history.items()}
+        return {str(name): [float(value) for value in values] for name, values in _json(path).items()}
     except (ValueError, TypeError, RecursionError) as err:
         raise DataContractError(f"{path}: no history of a training run ({err}).") from err

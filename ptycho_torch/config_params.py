@@ -449,6 +449,8 @@ InitialAmplitude = Literal["mean_counts", "zero_bias"]
 Monitor = Literal["train_loss", "val_loss"]
 Precision = Literal["32-true", "64-true", "bf16-mixed"]
 ValidationSelection = Literal["random", "last"]
+GraveHint = Literal["position-unit", "position-outlier", "one-place", "scan-index", "static", "hot-pixel"]
+"""Kinds of hints that stop training (``ptycho_torch.hints``)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -500,6 +502,8 @@ class TrainingSettings(_Checked):
         tracking: log the run with MLflow where it is installed.
         experiment_name: MLflow experiment.
         run_name: MLflow run; None takes the name of the output folder.
+        accept: grave hints about the scans that do not stop training, with commas between: position-unit,
+            position-outlier, one-place, scan-index, static, hot-pixel.
 
     Raises:
         ConfigError: for a value or combination that cannot be.
@@ -546,6 +550,7 @@ class TrainingSettings(_Checked):
     tracking: bool = True
     experiment_name: str = "PtychoPINN vanilla"
     run_name: str | None = None
+    accept: str | None = None
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -562,6 +567,12 @@ class TrainingSettings(_Checked):
                 "validation_selection": ValidationSelection,
             }
         )
+        for kind in filter(None, (self.accept or "").split(",")):
+            _require(
+                kind in get_args(GraveHint),
+                f"TrainingSettings.accept: no hint {kind!r} stops training; those that do: "
+                f"{', '.join(get_args(GraveHint))}.",
+            )
         for name in ("num_nodes", "max_epochs", "batch_size", "accumulate_grad_batches", "early_stop_patience"):
             self._check_range(name, 1)
         for name in (
@@ -715,8 +726,10 @@ class _Singleton(Generic[_Owned]):
     _kind: ClassVar[type]
     _settings: _Owned
 
-    def __new__(cls) -> Self:
-        """Return the one object."""
+    def __new__(cls, **values: Any) -> Self:
+        """Return the one object; with values, a plain value of ``ptycho_torch.api.configs`` in its place."""
+        if values:
+            return _client_value(cls.__name__).from_values(values)  # type: ignore[no-any-return]
         if cls._instance is None:
             cls._instance = super().__new__(cls)
             cls._instance._settings = cls._kind()
@@ -742,6 +755,20 @@ class _Singleton(Generic[_Owned]):
     def snapshot(self) -> _Owned:
         """Return the settings as they are now, frozen."""
         return self._settings
+
+
+def _client_value(name: str) -> Any:
+    """Return the class of that name whose values ptychodus makes."""
+    from ptycho_torch.api import configs
+
+    return getattr(configs, name)
+
+
+def __getattr__(name: str) -> Any:
+    # Only ptychodus has a use for these two, which have no singleton.
+    if name in ("InferenceConfig", "DatagenConfig"):
+        return _client_value(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class ModelConfig(_Singleton[ModelSettings]):

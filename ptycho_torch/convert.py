@@ -15,35 +15,46 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 from tqdm import tqdm
 
+from ptycho_torch.beamline import Wanted
+from ptycho_torch.command_convert import HDF5_OPTIONS
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.contract import violation
-from ptycho_torch.cxi import is_hdf5
-from ptycho_torch.errors import ConfigError, DataContractError, PtychoError
+from ptycho_torch.errors import ConfigError, PtychoError
 from ptycho_torch.folders import existing_folder
+from ptycho_torch.hdf5_files import is_hdf5
+from ptycho_torch.npz import listed
 from ptycho_torch.npz_writer import NpzWriter, replacing
+from ptycho_torch.pattern_choice import DARK_SHARE, Choice, choose, mean_of_places, merged, places_of, with_light
+from ptycho_torch.pattern_survey import Survey, corner_centred, survey
+from ptycho_torch.pattern_values import MOST_HIDDEN, ValueReader, ValueRules
 from ptycho_torch.preparation import FramePreparation, object_pixel_m
 from ptycho_torch.raw_scan import (
     AMPLITUDE,
     CHUNK_BYTES,
     GEOMETRY,
     INTENSITY,
+    POSITION_PAIRS,
     Passes,
     Source,
     Stack,
     member_blocks,
-    open_cxi,
+    open_source,
     read_npz,
 )
+from ptycho_torch.remedies import adding
 from ptycho_torch.scan import PatternAudit, open_scan
 
-_LARGEST_AMPLITUDE = 1e17
+_WIDEST_FRAMES = 1000
+"""Positions without a unit that span more than this many frames are in no metres."""
+
+_OFF_CENTRE_PX = 1.0
 
 
 # ------------------------------------------------------------------------------------------- what is made of it
@@ -61,8 +72,6 @@ class Frames:
         first_row: of the window.
         first_column: of the window.
         preparation: of the window; None leaves it as it is.
-        from_intensity: whether the root is taken.
-        bad_pixels: (H, W) bool, or None.
     """
 
     stack: Stack
@@ -70,8 +79,6 @@ class Frames:
     first_row: int
     first_column: int
     preparation: FramePreparation | None
-    from_intensity: bool
-    bad_pixels: np.ndarray | None
 
     @property
     def N(self) -> int:
@@ -83,26 +90,28 @@ class Frames:
         """Whether the window is the whole frame, so that λ·z / (N·p) is what it was."""
         return self.window_px == self.stack.rows_px == self.stack.columns_px
 
-    def amplitude(self, first: int, frames: np.ndarray) -> np.ndarray:
-        """Return (n, window, window) float32 of (n, H, W) as stored, as ``amplitude_of`` does."""
-        return amplitude_of(self, first, frames, *self._window)
+    def reader(self, rules: ValueRules) -> ValueReader:
+        """Return what brings the window of frames to amplitude."""
+        return ValueReader(rules, *self._window)
 
-    def prepared(self, amplitude: np.ndarray) -> np.ndarray:
-        """Return (n, N, N) float32 of (n, window, window); bad pixels are 0."""
+    def prepared(self, amplitude: np.ndarray, bad_pixels: np.ndarray | None) -> np.ndarray:
+        """Return (n, N, N) float32 of (n, window, window); bad pixels, (window, window), are 0."""
         if self.preparation is None:
             return amplitude
         frames = self.preparation.frames(amplitude)
-        bad = self.prepared_bad_pixels()
-        if bad is not None:
-            frames[:, bad] = 0
+        if bad_pixels is not None:
+            frames[:, ~self.preparation.good_pixels(~bad_pixels)] = 0
         return frames
 
-    def prepared_bad_pixels(self) -> np.ndarray | None:
-        """Return (N, N) bool, or None where the file has no mask."""
-        if self.bad_pixels is None:
-            return None
-        bad = self.bad_pixels[self._window]
-        return bad if self.preparation is None else ~self.preparation.good_pixels(~bad)
+    def prepared_bad_pixels(self, bad_pixels: np.ndarray | None) -> np.ndarray | None:
+        """Return (N, N) bool of (window, window), or None where there is no mask."""
+        if bad_pixels is None or self.preparation is None:
+            return bad_pixels
+        return ~self.preparation.good_pixels(~bad_pixels)
+
+    def windowed(self, bad_pixels: np.ndarray | None) -> np.ndarray | None:
+        """Return (window, window) of a mask of the whole frame, or None where there is none."""
+        return None if bad_pixels is None else bad_pixels[self._window]
 
     def positions(self, positions_px: np.ndarray, scale: float) -> np.ndarray:
         """Return (M, 2) in pixels of the prepared frames' object; x belongs to W and y to H of the file's frames."""
@@ -142,16 +151,15 @@ class Frames:
         )
 
 
-def plan_frames(
-    source: Source, options: argparse.Namespace, centre: tuple[int, int] | None, *, from_intensity: bool
-) -> Frames:
+def plan_frames(source: Source, options: argparse.Namespace, centre: tuple[int, int] | None) -> Frames:
     """Decide which window of the frames is kept and what becomes of it.
+
+    Frames that are not square are cut to the largest square about the beam centre that the file states.
 
     Args:
         source: the scan.
         options: of the command.
-        centre: (row, column) of the zero frequency, or None for (H // 2, W // 2).
-        from_intensity: whether the root is taken.
+        centre: (row, column) of the zero frequency, or None for where the file has it, else (H // 2, W // 2).
 
     Raises:
         DataContractError: SCAN-02 or PREP-01, frames that the options do not bring to N × N.
@@ -159,14 +167,20 @@ def plan_frames(
     """
     stack, b = source.stack, options.bin
     H, W = stack.rows_px, stack.columns_px
-    if options.crop is None:
+    crop, beam = options.crop, _beam_pixel(source)
+    if centre is None and beam is not None and (crop is not None or H != W):
+        centre = beam
+    if crop is None and H != W and beam is not None:
+        half = min(beam[0], H - beam[0], beam[1], W - beam[1])
+        crop = 2 * (half // b) if half >= b else None
+    if crop is None:
         if H != W:
             raise violation(
                 "SCAN-02",
                 f"frames of {H} × {W} pixels",
                 path=stack.path,
                 key=stack.key,
-                remedy=f"Keep a square around the centre: --crop {min(H, W) // (2 * b) * 2} or less.",
+                remedy=f"Keep a square around the centre: {adding('--crop', str(min(H, W) // (2 * b) * 2))}",
             )
         if H % b:
             raise violation(
@@ -174,9 +188,9 @@ def plan_frames(
                 f"frames of {H} × {W} pixels for --bin {b}",
                 path=stack.path,
                 expected=f"a multiple of {b}",
-                remedy=f"Cut them as well: --crop {H // (2 * b) * 2} or less.",
+                remedy=f"Cut them as well: {adding('--crop', str(H // (2 * b) * 2))}",
             )
-    N = H // b if options.crop is None else options.crop
+    N = H // b if crop is None else crop
     window = N * b
     row, column = centre or (H // 2, W // 2)
     first_row, first_column = row - window // 2, column - window // 2
@@ -203,68 +217,48 @@ def plan_frames(
         preparation = FramePreparation(
             window, DataSettings(N=N, detector_bin=b, detector_flip=options.flip or "none", **orientation), stack.path
         )
-    return Frames(stack, window, first_row, first_column, preparation, from_intensity, source.bad_pixels)
+    return Frames(stack, window, first_row, first_column, preparation)
 
 
-def amplitude_of(frames: Frames, first: int, stored: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
-    """Return float32 amplitude of a part of some frames as stored: bad pixels 0, the root taken where it is due.
+def _beam_pixel(source: Source) -> tuple[int, int] | None:
+    """Return the pixel of the direct beam, where the file states one inside the frame."""
+    if source.beam_centre is None:
+        return None
+    row, column = (round(each) for each in source.beam_centre)
+    inside = 0 < row < source.stack.rows_px and 0 < column < source.stack.columns_px
+    return (row, column) if inside else None
 
-    amplitude = √counts
 
-    Args:
-        frames: what is known of them.
-        first: number of the first pattern, for errors.
-        stored: (n, H, W) real numbers.
-        rows: of the part.
-        columns: of the part.
-
-    Raises:
-        DataContractError: SCAN-04 for a value on a good pixel that is no amplitude, or no intensity.
-    """
-    # float16 could not even be compared with the bounds.
-    dtype = np.dtype(np.float32) if stored.dtype.itemsize == 2 and stored.dtype.kind == "f" else stored.dtype
-    values = np.array(stored[:, rows, columns], dtype=dtype.newbyteorder("="), order="C")
-    if frames.bad_pixels is not None:
-        values[:, frames.bad_pixels[rows, columns]] = 0
-    largest = _LARGEST_AMPLITUDE**2 if frames.from_intensity else _LARGEST_AMPLITUDE
-    # A minimum or maximum that is NaN compares as False.
-    if not (values.min() >= 0 and values.max() <= largest):
-        number, row, column = (int(index) for index in np.argwhere(~((values >= 0) & (values <= largest)))[0])
-        place = f"row {row + rows.start}, column {column + columns.start} of pattern {first + number}"
-        raise violation(
-            "SCAN-04",
-            f"{values[number, row, column]:.6g} at {place}",
-            path=frames.stack.path,
-            key=frames.stack.key,
-            expected="finite counts ≥ 0" if frames.from_intensity else "",
+def _say_beam(source: Source, options: argparse.Namespace, frames: Frames) -> None:
+    """Say what became of the beam centre that the file states."""
+    if source.beam_centre is None or options.centre is not None:
+        return
+    row, column = source.beam_centre
+    where = f"the file has the beam centre at row {row:.1f}, column {column:.1f}"
+    H, W = source.stack.rows_px, source.stack.columns_px
+    if _beam_pixel(source) is None:
+        _notice(f"{where}, outside of the frame: not used")
+    elif frames.window_px < max(H, W):
+        _notice(
+            f"{where}: the {frames.window_px} × {frames.window_px} pixels around it are kept; else: --centre ROW,COLUMN"
         )
-    if not frames.from_intensity:
-        return values.astype(np.float32, copy=False)
-    # Whole numbers of more than 16 bits and float64 are more than float32 holds before the root is taken.
-    small = values.dtype == np.float32 or values.dtype.itemsize <= 2
-    return np.sqrt(values, dtype=np.float32 if small else np.float64).astype(np.float32, copy=False)
+    elif max(abs(row - H // 2), abs(column - W // 2)) >= _OFF_CENTRE_PX:
+        half = min(round(row), H - round(row), round(column), W - round(column))
+        _notice(
+            f"{where}, off the middle ({H // 2}, {W // 2}), and frames are kept whole; to cut them around it: --crop "
+            f"{2 * half} or less"
+        )
 
 
-def centre_of_mass(passes: Passes, frames: Frames) -> tuple[int, int]:
+def centre_of_mass(found: Survey, stack: Stack) -> tuple[int, int]:
     """Return (row, column) of the centre of mass of the mean counts, to the nearest pixel.
 
     r̄ = Σ r·⟨counts⟩ / Σ ⟨counts⟩; bad pixels count as dark. A background draws it towards the middle of the frame.
 
-    Args:
-        passes: starts a pass over the patterns.
-        frames: what is known of them; their window is not used.
-
     Raises:
-        DataContractError: SCAN-04, as ``amplitude_of``, or no counts at all.
+        DataContractError: SCAN-04, no counts at all.
     """
-    stack = frames.stack
-    counts, first = np.zeros((stack.rows_px, stack.columns_px)), 0
-    with _bar(stack, "centre") as bar:
-        for chunk in passes():
-            values = amplitude_of(frames, first, chunk, slice(0, stack.rows_px), slice(0, stack.columns_px))
-            counts += np.square(values, out=values).sum(axis=0, dtype=np.float64)
-            first += len(chunk)
-            bar.update(len(chunk))
+    counts = found.counts
     total = counts.sum()
     if not total > 0:
         raise violation("SCAN-04", "no counts at all", path=stack.path, key=stack.key)
@@ -287,8 +281,7 @@ def _domain(source: Source, options: argparse.Namespace) -> tuple[bool, str | No
         if said in INTENSITY:
             _notice(f"'measurement_domain' said {said} and is now amplitude, as you say")
         return False, said if said in AMPLITUDE else AMPLITUDE[0]
-    if source.metres:
-        # CXI patterns are intensity by definition.
+    if source.counts:
         return True, AMPLITUDE[0]
     if said in INTENSITY or (said is None and stack.dtype.kind in "iu"):
         found = (
@@ -299,7 +292,7 @@ def _domain(source: Source, options: argparse.Namespace) -> tuple[bool, str | No
             found,
             path=stack.path,
             key=stack.key,
-            remedy="Take the root: --from-intensity; if it is amplitude, say so: --declare-amplitude.",
+            remedy="Take the root: `--from-intensity`; if it is amplitude, say so: `--declare-amplitude`",
         )
     return False, said
 
@@ -319,9 +312,9 @@ def run(options: argparse.Namespace) -> int:
     with _ended_in_order(), _opened(options) as source:
         for notice in source.notices:
             _notice(notice)
-        N, keys = _convert(source, options, target)
+        outcome = _convert(source, options, target)
     size = target.stat().st_size
-    print(f"{target}: {source.stack.count} patterns of {N} × {N} pixels, {size} bytes: {', '.join(keys)}")  # noqa: T201
+    print(f"{target}: {outcome.describe()}; {size} bytes: {', '.join(outcome.keys)}")  # noqa: T201
     return 0
 
 
@@ -332,12 +325,12 @@ def _opened(options: argparse.Namespace) -> Iterator[Source]:
     if path.is_file() and is_hdf5(path):
         if options.patterns is not None:
             raise ConfigError("--patterns is for NPZ files; --data-path names the patterns in an HDF5 file.")
-        paths = {name: getattr(options, name) for name in ("data_path", "positions_path")}
-        given = [name for name in GEOMETRY.values() if getattr(options, name) is not None]
-        with open_cxi(path, axes=options.axes, given=given, **paths) as source:
+        if options.rename or options.drop:
+            raise ConfigError("--rename and --drop are for NPZ files; --data-path names the patterns in an HDF5 file.")
+        with open_source(path, _wanted(options)) as source:
             yield source
         return
-    for name in ("data_path", "positions_path"):
+    for name in HDF5_OPTIONS:
         if getattr(options, name) is not None:
             raise ConfigError(f"--{name.replace('_', '-')} is for HDF5 files, and {path} is none.")
     yield read_npz(
@@ -346,18 +339,74 @@ def _opened(options: argparse.Namespace) -> Iterator[Source]:
         patterns=options.patterns,
         drop_pickles=options.drop_pickles,
         any_domain=options.from_intensity or options.declare_amplitude,
+        rename=dict(options.rename),
+        drop=options.drop,
+        product=options.positions_file,
     )
 
 
-def _convert(source: Source, options: argparse.Namespace, target: Path) -> tuple[int, tuple[str, ...]]:
-    """Write the new file; return N and the keys in it."""
-    stack = source.stack
+def _wanted(options: argparse.Namespace) -> Wanted:
+    positions: Path | None = options.positions_file
+    if positions is not None and not (positions.is_file() and is_hdf5(positions)):
+        raise ConfigError(f"--positions-file {positions}: for an HDF5 scan it must be an HDF5 file, and it is none.")
+    return Wanted(
+        data_paths=options.data_path or (),
+        positions_paths=options.positions_path or (),
+        positions_units=options.positions_units,
+        positions_file=positions,
+        mask_path=options.mask_path,
+        mask_bits=options.mask_bits,
+        dark_path=options.dark_path,
+        white_path=options.white_path,
+        probe_path=options.probe_path,
+        axes=options.axes,
+        given=[name for name in GEOMETRY.values() if getattr(options, name) is not None],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Outcome:
+    """What the last line says.
+
+    Attributes:
+        N: side of the frames.
+        patterns: how many were written.
+        mean_counts: of a pattern.
+        bad_pixels: how many, in the prepared frame.
+        hidden_share: share of the counts that they hide.
+        keys: of the new file.
+    """
+
+    N: int
+    patterns: int
+    mean_counts: float
+    bad_pixels: int
+    hidden_share: float
+    keys: tuple[str, ...]
+
+    def describe(self) -> str:
+        """Return it as text."""
+        bad = ""
+        if self.bad_pixels:
+            bad = f", bad pixels: {self.bad_pixels}, which hide {self.hidden_share:.2%} of the counts"
+        return f"{self.patterns} patterns of {self.N} × {self.N} pixels, mean counts {self.mean_counts:.6g}{bad}"
+
+
+def _convert(source: Source, options: argparse.Namespace, target: Path) -> _Outcome:
+    """Write the new file."""
+    if options.bad_pixels:
+        source = dataclasses.replace(source, bad_pixels=_with_bad_pixels(source, options.bad_pixels))
     from_intensity, domain = _domain(source, options)
-    centre = None if options.centre == "auto" else options.centre
-    frames = plan_frames(source, options, centre, from_intensity=from_intensity)
+    _refuse_idle(source, options, from_intensity)
+    choice, without = choose(source, options.select, drop_nan=options.drop_nan_positions)
+    if without:
+        _notice(f"{without} patterns without a finite position are left out")
     geometry = _geometry(source, options)
-    needed = 0 if options.compress else stack.count * frames.N**2 * 4
+    stack = source.stack
+    planned = plan_frames(source, options, None if options.centre == "auto" else options.centre)
+    needed = 0 if options.compress else len(choice.numbers) * planned.N**2 * 4
     needed += stack.total_bytes if stack.patterns_last else 0
+    needed += 0 if options.merge_repeats is None else len(choice.numbers) * planned.N**2 * 8
     free = shutil.disk_usage(existing_folder(target.parent)).free
     if needed > free:
         raise PtychoError(
@@ -367,46 +416,241 @@ def _convert(source: Source, options: argparse.Namespace, target: Path) -> tuple
     with (
         replacing(target, overwrite=options.overwrite, check=functools.partial(_check_result, stack.path)) as file,
         NpzWriter(file, compress=options.compress) as npz,
-        stack.passes(target.parent) as passes,
+        stack.passes(target.parent) as all_passes,
     ):
-        if options.centre == "auto":
-            centre = centre_of_mass(passes, frames)
+        rules = _rules(source, options, choice, from_intensity)
+        found = None
+        if options.centre == "auto" or options.drop_dark or options.fftshift or options.saturated not in (None, "keep"):
+            bar = _bar(len(choice.numbers), "looking")
+            found = survey(choice.passes(all_passes), (stack.rows_px, stack.columns_px), rules, options.saturated, bar)
+        if found is not None and options.drop_dark:
+            choice = _with_light(choice, found)
+        passes = choice.passes(all_passes)
+        if found is not None and options.fftshift:
+            source, passes, found = _shifted(source, passes, found)
+        if found is not None and found.saturated.any():
+            bad = found.saturated if source.bad_pixels is None else found.saturated | source.bad_pixels
+            source = dataclasses.replace(source, bad_pixels=bad)
+            _notice(f"{int(found.saturated.sum())} pixels have run over in some pattern: taken for bad")
+        rules = _rules(source, options, choice, from_intensity)
+        centre = None if options.centre == "auto" else options.centre
+        if found is not None and options.centre == "auto":
+            centre = centre_of_mass(found, stack)
             _notice(f"centre of mass of the mean counts: row {centre[0]}, column {centre[1]}")
-            frames = plan_frames(source, options, centre, from_intensity=from_intensity)
-        with npz.stream("diff3d", (stack.count, frames.N, frames.N), np.dtype(np.float32)) as write:
-            for amplitude in _audited(passes, frames, domain):
+        frames = plan_frames(source, options, centre)
+        _say_beam(source, options, frames)
+        positions = _positions(source, choice, options, frames, geometry)
+        places = None
+        if options.merge_repeats is not None:
+            places = places_of(positions[POSITION_PAIRS[0]], choice.scan_index, options.merge_repeats)
+            _notice(f"{len(places)} exposures at {places.max() + 1} places: those of a place are added")
+        count = len(choice.numbers) if places is None else int(places.max()) + 1
+        reader = frames.reader(rules)
+        audit = _Audit(stack, domain)
+        amplitudes = audit.watched(passes, frames, reader, len(choice.numbers), source)
+        if places is not None:
+            amplitudes = merged(amplitudes, places, frames.N, target.parent)
+        with npz.stream("diff3d", (count, frames.N, frames.N), np.dtype(np.float32)) as write:
+            for amplitude in amplitudes:
                 write(amplitude)
-        for key, array in _small(source, options, frames, geometry, domain).items():
+        window_bad, notices = reader.finish()
+        for notice in notices:
+            _notice(notice)
+        bad = frames.prepared_bad_pixels(window_bad)
+        _refuse_hiding(source, options, reader, window_bad)
+        index = choice.scan_index
+        if places is not None:
+            positions = {pair: mean_of_places(each, places) for pair, each in positions.items()}
+            index = None if index is None else index[np.unique(places, return_index=True)[1]]
+        small = _small(source, options, frames, geometry, domain, positions, bad, index)
+        for key, array in small.items():
             npz.array(key, array)
         _copy_object(source, options, frames, npz)
-    return frames.N, npz.keys
+    return _Outcome(
+        frames.N,
+        count,
+        audit.total_counts / count,
+        0 if bad is None else int(bad.sum()),
+        reader.hidden_share,
+        npz.keys,
+    )
 
 
-def _audited(passes: Passes, frames: Frames, domain: str | None) -> Iterator[np.ndarray]:
-    """Yield (n, N, N) prepared amplitude; at the end all of it has been judged as ``examine`` does.
+def _with_bad_pixels(source: Source, pixels: Sequence[tuple[int | None, int | None]]) -> np.ndarray:
+    """Return (H, W) bool of the file's mask and these pixels; None stands for all rows, or all columns."""
+    shape = source.stack.rows_px, source.stack.columns_px
+    bad = np.zeros(shape, bool) if source.bad_pixels is None else source.bad_pixels.copy()
+    for row, column in pixels:
+        if (row or 0) >= shape[0] or (column or 0) >= shape[1]:
+            raise ConfigError(f"--bad-pixels: {row},{column} lies outside frames of {shape[0]} × {shape[1]}.")
+        bad[slice(None) if row is None else row, slice(None) if column is None else column] = True
+    return bad
 
-    Whole numbers, which counts are, are looked for before binning, whose roots are none.
-    """
-    stack = frames.stack
-    before = PatternAudit(stack.path, stack.key, domain)
-    after = PatternAudit(stack.path, stack.key, domain)
-    first = 0
-    with _bar(stack, "patterns") as bar:
+
+def _rules(source: Source, options: argparse.Namespace, choice: Choice, from_intensity: bool) -> ValueRules:
+    return ValueRules(
+        path=source.stack.path,
+        key=source.stack.key,
+        counts=from_intensity,
+        numbers=choice.numbers,
+        bad_pixels=source.bad_pixels,
+        dark=source.dark,
+        white=source.white,
+        limits=source.limits,
+        bits=source.bits,
+        keep_saturated=options.saturated == "keep",
+        clip_negative=options.clip_negative,
+    )
+
+
+def _refuse_idle(source: Source, options: argparse.Namespace, from_intensity: bool) -> None:
+    """Refuse options that can do nothing here, and amplitude where counts are needed."""
+    if options.saturated == "auto" and source.stack.dtype.kind != "u" and source.bits is None:
+        raise ConfigError(
+            f"--saturated auto is for unsigned whole numbers, and {source.stack.key} is {source.stack.dtype}; give the "
+            "value: --saturated VALUE"
+        )
+    if not from_intensity and (source.dark is not None or source.white is not None):
+        raise ConfigError(
+            "Dark frames and flat field belong to counts; leave them (--dark-path none), or the root is due."
+        )
+
+
+def _with_light(choice: Choice, found: Survey) -> Choice:
+    """Leave out dark patterns, and say which."""
+    light = with_light(found.totals)
+    dark = choice.numbers[~light]
+    numbers = f": {listed([str(number) for number in dark])}" if len(dark) else ""
+    _notice(f"{len(dark)} patterns of less than {DARK_SHARE:.0%} of the counts are left out{numbers}")
+    return choice.kept(light)
+
+
+def _shifted(source: Source, passes: Passes, found: Survey) -> tuple[Source, Passes, Survey]:
+    """Move the zero frequency from the corner to the middle, of what has it there."""
+    patterns = corner_centred(found.counts)
+    probe = source.probe is not None and corner_centred(_light(source.probe))
+    if not patterns and not probe:
+        raise ConfigError(
+            f"--fftshift: neither the patterns of {source.stack.path} nor its probe are centred on the corner. Leave "
+            "it out."
+        )
+    what = " and ".join(["patterns"] * patterns + ["probe"] * probe)
+    _notice(f"centred on the corner, and shifted to the middle: {what}")
+
+    def shift(frames: np.ndarray | None) -> np.ndarray | None:
+        return None if frames is None else np.fft.fftshift(frames, axes=(-2, -1))
+
+    if probe:
+        source = dataclasses.replace(source, probe=shift(source.probe))
+    if not patterns:
+        return source, passes, found
+    found = dataclasses.replace(found, counts=np.fft.fftshift(found.counts), saturated=np.fft.fftshift(found.saturated))
+
+    def shifted() -> Iterator[np.ndarray]:
         for chunk in passes():
-            amplitude = frames.amplitude(first, chunk)
-            before.update(first, amplitude)
-            prepared = frames.prepared(amplitude)
-            if prepared is not amplitude:
-                after.update(first, prepared)
-            yield prepared
-            first += len(chunk)
-            bar.update(len(chunk))
-    before.finish()
-    if after.count:
-        after.finish()
-    dark = (after if after.count else before).dark
-    if dark:
-        _notice(f"{dark} of {stack.count} patterns are dark")
+            yield np.fft.fftshift(chunk, axes=(1, 2))
+
+    source = dataclasses.replace(
+        source, bad_pixels=shift(source.bad_pixels), dark=shift(source.dark), white=shift(source.white)
+    )
+    return source, shifted, found
+
+
+def _light(probe: np.ndarray) -> np.ndarray:
+    """Return (H, W) Σ |mode|²."""
+    modes = np.abs(probe.reshape(-1, *probe.shape[-2:])).astype(np.float64)
+    return np.asarray(np.square(modes).sum(axis=0))
+
+
+class _Audit:
+    """Holds what is written against the contract, as ``examine`` does, while it passes by."""
+
+    def __init__(self, stack: Stack, domain: str | None) -> None:
+        self._before = PatternAudit(stack.path, stack.key, domain)
+        self._after = PatternAudit(stack.path, stack.key, domain)
+
+    @property
+    def total_counts(self) -> float:
+        """Σ amplitude² of all patterns that were written."""
+        return self._last.total_counts
+
+    @property
+    def _last(self) -> PatternAudit:
+        return self._after if self._after.count else self._before
+
+    def watched(
+        self, passes: Passes, frames: Frames, reader: ValueReader, count: int, source: Source
+    ) -> Iterator[np.ndarray]:
+        """Yield (n, N, N) prepared amplitude; at the end all of it has been judged.
+
+        Whole numbers, which counts are, are looked for before binning, whose roots are none.
+        """
+        first, window_bad = 0, frames.windowed(source.bad_pixels)
+        looked_at = np.zeros((frames.N, frames.N))
+        with _bar(count, "patterns") as bar:
+            for chunk in passes():
+                n = len(chunk)
+                amplitude = reader.amplitude(first, chunk)
+                reader.note_kept(float(self._before.update(first, amplitude).sum()))
+                prepared = frames.prepared(amplitude, window_bad)
+                if prepared is not amplitude:
+                    self._after.update(first, prepared)
+                looked_at += np.square(prepared[0], dtype=np.float64)
+                yield prepared
+                first += n
+                bar.update(n)
+        self._before.finish()
+        if self._after.count:
+            self._after.finish()
+        if self._last.dark:
+            _notice(f"{self._last.dark} of {count} patterns are dark; to leave them out: `--drop-dark`")
+        if corner_centred(looked_at):
+            _notice("the patterns look centred on the corner (FFT order): convert them again with `--fftshift`")
+        if source.probe is not None and corner_centred(_light(source.probe)):
+            _notice("the probe looks centred on the corner (FFT order): convert it again with `--fftshift`")
+
+
+def _refuse_hiding(source: Source, options: argparse.Namespace, reader: ValueReader, bad: np.ndarray | None) -> None:
+    """Raise where bad pixels hide more of the counts than they may without a word."""
+    if bad is None or options.accept_mask or reader.hidden_share <= MOST_HIDDEN:
+        return
+    hdf5 = source.metres and source.npz is None
+    inverted = "; if it marks good pixels: `--mask-bits zero`; to leave it: `--mask-path none`" if hdf5 else ""
+    raise violation(
+        "SCAN-11",
+        f"{int(bad.sum())} bad pixels that hide {reader.hidden_share:.1%} of the counts",
+        path=source.stack.path,
+        key="bad_pixels",
+        expected=f"at most {MOST_HIDDEN:.0%}",
+        remedy=f"If the mask is right, say so: `--accept-mask`{inverted}",
+    )
+
+
+def _positions(
+    source: Source, choice: Choice, options: argparse.Namespace, frames: Frames, geometry: Mapping[str, float]
+) -> dict[tuple[str, str], np.ndarray]:
+    """Return the positions of the patterns taken, in object pixels of the prepared frames."""
+    scale = options.positions_scale
+    if not source.metres:
+        return {pair: frames.positions(stored, scale) for pair, stored in choice.positions.items()}
+    missing = [f"--{name.replace('_', '-')}" for key, name in GEOMETRY.items() if key not in geometry]
+    if missing:
+        raise ConfigError(
+            f"{source.stack.path}: positions are in metres, and the object pixel is not known; give "
+            f"{' and '.join(f'{option} METRES' for option in missing)}"
+        )
+    found = {pair: metres_to_px(stored, frames, scale, **geometry) for pair, stored in choice.positions.items()}
+    for places in found.values():
+        extent = float(np.ptp(places, axis=0).max())
+        if extent > _WIDEST_FRAMES * frames.N and not source.states_units:
+            raise violation(
+                "CXI-01",
+                f"positions without a unit that span {extent / frames.N:.3g} frames, taken for metres",
+                path=source.stack.path,
+                expected="metres, or positions whose unit is stated",
+                remedy="Say their unit, for example `--positions-units um` (or nm, mm, …)",
+            )
+    return found
 
 
 def _small(
@@ -415,21 +659,18 @@ def _small(
     frames: Frames,
     geometry: Mapping[str, float],
     domain: str | None,
+    positions: Mapping[tuple[str, str], np.ndarray],
+    bad: np.ndarray | None,
+    scan_index: np.ndarray | None,
 ) -> dict[str, np.ndarray]:
     """Return everything but patterns and object, prepared like the frames."""
     arrays: dict[str, np.ndarray] = {}
-    scale = options.positions_scale
-    for pair, stored in source.positions.items():
-        if source.metres:
-            positions = metres_to_px(stored, frames, scale, **geometry)
-        else:
-            positions = frames.positions(stored, scale)
-        arrays |= dict(zip(pair, positions.T, strict=True))
+    for pair, places in positions.items():
+        arrays |= dict(zip(pair, places.T, strict=True))
     if source.probe is not None:
         arrays["probeGuess"] = frames.probe(source.probe)
-    if source.scan_index is not None:
-        arrays["scan_index"] = source.scan_index
-    bad = frames.prepared_bad_pixels()
+    if scan_index is not None:
+        arrays["scan_index"] = scan_index
     if bad is not None:
         arrays["bad_pixels"] = bad.astype(np.uint8)
     if domain is not None:
@@ -497,12 +738,7 @@ def _copy_object(source: Source, options: argparse.Namespace, frames: Frames, np
 
 def _check_result(source: Path, result: Path) -> None:
     """Hold headers and small arrays of the new file against the contract; errors name the file they come from."""
-    try:
-        open_scan(result)
-    except DataContractError as err:
-        raise violation(
-            str(err.clause), err.found, path=source, key=err.key, expected=err.expected, remedy=err.remedy
-        ) from err
+    open_scan(result, named=source)
 
 
 @contextlib.contextmanager
@@ -522,8 +758,8 @@ def _ended_in_order() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _bar(stack: Stack, what: str) -> tqdm:
-    return tqdm(total=stack.count, desc=what, unit=" patterns", disable=None, leave=False)
+def _bar(count: int, what: str) -> tqdm:
+    return tqdm(total=count, desc=what, unit=" patterns", disable=None, leave=False)
 
 
 def _notice(text: str) -> None:

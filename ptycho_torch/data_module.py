@@ -60,13 +60,15 @@ class PtychoDataModule(pl.LightningDataModule):
     that are not trained on; prediction takes all groups in order.
 
     Args:
-        ptycho_dir: folder of scans, one NPZ file an experiment, or a single scan.
+        ptycho_dir: folder of scans, one NPZ file an experiment, or a single scan; or a dataset, with which the other
+            arguments but ``settings`` stay away.
         probe_dir: folder of probes; None takes ``probeGuess`` of each scan.
         settings: ``data`` decides how groups are made, ``training`` how they are split and batched; None takes what the
             three singletons say now.
         data_dir: folder of the memory map; None is the one that every command has for these scans.
         remake_map: build the map anew, by the first process of several.
         probe: (N, N) or (modes, N, N) probe for every scan, in place of files.
+        progress: show a bar while the map is built; None shows it in a terminal.
 
     Attributes:
         settings: see above.
@@ -82,18 +84,29 @@ class PtychoDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        ptycho_dir: str | Path,
+        ptycho_dir: str | Path | PtychoDataset,
         probe_dir: str | Path | None = None,
         settings: Settings | None = None,
         *,
         data_dir: str | Path | None = None,
         remake_map: bool = False,
         probe: np.ndarray | Tensor | None = None,
+        progress: bool | None = None,
     ) -> None:
         super().__init__()
         self.settings = Settings.current() if settings is None else settings
+        if isinstance(ptycho_dir, PtychoDataset):
+            if any(given is not None for given in (probe_dir, data_dir, probe)) or remake_map:
+                raise ConfigError(
+                    "A dataset has its probe and map; leave out probe_dir, data_dir, probe and remake_map."
+                )
+            if self.settings.data != ptycho_dir.settings:
+                raise ConfigError(
+                    f"The dataset has {ptycho_dir.settings}; the run asks for {self.settings.data}. Make the dataset "
+                    "with the data settings of the run."
+                )
         self._ptycho_dir, self._probe_dir, self._data_dir = ptycho_dir, probe_dir, data_dir
-        self._remake_map, self._probe = remake_map, probe
+        self._remake_map, self._probe, self._progress = remake_map, probe, progress
 
     @cached_property
     def dataset(self) -> PtychoDataset:
@@ -103,10 +116,18 @@ class PtychoDataModule(pl.LightningDataModule):
             DataContractError: a scan or probe that breaks a clause.
             MapError: no space, no right to write, or a damaged map.
         """
+        if isinstance(self._ptycho_dir, PtychoDataset):
+            return self._ptycho_dir
         # Processes that a launcher starts behind the first one find the map that it made.
         remake = self._remake_map and process_number() == 0
         return PtychoDataset(
-            self._ptycho_dir, self._probe_dir, self._data_dir, remake, settings=self.settings.data, probe=self._probe
+            self._ptycho_dir,
+            self._probe_dir,
+            self._data_dir,
+            remake,
+            settings=self.settings.data,
+            probe=self._probe,
+            progress=self._progress,
         )
 
     @property

@@ -114,10 +114,10 @@ class MeasuredPatterns:
         """Return the patterns of a scan of a dataset, by its number."""
         import torch
 
-        rows = dataset.rows[number]
+        rows = torch.from_numpy(dataset.rows[number])
 
         def read(numbers: np.ndarray) -> np.ndarray:
-            return np.asarray(dataset.amplitude.index_select(0, torch.from_numpy(rows.start + numbers)).numpy())
+            return np.asarray(dataset.amplitude.index_select(0, rows[torch.from_numpy(numbers)]).numpy())
 
         good = None if dataset.good_pixels is None else dataset.good_pixels[number].numpy()
         return cls(dataset.positions_px[rows].numpy(), good, read, dataset.names[number])

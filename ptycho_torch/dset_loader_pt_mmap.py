@@ -6,10 +6,10 @@ Shapes and units: tables *One batch of groups* and *Memory map* of
 
 import dataclasses
 import functools
-import itertools
 import logging
 import math
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,9 +25,9 @@ from ptycho_torch.config_params import DataConfig, DataSettings
 from ptycho_torch.errors import ConfigError
 from ptycho_torch.folders import map_folder, probe_paths, scan_paths
 from ptycho_torch.memory_map import Inputs, MemoryMap, open_map
-from ptycho_torch.npz import NpzFile
 from ptycho_torch.photons import METADATA, PATTERNS_LOOKED_AT, are_counts, normalised_notice, stated_photons
 from ptycho_torch.preparation import DerivedSettings, derive, median_step
+from ptycho_torch.scan_arrays import ScanArrays, ScanSource, open_members, path_of
 
 log = logging.getLogger(__name__)
 
@@ -126,15 +126,18 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
     """Groups of patterns of one or many scans, memory-mapped.
 
     Args:
-        ptycho_dir: folder of scans, one NPZ file an experiment, or a single scan.
+        ptycho_dir: folder of scans, one NPZ file an experiment, or a single scan; or scans in memory, for which
+            ``from_arrays`` is the shorter way.
         probe_dir: folder of probes, one for all scans or one for each by its stem; None takes ``probeGuess`` of
             each scan.
         data_dir: folder of the map; one map at a time lives there. None takes the folder in ``data/memmap`` that
-            every command has for these scans (``folders.map_folder``).
+            every command has for these scans (``folders.map_folder``). For scans in memory it takes a temporary
+            folder, which is removed as soon as the map is open.
         remake_map: build the map anew. Without it a map that is current is used, and any other is rebuilt,
             saying why.
         settings: how groups are made; None takes what ``DataConfig()`` says now.
         probe: (N, N) or (modes, N, N) probe for every scan, in place of files.
+        progress: show a bar while the map is built; None shows it in a terminal.
 
     Raises:
         DataContractError: a scan or probe that breaks a clause.
@@ -147,27 +150,41 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
 
     def __init__(
         self,
-        ptycho_dir: str | Path,
+        ptycho_dir: str | Path | tuple[ScanArrays, ...],
         probe_dir: str | Path | None = None,
         data_dir: str | Path | None = None,
         remake_map: bool = False,
         *,
         settings: DataSettings | None = None,
         probe: np.ndarray | Tensor | None = None,
+        progress: bool | None = None,
     ) -> None:
         self.settings = DataConfig().snapshot() if settings is None else settings
         if probe is not None and probe_dir is not None:
             raise ConfigError("probe and probe_dir each give the probe; give one of them.")
-        data_dir = map_folder(ptycho_dir, data_dir)
-        self._arguments = (ptycho_dir, probe_dir, data_dir, self.settings, probe)
-        self._scans = scans = scan_paths(Path(ptycho_dir))
+        self._scans: tuple[ScanSource, ...]
         probes = None
-        if probe_dir is not None and self.settings.probe_dir_get:
-            probes = probe_paths(scans, Path(probe_dir))
-        elif probe_dir is not None:
+        if isinstance(ptycho_dir, tuple):
+            if probe_dir is not None:
+                raise ConfigError("probe_dir belongs to scans in files; give those in memory probeGuess, or probe.")
+            self._scans = ptycho_dir
+        else:
+            data_dir = map_folder(ptycho_dir, data_dir)
+            self._scans = files = scan_paths(Path(ptycho_dir))
+            if probe_dir is not None and self.settings.probe_dir_get:
+                probes = probe_paths(files, Path(probe_dir))
+        self._arguments = (ptycho_dir, probe_dir, data_dir, self.settings, probe)
+        self._place = str(data_dir or "in memory")
+        if probe_dir is not None and probes is None:
             log.warning("probe_dir_get is False: probes come from the scans, not from %s", probe_dir)
         given = None if probe is None else _complex64(probe)
-        self._map = open_map(data_dir, Inputs(scans, probes, given), self.settings, remake=remake_map)
+        inputs = Inputs(self._scans, probes, given)
+        if data_dir is None:
+            # What is mapped lives on without its files, for as long as a tensor refers to it.
+            with tempfile.TemporaryDirectory(prefix="ptycho-map-") as folder:
+                self._map = open_map(Path(folder), inputs, self.settings, progress=progress)
+        else:
+            self._map = open_map(Path(data_dir), inputs, self.settings, remake=remake_map, progress=progress)
         self._amplitude = _plain(self._map.patterns["amplitude"])
         self._positions = _plain(self._map.scan["positions_px"])
         self._nn_indices = _plain(self._map.groups["nn_indices"])
@@ -181,11 +198,46 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
         self._masks = None if bool(masks.all()) else masks
         log.info(
             "%s: %d groups of %d patterns out of %d, from %d scans",
-            data_dir, len(self), self.settings.C, len(self._amplitude), len(self.names),
+            self._place, len(self), self.settings.C, len(self._amplitude), len(self.names),
         )  # fmt: skip
 
+    @classmethod
+    def from_arrays(
+        cls,
+        *scans: ScanArrays | Mapping[str, Any],
+        settings: DataSettings | None = None,
+        probe: np.ndarray | Tensor | None = None,
+        data_dir: str | Path | None = None,
+    ) -> Self:
+        """Make a dataset of scans in memory: the same groups and batches as of the same scans in files, bit for bit.
+
+        Args:
+            scans: each one key of the contract → array, as ``np.load`` of a scan file gives them: ``diff3d`` (M, N, N)
+                amplitude, ``xcoords`` and ``ycoords`` (M,) object pixels, ``probeGuess`` (N, N) or (modes, N, N), and
+                so on; they are called scan-0, scan-1, … unless they are ``ScanArrays``, which have names.
+            settings: how groups are made; None takes what ``DataConfig()`` says now.
+            probe: (N, N) or (modes, N, N) probe for every scan, in place of ``probeGuess``.
+            data_dir: folder of the map, which stays there; None takes a temporary one.
+
+        Raises:
+            ConfigError: no scan, or two of one name.
+            DataContractError: arrays that break a clause.
+            MapError: no space.
+        """
+        named = [
+            scan if isinstance(scan, ScanArrays) else ScanArrays(f"scan-{number}", scan)
+            for number, scan in enumerate(scans)
+        ]
+        names = [scan.name for scan in named]
+        if not named or len(set(names)) < len(names):
+            raise ConfigError(f"from_arrays needs one scan or several of different names; found {names}.")
+        return cls(tuple(named), data_dir=data_dir, settings=settings, probe=probe)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel to another process as what the map was made from; the map is opened there and no pattern copied."""
+        """Travel to another process as what the map was made from.
+
+        The map is opened there and no pattern copied, unless its scans are in memory.
+        """
         return _reopen, self._arguments
 
     @property
@@ -195,19 +247,44 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """File name of each scan; ``experiment_ids`` count these."""
+        """Name of each scan: of its file, with the ``scan_index`` where a file holds several.
+
+        ``experiment_ids`` count these.
+        """
         return self._map.names
+
+    @property
+    def sources(self) -> tuple[ScanSource, ...]:
+        """File of each scan, or its arrays."""
+        return tuple(self._scans[file] for file in self._map.experiments["file"].tolist())
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """File of each scan, or the name of one in memory."""
+        return tuple(map(path_of, self.sources))
 
     @property
     def positions_px(self) -> Float[Tensor, "M 2"]:
         """Positions (x, y) of every pattern of the map, float64."""
         return self._positions
 
-    @property
-    def rows(self) -> dict[int, slice]:
-        """Rows of the map that hold the patterns of each scan, by number of the scan."""
-        ends = [*self._map.experiments["first_row"].tolist(), len(self._positions)]
-        return {number: slice(*both) for number, both in enumerate(itertools.pairwise(ends))}
+    @functools.cached_property
+    def rows(self) -> dict[int, np.ndarray]:
+        """Rows of the map that hold the patterns of each scan, ascending, by number of the scan."""
+        files, firsts = (self._map.experiments[name].numpy() for name in ("file", "first_row"))
+        # Some scan of a file has the file's first pattern.
+        ends = [*(int(firsts[files == file].min()) for file in range(len(self._scans))), len(self._positions)]
+        index = self._map.scan["scan_index"].numpy()
+        rows = {}
+        for number, (file, own) in enumerate(zip(files, self._map.experiments["scan_index"].numpy(), strict=True)):
+            rows[number] = ends[file] + np.flatnonzero(index[ends[file] : ends[file + 1]] == own)
+        return rows
+
+    def pattern_numbers(self, number: int) -> np.ndarray:
+        """Return where the patterns of a scan, by its number, stand in their file: the first has 0."""
+        file = self._map.experiments["file"]
+        first = self._map.experiments["first_row"][file == file[number]].min()
+        return self.rows[number] - int(first)
 
     @property
     def amplitude(self) -> Float[Tensor, "M N N"]:
@@ -249,11 +326,12 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
 
     def __repr__(self) -> str:
         names = ", ".join(self.names[:_NAMES_SHOWN]) + (" …" if len(self.names) > _NAMES_SHOWN else "")
-        size_mb = sum(file.stat().st_size for file in self._map.root.rglob("*") if file.is_file()) / 1e6
+        tables = (self._map.patterns, self._map.scan, self._map.groups, self._map.experiments)
+        size_mb = sum(table.bytes() for table in tables) / 1e6
         return (
             f"{type(self).__name__}({len(self.names)} scans: {names}; {len(self._amplitude)} patterns, "
             f"{len(self)} groups; N = {self.settings.N}, gridsize = {self.settings.gridsize}; "
-            f"map {self._map.root}, {size_mb:.1f} MB)"
+            f"map {self._place}, {size_mb:.1f} MB)"
         )
 
     def __getitem__(self, index: int | slice | Sequence[int] | np.ndarray | Tensor) -> PtychoBatch:
@@ -382,26 +460,26 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
     @functools.cached_property
     def stated_nphotons(self) -> tuple[float | None, ...]:
         """Mean counts of a pattern of each scan, where its ``_metadata`` says it, or None."""
-        stated = [stated_photons(NpzFile(path)) for path in self._scans]
+        stated = [stated_photons(open_members(scan)) for scan in self._scans]
         for path, each in zip(self._scans, stated, strict=True):
             if each.note:
                 log.log(logging.WARNING if each.nphotons is None else logging.INFO, "%s: %s", path, each.note)
-        return tuple(each.nphotons for each in stated)
+        return tuple(stated[file].nphotons for file in self._map.experiments["file"].tolist())
 
     def _nphotons(self) -> tuple[float | None, str]:
         """Return the photon number that settings or scans give, and who does; None where the patterns decide."""
         stated, given = self.stated_nphotons, self.settings.nphotons
         if given is not None:
-            for path, number in zip(self._scans, stated, strict=True):
+            for path, number in zip(self.paths, stated, strict=True):
                 if number not in (None, given):
                     log.warning("%s: nphotons = %.6g as given, not %.6g of its %s", path, given, number, METADATA)
             return given, "as given"
         energy, ids = self._map.patterns["energy"].numpy(), self._experiment_id.numpy()
         nphotons, shares = [], np.bincount(ids, minlength=len(stated))
-        for number, (path, rows) in enumerate(zip(self._scans, self.rows.values(), strict=True)):
+        for number, (path, rows) in enumerate(zip(self.paths, self.rows.values(), strict=True)):
             mean = float(energy[self._nn_indices.numpy()[ids == number]].mean())
             nphotons.append(mean if (own := stated[number]) is None else own)
-            looked_at = self._amplitude[rows][:: max(1, (rows.stop - rows.start) // PATTERNS_LOOKED_AT)]
+            looked_at = self._amplitude[torch.from_numpy(rows[:: max(1, len(rows) // PATTERNS_LOOKED_AT)])]
             if own is None and are_counts(looked_at.numpy()) is False:
                 log.warning("%s: %s", path, normalised_notice(mean))
         if not any(stated):
@@ -413,9 +491,9 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
 
 
 def _reopen(
-    ptycho_dir: str | Path,
+    ptycho_dir: str | Path | tuple[ScanArrays, ...],
     probe_dir: str | Path | None,
-    data_dir: str | Path,
+    data_dir: str | Path | None,
     settings: DataSettings,
     probe: np.ndarray | Tensor | None,
 ) -> PtychoDataset:

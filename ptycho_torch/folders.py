@@ -8,16 +8,21 @@ Nothing heavy is imported here, so that a wrong path and a folder that is filled
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ptycho_torch.contract import violation
-from ptycho_torch.errors import CheckpointError, ConfigError
+from ptycho_torch.errors import CheckpointError, ConfigError, DataContractError
+from ptycho_torch.remedies import converting
 from ptycho_torch.zip_reader import ZipReader
+
+HDF5_ENDINGS = frozenset({".h5", ".hdf5", ".cxi", ".nxs", ".hdf", ".nx5", ".ptyd"})
+"""Endings of files that ``convert-scan`` imports, in lower case."""
 
 MAPS = Path("data/memmap")
 """Holds the memory maps that no ``data_dir`` was named for, one folder for each set of scans."""
@@ -90,15 +95,33 @@ def _is_file(path: Path, clause: str) -> bool:
 
 def _npz_files(folder: Path, clause: str) -> tuple[Path, ...]:
     if not folder.is_dir():
-        raise violation(clause, "no such folder", path=folder)
+        near = _nearest_path(folder)
+        raise violation(clause, "no such file or folder", path=folder, remedy=f"Check the path{near or '.'}")
     try:
         entries = list(folder.iterdir())
     except OSError as err:
         raise violation(clause, f"a folder that cannot be read ({err.strerror})", path=folder) from err
-    files = tuple(sorted(path for path in entries if path.suffix == ".npz" and not path.name.startswith(".")))
+    seen = sorted(path for path in entries if not path.name.startswith("."))
+    files = tuple(path for path in seen if path.suffix.lower() == ".npz")
     if not files:
-        raise violation(clause, "no .npz file", path=folder)
+        hdf5 = [path for path in seen if path.suffix.lower() in HDF5_ENDINGS]
+        remedy = f"Import the HDF5 files, for example {converting(hdf5[0])}" if hdf5 else ""
+        found = f"no .npz file, but {hdf5[0].name}" if hdf5 else "no .npz file"
+        raise violation(clause, found, path=folder, remedy=remedy)
+    for path, count in Counter(path.stem for path in files).items():
+        if count > 1:
+            found = f"{count} files that are both called {path}"
+            raise violation(clause, found, path=folder, remedy="Rename one: what is made of each is called like it.")
     return files
+
+
+def _nearest_path(path: Path) -> str:
+    """Return what was probably meant by a path that is not there."""
+    with contextlib.suppress(OSError):
+        names = [each.name for each in itertools.islice(path.absolute().parent.iterdir(), 1024)]
+        if near := difflib.get_close_matches(path.name, names, 1):
+            return f"; did you mean {path.with_name(near[0])}?"
+    return ""
 
 
 def checkpoint_of(path: Path) -> Path:
@@ -132,6 +155,32 @@ def _holds_keras_model(path: Path) -> bool:
             reader = ZipReader(lambda: path.open("rb", buffering=0), max_members=1024, max_directory_bytes=2**20)
             names = [member.filename.rpartition("/")[2] for member in reader.members]
     return not _OF_KERAS.isdisjoint(names)
+
+
+def object_names(scan: Path, indices: Sequence[int]) -> tuple[str, ...]:
+    """Name each scan of a file: by the name of the file, where it holds several with their ``scan_index``.
+
+    >>> object_names(Path("scans/star.npz"), [0]), object_names(Path("star.npz"), [0, 7])
+    (('star.npz',), ('star_0.npz', 'star_7.npz'))
+    """
+    if len(indices) < 2:
+        return (scan.name,)
+    return tuple(f"{scan.stem}_{index}{scan.suffix}" for index in indices)
+
+
+def names_in(scan: Path) -> tuple[str, ...]:
+    """Return ``object_names`` of a file as its ``scan_index`` tells them; only that member is read.
+
+    A file that breaks a clause has the name of the file: it is refused when it is opened.
+    """
+    from ptycho_torch.npz import NpzFile
+
+    key = "scan_index"
+    with contextlib.suppress(DataContractError):
+        npz = NpzFile(scan)
+        if key in npz and npz.header(key).dtype.kind in "iu":
+            return object_names(scan, sorted(set(npz.read(key).ravel().tolist())))
+    return (scan.name,)
 
 
 def map_folder(ptycho_dir: str | Path, data_dir: str | Path | None = None) -> Path:
@@ -305,8 +354,9 @@ def clear_run(output_dir: Path) -> None:
 
 
 def result_files(output_dir: Path, scans: Iterable[Path]) -> tuple[Path, ...]:
-    """Return all files that the reconstructions of these scans may have."""
-    return tuple(output_dir / f"{scan.stem}{ending}" for scan in scans for ending in RESULT_ENDINGS)
+    """Return all files that the reconstructions of these scan files may have."""
+    stems = [Path(name).stem for scan in scans for name in names_in(scan)]
+    return tuple(output_dir / f"{stem}{ending}" for stem in stems for ending in RESULT_ENDINGS)
 
 
 def refuse_results(output_dir: Path, scans: Iterable[Path], *, overwrite: bool, inputs: Iterable[Path] = ()) -> None:

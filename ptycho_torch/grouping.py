@@ -44,7 +44,10 @@ def group_scan(positions_px: np.ndarray, settings: DataSettings) -> np.ndarray:
     M, C = len(positions_px), settings.C
     if M < C:
         raise violation(
-            "GROUP-01", f"{M} patterns", expected=f"at least C = {C} patterns for gridsize = {settings.gridsize}"
+            "GROUP-01",
+            f"{M} patterns",
+            expected=f"at least C = {C} patterns for gridsize = {settings.gridsize}",
+            remedy=f"Make groups of fewer patterns: `--gridsize {math.isqrt(M)}`",
         )
     if settings.group_sampler == "reference":
         return reference_groups(
@@ -69,6 +72,7 @@ def group_scan(positions_px: np.ndarray, settings: DataSettings) -> np.ndarray:
             "GROUP-02",
             f"{subsets} different groups around a point (K = {K} of {M} points, C = {C}, {settings.group_sampler})",
             expected=f"at least n_subsample = {settings.n_subsample}, and fewer than 2⁶²",
+            remedy=_more_groups(settings, M, drawn, subsets),
         )
     draw = np.random.RandomState(settings.group_seed)
     tree = cKDTree(positions_px)
@@ -83,6 +87,18 @@ def group_scan(positions_px: np.ndarray, settings: DataSettings) -> np.ndarray:
         if with_centre:
             part[..., 0] = points[:, None]
     return groups.reshape(-1, C)
+
+
+def _more_groups(settings: DataSettings, M: int, drawn: int, subsets: int) -> str:
+    """Return which settings ask for as many groups of a point as there are."""
+    if subsets >= _MOST_SUBSETS:
+        return f"Draw from fewer neighbours: `--K {drawn}`"
+    enough = next((K for K in range(settings.K, M) if math.comb(K, drawn) >= settings.n_subsample), None)
+    if enough is not None:
+        return f"Draw from more neighbours: `--K {enough}`"
+    if subsets:
+        return f"Make fewer groups of a point: `--n-subsample {subsets}`"
+    return "Make groups of fewer patterns: `--gridsize 1`"
 
 
 def _neighbours(tree: cKDTree, positions_px: np.ndarray, points: np.ndarray, K: int) -> np.ndarray:
@@ -159,11 +175,15 @@ def reference_groups(
     """
     M = len(positions_px)
     if M < C:
-        raise violation("GROUP-01", f"{M} patterns", expected=f"at least C = {C} patterns")
+        remedy = f"Make groups of fewer patterns: `--gridsize {math.isqrt(M)}`"
+        raise violation("GROUP-01", f"{M} patterns", expected=f"at least C = {C} patterns", remedy=remedy)
     oversampled = C > 1 and n_groups > M
     pool = K if pool_size is None or not oversampled else pool_size
     if C > 1 and pool < C:
-        raise violation("GROUP-02", f"K = {pool}", expected=f"K ≥ C = {C}")
+        name = "K" if pool_size is None or not oversampled else "neighbor-pool-size"
+        raise violation(
+            "GROUP-02", f"K = {pool}", expected=f"K ≥ C = {C}", remedy=f"Draw from more neighbours: `--{name} {C}`"
+        )
     draw = np.random.RandomState(seed)
     if oversampled:
         if not oversampling:
@@ -171,7 +191,7 @@ def reference_groups(
                 "GROUP-02",
                 f"n_groups = {n_groups} for {M} scan points",
                 expected="no more groups than scan points",
-                remedy="Set enable_oversampling = True, or lower n_groups.",
+                remedy=f"Allow it: `--enable-oversampling`; or make fewer: `--n-groups {M}`",
             )
         return _oversampled(draw, positions_px, C, pool, n_groups, sequential=sequential)
     if sequential:

@@ -14,6 +14,7 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -27,6 +28,7 @@ from ptycho_torch.config_params import DataSettings
 from ptycho_torch.dset_loader_pt_mmap import PtychoBatch, PtychoDataset, TensorDictDataLoader
 from ptycho_torch.errors import ConfigError
 from ptycho_torch.half_split import split_patterns
+from ptycho_torch.hints import heed_patterns, heed_scans
 from ptycho_torch.json_numbers import write_numbers
 from ptycho_torch.lightning_module import ObjectPatches, PtychoPINN, accelerator, quiet_lightning
 from ptycho_torch.photons import METADATA
@@ -36,6 +38,7 @@ from ptycho_torch.progress import ProgressBar, log_above_bars, shows_bars
 from ptycho_torch.reassembly import ExperimentStitcher, HalfStitcher, Stitched, Weighting
 from ptycho_torch.reconstruction_scores import ReconstructionScores, score_reconstruction
 from ptycho_torch.scan import open_scan
+from ptycho_torch.scan_arrays import path_of
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +52,18 @@ REFERENCE_CROP_PX = 20
 """M of the reference's inference, for ``uniform``."""
 
 
+NOTHING_GIVEN: Mapping[str, float | None] = MappingProxyType(
+    dict.fromkeys(("wavelength_m", "detector_distance_m", "detector_pixel_m"))
+)
+"""The geometry is that of the scans."""
+
+
 @dataclasses.dataclass(frozen=True)
 class InferenceResult:
     """One reconstructed scan.
 
     Attributes:
-        name: stem of the scan's file.
+        name: stem of the scan's name in the dataset.
         npz: the reconstruction, clause REC-01.
         pictures: overview, amplitude, phase and colour wheel as PNG.
         product: the HDF5 product, or None where the geometry is unknown.
@@ -99,7 +108,7 @@ class _Stitching(Callback):
 
 def reconstruct(
     module: PtychoPINN,
-    dataset: PtychoDataset,
+    dataset: PtychoDataset | Mapping[str, Any],
     *,
     batch_size: int = BATCH_SIZE,
     weighting: Weighting = "smooth",
@@ -114,7 +123,8 @@ def reconstruct(
 
     Args:
         module: trained module.
-        dataset: scans with the same N and gridsize.
+        dataset: scans with the same N and gridsize; or the arrays of one scan, as ``PtychoDataset.from_arrays`` takes
+            them, whose groups are then made as for the module's training.
         batch_size: groups predicted at once.
         weighting: ``uniform``, the reference's average of central squares, or ``smooth``, weighted by a Hann window.
         crop_px: M, side of the central square of each object that is used; None is 20 for ``uniform``, as the reference
@@ -129,6 +139,8 @@ def reconstruct(
         ConfigError: the dataset does not fit the network, or the device is not there.
         DataContractError: of ``Stitcher``.
     """
+    if not isinstance(dataset, PtychoDataset):
+        dataset = PtychoDataset.from_arrays(dataset, settings=module.settings.data)
     network, data = module.network.settings, dataset.settings
     if (data.N, data.gridsize) != (network.N, network.gridsize):
         raise ConfigError(
@@ -234,6 +246,8 @@ def write_results(
                 product,
                 reconstruction,
                 geometry,
+                positions_px=dataset.positions_px[torch.from_numpy(dataset.rows[number])].numpy(),
+                indexes=dataset.pattern_numbers(number),
                 name=stem,
                 comments=program,
                 photons=photons,
@@ -340,14 +354,16 @@ def infer(
     folders.refuse_results(output_dir, scans, overwrite=overwrite, inputs=(checkpoint, *probes))
     module = PtychoPINN.from_checkpoint(checkpoint)
     data = _with_groups(module.settings.data, group_seed, n_groups, K)
+    heed_scans(scans, data, None)
     output_dir.mkdir(parents=True, exist_ok=True)
-    dataset = PtychoDataset(ptycho_dir, probe_dir, data_dir, settings=data)
+    dataset = PtychoDataset(ptycho_dir, probe_dir, data_dir, settings=data, progress=progress)
     given = {
         "wavelength_m": wavelength_m,
         "detector_distance_m": detector_distance_m,
         "detector_pixel_m": detector_pixel_m,
     }
-    geometries = _geometries(dataset, scans, data, given)
+    heed_patterns(dataset, None)
+    geometries = geometries_of(dataset, given)
     objects = reconstruct(
         module,
         dataset,
@@ -384,25 +400,28 @@ def _with_groups(data: DataSettings, group_seed: int | None, n_groups: int | Non
     )
 
 
-def _geometries(
-    dataset: PtychoDataset, paths: tuple[Path, ...], data: DataSettings, given: Mapping[str, float | None]
-) -> dict[int, Geometry]:
-    """Return the geometry of each scan that has one, of the scan or as given."""
-    numbers = {name: number for number, name in enumerate(dataset.names)}
+def geometries_of(dataset: PtychoDataset, given: Mapping[str, float | None] = NOTHING_GIVEN) -> dict[int, Geometry]:
+    """Return the geometry of each scan that has one, by number of the scan.
+
+    Args:
+        dataset: of the scans.
+        given: name of a member of the scan → what stands in its place, or None.
+    """
+    scans = {path_of(source): open_scan(source) for source in set(dataset.sources)}
     geometries = {}
-    for path in paths:
-        scan = open_scan(path)
+    for number, path in enumerate(dataset.paths):
+        scan = scans[path]
         values = {name: value if value is not None else getattr(scan, name) for name, value in given.items()}
         if any(value is None for value in values.values()):
             missing = ", ".join(name for name, value in values.items() if value is None)
             log.info("%s: no %s, so its pixels have no size in metres", path, missing)
             continue
         # Binned detector pixels are b times as large, and there are N of them.
-        geometries[numbers[path.name]] = Geometry(
+        geometries[number] = Geometry(
             wavelength_m=float(values["wavelength_m"]),
             detector_distance_m=float(values["detector_distance_m"]),
-            detector_pixel_m=float(values["detector_pixel_m"]) * data.detector_bin,
-            frame_px=data.N,
+            detector_pixel_m=float(values["detector_pixel_m"]) * dataset.settings.detector_bin,
+            frame_px=dataset.settings.N,
         )
     return geometries
 

@@ -103,6 +103,7 @@ class PtychoPINN(pl.LightningModule):
             network = NetworkSettings(**network)
         self.settings = settings
         self.statistics: dict[str, Any] = dict(statistics or {"probe_modes": 1, "one_probe": True})
+        self._validated: dict[str, float] = {}
         self.history: dict[str, list[float]] = {}
         self.predict = False
         self.run: str | None = None
@@ -409,13 +410,22 @@ class PtychoPINN(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Forget what an interrupted validation left."""
         self._sums.pop("val", None)
+        self._validated = {}
+
+    def on_validation_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log the validation loss after the last batch, as that of training: callbacks look before the epoch ends."""
+        batches = self.trainer.num_val_batches
+        if dataloader_idx + 1 == len(batches) and batch_idx + 1 == batches[dataloader_idx]:
+            self._validated = self._mean("val")
+            self.log_dict(self._validated, on_step=False, on_epoch=True, batch_size=1, add_dataloader_idx=False)
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation loss; while training goes on, it is that of the epoch, the last one if there are several.
 
         A sanity check before training, and ``trainer.validate``, are no part of the history.
         """
-        means = self._mean("val")
+        means = self._validated or self._mean("val")
+        self._validated = {}
         self.log_dict(means, prog_bar=False)
         if self.trainer.sanity_checking or self.trainer.state.fn != TrainerFn.FITTING:
             return

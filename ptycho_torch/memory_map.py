@@ -6,7 +6,7 @@ Clauses MAP-01 … MAP-03 of <doc-ref type="contract">specs/data_contracts.md</d
     patterns-<id>/         TensorDict (M,): amplitude, energy
     groups-<id>/scan/      TensorDict (M,): positions_px, scan_index
     groups-<id>/groups/    TensorDict (L,): nn_indices, coords_relative, coords_center, experiment_id
-    groups-<id>/experiments/  TensorDict (E,): probe, good_pixels, scale, first_row
+    groups-<id>/experiments/  TensorDict (E,): file, scan_index, probe, good_pixels, scale, first_row
 
 Renaming ``manifest.json`` is the one moment at which a build comes into use; folders that it does not name are left
 over from builds that were killed, and the next build removes them.
@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
-import itertools
 import json
 import logging
 import math
@@ -40,11 +39,12 @@ from tqdm import tqdm
 
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.contract import load_contract, violation
-from ptycho_torch.errors import MapError
+from ptycho_torch.errors import DataContractError, MapError
+from ptycho_torch.folders import object_names
 from ptycho_torch.grouping import group_scan
-from ptycho_torch.npz import NpzFile
 from ptycho_torch.preparation import FramePreparation
 from ptycho_torch.scan import Scan, chosen_positions, open_scan, probe_modes, read_probe
+from ptycho_torch.scan_arrays import ScanSource, open_members, path_of
 from ptycho_torch.system_errors import explain
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAP_FORMAT = 1
-GROUPS_FORMAT = 2
+GROUPS_FORMAT = 3
 """Rises when the same settings make other groups, so that those of an older map are made anew."""
 
 MANIFEST = "manifest.json"
@@ -81,15 +81,15 @@ Fingerprint = Mapping[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The files that a map is made from.
+    """What a map is made from.
 
     Attributes:
-        scans: in the order of the map.
+        scans: files or arrays, in the order of the map.
         probes: the probe file of each scan, or None where the scans or the caller bring it.
         probe: (N, N) or (modes, N, N) of the caller for every scan, or None.
     """
 
-    scans: tuple[Path, ...]
+    scans: tuple[ScanSource, ...]
     probes: tuple[Path, ...] | None = None
     probe: np.ndarray | None = None
 
@@ -100,11 +100,11 @@ class MemoryMap:
 
     Attributes:
         root: the folder.
-        names: file name of each scan.
+        names: name of each scan (``folders.object_names``).
         patterns: (M,) amplitude, energy.
         scan: (M,) positions_px, scan_index.
         groups: (L,) nn_indices, coords_relative, coords_center, experiment_id.
-        experiments: (E,) probe, good_pixels, scale, first_row.
+        experiments: (E,) file, scan_index, probe, good_pixels, scale, first_row.
         reason: why the map was built now, or the empty string where it was there.
     """
 
@@ -130,7 +130,7 @@ def fingerprint(inputs: Inputs, settings: DataSettings) -> dict[str, dict[str, A
     }
     # nphotons is handed on to the network and changes nothing in the map.
     everything = {name: value for name, value in dataclasses.asdict(settings).items() if name != "nphotons"}
-    scans = {path.name: _members(path) for path in inputs.scans}
+    scans = {scan.name: _members(scan) for scan in inputs.scans}
     frames = {
         name: {key: value for key, value in members.items() if key in _PATTERN_MEMBERS}
         for name, members in scans.items()
@@ -155,11 +155,14 @@ def fingerprint(inputs: Inputs, settings: DataSettings) -> dict[str, dict[str, A
     }
 
 
-def _members(path: Path) -> dict[str, list[int]]:
-    return {digest.key: [digest.crc32, digest.content_bytes, digest.packed_bytes] for digest in NpzFile(path).digest()}
+def _members(source: ScanSource) -> dict[str, list[int]]:
+    digests = open_members(source).digest()
+    return {digest.key: [digest.crc32, digest.content_bytes, digest.packed_bytes] for digest in digests}
 
 
-def open_map(root: Path, inputs: Inputs, settings: DataSettings, *, remake: bool = False) -> MemoryMap:
+def open_map(
+    root: Path, inputs: Inputs, settings: DataSettings, *, remake: bool = False, progress: bool | None = None
+) -> MemoryMap:
     """Open the map of these inputs and settings, and build first what is missing or out of date.
 
     Args:
@@ -167,13 +170,13 @@ def open_map(root: Path, inputs: Inputs, settings: DataSettings, *, remake: bool
         inputs: scans and probes.
         settings: how frames are prepared and groups are made.
         remake: build everything anew.
+        progress: show a progress bar; None shows it in a terminal.
 
     Raises:
         DataContractError: an input breaks a clause.
         MapError: no space, no right to write, or a map that cannot be read.
     """
     root, wanted = Path(root), fingerprint(inputs, settings)
-    names = tuple(path.name for path in inputs.scans)
     with _locked(root) as writable:
         manifest, trouble = _read_manifest(root)
         stale = {part: _why_stale(root, manifest, part, wanted[part], trouble, remake) for part in _PARTS}
@@ -187,8 +190,8 @@ def open_map(root: Path, inputs: Inputs, settings: DataSettings, *, remake: bool
             what = "patterns and groups" if stale["patterns"] else "groups"
             log.log(logging.INFO if first_build else logging.WARNING, "%s: building %s (%s)", root, what, reason)
             manifest = {part: manifest[part] for part in _PARTS if not stale[part]}
-            manifest = _build(root, inputs, settings, manifest, wanted)
-        return _open(root, names, manifest, reason)
+            manifest = _build(root, inputs, settings, manifest, wanted, progress)
+        return _open(root, tuple(path_of(scan) for scan in inputs.scans), manifest, reason)
 
 
 @contextlib.contextmanager
@@ -291,7 +294,12 @@ def _differences(old: Any, new: Any, place: tuple[str, ...] = ()) -> Iterator[st
 
 
 def _build(
-    root: Path, inputs: Inputs, settings: DataSettings, kept: dict[str, Any], wanted: Mapping[str, Fingerprint]
+    root: Path,
+    inputs: Inputs,
+    settings: DataSettings,
+    kept: dict[str, Any],
+    wanted: Mapping[str, Fingerprint],
+    progress: bool | None,
 ) -> dict[str, Any]:
     """Build the parts that are not kept, and put them into use."""
     scans = [open_scan(path) for path in inputs.scans]
@@ -311,7 +319,7 @@ def _build(
             made.append(folder)
             folder.mkdir()
             if part == "patterns":
-                build_patterns(folder, scans, preparations)
+                build_patterns(folder, scans, preparations, progress=progress)
             else:
                 (patterns,) = _open_part(root / manifest["patterns"]["folder"], "patterns").values()
                 build_groups(folder, settings, scans, groups, patterns["energy"].numpy())
@@ -328,7 +336,9 @@ def _build(
     return manifest
 
 
-def build_patterns(folder: Path, scans: Sequence[Scan], preparations: Sequence[FramePreparation]) -> None:
+def build_patterns(
+    folder: Path, scans: Sequence[Scan], preparations: Sequence[FramePreparation], *, progress: bool | None = None
+) -> None:
     """Write the patterns of all scans, each once [clause MAP-01].
 
     Nothing is written through a map: on a full disk a write is an error, and a page of a map is a crash.
@@ -338,10 +348,12 @@ def build_patterns(folder: Path, scans: Sequence[Scan], preparations: Sequence[F
     row = 0
     unflushed, flushed = 0, Future[None]()
     flushed.set_result(None)
+    # None lets tqdm decide, by whether its output is a terminal.
+    hidden = None if progress is None else not progress
     with (
         _allocated(folder / "amplitude.memmap", count * N * N * 4) as file,
         ThreadPoolExecutor(1, thread_name_prefix="flush-patterns") as flusher,
-        tqdm(total=count, desc="memory map", unit=" patterns", disable=None, leave=False) as progress,
+        tqdm(total=count, desc="memory map", unit=" patterns", disable=hidden, leave=False) as bar,
     ):
         for scan, preparation in zip(scans, preparations, strict=True):
             for _, amplitude, energy in scan.stack.chunks(scan.stack.audit()):
@@ -356,24 +368,24 @@ def build_patterns(folder: Path, scans: Sequence[Scan], preparations: Sequence[F
                     unflushed, flushed = 0, flusher.submit(os.fsync, file.fileno())
                 energies[row : row + len(energy)] = energy
                 row += len(energy)
-                progress.update(len(energy))
+                bar.update(len(energy))
     _write_array(folder / "energy.memmap", energies)
     _describe(folder, count, {"amplitude": (torch.float32, (count, N, N)), "energy": (torch.float64, (count,))})
 
 
 @dataclasses.dataclass(frozen=True)
 class ScanGroups:
-    """What the small arrays of one scan say of its groups.
+    """What the small arrays of one file say of its groups.
 
     Attributes:
         positions_px: (M, 2) positions of the prepared frames.
-        members: (L, C) patterns of each group, counted in the scan.
+        members: ``scan_index`` → (L, C) patterns of each group, counted in the file.
         probe: (modes, N, N) complex64, prepared.
         good_pixels: (N, N) bool, prepared.
     """
 
     positions_px: np.ndarray
-    members: np.ndarray
+    members: Mapping[int, np.ndarray]
     probe: np.ndarray
     good_pixels: np.ndarray
 
@@ -394,7 +406,7 @@ def prepare_groups(
         prepared.append(
             ScanGroups(
                 positions_px=places,
-                members=group_scan(searched, settings),
+                members=group_file(scan, searched, settings),
                 probe=preparation.probe(_probe(scan, number, inputs)),
                 good_pixels=preparation.good_pixels(
                     np.ones((scan.stack.frame_px,) * 2, bool) if good is None else good
@@ -402,6 +414,32 @@ def prepare_groups(
             )
         )
     return prepared
+
+
+def group_file(scan: Scan, positions_px: np.ndarray, settings: DataSettings) -> dict[int, np.ndarray]:
+    """Make the groups of a file, none of which holds patterns of two scans [clauses GROUP-01 and GROUP-02].
+
+    Args:
+        scan: the file.
+        positions_px: (M, 2) of its patterns.
+        settings: how groups are made.
+
+    Returns:
+        ``scan_index`` in ascending order → (L, C) patterns of each group, counted in the file.
+
+    Raises:
+        DataContractError: GROUP-01 or GROUP-02.
+    """
+    members = {}
+    indices = np.unique(scan.scan_index)
+    for index in indices.tolist():
+        rows = np.flatnonzero(scan.scan_index == index)
+        try:
+            members[index] = rows[group_scan(positions_px[rows], settings)]
+        except DataContractError as err:
+            found = err.found if len(indices) == 1 else f"{err.found} of scan_index {index}"
+            raise violation(str(err.clause), found, path=scan.path, expected=err.expected, remedy=err.remedy) from err
+    return members
 
 
 def build_groups(
@@ -418,40 +456,72 @@ def build_groups(
     """
     row_dtype = np.int32 if len(energy) < 2**31 else np.int64
     firsts = np.cumsum([0, *(scan.stack.count for scan in scans)])
-    coordinates = [_coordinates(each.positions_px, each.members) for each in prepared]
-    scales = [
-        _scale(scan, energy[first:end], each.members, settings)
-        for scan, each, (first, end) in zip(scans, prepared, itertools.pairwise(firsts), strict=True)
-    ]
     most = max(len(each.probe) for each in prepared)
-    for name, content in {
+    experiments = [
+        _Experiment(number, index, members, each)
+        for number, each in enumerate(prepared)
+        for index, members in each.members.items()
+    ]
+    coordinates = [_coordinates(each.of_file.positions_px, each.members) for each in experiments]
+    tables: dict[str, dict[str, np.ndarray]] = {
         "scan": {
             "positions_px": np.concatenate([each.positions_px for each in prepared]),
             "scan_index": np.concatenate([scan.scan_index for scan in scans]),
         },
         "groups": {
             "nn_indices": np.concatenate(
-                [(each.members + first).astype(row_dtype) for each, first in zip(prepared, firsts, strict=False)]
+                [(each.members + firsts[each.file]).astype(row_dtype) for each in experiments]
             ),
             "coords_relative": np.concatenate([relative for _, relative in coordinates]),
             "coords_center": np.concatenate([centre for centre, _ in coordinates]),
             "experiment_id": np.concatenate(
-                [np.full(len(each.members), number, np.int32) for number, each in enumerate(prepared)]
+                [np.full(len(each.members), number, np.int32) for number, each in enumerate(experiments)]
             ),
         },
         "experiments": {
-            "probe": np.stack([np.pad(each.probe, ((0, most - len(each.probe)), (0, 0), (0, 0))) for each in prepared]),
-            "good_pixels": np.stack([each.good_pixels for each in prepared]),
-            "scale": np.array(scales, np.float32),
-            "first_row": firsts[:-1].astype(np.int64),
+            "file": np.array([each.file for each in experiments], np.int32),
+            "scan_index": np.array([each.scan_index for each in experiments], np.int64),
+            "probe": np.stack([_padded(each.of_file.probe, most) for each in experiments]),
+            "good_pixels": np.stack([each.of_file.good_pixels for each in experiments]),
+            "scale": np.array(
+                [_scale(scans[each.file], energy[firsts[each.file] + each.members], settings) for each in experiments],
+                np.float32,
+            ),
+            "first_row": np.array(
+                [firsts[each.file] + np.argmax(scans[each.file].scan_index == each.scan_index) for each in experiments],
+                np.int64,
+            ),
         },
-    }.items():
+    }
+    for name, content in tables.items():
         table = folder / name
         table.mkdir()
         for key, array in content.items():
             _write_array(table / f"{key}.memmap", array)
         fields = {key: (torch.from_numpy(array[:0]).dtype, array.shape) for key, array in content.items()}
         _describe(table, len(next(iter(content.values()))), fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Experiment:
+    """One scan of a file: all patterns of one ``scan_index``.
+
+    Attributes:
+        file: number of the file.
+        scan_index: of its patterns.
+        members: (L, C) patterns of each group, counted in the file.
+        of_file: what all scans of the file share.
+    """
+
+    file: int
+    scan_index: int
+    members: np.ndarray
+    of_file: ScanGroups
+
+
+def _padded(probe: np.ndarray, modes: int) -> np.ndarray:
+    """Return (modes, N, N) of a probe with as many modes or fewer; the others are zeros."""
+    return np.pad(probe, ((0, modes - len(probe)), (0, 0), (0, 0)))
 
 
 def _coordinates(positions_px: np.ndarray, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -492,9 +562,9 @@ def _probe(scan: Scan, number: int, inputs: Inputs) -> np.ndarray:
     return scan.probe
 
 
-def _scale(scan: Scan, energy: np.ndarray, members: np.ndarray, settings: DataSettings) -> float:
-    """Return √((N/2)² / mean Σ_xy amplitude²) over groups and channels, or 1 [clause GROUP-04]."""
-    mean = float(energy[members].mean())
+def _scale(scan: Scan, energy: np.ndarray, settings: DataSettings) -> float:
+    """Return √((N/2)² / mean Σ_xy amplitude²) over (L, C) energies, or 1 [clause GROUP-04]."""
+    mean = float(energy.mean())
     if not mean > 0:
         raise violation("GROUP-04", "groups of dark patterns alone", path=scan.path, key=scan.stack.key)
     return settings.N / 2 / math.sqrt(mean) if settings.normalize else 1.0
@@ -544,7 +614,7 @@ def _describe(folder: Path, count: int, fields: Mapping[str, tuple[torch.dtype, 
     TensorDict(tensors, batch_size=[count]).memmap_(str(folder))
 
 
-def _open(root: Path, names: tuple[str, ...], manifest: Mapping[str, Any], reason: str) -> MemoryMap:
+def _open(root: Path, scans: tuple[Path, ...], manifest: Mapping[str, Any], reason: str) -> MemoryMap:
     try:
         tables = {
             table: content
@@ -553,7 +623,19 @@ def _open(root: Path, names: tuple[str, ...], manifest: Mapping[str, Any], reaso
         }
     except _UNREADABLE as err:
         raise MapError(f"{root}: the map cannot be opened ({err}). Build it again with remake_map=True.") from err
-    return MemoryMap(root=root, names=names, reason=reason, **tables)
+    return MemoryMap(root=root, names=_names(scans, tables["experiments"]), reason=reason, **tables)
+
+
+def _names(scans: tuple[Path, ...], experiments: TensorDict) -> tuple[str, ...]:
+    """Return the name of each scan; no two are the same."""
+    files, indices = experiments["file"].numpy(), experiments["scan_index"].numpy()
+    names = [name for file, path in enumerate(scans) for name in object_names(path, indices[files == file].tolist())]
+    for name in names:
+        if names.count(name) > 1:
+            raise violation(
+                "SCAN-10", f"two scans that would both be called {name}", path=scans[0].parent, remedy="Rename a file."
+            )
+    return tuple(names)
 
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)

@@ -12,7 +12,7 @@ on autocast is off, since phases and diffraction have no digits to spare.
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import scipy.optimize
 import torch
@@ -523,3 +523,12 @@ class PtychoNet(nn.Module):
             return Prediction(
                 object=self.object(canvas), amplitude=amplitude, intensity=self.predicted_intensity(amplitude)
             )
+
+
+def __getattr__(name: str) -> Any:
+    # ptychodus looks for the Lightning module here, which stands above this one.
+    if name == "PtychoPINN_Lightning":
+        from ptycho_torch.lightning_module import PtychoPINN
+
+        return PtychoPINN
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

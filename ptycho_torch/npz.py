@@ -14,7 +14,7 @@ import stat
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -23,6 +23,7 @@ from numpy.lib import format as npy
 
 from ptycho_torch.contract import violation
 from ptycho_torch.errors import DataContractError, one_line
+from ptycho_torch.remedies import converting, copying, no_archive, unpacking
 from ptycho_torch.restricted_pickle import RefusedPickleError, read_plain
 from ptycho_torch.system_errors import REMEDIES
 from ptycho_torch.zip_reader import ZipReader, ZipRefusedError
@@ -91,31 +92,47 @@ class NpzFile:
 
     Args:
         path: the file.
+        rename: names of members → what they are called here.
+        drop: names of members that are left out, if they are there.
 
     Raises:
         DataContractError: NPZ-01 or NPZ-03, from the constructor and from every method.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, *, rename: Mapping[str, str] = MappingProxyType({}), drop: Collection[str] = ()
+    ) -> None:
         self.path = Path(path)
         with self._guard(None, "a file that cannot be read"):
             if not stat.S_ISREG(self.path.stat().st_mode):
-                raise violation("NPZ-01", "something that is no regular file", path=self.path)
+                raise violation("NPZ-01", "something that is no regular file", path=self.path, remedy="Name a file.")
+            told, remedy = no_archive(self.path)
+            if told:
+                raise violation("NPZ-01", told, path=self.path, remedy=remedy)
             self._zip = ZipReader(
                 lambda: self.path.open("rb", buffering=0),
                 max_members=MAX_MEMBERS,
                 max_directory_bytes=MAX_DIRECTORY_BYTES,
             )
-        self._members: Mapping[str, zipfile.ZipInfo] = MappingProxyType(
-            {member.filename.removesuffix(".npy"): member for member in self._zip.members}
-        )
-        if len(self._members) != len(self._zip.members):
+        members = {member.filename.removesuffix(".npy"): member for member in self._zip.members}
+        if len(members) != len(self._zip.members):
             raise violation("NPZ-01", "a key that is there twice", path=self.path)
+        for key in rename:
+            if key not in members:
+                raise violation("NPZ-01", f"no such member; present: {listed(tuple(members))}", path=self.path, key=key)
+        # What gets a name takes the place of what had it.
+        kept = {key: member for key, member in members.items() if key not in {*drop, *rename, *rename.values()}}
+        kept |= {new: members[old] for old, new in rename.items()}
+        self._members: Mapping[str, zipfile.ZipInfo] = MappingProxyType(kept)
 
     @property
     def keys(self) -> tuple[str, ...]:
         """Names of all members."""
         return tuple(self._members)
+
+    def stored_name(self, key: str) -> str:
+        """Return the name of a member in the archive."""
+        return self._member(key).filename
 
     def __contains__(self, key: object) -> bool:
         return key in self._members
@@ -135,7 +152,13 @@ class NpzFile:
         """
         shape, fortran_order, dtype, start = self._parsed(key)
         if dtype.hasobject:
-            raise violation("NPZ-02", f"dtype {dtype}, which only unpickling could read", path=self.path, key=key)
+            raise violation(
+                "NPZ-02",
+                f"dtype {dtype}, which only unpickling could read",
+                path=self.path,
+                key=key,
+                remedy=f"Leave such members out: {converting(self.path, '--drop-pickles')}",
+            )
         stored = self._member(key).file_size - start
         header = ArrayHeader(shape, dtype, fortran_order, start)
         if min(shape, default=0) < 0 or header.content_bytes != stored:
@@ -144,6 +167,7 @@ class NpzFile:
                 f"shape {shape} of {dtype}, which does not fit the {stored} bytes stored",
                 path=self.path,
                 key=key,
+                remedy=copying(self.path),
             )
         return header
 
@@ -156,6 +180,7 @@ class NpzFile:
                 f"{member.compress_size} bytes that unpack to {member.file_size}",
                 path=self.path,
                 key=key,
+                remedy=unpacking(self.path),
             )
         # Whatever NumPy's parser raises on a damaged header becomes one error.
         with self._guard(key, "a damaged member"), self._zip.content(member) as fill:
@@ -212,6 +237,30 @@ class NpzFile:
             content = np.empty(header.content_bytes, np.uint8)
             fill(content.data)
             return content.view(header.dtype).reshape(header.shape, order="F" if header.fortran_order else "C")
+
+    def rows(self, key: str, numbers: np.ndarray) -> np.ndarray:
+        """Return some rows of the first axis by ascending number.
+
+        Of a stored member in C order no others are read, and so its CRC-32 is not checked.
+
+        Raises:
+            DataContractError: as ``stream``.
+        """
+        header, member = self.header(key), self._member(key)
+        chosen = np.empty((len(numbers), *header.shape[1:]), header.dtype)
+        if header.fortran_order or member.compress_type != zipfile.ZIP_STORED:
+            first = 0
+            for chunk in self.stream(key):
+                low, high = np.searchsorted(numbers, (first, first + len(chunk)))
+                chosen[low:high] = chunk[numbers[low:high] - first]
+                first += len(chunk)
+            return chosen
+        with self._guard(key, "a damaged member"), self.path.open("rb") as file:
+            start = self._zip.content_start(file, member) + header.start
+            for row, number in zip(chosen, numbers.tolist(), strict=True):
+                file.seek(start + number * header.row_bytes)
+                row[...] = np.frombuffer(file.read(header.row_bytes), header.dtype).reshape(row.shape)
+        return chosen
 
     def stream(self, key: str, chunk_bytes: int = CHUNK_BYTES, depth: int = 1) -> Iterator[np.ndarray]:
         """Yield consecutive rows of the first axis, never more than ``chunk_bytes`` at once (or one row).
@@ -299,16 +348,17 @@ class NpzFile:
         except DataContractError:
             raise
         except ZipRefusedError as err:
-            clause = "NPZ-03" if err.too_large else "NPZ-01"
-            raise violation(clause, err.found, path=self.path, key=err.name.removesuffix(".npy") or key) from err
+            clause, remedy = ("NPZ-03", unpacking(self.path)) if err.too_large else ("NPZ-01", copying(self.path))
+            name = err.name.removesuffix(".npy") or key
+            raise violation(clause, err.found, path=self.path, key=name, remedy=remedy) from err
         except OSError as err:
-            remedy = REMEDIES.get(err.errno or 0, "")
+            remedy = REMEDIES.get(err.errno or 0, copying(self.path))
             found = f"{what} ({err.strerror or one_line(str(err))})"
             raise violation("NPZ-01", found, path=self.path, key=key, remedy=remedy) from err
         except Exception as err:
             # NumPy's further lines advise to trust the file.
             reason = one_line(str(err).strip().partition("\n")[0]) or type(err).__name__
-            raise violation("NPZ-01", f"{what} ({reason})", path=self.path, key=key) from err
+            raise violation("NPZ-01", f"{what} ({reason})", path=self.path, key=key, remedy=copying(self.path)) from err
 
 
 def listed(names: Sequence[str]) -> str:

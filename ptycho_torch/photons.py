@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ptycho_torch.errors import DataContractError, one_line
-from ptycho_torch.npz import NpzFile
+from ptycho_torch.scan_arrays import Members
 
 METADATA = "_metadata"
 
@@ -41,7 +41,7 @@ class StatedPhotons:
     note: str = ""
 
 
-def stated_photons(npz: NpzFile) -> StatedPhotons:
+def stated_photons(npz: Members) -> StatedPhotons:
     """Read the photon number in ``_metadata`` of a scan, without unpickling; what cannot be read is noted.
 
     The number stands at the top or under ``physics_parameters``, and the reference takes them in this order.

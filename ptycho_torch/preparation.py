@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial import KDTree
 
-from ptycho_torch.config_params import DataSettings
+from ptycho_torch.config_params import PATCH_SIDES_PX, DataSettings
 from ptycho_torch.contract import violation
 
 REFERENCE_OFFSET_PX = 4
@@ -55,7 +55,7 @@ class FramePreparation:
                 f"frames of {frame} × {frame} pixels for N = {N} and detector_bin = {b}",
                 path=self.path,
                 expected=f"{window} × {window}",
-                remedy=f"Set N = {frame}, or detector_crop = True (keeps the centre), or detector_bin (adds counts).",
+                remedy=_to_window(frame, N, b),
             )
         for start in self._starts:
             if start < 0 or start + window > frame:
@@ -64,7 +64,7 @@ class FramePreparation:
                     f"a window of {window} pixels from {start} on in frames of {frame}",
                     path=self.path,
                     expected="a window inside the frame",
-                    remedy="Lower N or detector_bin, or correct detector_centre_row_px and detector_centre_column_px.",
+                    remedy=_into_frame(frame, N, b),
                 )
 
     @property
@@ -141,6 +141,32 @@ class FramePreparation:
         if self.settings.detector_flip in ("horizontal", "both"):
             frames = flip_about_zero_frequency(frames, -1)
         return frames
+
+
+def _to_window(frame: int, N: int, b: int) -> str:
+    """Return which settings bring frames to N × N."""
+    ways = []
+    if frame in PATCH_SIDES_PX and b == 1:
+        ways.append(f"Train on whole frames: `--N {frame}`")
+    if frame > N * b:
+        ways.append(f"{'keep' if ways else 'Keep'} the middle: `--detector-crop`")
+    if frame % N == 0 and frame // N != b:
+        ways.append(f"add the counts of neighbouring pixels: `--detector-bin {frame // N}`")
+    smaller = [side for side in PATCH_SIDES_PX if side * b < frame]
+    if not ways and smaller:
+        ways.append(f"Frames are too small for N = {N}; keep less of them: `--N {smaller[-1]} --detector-crop`")
+    return "; or ".join(ways) or f"Frames of {frame} pixels are smaller than every network: {PATCH_SIDES_PX}."
+
+
+def _into_frame(frame: int, N: int, b: int) -> str:
+    """Return which settings bring a window into the frame."""
+    if N * b > frame:
+        return _to_window(frame, N, b)
+    least, most = N * b // 2, frame - (N * b - N * b // 2)
+    return (
+        f"Centres from {least} to {most} leave room for it: `--detector-centre-row-px {(least + most) // 2} "
+        f"--detector-centre-column-px {(least + most) // 2}` is the middle."
+    )
 
 
 def flip_about_zero_frequency(frames: np.ndarray, axis: int) -> np.ndarray:

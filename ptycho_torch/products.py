@@ -198,6 +198,8 @@ def write_product(
     reconstruction: Reconstruction,
     geometry: Geometry | None,
     *,
+    positions_px: np.ndarray,
+    indexes: np.ndarray,
     name: str,
     comments: str = "",
     exposure_time_s: float = 0.0,
@@ -207,12 +209,16 @@ def write_product(
 ) -> None:
     """Write the HDF5 product of ptychodus, in one rename [clause PRODUCT-01].
 
-    A position is x_m = (x − origin_x − W/2) · pixel: relative to the centre of the object, which lies at (0, 0).
+    A position is x_m = (x − origin_x − W/2) · pixel: relative to the centre of the object, which lies at (0, 0). There
+    is one for each pattern, whatever groups were made of the patterns: other programs join positions and patterns by
+    the index.
 
     Args:
         path: the file.
         reconstruction: what is written.
         geometry: of the scan; without it pixels have no size in metres.
+        positions_px: (M, 2) positions (x, y) of all patterns of the scan, in the frame of the reconstruction.
+        indexes: (M,) number of each pattern in its file.
         name: name of the scan.
         comments: what made it.
         exposure_time_s: of one pattern; 0 where unknown.
@@ -232,7 +238,7 @@ def write_product(
     _check_pixel(path, pixel)
     height, width = reconstruction.object.shape
     centre = np.array(reconstruction.origin_px) + np.array([width, height]) / 2
-    positions_m = (reconstruction.positions_px - centre) * pixel
+    positions_m = (np.asarray(positions_px, np.float64) - centre) * pixel
     losses = np.empty(0) if losses is None else np.asarray(losses, np.float64)
     probe = np.asarray(reconstruction.probe, np.complex64)
     with replacing(path, overwrite=overwrite) as file, h5py.File(file, "w") as product:
@@ -245,7 +251,7 @@ def write_product(
             product.attrs["probe_photon_count"] = float(photons)
         product.attrs["format_id"] = "ptychodus.product.hdf5"
         product.attrs["format_version"] = "1.0"
-        product["probe_position_indexes"] = np.arange(len(positions_m), dtype=np.int64)
+        product["probe_position_indexes"] = np.asarray(indexes, np.int64)
         product["probe_position_x_m"], product["probe_position_y_m"] = positions_m[:, 0], positions_m[:, 1]
         product["probe"] = probe.reshape(-1, *probe.shape[-2:])
         product["object"] = np.asarray(reconstruction.object, np.complex64)[None]

@@ -14,20 +14,25 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Literal, cast
 
 import numpy as np
 from tqdm import tqdm
 
+from ptycho_torch.beamline import LIGHT_M_S, PLANCK_J_S, Wanted, frame_axes, open_beamline
 from ptycho_torch.contract import load_contract, violation
-from ptycho_torch.cxi import frame_axes, open_hdf5
-from ptycho_torch.errors import DataContractError
+from ptycho_torch.errors import ConfigError, DataContractError
 from ptycho_torch.npz import ArrayHeader, NpzFile
 from ptycho_torch.photons import METADATA, stated_photons
-from ptycho_torch.scan import MAX_FRAME_PX, MAX_MODES, MAX_TEXT_BYTES
+from ptycho_torch.preparation import object_pixel_m
+from ptycho_torch.probe_axes import probe_axes
+from ptycho_torch.remedies import adding, of_frames, of_member, without_patterns, without_positions
+from ptycho_torch.scan import MAX_FRAME_PX, MAX_TEXT_BYTES
 
-Axes = Literal["mhw", "hwm", "mhw1"]
-"""How the axes of the patterns lie: M patterns, H rows, W columns, and a singleton."""
+Axes = Literal["mhw", "mwh", "hwm", "whm", "mhw1"]
+"""How the axes of the patterns lie: M patterns, H rows, W columns, and a singleton. A raster of four axes, (rows,
+columns, H, W), is patterns in C order."""
 
 CHUNK_BYTES = 8 * 2**20
 """Bytes of patterns that are handed out at once, unless one frame alone is larger."""
@@ -37,7 +42,12 @@ TURN_BYTES = 32 * 2**20
 
 POSITION_PAIRS = (("xcoords", "ycoords"), ("xcoords_start", "ycoords_start"))
 GEOMETRY = {"wavelength_m": "wavelength_m", "detector_distance_m": "distance_m", "detector_pixel_m": "pixel_m"}
-"""Key of the contract → name in ``Hdf5Scan.numbers`` and of the option."""
+"""Key of the contract → name in ``BeamlineScan.numbers`` and of the option."""
+
+PTYCHODUS_PATTERNS = "patterns"
+"""Name of the patterns in a file of diffraction data of ptychodus, which are counts."""
+
+ELECTRONVOLT_J = 1.602176634e-19
 
 AMPLITUDE = ("amplitude", "normalized_amplitude")
 INTENSITY = ("intensity", "count_intensity")
@@ -146,12 +156,20 @@ class Source:
     Attributes:
         stack: the patterns.
         domain: ``amplitude`` or ``intensity`` (or the longer names) as the file says, or None.
-        positions: the two keys → (M, 2) float64 (x, y), in object pixels or in metres.
+        positions: the two keys → (K, 2) float64 (x, y), in object pixels, or translations of the sample in metres;
+            not finite where the file has no number, and K may differ from M until patterns are chosen.
         metres: whether positions are in metres.
+        states_units: whether the file or the user states that unit.
+        counts: whether the patterns are counts by the definition of the format.
         probe: (H, W) or (modes, H, W), or None.
         bad_pixels: (H, W) bool, or None.
         geometry: keys of the contract → metres.
-        scan_index: (M,), or None.
+        dark: (H, W) float32 counts to take off, or None.
+        white: (H, W) float32 to divide by, or None.
+        limits: smallest and largest value that is a measurement; infinite where the file does not say.
+        bits: of a pixel's value, or None where the file does not say.
+        beam_centre: (row, column) of the direct beam, or None.
+        scan_index: (K,), or None.
         object_header: the header of ``objectGuess``, or None.
         npz: the file, where it is one.
         notices: what a user should know.
@@ -164,6 +182,13 @@ class Source:
     probe: np.ndarray | None
     bad_pixels: np.ndarray | None
     geometry: Mapping[str, float]
+    states_units: bool = True
+    counts: bool = False
+    dark: np.ndarray | None = None
+    white: np.ndarray | None = None
+    limits: tuple[float, float] = (-math.inf, math.inf)
+    bits: int | None = None
+    beam_centre: tuple[float, float] | None = None
     scan_index: np.ndarray | None = None
     object_header: ArrayHeader | None = None
     npz: NpzFile | None = None
@@ -173,57 +198,83 @@ class Source:
 class _NpzReader:
     """Reads the members of a scan that breaks clauses, as far as it can be repaired."""
 
-    def __init__(self, path: Path, *, axes: Axes, patterns: str | None, drop_pickles: bool, any_domain: bool) -> None:
-        self._path, self._axes, self._patterns = path, axes, patterns
+    def __init__(
+        self, npz: NpzFile, *, axes: Axes | None, patterns: str | None, drop_pickles: bool, any_domain: bool
+    ) -> None:
+        self._path, self._axes, self._patterns = npz.path, axes, patterns
         self._drop_pickles, self._any_domain = drop_pickles, any_domain
         self._notices: list[str] = []
-        self._npz = NpzFile(path)
+        self._npz = npz
+        self._others: dict[str, ArrayHeader] = {}
         self._headers = self._readable()
 
-    def source(self) -> Source:
-        """Return what is there.
+    def source(self, product: Path | None) -> Source:
+        """Return what is there; of a product of ptychodus, where one is given, positions, geometry and probe.
 
         Raises:
             DataContractError: what no option of the command repairs.
         """
         stack = self._stack()
-        M, H, W = stack.count, stack.rows_px, stack.columns_px
-        positions = {}
-        for pair in POSITION_PAIRS:
-            columns = [self._array(name, (M,)) for name in pair]
-            if pair == POSITION_PAIRS[0] or any(column is not None for column in columns):
-                positions[pair] = self._positions(pair, columns)
-        probe = self._probe(H, W)
-        if probe is not None and probe.shape == (H, W, 1):
-            probe = probe[..., 0]
+        H, W = stack.rows_px, stack.columns_px
+        self._count = stack.count
         bad = self._array("bad_pixels", (H, W))
         if bad is not None and not np.isin(bad, (0, 1)).all():
-            raise violation("SCAN-11", "other values than 0 and 1", path=self._path, key="bad_pixels")
-        geometry = {}
-        for name in GEOMETRY:
-            value = self._array(name, ())
-            if value is not None:
-                geometry[name] = self._above_zero(name, float(value))
-        object_header = self._headers.get("objectGuess")
-        if object_header is not None:
-            self._check("objectGuess", object_header, len(object_header.shape) == 2 and 0 not in object_header.shape)
-        return Source(
+            remedy = of_member(self._path, "bad_pixels", (), "", stack.count, adding)
+            raise violation("SCAN-11", "other values than 0 and 1", path=self._path, key="bad_pixels", remedy=remedy)
+        source = Source(
             stack=stack,
             domain=self._domain(),
-            positions=positions,
+            positions={},
             metres=False,
-            probe=probe,
+            probe=self._probe(H, W),
             bad_pixels=None if bad is None else bad.astype(bool),
-            geometry=geometry,
-            scan_index=self._array("scan_index", (M,)),
-            object_header=object_header,
+            geometry=self._geometry(),
+            counts=stack.key == PTYCHODUS_PATTERNS,
+            scan_index=self._column("scan_index"),
+            object_header=self._object_header(),
             npz=self._npz,
-            notices=tuple(self._notices),
         )
+        if product is None:
+            source = dataclasses.replace(source, positions=self._position_pairs())
+        else:
+            source = _with_product(source, product, self._indexes(), self._notices)
+        return dataclasses.replace(source, notices=tuple(self._notices))
+
+    def _position_pairs(self) -> dict[tuple[str, str], np.ndarray]:
+        positions = {}
+        for pair in POSITION_PAIRS:
+            columns = [self._column(name) for name in pair]
+            if pair == POSITION_PAIRS[0] or any(column is not None for column in columns):
+                positions[pair] = self._positions(pair, columns)
+        return positions
+
+    def _geometry(self) -> dict[str, float]:
+        values = {name: self._scalar(name) for name in GEOMETRY}
+        return {name: self._above_zero(name, float(value)) for name, value in values.items() if value is not None}
+
+    def _object_header(self) -> ArrayHeader | None:
+        header = self._headers.get("objectGuess")
+        if header is not None and len(header.shape) == 3 and 0 not in header.shape and header.dtype.kind in "cf":
+            self._notices.append(
+                f"'objectGuess' is left out: {header.shape} has layers, and one object has (rows, columns)"
+            )
+            return None
+        if header is not None:
+            self._check("objectGuess", header, len(header.shape) == 2 and 0 not in header.shape)
+        return header
+
+    def _indexes(self) -> np.ndarray | None:
+        """Return the pattern numbers that a file of ptychodus gives its patterns."""
+        if "indexes" not in self._npz:
+            return None
+        header = self._npz.header("indexes")
+        return self._npz.read("indexes") if len(header.shape) == 1 and header.dtype.kind in "iu" else None
 
     def _readable(self) -> dict[str, ArrayHeader]:
         """Read the headers of what the contract names; say what is left out."""
         named = load_contract().files["scan"].names
+        if not {"diff3d", "diffraction"} & set(self._npz.keys):
+            named = named | {PTYCHODUS_PATTERNS}
         headers, pickles, unknown = {}, [], []
         for key in self._npz.keys:
             try:
@@ -237,13 +288,14 @@ class _NpzReader:
                         err.found,
                         path=self._path,
                         key=key,
-                        remedy="Leave such members out: --drop-pickles.",
+                        remedy="Leave such members out: `--drop-pickles`",
                     ) from err
                 elif key in named:
                     raise
                 else:
                     unknown.append(key)
                 continue
+            self._others[key] = header
             if key in named:
                 headers[key] = header
             else:
@@ -252,9 +304,13 @@ class _NpzReader:
             self._notices.append(f"left out, because only unpickling could read them: {', '.join(pickles)}")
         if METADATA in pickles and (stated := stated_photons(self._npz)).nphotons is not None:
             self._notices.append(f"{METADATA!r} says the photon number; train with --nphotons {stated.nphotons:.12g}")
-        if unknown:
+        if unknown := [key for key in unknown if key != "indexes" or PTYCHODUS_PATTERNS not in named]:
             self._notices.append(f"left out, because the contract does not know them: {', '.join(unknown)}")
         return headers
+
+    @property
+    def _shapes(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        return {key: (header.shape, header.dtype.kind) for key, header in self._others.items()}
 
     def _stack(self) -> Stack:
         key = self._patterns_key()
@@ -264,21 +320,26 @@ class _NpzReader:
         count = positions.shape[0] if positions is not None and len(positions.shape) == 1 else None
         if header.dtype.kind not in "fiu":
             raise violation("SCAN-03", f"dtype {header.dtype}", path=self._path, key=key)
-        if axes == "mhw" and len(shape) == 3 and count is not None and shape[2] == count != shape[0]:
+        if axes is None and len(shape) == 3 and count is not None and shape[2] == count != shape[0]:
             raise violation(
                 "SCAN-02",
                 f"shape {shape} for {count} positions: the older order, with patterns along the last axis",
                 path=self._path,
                 key=key,
-                remedy="Turn it: --axes hwm.",
+                remedy="Turn it: `--axes hwm`",
             )
+        if len(shape) == 4 and axes in (None, "mhw") and shape[3] != 1 and not header.fortran_order:
+            self._notices.append(f"patterns: a raster of {shape[0]} × {shape[1]} places, row by row")
+            shape = (shape[0] * shape[1], *shape[2:])
+        axes = axes or "mhw"
         try:
             M, H, W = frame_axes(shape, axes)
         except ValueError:
-            remedy = "Drop the last axis: --axes mhw1." if len(shape) == 4 and shape[3] == 1 else "See --axes."
+            singleton = len(shape) == 4 and shape[3] == 1
+            remedy = "Drop the last axis: `--axes mhw1`" if singleton else of_frames(self._path, key, shape, adding)
             raise self._bad_shape(key, shape, f"axes {', '.join(axes)}", remedy) from None
         if axes == "hwm" and count == H != M:
-            raise self._bad_shape(key, shape, f"{count} patterns along the last axis", "Leave --axes hwm out.")
+            raise self._bad_shape(key, shape, f"{count} patterns along the last axis", "Leave --axes out.")
         if not (M and 2 <= H <= MAX_FRAME_PX and 2 <= W <= MAX_FRAME_PX):
             raise self._bad_shape(key, shape, "", "")
         # The content of an array in Fortran order is that of the reversed axes in C order.
@@ -300,11 +361,17 @@ class _NpzReader:
         return violation("SCAN-02", f"shape {shape}", path=self._path, key=key, expected=expected, remedy=remedy)
 
     def _patterns_key(self) -> str:
-        names = load_contract().files["scan"].keys["diff3d"].names
+        names = (*load_contract().files["scan"].keys["diff3d"].names, PTYCHODUS_PATTERNS)
         there, chosen = [name for name in names if name in self._headers], self._patterns
         if not there or chosen not in (None, *there):
             present = ", ".join(self._npz.keys) or "nothing"
-            raise violation("SCAN-01", f"no such member; present: {present}", path=self._path, key=chosen or names[0])
+            raise violation(
+                "SCAN-01",
+                f"no such member; present: {present}",
+                path=self._path,
+                key=chosen or names[0],
+                remedy=without_patterns(self._path, self._shapes, adding),
+            )
         same = len({(d.crc32, d.content_bytes) for d in self._npz.digest() if d.key in there}) == 1
         if chosen is None and not same:
             raise violation(
@@ -312,7 +379,7 @@ class _NpzReader:
                 f"{' and '.join(map(repr, there))} with different content",
                 path=self._path,
                 key=there[0],
-                remedy=f"Choose one: --patterns {' or --patterns '.join(there)}.",
+                remedy=f"Choose one: `--patterns {'` or `--patterns '.join(there)}`",
             )
         key = chosen or there[0]
         left_out = [name for name in there if name != key]
@@ -340,7 +407,7 @@ class _NpzReader:
             path=self._path,
             key=key,
             expected=f"one of {', '.join(AMPLITUDE + INTENSITY)}",
-            remedy="Say what the patterns hold: --from-intensity or --declare-amplitude.",
+            remedy="Say what the patterns hold: `--from-intensity` or `--declare-amplitude`",
         )
 
     def _positions(self, pair: tuple[str, str], columns: list[np.ndarray | None]) -> np.ndarray:
@@ -348,21 +415,33 @@ class _NpzReader:
         for name, column in zip(pair, columns, strict=True):
             if column is None:
                 present = ", ".join(self._npz.keys)
-                raise violation(clause, f"no such member; present: {present}", path=self._path, key=name)
-            wrong = np.flatnonzero(~np.isfinite(column))
-            if len(wrong):
-                raise violation(clause, f"{column[wrong[0]]} at pattern {wrong[0]}", path=self._path, key=name)
-        return np.stack(cast(list[np.ndarray], columns), axis=1).astype(np.float64)
+                remedy = without_positions(self._path, self._shapes, self._count, adding)
+                found = f"no such member; present: {present}"
+                raise violation(clause, found, path=self._path, key=name, remedy=remedy)
+        x, y = cast(list[np.ndarray], columns)
+        if len(x) != len(y):
+            raise violation(clause, f"{len(y)} values for {len(x)} in {pair[0]!r}", path=self._path, key=pair[1])
+        return np.stack([x, y], axis=1).astype(np.float64)
 
     def _probe(self, H: int, W: int) -> np.ndarray | None:
         header = self._headers.get("probeGuess")
         if header is None:
             return None
-        shape = header.shape
-        modes = shape[0] if len(shape) == 3 and shape != (H, W, 1) else 1
-        fits = shape in ((H, W), (H, W, 1), (modes, H, W)) and 1 <= modes <= MAX_MODES
-        self._check("probeGuess", header, fits, f" for patterns of {H} × {W}")
-        return self._npz.read("probeGuess")
+        axes = probe_axes(header.shape, H, W)
+        self._check("probeGuess", header, axes is not None, f" for patterns of {H} × {W}")
+        assert axes is not None
+        if axes.note:
+            self._notices.append(f"'probeGuess': {axes.note}")
+        probe = axes.arranged(self._npz.read("probeGuess"))
+        return probe[0] if header.shape == (H, W, 1) else probe
+
+    def _column(self, name: str) -> np.ndarray | None:
+        """Return one number for each pattern; of a raster row by row."""
+        header = self._headers.get(name)
+        if header is None:
+            return None
+        self._check(name, header, len(header.shape) in (1, 2), " where one number for each pattern is needed")
+        return self._npz.read(name).reshape(-1)
 
     def _array(self, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
         header = self._headers.get(name)
@@ -371,16 +450,26 @@ class _NpzReader:
         self._check(name, header, header.shape == shape, f" where {shape} is needed")
         return self._npz.read(name)
 
+    def _scalar(self, name: str) -> np.ndarray | None:
+        """Return one number, which other programs keep in arrays of (1,) or (1, 1) too."""
+        header = self._headers.get(name)
+        if header is None:
+            return None
+        self._check(name, header, math.prod(header.shape) == 1, " where one number is needed")
+        return self._npz.read(name).reshape(())
+
     def _above_zero(self, name: str, number: float) -> float:
         if not 0 < number < math.inf:
-            raise violation("SCAN-12", f"{number}", path=self._path, key=name)
+            remedy = of_member(self._path, name, (), "", self._count, adding)
+            raise violation("SCAN-12", f"{number}", path=self._path, key=name, remedy=remedy)
         return number
 
     def _check(self, name: str, header: ArrayHeader, fits: bool, needed: str = "") -> None:
         spec = load_contract().files["scan"].keys[name]
         if not fits or header.dtype.kind not in spec.kinds:
             found = f"shape {header.shape} of {header.dtype}{needed}"
-            raise violation(spec.clause, found, path=self._path, key=name)
+            remedy = of_member(self._path, name, header.shape, header.dtype.kind, self._count, adding)
+            raise violation(spec.clause, found, path=self._path, key=name, remedy=remedy)
 
 
 def member_blocks(npz: NpzFile, key: str, header: ArrayHeader, block_bytes: int) -> Iterator[np.ndarray]:
@@ -395,7 +484,7 @@ def member_blocks(npz: NpzFile, key: str, header: ArrayHeader, block_bytes: int)
     buffer = np.empty(min(block_bytes, left), np.uint8)
     try:
         with zipfile.ZipFile(npz.path) as archive:
-            (member,) = [info for info in archive.infolist() if info.filename.removesuffix(".npy") == key]
+            (member,) = [info for info in archive.infolist() if info.filename == npz.stored_name(key)]
             with archive.open(member) as file:
                 _fill(file, np.empty(header.start, np.uint8))
                 while left:
@@ -418,44 +507,109 @@ def _fill(file: IO[bytes], buffer: np.ndarray) -> None:
         filled += got
 
 
+def _with_product(source: Source, path: Path, indexes: np.ndarray | None, notices: list[str]) -> Source:
+    """Take positions, geometry and probe from the product file of ptychodus, which has metres [clause PRODUCT-01]."""
+    try:
+        npz = NpzFile(path)
+    except DataContractError as err:
+        raise ConfigError(f"--positions-file {path}: {err.found}; it must be a product of ptychodus (.npz).") from err
+    names = ("probe_position_x_m", "probe_position_y_m")
+    missing = [name for name in names if name not in npz]
+    if missing:
+        raise ConfigError(f"--positions-file {path} has no {missing[0]!r}, as a product of ptychodus has.")
+    x, y = (npz.read(name).reshape(-1).astype(np.float64) for name in names)
+    if len(x) != len(y):
+        raise ConfigError(f"--positions-file {path}: {len(x)} x for {len(y)} y.")
+    positions = np.stack([x, y], axis=1)
+    if indexes is not None and "probe_position_indexes" in npz:
+        numbers = npz.read("probe_position_indexes").reshape(-1)
+        place = {int(number): row for row, number in enumerate(numbers)}
+        rows = [place.get(int(index)) for index in indexes]
+        positions = np.array([positions[row] if row is not None else (math.nan, math.nan) for row in rows])
+    geometry = dict(source.geometry)
+    if "detector_object_distance_m" in npz:
+        geometry.setdefault("detector_distance_m", float(npz.read("detector_object_distance_m")))
+    if "probe_energy_eV" in npz:
+        energy_j = float(npz.read("probe_energy_eV")) * ELECTRONVOLT_J
+        geometry.setdefault("wavelength_m", PLANCK_J_S * LIGHT_M_S / energy_j if energy_j > 0 else math.nan)
+    H, W = source.stack.rows_px, source.stack.columns_px
+    if "probe_pixel_width_m" in npz and {"detector_distance_m", "wavelength_m"} <= set(geometry):
+        side = float(npz.read("probe_pixel_width_m"))
+        pixel = object_pixel_m(geometry["wavelength_m"], geometry["detector_distance_m"], side, W)
+        geometry.setdefault("detector_pixel_m", pixel)
+    probe = source.probe
+    axes = probe_axes(npz.header("probe").shape, H, W) if probe is None and "probe" in npz else None
+    if axes is not None:
+        probe = axes.arranged(npz.read("probe"))
+    notices.append(f"positions{', probe' if axes is not None else ''} and geometry are those of {path.name}")
+    # The product has the probe's positions on the object: minus the translation of the sample.
+    return dataclasses.replace(
+        source, positions={POSITION_PAIRS[0]: -positions}, metres=True, probe=probe, geometry=geometry
+    )
+
+
 def read_npz(
-    path: Path, *, axes: Axes, patterns: str | None = None, drop_pickles: bool = False, any_domain: bool = False
+    path: Path,
+    *,
+    axes: Axes | None,
+    patterns: str | None = None,
+    drop_pickles: bool = False,
+    any_domain: bool = False,
+    rename: Mapping[str, str] = MappingProxyType({}),
+    drop: Collection[str] = (),
+    product: Path | None = None,
 ) -> Source:
     """Read headers and small members of a scan in an NPZ file, as far as it can be repaired.
 
     Args:
         path: the file.
-        axes: how the axes of the patterns lie.
+        axes: how the axes of the patterns lie; None is patterns first.
         patterns: ``diff3d`` or ``diffraction``; None takes the one that is there.
         drop_pickles: leave out members that only unpickling could read.
         any_domain: accept a ``measurement_domain`` that says nothing known.
+        rename: names of members → what they are read as.
+        drop: members that are left out.
+        product: a product file of ptychodus that has the positions.
 
     Raises:
         DataContractError: NPZ-… and SCAN-…, what is wrong and not repaired by these arguments.
+        ConfigError: the product is none.
     """
-    reader = _NpzReader(path, axes=axes, patterns=patterns, drop_pickles=drop_pickles, any_domain=any_domain)
-    return reader.source()
+    npz = NpzFile(path, rename=rename, drop=drop)
+    reader = _NpzReader(npz, axes=axes, patterns=patterns, drop_pickles=drop_pickles, any_domain=any_domain)
+    return reader.source(product)
 
 
 @contextlib.contextmanager
-def open_cxi(
-    path: Path,
-    *,
-    axes: Axes,
-    data_path: str | None = None,
-    positions_path: str | None = None,
-    given: Collection[str] = (),
-) -> Iterator[Source]:
-    """Open a scan in a CXI or other HDF5 file; arguments and errors are those of ``open_hdf5``."""
-    with open_hdf5(path, axes=axes, data_path=data_path, positions_path=positions_path, given=given) as scan:
-        M, H, W = frame_axes(scan.shape, axes)
+def open_source(path: Path, wanted: Wanted) -> Iterator[Source]:
+    """Open a scan in an HDF5 file; arguments and errors are those of ``open_beamline``."""
+    with open_beamline(path, wanted) as scan:
+        M, H, W = frame_axes(scan.shape, scan.axes)
+        letters = scan.axes.removesuffix("1")
         yield Source(
-            stack=Stack(path, scan.key, M, H, W, scan.dtype, axes == "hwm", False, scan.blocks),
+            stack=Stack(
+                path,
+                scan.key,
+                M,
+                H,
+                W,
+                scan.dtype,
+                patterns_last=letters[-1] == "m",
+                columns_first=letters.index("w") < letters.index("h"),
+                blocks=scan.blocks,
+            ),
             domain=None,
             positions={POSITION_PAIRS[0]: scan.translation_m},
             metres=True,
+            states_units=scan.states_units,
+            counts=True,
             probe=scan.probe,
             bad_pixels=scan.bad_pixels,
             geometry={key: scan.numbers[name] for key, name in GEOMETRY.items() if name in scan.numbers},
+            dark=scan.dark,
+            white=scan.white,
+            limits=scan.limits,
+            bits=scan.bits,
+            beam_centre=scan.beam_centre,
             notices=scan.notices,
         )

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ptycho_torch.diffraction_scores import DiffractionScores, MeasuredPatterns, score_diffraction
 from ptycho_torch.errors import DataContractError
 from ptycho_torch.half_split import KIND, LEAST_SIDE_PX, HalfSplit
 from ptycho_torch.products import Reconstruction
-from ptycho_torch.rings import describe_resolution
+from ptycho_torch.rings import RingCorrelation, describe_resolution
 
 if TYPE_CHECKING:
     from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
@@ -50,6 +53,29 @@ class ReconstructionScores:
             "diffraction": self.diffraction.numbers() if isinstance(self.diffraction, DiffractionScores) else None,
             "no_diffraction_because": None if scored else self.diffraction,
         }
+
+    @classmethod
+    def from_numbers(cls, numbers: Mapping[str, Any], pixel_size_m: float | None) -> ReconstructionScores:
+        """Return scores from what ``numbers`` says, as ``infer`` has written it.
+
+        Raises:
+            KeyError: a name that is missing.
+            TypeError: a value of another kind.
+            ValueError: likewise.
+        """
+        split, diffraction = numbers["half_split"], numbers["diffraction"]
+        fields = [field.name for field in dataclasses.fields(DiffractionScores)]
+        return cls(
+            contrast=_number(numbers["contrast"]),
+            disagreement=_number(numbers["disagreement_over_contrast"]),
+            half_split=None if split is None else _read_half_split(split),
+            diffraction=(
+                str(numbers["no_diffraction_because"])
+                if diffraction is None
+                else DiffractionScores(**{name: diffraction[name] for name in fields})
+            ),
+            pixel_size_m=pixel_size_m,
+        )
 
     def _half_split(self, split: HalfSplit) -> dict[str, Any]:
         rings, size = split.rings, self.pixel_size_m
@@ -89,6 +115,21 @@ class ReconstructionScores:
             return "none: overlapping patches disagree by more than the object's contrast"
         rings = self.half_split.rings
         return describe_resolution(rings.half_bit_resolution_px, self.pixel_size_m, "the half-bit curve")
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _read_half_split(numbers: Mapping[str, Any]) -> HalfSplit:
+    rings = None
+    if numbers["curve"] is not None:
+        curves = (np.array(numbers[name], np.float64) for name in ("frequencies_per_px", "curve", "half_bit"))
+        half_bit = _number(numbers["half_bit_per_px"]), _number(numbers["half_bit_resolution_px"])
+        # The file has the crossing of the half-bit curve only.
+        rings = RingCorrelation(*curves, math.nan, math.nan, half_bit[0], math.nan, half_bit[1])
+    first, second = numbers["groups"]
+    return HalfSplit((int(first), int(second)), float(numbers["patterns_in_both"]), int(numbers["side_px"]), rings)
 
 
 def score_reconstruction(

@@ -7,6 +7,7 @@ Clauses SCAN-… and PROBE-… of <doc-ref type="contract">specs/data_contracts.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from typing import Literal
 
 import numpy as np
 
+from ptycho_torch import remedies
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.contract import Key, load_contract, shape_fits, violation
 from ptycho_torch.errors import DataContractError
@@ -22,6 +24,7 @@ from ptycho_torch.npz import CHUNK_BYTES, ArrayHeader, NpzFile, listed
 from ptycho_torch.photons import METADATA, PATTERNS_LOOKED_AT, StatedPhotons, are_counts, stated_photons
 from ptycho_torch.preparation import object_pixel_m
 from ptycho_torch.probe import disk_mask
+from ptycho_torch.scan_arrays import Members, ScanArrays, ScanSource, open_members, path_of
 
 State = Literal["holds", "broken", "notice", "not judged"]
 
@@ -38,6 +41,7 @@ _DISTINCT_COUNTS = 8
 _AMPLITUDE = ("amplitude", "normalized_amplitude")
 _INTENSITY = ("intensity", "count_intensity")
 _PIXELS_LOOKED_AT = 256
+_SAMPLED_PATTERNS, _SAMPLED_PIXELS = 256, 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +76,7 @@ class PatternStack:
     """
 
     path: Path
-    npz: NpzFile
+    npz: Members
     key: str
     count: int
     frame_px: int
@@ -171,6 +175,7 @@ class PatternAudit:
         key: the member, for errors.
         declared_domain: what the file says it holds, or None.
         whole_from: from here on every number of the type is whole, so that being whole says nothing.
+        converting: whether ``convert-scan`` makes these patterns, so that options can be added to it.
         count: patterns seen.
         dark: patterns without a single count.
         largest: the largest amplitude.
@@ -181,6 +186,7 @@ class PatternAudit:
     key: str
     declared_domain: str | None = None
     whole_from: float = 2.0**23
+    converting: bool = False
     count: int = 0
     dark: int = 0
     largest: float = 0.0
@@ -210,6 +216,10 @@ class PatternAudit:
         self.total_counts += float(energies.sum())
         return energies
 
+    @property
+    def _mending(self) -> remedies.Mending:
+        return remedies.adding if self.converting else functools.partial(remedies.converting, self.path)
+
     def finish(self) -> None:
         """Check what only the whole stack can tell.
 
@@ -217,13 +227,20 @@ class PatternAudit:
             DataContractError: SCAN-04 or SCAN-05.
         """
         if self.largest < _LEAST_AMPLITUDE:
-            raise violation("SCAN-04", f"amplitudes of at most {self.largest:.3g}", path=self.path, key=self.key)
+            raise violation(
+                "SCAN-04",
+                f"amplitudes of at most {self.largest:.3g}",
+                path=self.path,
+                key=self.key,
+                remedy=remedies.of_faint(self.path, self.key, self.largest),
+            )
         if self.declared_domain is None and self._whole and self._distinct >= _DISTINCT_COUNTS:
             raise violation(
                 "SCAN-05",
                 f"whole numbers alone, up to {self.largest:.0f}, as counts are",
                 path=self.path,
                 key=self.key,
+                remedy=remedies.of_counts(self._mending),
             )
 
     def _count_distinct(self, values: np.ndarray, highest: np.ndarray) -> None:
@@ -242,14 +259,20 @@ class PatternAudit:
             f"{amplitude[number, row, column]:.6g} at row {row}, column {column} of pattern {first + number}",
             path=self.path,
             key=self.key,
+            remedy=remedies.of_values(first, bad, self._mending),
         )
 
 
 class _Examiner:
     """Runs the checks of one scan. Strict, it raises the first broken clause; else it notes what it finds."""
 
-    def __init__(self, path: Path, strict: bool) -> None:
-        self.path, self._strict = path, strict
+    def __init__(self, source: ScanSource, strict: bool, named: Path | None = None) -> None:
+        self.path, self._strict = path_of(source) if named is None else named, strict
+        self._source = source
+        # What convert-scan reads back was made by a command, to which options can be added; arrays are no file yet.
+        file = None if isinstance(source, ScanArrays) else self.path
+        self._mending = remedies.adding if named is not None else functools.partial(remedies.converting, file)
+        self._members: remedies.Shapes = {}
         self.findings: dict[str, Finding] = {}
         self.keys: Mapping[str, Key] = load_contract().files["scan"].keys
         self.judged: set[str] = set()
@@ -282,11 +305,12 @@ class _Examiner:
     def run(self) -> tuple[PatternStack | None, Scan | None]:
         """Return what can be read: the patterns where their header holds, and the scan where nothing is broken."""
         try:
-            npz = NpzFile(self.path)
+            npz = open_members(self._source)
         except DataContractError as err:
             self.broken(err)
             return None, None
         headers = self._headers(npz)
+        self._members = {key: (header.shape, header.dtype.kind) for key, header in headers.items()}
         self._judged("NPZ-01", "NPZ-02", "NPZ-03", "SCAN-01", "SCAN-13")
         patterns_key = self._patterns_key(npz, headers)
         if patterns_key is None:
@@ -324,7 +348,7 @@ class _Examiner:
         """Say that these clauses are about to be judged; one that finds nothing holds."""
         self.judged.update(clauses)
 
-    def _headers(self, npz: NpzFile) -> dict[str, ArrayHeader]:
+    def _headers(self, npz: Members) -> dict[str, ArrayHeader]:
         """Read the header of every member that the contract names; of the others, see that they are no pickles.
 
         ``_metadata``, which is one, is read for what it says of photons.
@@ -349,16 +373,24 @@ class _Examiner:
             self.note("SCAN-13", f"not read: {listed(unread)}")
         return headers
 
-    def _patterns_key(self, npz: NpzFile, headers: Mapping[str, ArrayHeader]) -> str | None:
+    def _patterns_key(self, npz: Members, headers: Mapping[str, ArrayHeader]) -> str | None:
         names = self.keys["diff3d"].names
         there = [name for name in names if name in npz]
         if not there:
             found = f"neither of these; present: {listed(npz.keys)}"
-            self.broken(violation("SCAN-01", found, path=self.path, key="diff3d"))
+            remedy = remedies.without_patterns(self.path, self._members, self._mending)
+            self.broken(violation("SCAN-01", found, path=self.path, key="diff3d", remedy=remedy))
             return None
         if len(there) > 1:
             same = len({(d.crc32, d.content_bytes) for d in npz.digest() if d.key in there}) == 1
-            self.check("SCAN-01", same, f"{' and '.join(map(repr, there))} with different content", key=there[0])
+            self.check(
+                "SCAN-01",
+                same,
+                f"{' and '.join(map(repr, there))} with different content",
+                key=there[0],
+                remedy=f"Keep one of them: {self._mending('--patterns', there[0])} or "
+                f"{self._mending('--patterns', there[1])}",
+            )
             if same:
                 self.note("SCAN-01", f"{' and '.join(map(repr, there))} are the same")
         elif there[0] != "diff3d":
@@ -369,13 +401,15 @@ class _Examiner:
         self, header: ArrayHeader, key: str, headers: Mapping[str, ArrayHeader], declared: str | None
     ) -> bool:
         shape, kind = header.shape, header.dtype.kind
+        counts = remedies.of_counts(self._mending)
         if kind in "iu":
-            self.check(
-                "SCAN-05", declared == "amplitude", f"{header.dtype}, a whole-number type, as counts are", key=key
-            )
+            found = f"{header.dtype}, a whole-number type, as counts are"
+            self.check("SCAN-05", declared == "amplitude", found, key=key, remedy=counts)
         else:
-            self.check("SCAN-03", kind == "f", f"dtype {header.dtype}", key=key)
-        self.check("SCAN-05", declared != "intensity", "intensity, as 'measurement_domain' says", key=key)
+            remedy = remedies.of_type(self.path, key, kind)
+            self.check("SCAN-03", kind == "f", f"dtype {header.dtype}", key=key, remedy=remedy)
+        found = "intensity, as 'measurement_domain' says"
+        self.check("SCAN-05", declared != "intensity", found, key=key, remedy=counts)
         positions = headers.get("xcoords")
         count = positions.shape[0] if positions is not None and len(positions.shape) == 1 else None
         singleton = len(shape) == 4 and shape[3] == 1
@@ -385,7 +419,7 @@ class _Examiner:
                 False,
                 f"shape {shape} for {count} positions: the older order, with patterns along the last axis",
                 key=key,
-                remedy="Turn it: ptycho-torch convert-scan FILE -o NEW.npz --axes hwm",
+                remedy=f"Turn it: {self._mending('--axes', 'hwm')}",
             )
         if singleton:
             return self.check(
@@ -393,12 +427,13 @@ class _Examiner:
                 False,
                 f"shape {shape} with a channel axis at the end",
                 key=key,
-                remedy="Drop it: ptycho-torch convert-scan FILE -o NEW.npz --axes mhw1",
+                remedy=f"Drop it: {self._mending('--axes', 'mhw1')}",
             )
         square = len(shape) == 3 and shape[0] >= 1 and shape[1] == shape[2] and 2 <= shape[1] <= MAX_FRAME_PX
-        return self.check("SCAN-02", square, f"shape {shape}", key=key)
+        remedy = remedies.of_frames(self.path, key, shape, self._mending)
+        return self.check("SCAN-02", square, f"shape {shape}", key=key, remedy=remedy)
 
-    def _declared_domain(self, npz: NpzFile, headers: Mapping[str, ArrayHeader]) -> str | None:
+    def _declared_domain(self, npz: Members, headers: Mapping[str, ArrayHeader]) -> str | None:
         key = "measurement_domain"
         if key not in npz:
             return None
@@ -418,13 +453,13 @@ class _Examiner:
             found,
             key=key,
             expected=f"one of {', '.join(_AMPLITUDE + _INTENSITY)}",
-            remedy="Say what the patterns hold, or leave the key out.",
+            remedy=remedies.of_counts(self._mending),
         )
         if text in _AMPLITUDE:
             return "amplitude"
         return "intensity" if text in _INTENSITY else None
 
-    def _read(self, npz: NpzFile, key: str) -> np.ndarray | None:
+    def _read(self, npz: Members, key: str) -> np.ndarray | None:
         try:
             return npz.read(key)
         except DataContractError as err:
@@ -439,13 +474,18 @@ class _Examiner:
         fits = any(shape_fits(shape, header.shape, self._letters) for shape in spec.shapes)
         letters = ", ".join(f"{letter} = {number}" for letter, number in self._letters.items())
         found = f"shape {header.shape} of {header.dtype} ({letters})"
-        return self.check(spec.clause, fits and header.dtype.kind in spec.kinds, found, key=name)
+        remedy = remedies.of_member(self.path, name, header.shape, header.dtype.kind, self._letters["M"], self._mending)
+        return self.check(spec.clause, fits and header.dtype.kind in spec.kinds, found, key=name, remedy=remedy)
 
-    def _array(self, npz: NpzFile, headers: Mapping[str, ArrayHeader], name: str) -> np.ndarray | None:
+    def _without(self, name: str) -> str:
+        """Return what to do about a member whose values are wrong."""
+        return remedies.of_member(self.path, name, (), "", self._letters["M"], self._mending)
+
+    def _array(self, npz: Members, headers: Mapping[str, ArrayHeader], name: str) -> np.ndarray | None:
         return self._read(npz, name) if self._shape_alone(headers, name) else None
 
     def _positions(
-        self, npz: NpzFile, headers: Mapping[str, ArrayHeader], names: tuple[str, str], *, required: bool
+        self, npz: Members, headers: Mapping[str, ArrayHeader], names: tuple[str, str], *, required: bool
     ) -> np.ndarray | None:
         clause = self.keys[names[0]].clause
         there = [name for name in names if name in npz]
@@ -455,7 +495,10 @@ class _Examiner:
         for name in names:
             if name not in npz:
                 found = f"no such member; present: {listed(npz.keys)}"
-                self.broken(violation(clause, found, path=self.path, key=name))
+                remedy = remedies.without_positions(self.path, self._members, self._letters["M"], self._mending)
+                if not required:
+                    remedy = self._without(names[0]) if there == [names[0]] else self._without(names[1])
+                self.broken(violation(clause, found, path=self.path, key=name, remedy=remedy))
                 continue
             values = self._array(npz, headers, name)
             if values is None:
@@ -464,7 +507,12 @@ class _Examiner:
                 values = values.astype(np.float64)
             wrong = np.flatnonzero(~(np.abs(values) <= MAX_POSITION_PX))
             found = f"{values[wrong[0]]} at pattern {wrong[0]}" if len(wrong) else ""
-            if self.check(clause, not len(wrong), found, key=name):
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            remedy = self._without(name)
+            if required and 0 < len(wrong) < len(values):
+                keep = remedies.kept(wrong.tolist(), len(values))
+                remedy = f"Leave such patterns out: {self._mending('--select', keep)}"
+            if self.check(clause, not len(wrong), found + more, key=name, remedy=remedy):
                 columns.append(values)
         if len(columns) < 2:
             return None
@@ -475,53 +523,61 @@ class _Examiner:
             self.note(clause, f"{len(positions)} patterns at {places} different places")
         return positions
 
-    def _probe(self, npz: NpzFile, headers: Mapping[str, ArrayHeader], frame_px: int) -> np.ndarray | None:
+    def _probe(self, npz: Members, headers: Mapping[str, ArrayHeader], frame_px: int) -> np.ndarray | None:
         values = self._array(npz, headers, "probeGuess")
         if values is None:
             if "probeGuess" not in npz:
                 self.note("SCAN-08", "no probe in this file; a probe folder or the caller must give one")
             return None
         try:
-            return probe_modes(values, frame_px, "SCAN-08", self.path, "probeGuess")
+            return probe_modes(values, frame_px, "SCAN-08", self.path, "probeGuess", self._without("probeGuess"))
         except DataContractError as err:
             self.broken(err)
             return None
 
-    def _scan_index(self, npz: NpzFile, headers: Mapping[str, ArrayHeader]) -> np.ndarray | None:
+    def _scan_index(self, npz: Members, headers: Mapping[str, ArrayHeader]) -> np.ndarray | None:
         values = self._array(npz, headers, "scan_index")
         if values is None:
             return None
         largest = int(values.max())
-        fits = self.check("SCAN-10", largest <= np.iinfo(np.int64).max, f"{largest}, beyond int64", key="scan_index")
+        fits = self.check(
+            "SCAN-10",
+            largest <= np.iinfo(np.int64).max,
+            f"{largest}, beyond int64",
+            key="scan_index",
+            remedy=self._without("scan_index"),
+        )
         return values.astype(np.int64) if fits else None
 
-    def _good_pixels(self, npz: NpzFile, headers: Mapping[str, ArrayHeader]) -> np.ndarray | None:
+    def _good_pixels(self, npz: Members, headers: Mapping[str, ArrayHeader]) -> np.ndarray | None:
         values = self._array(npz, headers, "bad_pixels")
         if values is None:
             return None
         flags = np.isin(values, (0, 1)).all()
         bad = values.astype(bool)
         found = f"{int(bad.sum())} bad pixels of {bad.size}" if flags else "other values than 0 and 1"
-        if not self.check("SCAN-11", bool(flags) and not bad.all(), found, key="bad_pixels"):
+        remedy = self._without("bad_pixels")
+        if not self.check("SCAN-11", bool(flags) and not bad.all(), found, key="bad_pixels", remedy=remedy):
             return None
         if not bad.any():
             return None
         self.note("SCAN-11", found)
         return np.asarray(~bad)
 
-    def _length(self, npz: NpzFile, headers: Mapping[str, ArrayHeader], name: str) -> float | None:
+    def _length(self, npz: Members, headers: Mapping[str, ArrayHeader], name: str) -> float | None:
         values = self._array(npz, headers, name)
         if values is None:
             return None
         number = float(values)
-        return number if self.check("SCAN-12", 0 < number < math.inf, f"{number}", key=name) else None
+        remedy = self._without(name)
+        return number if self.check("SCAN-12", 0 < number < math.inf, f"{number}", key=name, remedy=remedy) else None
 
 
 _HOLDS = Finding("", "holds")
 _GEOMETRY = ("wavelength_m", "detector_distance_m", "detector_pixel_m")
 
 
-def probe_modes(values: np.ndarray, frame_px: int, clause: str, path: Path, key: str) -> np.ndarray:
+def probe_modes(values: np.ndarray, frame_px: int, clause: str, path: Path, key: str, remedy: str = "") -> np.ndarray:
     """Return a probe as (modes, N, N) complex64, whether it was stored or given.
 
     Args:
@@ -530,6 +586,7 @@ def probe_modes(values: np.ndarray, frame_px: int, clause: str, path: Path, key:
         clause: id of the clause that a wrong probe breaks.
         path: the file, for errors.
         key: its member, for errors.
+        remedy: for errors; empty is the clause's.
 
     Raises:
         DataContractError: the clause given.
@@ -538,29 +595,71 @@ def probe_modes(values: np.ndarray, frame_px: int, clause: str, path: Path, key:
         values = values[..., 0]
     modes = values.reshape(-1, frame_px, frame_px)
     if len(modes) > MAX_MODES:
-        raise violation(clause, f"{len(modes)} modes", path=path, key=key, expected=f"at most {MAX_MODES}")
+        raise violation(
+            clause, f"{len(modes)} modes", path=path, key=key, expected=f"at most {MAX_MODES}", remedy=remedy
+        )
     with np.errstate(over="ignore", invalid="ignore"):
         modes = modes.astype(np.complex64)
     if not np.isfinite(modes).all():
-        raise violation(clause, "NaN, infinity, or a number beyond float32", path=path, key=key)
+        raise violation(clause, "NaN, infinity, or a number beyond float32", path=path, key=key, remedy=remedy)
     disk = disk_mask(frame_px).numpy() > 0
     # Frames below 4 × 4 are smaller than the disk's least radius, and so have only themselves to judge.
     if not modes[:, disk if disk.any() else ~disk].any():
-        raise violation(clause, f"zeros within {frame_px // 4} pixels of the centre", path=path, key=key)
+        found = f"zeros within {frame_px // 4} pixels of the centre"
+        raise violation(clause, found, path=path, key=key, remedy=remedy)
     return modes
 
 
-def open_scan(path: Path) -> Scan:
-    """Open a scan; every clause that headers and small arrays can break is checked.
+def open_scan(source: ScanSource, *, named: Path | None = None) -> Scan:
+    """Open a scan, a file or arrays; every clause that headers and small arrays can break is checked.
 
     Patterns are checked while they are read: ``scan.stack.chunks(scan.stack.audit())``.
+
+    Args:
+        source: the scan.
+        named: the file that errors are about, where this one was made from it.
 
     Raises:
         DataContractError: names file, key, clause, what was found, what was expected, and what to do.
     """
-    _, scan = _Examiner(Path(path), strict=True).run()
+    _, scan = _Examiner(source, strict=True, named=named).run()
     assert scan is not None  # Strict, the examiner raises in place of returning None.
     return scan
+
+
+@dataclasses.dataclass(frozen=True)
+class PatternSample:
+    """Some patterns of a scan, evenly spread, and how bright it is.
+
+    Attributes:
+        amplitude: (n, N, N) float32; bad pixels are 0.
+        energies: (m,) Σ amplitude² of these patterns or of all.
+        energy_numbers: (m,) which patterns those are.
+    """
+
+    amplitude: np.ndarray
+    energies: np.ndarray
+    energy_numbers: np.ndarray
+
+    @functools.cached_property
+    def mean_counts(self) -> np.ndarray:
+        """(N, N) mean of amplitude²."""
+        return np.asarray(np.square(self.amplitude).mean(axis=0, dtype=np.float64))
+
+    @functools.cached_property
+    def lit(self) -> np.ndarray:
+        """(n,) whether a pattern holds any count."""
+        return np.asarray(self.amplitude.any(axis=(1, 2)))
+
+
+def sample_numbers(count: int, frame_px: int) -> np.ndarray:
+    """Return the numbers of at most 256 patterns, evenly spread, whose pixels memory holds easily.
+
+    >>> sample_numbers(5, 64)
+    array([0, 1, 2, 3, 4])
+    """
+    n = min(count, _SAMPLED_PATTERNS, max(_SAMPLED_PIXELS // frame_px**2, PATTERNS_LOOKED_AT))
+    return np.linspace(0, count - 1, n).round().astype(np.int64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -574,6 +673,7 @@ class Examination:
         mean_counts: (N, N) float64 mean of amplitude², or None where the patterns could not be read.
         mean_energy: mean Σ amplitude² of a pattern, or None.
         are_counts: whether the patterns look like roots of counts, or None where that is not known.
+        sample: some of the patterns, or None where they could not be read.
     """
 
     path: Path
@@ -582,6 +682,7 @@ class Examination:
     mean_counts: np.ndarray | None = None
     mean_energy: float | None = None
     are_counts: bool | None = None
+    sample: PatternSample | None = None
 
     @property
     def passed(self) -> bool:
@@ -594,23 +695,27 @@ def examine(path: Path) -> Examination:
     path = Path(path)
     examiner = _Examiner(path, strict=False)
     stack, scan = examiner.run()
-    mean_counts, mean_energy, counts = None, None, None
+    mean_counts, mean_energy, counts, sample = None, None, None, None
     if stack is not None:
         examiner.judged.update(("SCAN-04", "SCAN-05"))
         sums = np.zeros((stack.frame_px, stack.frame_px))
-        step, pixel_step = max(1, stack.count // PATTERNS_LOOKED_AT), -(-stack.frame_px // _PIXELS_LOOKED_AT)
-        looked_at = []
+        numbers = sample_numbers(stack.count, stack.frame_px)
+        pixel_step = -(-stack.frame_px // _PIXELS_LOOKED_AT)
+        looked_at, energies = [], []
         try:
             audit = stack.audit()
-            for first, amplitude, _ in stack.chunks(audit):
+            for first, amplitude, energy in stack.chunks(audit):
                 sums += np.square(amplitude).sum(axis=0, dtype=np.float64)
-                looked_at.append(amplitude[-first % step :: step, ::pixel_step, ::pixel_step].copy())
+                looked_at.append(amplitude[_within(numbers, first, len(amplitude))])
+                energies.append(energy)
         except DataContractError as err:
             examiner.broken(err)
             scan = None
         else:
             mean_counts, mean_energy = sums / audit.count, audit.total_counts / audit.count
-            counts = are_counts(np.concatenate(looked_at))
+            sample = PatternSample(np.concatenate(looked_at), np.concatenate(energies), np.arange(stack.count))
+            step = max(1, len(numbers) // PATTERNS_LOOKED_AT)
+            counts = are_counts(sample.amplitude[::step, ::pixel_step, ::pixel_step])
             if audit.dark:
                 examiner.note("SCAN-04", f"{audit.dark} of {audit.count} patterns are dark")
     findings = []
@@ -618,7 +723,27 @@ def examine(path: Path) -> Examination:
         if clause.id != "SCAN-14":
             silent: State = "holds" if clause.id in examiner.judged else "not judged"
             findings.append(examiner.findings.get(clause.id, Finding(clause.id, silent)))
-    return Examination(path, tuple(findings), scan, mean_counts, mean_energy, counts)
+    return Examination(path, tuple(findings), scan, mean_counts, mean_energy, counts, sample)
+
+
+def _within(numbers: np.ndarray, first: int, count: int) -> np.ndarray:
+    """Return which of ascending numbers lie among ``count`` from ``first`` on, counted from there."""
+    low, high = np.searchsorted(numbers, (first, first + count))
+    return numbers[low:high] - first
+
+
+def sample_patterns(scan: Scan) -> PatternSample:
+    """Read some patterns of a scan, whose values are known to hold; of stored members no others are read.
+
+    Raises:
+        DataContractError: NPZ-…, the file is damaged.
+    """
+    stack = scan.stack
+    numbers = sample_numbers(stack.count, stack.frame_px)
+    amplitude = stack.npz.rows(stack.key, numbers).astype(np.float32, copy=False)
+    if stack.good_pixels is not None:
+        amplitude[:, ~stack.good_pixels] = 0
+    return PatternSample(amplitude, np.square(amplitude, dtype=np.float64).sum(axis=(1, 2)), numbers)
 
 
 def read_probe(path: Path, frame_px: int) -> np.ndarray:

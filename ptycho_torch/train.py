@@ -31,6 +31,7 @@ from ptycho_torch.config_params import Settings, TrainingSettings
 from ptycho_torch.data_module import PtychoDataModule, loaders
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 from ptycho_torch.errors import CheckpointError, ConfigError
+from ptycho_torch.hints import heed_patterns, heed_scans
 from ptycho_torch.lightning_module import ObjectPatches, PtychoPINN, accelerator, load_weights, quiet_lightning
 from ptycho_torch.progress import ProgressBar, log_above_bars, shows_bars
 from ptycho_torch.run_callbacks import BestCheckpoint, LastCheckpoint, RunRecord, SignalStop
@@ -45,7 +46,7 @@ log = logging.getLogger(__name__)
 
 RESUMABLE_WITH = (
     "device", "devices", "num_nodes", "strategy", "max_epochs", "num_workers", "checkpoint_every_n_steps", "tracking",
-    "experiment_name", "run_name",
+    "experiment_name", "run_name", "accept",
 )  # fmt: skip
 """Training settings that a resumed run may change: they do not touch the weights that an epoch ends with."""
 
@@ -182,7 +183,7 @@ class TrainingResult:
 
 
 def main(
-    ptycho_dir: str | Path,
+    ptycho_dir: str | Path | PtychoDataset,
     probe_dir: str | Path | None = None,
     *,
     settings: Settings | None = None,
@@ -202,7 +203,8 @@ def main(
     """Train on a folder of scans: dataset, network, checkpoints, tracking, and a picture of the objects at the end.
 
     Args:
-        ptycho_dir: folder of scans, one NPZ file an experiment, or a single scan.
+        ptycho_dir: folder of scans, one NPZ file an experiment, or a single scan; or a dataset, for example of scans in
+            memory, which has its probe, its map and its data settings.
         probe_dir: folder of probes; None takes ``probeGuess`` of each scan.
         settings: of the run; None takes what the three singletons say now, or the checkpoint's when resuming.
         output_dir: where checkpoints, history, pictures and reconstructions go.
@@ -222,7 +224,8 @@ def main(
         overrides: settings by name, whoever owns them: ``max_epochs``, ``devices``, ``gradient_clip_val`` …
 
     Raises:
-        ConfigError: settings that do not fit together, or ``output_dir`` holds another run.
+        ConfigError: settings that do not fit together, ``output_dir`` holds another run, or a scan has a grave hint
+            that the setting ``accept`` does not name.
         DataContractError: a scan or probe that breaks a clause.
         CheckpointError: a checkpoint that cannot be read or does not belong to these data or settings.
         TrainingError: the loss is no number any more.
@@ -234,7 +237,7 @@ def main(
     if resume is not None and start_from is not None:
         raise ConfigError("resume goes on with a run and start_from begins a new one; give one of them.")
     output_dir = Path(output_dir)
-    scans = folders.scan_paths(Path(ptycho_dir))
+    scans = () if isinstance(ptycho_dir, PtychoDataset) else folders.scan_paths(Path(ptycho_dir))
     probes = () if probe_dir is None else folders.probe_paths(scans, Path(probe_dir))
     folders.refuse_run(
         output_dir,
@@ -243,13 +246,22 @@ def main(
         inputs=[*scans, *probes, *([] if start_from is None else [Path(start_from)])],
     )
     saved = None if resume is None else checkpoints.read_checkpoint(resume)
-    settings = _settings_of(saved, settings).override(overrides)
+    settings = _settings_of(saved, settings)
+    if isinstance(ptycho_dir, PtychoDataset):
+        settings = dataclasses.replace(settings, data=ptycho_dir.settings)
+    settings = settings.override(overrides)
     if saved is not None:
         _same_run(saved, settings)
         _same_folder(saved, output_dir)
     accelerator(settings.training.device)
+    accepted = settings.training.accept or ""
+    looked_at = dict.fromkeys(ptycho_dir.sources) if isinstance(ptycho_dir, PtychoDataset) else scans
+    heed_scans(looked_at, settings.data, accepted, batch_size=settings.training.batch_size)
     output_dir.mkdir(parents=True, exist_ok=True)
-    data = PtychoDataModule(ptycho_dir, probe_dir, settings, data_dir=data_dir, remake_map=remake_map, probe=probe)
+    data = PtychoDataModule(
+        ptycho_dir, probe_dir, settings, data_dir=data_dir, remake_map=remake_map, probe=probe, progress=progress
+    )
+    heed_patterns(data.dataset, accepted)
     epochs = settings.training.max_epochs or epochs_for(len(data.dataset))
     settings = settings.override({"max_epochs": epochs})
     module = PtychoPINN.for_dataset(data.dataset, settings)
@@ -445,7 +457,13 @@ def _finish(
         if reconstruct:
             objects = inference.reconstruct(module, dataset, progress=progress)
             results = inference.write_results(
-                objects, module, dataset, output_dir / "reconstructions", source=last, overwrite=True
+                objects,
+                module,
+                dataset,
+                output_dir / "reconstructions",
+                source=last,
+                geometries=inference.geometries_of(dataset),
+                overwrite=True,
             )
             for result in results:
                 for picture in result.pictures:

@@ -98,7 +98,7 @@ class ZipReader:
         with self._open() as file:
             for member in self.members:
                 try:
-                    self._data_start(file, member)
+                    self.content_start(file, member)
                 except (zipfile.BadZipFile, EOFError, UnicodeDecodeError) as err:
                     raise ZipRefusedError(f"damaged content ({err})", member.filename) from err
 
@@ -111,7 +111,7 @@ class ZipReader:
         """
         crc, left = 0, member.file_size
         with self._open() as file:
-            file.seek(self._data_start(file, member))
+            file.seek(self.content_start(file, member))
             if member.compress_type == zipfile.ZIP_STORED:
                 readinto: Callable[[memoryview], int | None] = file.readinto  # type: ignore[attr-defined]
             else:
@@ -136,7 +136,13 @@ class ZipReader:
 
             yield fill
 
-    def _data_start(self, file: BinaryIO, member: zipfile.ZipInfo) -> int:
+    def content_start(self, file: BinaryIO, member: zipfile.ZipInfo) -> int:
+        """Return where the content of a member begins in the file; the file stands there then.
+
+        Raises:
+            zipfile.BadZipFile: another header than the directory says, or content that overlaps what follows.
+            EOFError: the file ends before.
+        """
         file.seek(member.header_offset)
         local = _read_exactly(file, _LOCAL_HEADER_BYTES)
         name_bytes, extra_bytes = (int(length) for length in struct.unpack_from("<HH", local, 26))

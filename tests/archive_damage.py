@@ -28,8 +28,7 @@ from reference_archives import (
 )
 from zip_files import archive, stored, zeros_bomb
 
-from conformance.steps_archive_files import zipped
-from conformance.steps_checkpoint_files import variables_of
+from conformance.checks.archive_files import variables_of, zipped
 from ptycho_torch.config_params import NetworkSettings
 
 Members = dict[str, bytes]

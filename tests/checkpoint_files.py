@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from conformance.steps_checkpoint_files import field, masked_crc, varint
+from conformance.checks.archive_files import field, masked_crc, varint
 
 MAGIC = struct.pack("<Q", 0xDB4775248B80FB57)
 NUMBERS = {"float32": 1, "float64": 2, "int32": 3, "complex64": 8, "int64": 9}

@@ -44,7 +44,7 @@ from archive_damage import (
 from checkpoint_files import checkpoint, header, tensor
 from reference_archives import Graph, unzipped, weights_file
 
-from conformance.steps_archive_files import hdf5, scale_file, zipped
+from conformance.checks.archive_files import hdf5, scale_file, zipped
 
 MIB = 2**20
 

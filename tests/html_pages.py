@@ -5,19 +5,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Collection
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import conformance
 
-SCRIPT = (Path(conformance.__file__).parent / "page.js").read_text(encoding="utf-8")
-HOSTILE = """<script>alert(1)</script>"><img src=http://x.example onerror='alert(2)'> & é"""
+SCRIPT = (Path(conformance.__file__).parent / "templates" / "page.js").read_text(encoding="utf-8")
+HOSTILE = r"""<script>alert(1)</script>"><img src=http://x.example onerror='alert(2)'> & é 像 $\frac$ {{ 7 * 7 }}"""
 
 
 class Reader(HTMLParser):
     """Notes elements, ids, references and text of a page, and that every element is closed."""
 
-    VOID = ("meta", "link", "img", "br", "line", "polyline", "path", "input")
+    VOID = ("meta", "link", "img", "br", "input")
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,11 +42,6 @@ class Reader(HTMLParser):
                 self.ids.append(value or "")
             if name in ("href", "src", "action", "data", "poster", "srcset"):
                 self.references.append(value or "")
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in self.VOID:
-            self.open.pop()
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open, f"</{tag}> closes nothing"
@@ -75,3 +72,17 @@ def check(text: str) -> Reader:
     assert "url(" not in text
     assert "@import" not in text
     return reader
+
+
+def hostile(values: Any, keep: Collection[str] = ()) -> Any:
+    """Return plain values with every text replaced by ``HOSTILE``, but for those under the keys to keep."""
+    if isinstance(values, dict):
+        return {key: value if key in keep else hostile(value, keep) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [hostile(each, keep) for each in values]
+    return HOSTILE if isinstance(values, str) else values
+
+
+def drawings(text: str) -> list[bytes]:
+    """Return the SVG files in a page."""
+    return [base64.b64decode(found) for found in re.findall(r"data:image/svg\+xml;base64,([^\"]+)", text)]

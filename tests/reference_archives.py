@@ -14,8 +14,8 @@ import h5py
 import numpy as np
 from checkpoint_files import checkpoint, tensor
 
-from conformance.steps_archive_files import scale_file, zipped
-from conformance.steps_archives import saved_parameters
+from conformance.checks.archive_files import scale_file, zipped
+from conformance.checks.archives import saved_parameters
 from ptycho_tf_bridge.weights import tensorflow_shapes, weight_table
 from ptycho_torch.config_params import NetworkSettings
 

@@ -26,7 +26,7 @@ def draw_scan(M: int = 24, N: int = 16, *, seed: int = 0, modes: int | None = No
         "xcoords": rng.uniform(20, 60, M),
         "ycoords": rng.uniform(100, 180, M),
         "probeGuess": probe,
-        "scan_index": rng.integers(0, 3, M),
+        "scan_index": np.full(M, rng.integers(0, 3)),
     }
 
 
@@ -41,7 +41,8 @@ def write_scan(path: Path, scan: Arrays | None = None, **draw: int | None) -> Ar
 def expected_map(scans: Mapping[str, Arrays], settings: DataSettings) -> Tables:
     """Say in NumPy what the tables of a map hold; grouping and preparation have tests of their own."""
     parts: dict[str, list[np.ndarray]] = {}
-    start = 0
+    probes: list[np.ndarray] = []
+    start = experiments = 0
     for number, name in enumerate(sorted(scans)):
         scan = scans[name]
         frame = scan["diff3d"].shape[1]
@@ -50,7 +51,10 @@ def expected_map(scans: Mapping[str, Arrays], settings: DataSettings) -> Tables:
         amplitude = preparation.frames(np.where(bad, np.float32(0), scan["diff3d"].astype(np.float32)))
         energy = np.square(amplitude, dtype=np.float64).sum(axis=(1, 2))
         positions = preparation.positions(np.stack([scan["xcoords"], scan["ycoords"]], axis=1))
-        members = group_scan(positions, settings)
+        indices = np.unique(scan["scan_index"])
+        rows = [np.flatnonzero(scan["scan_index"] == index) for index in indices]
+        each_scan = [each[group_scan(positions[each], settings)] for each in rows]
+        members = np.concatenate(each_scan)
         centres = positions[members].mean(axis=1)  # (L, 2)
         for key, value in {
             "patterns/amplitude": amplitude,
@@ -60,18 +64,19 @@ def expected_map(scans: Mapping[str, Arrays], settings: DataSettings) -> Tables:
             "groups/nn_indices": (members + start).astype(np.int32),
             "groups/coords_relative": -(positions[members] - centres[:, None])[:, :, None],
             "groups/coords_center": centres[:, None, None],
-            "groups/experiment_id": np.full(len(members), number),
-            "experiments/probe": preparation.probe(scan["probeGuess"].reshape(-1, frame, frame)),
-            "experiments/good_pixels": preparation.good_pixels(~bad)[None],
-            "experiments/scale": np.array([settings.N / 2 / np.sqrt(energy[members].mean())]),
-            "experiments/first_row": np.array([start]),
+            "groups/experiment_id": np.repeat(experiments + np.arange(len(rows)), [len(each) for each in each_scan]),
+            "experiments/file": np.full(len(rows), number),
+            "experiments/scan_index": indices,
+            "experiments/good_pixels": np.stack([preparation.good_pixels(~bad)] * len(rows)),
+            "experiments/scale": np.array([settings.N / 2 / np.sqrt(energy[each].mean()) for each in each_scan]),
+            "experiments/first_row": np.array([start + each[0] for each in rows]),
         }.items():
             parts.setdefault(key, []).append(value)
+        probes += [preparation.probe(scan["probeGuess"].reshape(-1, frame, frame))] * len(rows)
         start += len(energy)
-    modes = max(len(probe) for probe in parts["experiments/probe"])
-    parts["experiments/probe"] = [
-        np.pad(probe, ((0, modes - len(probe)), (0, 0), (0, 0)))[None] for probe in parts["experiments/probe"]
-    ]
+        experiments += len(rows)
+    modes = max(map(len, probes))
+    parts["experiments/probe"] = [np.pad(probe, ((0, modes - len(probe)), (0, 0), (0, 0)))[None] for probe in probes]
     tables: Tables = {}
     for key, values in parts.items():
         table, field = key.split("/")

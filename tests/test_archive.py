@@ -24,8 +24,7 @@ from reference_archives import (
     write_reference_archive,
 )
 
-from conformance.steps_archive_files import zipped
-from conformance.steps_checkpoint_files import variables_of
+from conformance.checks.archive_files import variables_of, zipped
 from conformance.verify import verify
 from ptycho_tf_bridge import backend
 from ptycho_tf_bridge.archive import Archive, read_archive

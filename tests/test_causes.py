@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from conformance.agreement import Compared
 from conformance.causes import explain
+from conformance.checks.table import Check, Checked, checked
 from conformance.hypotheses import OFFSETS, Hypothesis, array_mistakes, fitted, fitted_factor, permuted, rounded
 from conformance.judge import Errors
-from conformance.step import Outcome, Step, StepBench, judge_step
 
 BUDGET = Errors(1e-12, 1e-11)
 RNG = np.random.default_rng(0)
@@ -120,12 +121,12 @@ def test_offset_mistakes_differ() -> None:
         seen.append(changed)
 
 
-def judged(expected: object, found: object, limit: float = 0.0, mistakes: tuple[Hypothesis, ...] = ()) -> object:
-    outcome = Outcome({"it": expected}, {} if found is None else {"it": found}, limit, mistakes)  # type: ignore[dict-item]
-    return judge_step(Step("data.it", ("STEP-DATA",), lambda _: outcome), StepBench())
-
-
 NUMBERS = np.array([1.0, -2.0, 3.5])
+
+
+def became(expected: object, found: object, limit: float = 0.0) -> Checked:
+    compared = Compared({"it": np.asarray(expected)}, {} if found is None else {"it": np.asarray(found)}, limit)
+    return checked(Check("data.it", ("STEP-DATA",), lambda: compared))
 
 
 @pytest.mark.parametrize(
@@ -138,40 +139,58 @@ NUMBERS = np.array([1.0, -2.0, 3.5])
         (NUMBERS, None, False),
         (np.arange(3), np.arange(3), True),
         (np.arange(3), np.array([0, 1, 1]), False),
-        (np.array("text"), np.array("text"), True),
-        (np.array("text"), np.array("other"), False),
+        ("text", "text", True),
+        ("text", "other", False),
     ],
 )
-def test_a_step_is_judged_by_equality_where_no_rounding_is_allowed(
-    expected: np.ndarray, found: np.ndarray | None, passes: bool
+def test_a_check_is_judged_by_equality_where_no_rounding_is_allowed(
+    expected: object, found: object, passes: bool
 ) -> None:
-    report = judged(expected, found)
-    assert report.passed == passes  # type: ignore[attr-defined]
-    assert report.explain().startswith("passed" if passes else "FAILED")  # type: ignore[attr-defined]
+    report = became(expected, found)
+    assert report.passed == passes
+    assert report.explain().startswith("passed" if passes else "FAILED")
 
 
-def test_a_step_may_round_as_far_as_it_says() -> None:
-    assert judged(NUMBERS, NUMBERS * (1 + 1e-7), 2e-7).passed  # type: ignore[attr-defined]
-    assert not judged(NUMBERS, NUMBERS * (1 + 1e-6), 2e-7).passed  # type: ignore[attr-defined]
+def test_a_check_may_round_as_far_as_its_limit() -> None:
+    assert became(NUMBERS, NUMBERS * (1 + 1e-7), 2e-7).passed
+    assert not became(NUMBERS, NUMBERS * (1 + 1e-6), 2e-7).passed
 
 
-def test_a_step_that_raises_has_failed_and_says_what() -> None:
-    def broken(_: StepBench) -> Outcome:
+def test_a_check_that_raises_has_failed_with_the_error() -> None:
+    def broken() -> Compared:
         raise ValueError("no such thing")
 
-    report = judge_step(Step("data.it", ("STEP-DATA",), broken), StepBench())
+    report = checked(Check("data.it", ("STEP-DATA",), broken))
     assert not report.passed
     assert "ValueError: no such thing" in report.explain()
 
 
-def test_a_step_that_compares_nothing_has_failed() -> None:
-    report = judge_step(Step("data.it", ("STEP-DATA",), lambda _: Outcome({}, {})), StepBench())
-    assert not report.passed
+def test_a_check_that_compares_nothing_has_failed() -> None:
+    assert not checked(Check("data.it", ("STEP-DATA",), lambda: Compared({}, {}))).passed
 
 
-def test_the_cause_of_a_step_is_named() -> None:
-    texts = (Hypothesis("the default", {"it": np.array("default")}),)
-    assert judged(np.array("set"), np.array("default"), 0.0, texts).cause_name == "the default"  # type: ignore[attr-defined]
-    assert judged(np.array("set"), np.array("else"), 0.0, texts).cause_name == "no known cause"  # type: ignore[attr-defined]
-    assert judged(NUMBERS, -NUMBERS).cause_name == "sign"  # type: ignore[attr-defined]
-    assert judged(NUMBERS, NUMBERS).cause_name == ""  # type: ignore[attr-defined]
+PLACES = RNG.uniform(-9, 9, (7, 3, 2))
+PROBES = RNG.standard_normal((3, 5, 5)) + 1j * RNG.standard_normal((3, 5, 5))
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "cause"),
+    [
+        (NUMBERS, -NUMBERS, "sign"),
+        (NUMBERS, NUMBERS, ""),
+        (NUMBERS, NUMBERS[[0, 2, 1]] ** 3, "no known cause"),
+        (NUMBERS, 1.7 * NUMBERS, "a constant factor of 1.7"),
+        (NUMBERS, NUMBERS[::-1], "order reversed"),
+        (NUMBERS, np.roll(NUMBERS, 1), "one off in order"),
+        (PLACES, PLACES[..., ::-1], "swapped x/y"),
+        (PLACES, PLACES * [1, -1], "sign of y"),
+        (PLACES, np.round(PLACES), "rounded to whole numbers"),
+        (PROBES, PROBES.swapaxes(1, 2), "spatial transpose"),
+        (PROBES, PROBES.conj(), "conjugation"),
+        (PROBES, np.broadcast_to(PROBES[:1], PROBES.shape), "the first for all"),
+        (np.array([[3, 1, 2]]), np.array([[1, 2, 3]]), "sorted"),
+        ("set", "default", "no known cause"),
+    ],
+)
+def test_the_common_mistake_behind_a_failed_check_is_named(expected: object, found: object, cause: str) -> None:
+    assert became(expected, found).cause_name == cause

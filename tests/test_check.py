@@ -65,11 +65,13 @@ def test_it_ends_with_the_verdict_and_the_hints(
     for name in ("a.npz", "b.npz"):
         np.savez(tmp_path / name, **(scan | {"xcoords": 1e-6 * scan["xcoords"], "ycoords": 1e-6 * scan["ycoords"]}))
     assert cli.main(["check-data", str(tmp_path)]) == 0
-    verdict, *hints = capsys.readouterr().out.splitlines()[-5:]
+    verdict, *hints = capsys.readouterr().out.splitlines()[-7:]
     assert verdict.startswith("2 of 2 files hold every clause")
-    expected = [(name, kind) for name in ("a.npz", "b.npz") for kind in ("Positions span", "nphotons = ")]
+    kinds = ("hint (position-unit): Positions span", "hint (photons): nphotons = ", "train stops at these")
+    expected = [(name, kind) for name in ("a.npz", "b.npz") for kind in kinds]
     for (name, kind), hint in zip(expected, hints, strict=True):
-        assert hint.startswith(f"  {tmp_path / name}: hint: {kind}")
+        assert hint.startswith(f"  {tmp_path / name}: {kind}")
+    assert hints[-1].endswith("unless --accept position-unit")
 
 
 def test_one_broken_file_among_good_ones_is_told_apart(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,7 +89,7 @@ def test_one_broken_file_among_good_ones_is_told_apart(folder: Path, capsys: pyt
 def test_a_path_that_is_not_there_fails_with_its_clause(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, lines = check(capsys, tmp_path / "nowhere")
     assert status == 1
-    assert any("SCAN-14" in line and "no such folder" in line for line in lines)
+    assert any("SCAN-14" in line and "no such file or folder" in line for line in lines)
 
 
 def test_a_scan_of_too_few_points_says_so_beside_its_clauses(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conformance.clauses import Entry, catalogue, complaints, listing
+from conformance.clauses import Entry, catalogue, collect, complaints, files_with_clauses, listing
 
 ENTRIES = {
     "FLOAT64": Entry("FLOAT64", "In float64 the candidate is the truth", "Text.", "stages.yaml"),
@@ -30,6 +30,14 @@ def test_every_clause_has_a_test_and_every_test_a_clause(tmp_path: Path) -> None
     assert listed.keys() == catalogue().keys()
     assert any("merged-FORWARD-FORCED-n64_g2_base" in test for test in listed["FORWARD-FORCED"])
     assert any("BATCH-01" in test for test in listed["BATCH-01"])
+
+
+@pytest.mark.parity_clause("SPEC")
+def test_a_test_of_the_repository_counts_for_its_clause() -> None:
+    assert Path(__file__) in files_with_clauses()
+    found = collect()
+    assert found["test_clauses.py::test_a_test_of_the_repository_counts_for_its_clause"] == ("SPEC",)
+    assert not any(test.startswith("test_clauses.py::test_one_clause_is_shown_whole") for test in found)
 
 
 @pytest.mark.parametrize(

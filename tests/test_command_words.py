@@ -164,7 +164,6 @@ def test_a_run_within_a_program_returns_its_status(data: Path, elsewhere: Path) 
         (["--parity-scan"], ["--parity-scan"]),
         (["--parity-scan", "-q"], ["--parity-scan", "-q"]),
         (["--parity-scan=a", "b"], ["--parity-scan=a", "b"]),
-        (["--parity-faults", "conformance"], ["--parity-faults", "conformance"]),
         (["--other", "a", "--parity-tier", "full", "b"], ["--other", "a", "--parity-tier=full", "b"]),
     ],
 )

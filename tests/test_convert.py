@@ -14,11 +14,17 @@ import textwrap
 import time
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
+from plain_preparation import Preparation, oriented
 
+from conformance.agreement import assert_agrees
+from conformance.checks.light import draw_wave
+from conformance.checks.scans import FLOAT32
 from ptycho_torch import command_convert, convert, raw_scan
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.errors import ConfigError, DataContractError, PtychoError
@@ -259,6 +265,132 @@ def test_bad_values_pass_under_the_mask_alone(tmp_path: Path, value: float, argu
     assert new["bad_pixels"].sum() == new["bad_pixels"][3 // b, 2 // b] == 1
 
 
+# ------------------------------------------------------------------------------------------- every option at once
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A way to convert a scan.
+
+    Attributes:
+        arguments: of the command.
+        axes: of the patterns in the file.
+        order: of every array of the file, ``C`` or ``F``.
+        dtype: of the patterns in the file; counts where it is of whole numbers.
+        N: side of the frames that come out.
+        bins: side of the square of pixels that are added up.
+        centre_px: row and column of the zero frequency; None is the centre of mass of the counts.
+        transpose: of the frames.
+        flip: of the frames.
+        mirror: of the positions: x and y swapped, x mirrored, y mirrored.
+        stretch: of the positions.
+        geometry_m: wavelength, distance and detector pixel that count.
+    """
+
+    arguments: str
+    axes: str = "mhw"
+    order: Literal["C", "F"] = "C"
+    dtype: str = "<f4"
+    N: int = 8
+    bins: int = 1
+    centre_px: tuple[int, int] | None = (7, 5)
+    transpose: bool = False
+    flip: str = "none"
+    mirror: tuple[bool, bool, bool] = (False, False, False)
+    stretch: float = 1.0
+    geometry_m: tuple[float, float, float] = (1.5e-10, 2.0, 5e-5)
+
+
+CONVERSIONS = {
+    "patterns first": Conversion("--crop 8"),
+    "patterns first, Fortran order": Conversion("--crop 8", order="F"),
+    "patterns last": Conversion("--crop 8 --axes hwm", "hwm"),
+    "patterns last, Fortran order": Conversion("--crop 8 --axes hwm --compress", "hwm", "F", ">f8"),
+    "a channel": Conversion("--crop 8 --axes mhw1", "mhw1", dtype="<f2"),
+    "a channel, Fortran order": Conversion("--crop 8 --axes mhw1", "mhw1", "F"),
+    "counts, binned and turned": Conversion(
+        "--from-intensity --crop 4 --bin 2 --centre 8,5 --transpose --flip vertical --positions-scale 1.5 "
+        "--positions-swap-xy --positions-flip-y",
+        dtype="<u2", N=4, bins=2, centre_px=(8, 5), transpose=True, flip="vertical", mirror=(True, False, True),
+        stretch=1.5,
+    ),
+    "counts, mirrored, Fortran order": Conversion(
+        "--from-intensity --crop 6 --centre 6,4 --flip horizontal --positions-flip-x",
+        order="F", dtype=">i4", N=6, centre_px=(6, 4), flip="horizontal", mirror=(False, True, False),
+    ),
+    "about the centre of mass": Conversion(
+        "--from-intensity --crop 6 --centre auto --wavelength-m 2e-10 --distance-m 3 --pixel-m 6e-5",
+        dtype="<u4", N=6, centre_px=None, geometry_m=(2e-10, 3.0, 6e-5),
+    ),
+}  # fmt: skip
+
+GEOMETRY = ("wavelength_m", "detector_distance_m", "detector_pixel_m")
+
+
+def draw_oblong(H: int = 14, W: int = 10, patterns: int = 9) -> Arrays:
+    """Draw whole counts and the small members of a scan whose frames are not square."""
+    rng = np.random.default_rng(43)
+    rows, columns = np.indices((H, W))
+    bad = np.zeros((H, W), np.uint8)
+    bad[7, 4] = bad[5, 6] = 1
+    x, y, x_start, y_start = rng.uniform(20, 90, (4, patterns))
+    geometry = dict(zip(GEOMETRY, map(np.array, (1.5e-10, 2.0, 5e-5)), strict=True))
+    return {
+        # Brighter towards one corner: their centre is not the middle, and a window around it lies in the frame.
+        "diff3d": rng.poisson(rng.gamma(2.0, 30.0, (patterns, H, W)) * 1.07 ** (rows - 2 * columns)),
+        "xcoords": x, "ycoords": y, "xcoords_start": x_start, "ycoords_start": y_start,
+        "probeGuess": draw_wave(rng, 2, H, W), "bad_pixels": bad, "scan_index": rng.integers(0, 5, patterns),
+        **geometry,
+    }  # fmt: skip
+
+
+def stored_as(members: Arrays, how: Conversion) -> Arrays:
+    counts = members["diff3d"]
+    frames = (counts if np.dtype(how.dtype).kind in "iu" else np.sqrt(counts)).astype(how.dtype)
+    frames = {"mhw": frames, "hwm": np.moveaxis(frames, 0, -1), "mhw1": frames[..., None]}[how.axes]
+    return {name: np.array(array, order=how.order) for name, array in {**members, "diff3d": frames}.items()}
+
+
+def wanted(members: Arrays, how: Conversion) -> Arrays:
+    """Return the members of the new file by what the options mean (PREP-01)."""
+    window, counts, bad = how.N * how.bins, members["diff3d"], members["bad_pixels"].astype(bool)
+    prepared = Preparation(frame_px=window, N=how.N, bins=how.bins)
+    H, W = bad.shape
+    seen = np.where(bad, 0, counts)
+    centre = how.centre_px or [int(np.rint((seen * each).sum() / seen.sum())) for each in np.indices(seen.shape)[1:]]
+    rows, columns = (slice(each - window // 2, each - window // 2 + window) for each in centre)
+    stored = np.sqrt(counts) if np.dtype(how.dtype).kind in "iu" else np.sqrt(counts).astype(how.dtype)
+    amplitude = np.where(bad, 0.0, stored.astype(np.float64))[:, rows, columns]
+    good = prepared.good_pixels(~bad[rows, columns])
+
+    def turned(images: np.ndarray) -> np.ndarray:
+        return oriented(images, transpose=how.transpose, flip=how.flip)
+
+    swap, x, y = how.mirror
+    wavelength, distance, pixel = how.geometry_m
+    found = {
+        # A binned pixel of which one is bad is bad, and so it holds nothing.
+        "diff3d": turned(np.where(good, prepared.amplitude(amplitude), 0.0)),
+        "bad_pixels": turned(~good).astype(np.uint8),
+        "probeGuess": prepared.probe(members["probeGuess"]),
+        "scan_index": members["scan_index"],
+        **dict(zip(GEOMETRY, map(np.array, (wavelength, distance, pixel * how.bins)), strict=True)),
+    }
+    for suffix in ("", "_start"):
+        places = np.stack([members[f"xcoords{suffix}"] / W, members[f"ycoords{suffix}"] / H], axis=1)
+        moved = prepared.positions_px(places * window, swap_xy=swap, flip_x=x, flip_y=y) * how.stretch
+        found |= {f"xcoords{suffix}": moved[:, 0], f"ycoords{suffix}": moved[:, 1]}
+    return found
+
+
+@pytest.mark.parity_clause("STEP-DATA", "SCAN-02", "PREP-01")
+@pytest.mark.parametrize("name", CONVERSIONS)
+def test_a_converted_scan_is_what_its_options_ask_for(tmp_path: Path, name: str) -> None:
+    members, how = draw_oblong(), CONVERSIONS[name]
+    found = converted(stored_as(members, how), *how.arguments.split(), folder=tmp_path)
+    assert_agrees(wanted(members, how), found, FLOAT32)
+
+
 # --------------------------------------------------------------------------------------------- frames, positions
 
 
@@ -375,13 +507,6 @@ def test_the_centre_of_mass_is_found_under_the_mask(tmp_path: Path, capsys: pyte
     assert "row 10, column 17" in capsys.readouterr().err
 
 
-def test_positions_are_swapped_then_flipped_then_scaled(tmp_path: Path) -> None:
-    scan = draw_scan(M, N)
-    new = converted(scan, "--positions-swap-xy", "--positions-flip-x", "--positions-scale", "2.5", folder=tmp_path)
-    np.testing.assert_allclose(new["xcoords"], -2.5 * scan["ycoords"], rtol=1e-14)
-    np.testing.assert_allclose(new["ycoords"], 2.5 * scan["xcoords"], rtol=1e-14)
-
-
 def test_geometry_is_given_or_corrected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scan = draw_scan(M, N) | {"wavelength_m": np.array(1e-10)}
     new = converted(scan, "--wavelength-m", "2e-10", "--distance-m", "1.5", folder=tmp_path)
@@ -395,7 +520,7 @@ REFUSED: dict[str, tuple[Callable[[Arrays], Arrays], list[str], str]] = {
     "one nominal column": (lambda a: a | {"xcoords_start": a["xcoords"]}, [], "SCAN-07"),
     "probe of another frame": (lambda a: a | {"probeGuess": np.ones((8, 8), np.complex64)}, [], "SCAN-08"),
     "probe of zeros": (lambda a: a | {"probeGuess": 0 * a["probeGuess"]}, [], "SCAN-08"),
-    "object of three axes": (lambda a: a | {"objectGuess": np.ones((2, 3, 4))}, [], "SCAN-09"),
+    "object of four axes": (lambda a: a | {"objectGuess": np.ones((2, 3, 4, 5))}, [], "SCAN-09"),
     "scan index of floats": (lambda a: a | {"scan_index": a["xcoords"]}, [], "SCAN-10"),
     "mask of twos": (lambda a: a | {"bad_pixels": np.full((N, N), 2)}, [], "SCAN-11"),
     "all bad": (lambda a: a | {"bad_pixels": np.ones((N, N))}, [], "SCAN-11"),

@@ -8,15 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from plain_preparation import Preparation
 from scipy.stats import poisson
 
+from conformance import oracle_operations
+from conformance.agreement import assert_agrees
+from conformance.checks.light import draw_wave
+from conformance.checks.scans import FLOAT32
 from ptycho_torch import diffraction_scores
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.diffraction_scores import counts_per_unit, score_diffraction, sqrt_moments
 from ptycho_torch.errors import DataContractError
 from ptycho_torch.products import Reconstruction
-from ptycho_torch.scan import Scan
-from tests.true_objects import scaled, true_object, with_members
+from ptycho_torch.scan import Scan, open_scan
+from tests.true_objects import draw_object, scaled, true_object, with_members
 
 Known = tuple[Scan, Reconstruction]
 
@@ -31,6 +36,52 @@ def noiseless(tmp_path_factory: pytest.TempPathFactory) -> Known:
 def photons(tmp_path_factory: pytest.TempPathFactory) -> Known:
     """A scan of photons."""
     return true_object(tmp_path_factory.mktemp("photons"), noise=True)
+
+
+# Every number by its equation.
+
+BIN, FRAME_PX, PATCH_PX, SIGMA_PX = 2, 16, 8, 0.9
+
+
+@pytest.mark.parity_clause("SCORE-02", "exit_wave")
+@pytest.mark.parametrize("network", [{"gaussian_smoothing_sigma": SIGMA_PX, "probe_mask": True}, None], ids=str)
+def test_the_squared_error_is_that_of_binned_patterns_that_object_and_probe_predict(
+    tmp_path: Path, network: dict[str, object] | None
+) -> None:
+    """min over c of Σ (a − c·p)² / Σ a² over good pixels of patterns whose patch is covered, blurred and masked."""
+    rng = np.random.default_rng(17)
+    image, coverage = draw_object(rng, (30, 36)).astype(np.complex64), rng.uniform(0.5, 2.0, (30, 36))
+    coverage[:9, :12] = 0
+    bad = np.zeros((FRAME_PX, FRAME_PX), bool)
+    bad[3, 5] = bad[12, 9] = True
+    probe = (draw_wave(rng, 2, PATCH_PX, PATCH_PX) * np.array([1.0, 0.6])[:, None, None]).astype(np.complex64)
+    frames = rng.gamma(2.0, 3.0, (12, FRAME_PX, FRAME_PX)).astype(np.float32)
+    places_px, origin_px = rng.uniform((3, 0), (30, 31), (12, 2)), (-3.2, -31.4)
+    members = {"diff3d": frames, "xcoords": places_px[:, 0], "ycoords": places_px[:, 1], "bad_pixels": bad}
+    np.savez(tmp_path / "scan.npz", **members)
+    settings = DataSettings(N=PATCH_PX, detector_bin=BIN, positions_swap_xy=True, positions_flip_y=True)
+    provenance = {"settings": {"data": dataclasses.asdict(settings)}} | ({"network": network} if network else {})
+    reconstruction = Reconstruction(image, coverage, origin_px, np.zeros((1, 2)), probe, provenance)
+    found = score_diffraction(reconstruction, open_scan(tmp_path / "scan.npz"))
+
+    prepared = Preparation(frame_px=FRAME_PX, N=PATCH_PX, bins=BIN)
+    corners = prepared.positions_px(places_px, swap_xy=True, flip_x=False, flip_y=True) - origin_px - PATCH_PX / 2
+    inside = np.zeros(12, bool)
+    covered = np.pad(coverage > 0, 40)
+    for number, (x, y) in enumerate(corners + 40):
+        reach = [slice(math.floor(each), math.ceil(each) + PATCH_PX) for each in (y, x)]
+        inside[number] = covered[reach[0], reach[1]].all()
+    assert 2 < inside.sum() < 10
+    views = oracle_operations.ground_truth_patches(image, corners[inside] + PATCH_PX / 2, PATCH_PX)
+    wave = views[:, None] * probe
+    if network:
+        wave = oracle_operations.smooth(wave, SIGMA_PX) * oracle_operations.disk_mask(PATCH_PX)
+    good = prepared.good_pixels(~bad)
+    p = np.sqrt(oracle_operations.diffracted_intensity(wave).sum(axis=1)) * good
+    a = prepared.amplitude(np.where(bad, 0, frames))[inside] * good
+    factor = np.sum(a * p) / np.sum(p**2)
+    right = np.sum((a - factor * p) ** 2) / np.sum(a**2)
+    assert_agrees({"nmse": np.asarray(right)}, {"nmse": np.asarray(found.nmse)}, FLOAT32)
 
 
 # χ².

@@ -44,7 +44,7 @@ def test_a_line_of_code_counts_in_every_folder(copy: Path, file: str) -> None:
     for folder in folders:
         before = digest.numerical_digest()
         append(folder / "quite_new.py", LINE)
-        assert digest.numerical_digest() != before, folder
+        assert (digest.numerical_digest() == before) == (folder.name == digest.SELFTEST), folder
 
 
 def test_a_folder_in_a_package_is_read(copy: Path) -> None:
@@ -147,9 +147,9 @@ def test_the_prose_of_a_clause_does_not_count_and_its_numbers_do(copy: Path) -> 
         ("mutation", "specs/stages.yaml", "specs/measured.yaml"),
         ("training", "ptycho_torch/train.py", "conformance/judge.py"),
         ("training", "specs/configuration.yaml", "specs/divergences.yaml"),
-        ("updates", "conformance/training.py", "conformance/matrix.py"),
+        ("updates", "conformance/training.py", "conformance/clean.py"),
         ("updates", "specs/measured.yaml", "specs/divergences.yaml"),
-        ("capture", "ptycho_torch/model.py", "conformance/matrix.py"),
+        ("capture", "ptycho_torch/model.py", "conformance/clean.py"),
     ],
 )
 def test_evidence_holds_for_what_its_measurement_reaches(copy: Path, kind: str, counting: str, beside: str) -> None:

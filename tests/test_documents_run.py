@@ -49,6 +49,7 @@ def test_the_parts_run_from_python(tmp_path: Path) -> None:
     assert "torch.Size([16, 4, 64, 64])" in said
     assert "max_position_jitter" in said
     assert (tmp_path / "objects" / "star.npz").is_file()
+    assert (tmp_path / "run-of-arrays" / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_the_network_trains_in_twenty_lines() -> None:

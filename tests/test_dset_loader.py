@@ -127,29 +127,6 @@ def test_a_batch_of_some_scans_is_a_part_of_the_batch_of_all(tmp_path: Path, nam
         assert len(part.probes) == 1
 
 
-def test_every_scan_is_normalised_by_a_scale_of_its_own(tmp_path: Path) -> None:
-    scans = [draw_scan(seed=1), draw_scan(seed=2), draw_scan(seed=3)]
-    scans[1]["diff3d"] *= 100
-    scans[2]["diff3d"] *= np.linspace(0.1, 9, 24, dtype=np.float32)[:, None, None]
-    dataset = make(tmp_path, *scans, settings=DataSettings(N=N, n_subsample=3))
-    batch = dataset[:]
-    assert len({round(float(each), 9) for each in dataset.scale}) == 3
-    for number in range(3):
-        energy = batch.images[batch.experiment_ids == number].double().square().sum(dim=(2, 3))
-        # Each of some thousand float32 squares is off by 6e-8 of itself at most.
-        assert energy.mean().item() == pytest.approx((N / 2) ** 2, rel=1e-6)
-
-
-def test_without_normalisation_images_are_the_raw_amplitude(tmp_path: Path) -> None:
-    scans = [draw_scan(seed=1), draw_scan(seed=2)]
-    for number, some in enumerate((scans[:1], scans)):
-        dataset = make(tmp_path / str(number), *some, settings=DataSettings(N=N, normalize=False))
-        batch = dataset[:]
-        raw = np.concatenate([scan["diff3d"] for scan in some])
-        np.testing.assert_array_equal(batch.images.numpy(), raw[batch.indices.numpy()])
-        assert (batch.scale == 1).all()
-
-
 def test_coordinates_are_minus_the_positions_about_their_mean_with_x_first(tmp_path: Path) -> None:
     scan = draw_scan(M=4)
     scan["xcoords"], scan["ycoords"] = np.array([50.0, 60.0, 50.0, 52.0]), np.array([7.0, 7.0, 10.0, 8.0])
@@ -159,15 +136,6 @@ def test_coordinates_are_minus_the_positions_about_their_mean_with_x_first(tmp_p
     for group in range(4):
         for channel in range(4):
             assert tuple(batch.coords[group, channel, 0].tolist()) == expected[int(batch.indices[group, channel])]
-
-
-def test_centred_coordinates_give_the_positions_back(tmp_path: Path) -> None:
-    dataset = make(tmp_path, draw_scan(), draw_scan(seed=4), settings=DataSettings(N=N, n_subsample=3))
-    batch = dataset[:]
-    positions = dataset.positions_px[batch.indices.long()]
-    # Offsets below 128 px, rounded to float32.
-    np.testing.assert_allclose((batch.centres - batch.coords)[:, :, 0].numpy(), positions.numpy(), atol=5e-6)
-    np.testing.assert_allclose(batch.coords.double().mean(dim=1).numpy(), 0, atol=5e-6)
 
 
 def test_positions_of_the_real_scan_are_column_and_row_of_its_object(shared: Path, tmp_path: Path) -> None:
@@ -307,6 +275,7 @@ def test_a_dataset_can_be_iterated_group_by_group(tmp_path: Path) -> None:
     assert [batch.groups.tolist() for batch in dataset] == [[number] for number in range(7)]
 
 
+@pytest.mark.parity_clause("STEP-DATA")
 @pytest.mark.parametrize("n", [1, 2, 19, 20, 21, 39, 40, 100, 512, 1001])
 def test_validation_is_the_last_part_as_the_reference_splits_it(n: int) -> None:
     dataset = object.__new__(PtychoDataset)
@@ -354,20 +323,6 @@ def probes_of(place: Path, probe_dir: Path | None = None, **options: Any) -> np.
 
 def own_probes() -> np.ndarray:
     return np.stack([draw_scan(seed=0)["probeGuess"], draw_scan(seed=1)["probeGuess"]])
-
-
-def test_without_a_probe_folder_each_scan_brings_its_probe(two_scans: Path) -> None:
-    np.testing.assert_array_equal(probes_of(two_scans), own_probes())
-
-
-def test_of_many_probe_files_the_stem_decides(two_scans: Path) -> None:
-    found = probes_of(two_scans, two_scans / "by stem")
-    np.testing.assert_array_equal(found, np.stack([np.full((N, N), 10), np.full((N, N), 11)]))
-
-
-def test_the_only_probe_file_serves_every_scan(two_scans: Path) -> None:
-    for place in (two_scans / "one", two_scans / "one" / "any name.npz"):
-        np.testing.assert_array_equal(probes_of(two_scans, place), np.full((2, 2, N, N), 7j))
 
 
 def test_a_given_probe_serves_every_scan(two_scans: Path) -> None:
@@ -423,6 +378,7 @@ def groups_of(batches: Iterator[PtychoBatch] | TensorDictDataLoader) -> list[lis
     return [batch.groups.tolist() for batch in batches]
 
 
+@pytest.mark.parity_clause("STEP-DATA")
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("batch_size", [1, 7, 10, 50, 64])
@@ -436,12 +392,6 @@ def test_an_epoch_yields_each_group_once(dataset: PtychoDataset, shuffle: bool, 
     assert (flat == list(range(50))) != shuffle
 
 
-def test_a_batch_of_the_loader_is_that_of_the_dataset(dataset: PtychoDataset) -> None:
-    for workers in (0, 2):
-        for batch in TensorDictDataLoader(dataset, 8, shuffle=True, num_workers=workers):
-            assert_same_batch(batch, dataset[batch.groups])
-
-
 def test_a_dataset_travels_to_another_process_without_its_patterns(dataset: PtychoDataset) -> None:
     pickled = pickle.dumps(dataset)
     assert len(pickled) < 2000
@@ -451,12 +401,7 @@ def test_a_dataset_travels_to_another_process_without_its_patterns(dataset: Ptyc
         assert torch.equal(ours, theirs)
 
 
-def test_batches_stay_as_they_were_when_later_ones_are_gathered(dataset: PtychoDataset) -> None:
-    kept = list(TensorDictDataLoader(dataset, 4, num_workers=3, shuffle=True))
-    for batch in kept:
-        assert_same_batch(batch, dataset[batch.groups])
-
-
+@pytest.mark.parity_clause("STEP-DATA")
 def test_each_epoch_is_shuffled_anew_and_the_seed_repeats_them(dataset: PtychoDataset) -> None:
     loader = TensorDictDataLoader(dataset, 8, shuffle=True, seed=5)
     epochs = [groups_of(loader) for _ in range(4)]
@@ -547,6 +492,7 @@ def test_rank_and_number_of_processes_come_from_torch(dataset: PtychoDataset, mo
     assert groups_of(loader)[0] == [5, 6, 7, 8, 9]
 
 
+@pytest.mark.parity_clause("STEP-DATA")
 @pytest.mark.parametrize("workers", [0, 3])
 @pytest.mark.parametrize("done", [0, 1, 3, 6, 7])
 def test_a_saved_position_goes_on_with_exactly_the_batches_that_remain(

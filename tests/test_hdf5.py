@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from h5py import h5d, h5p, h5s, h5t
 
-from conformance.steps_archive_files import hdf5
+from conformance.checks.archive_files import hdf5
 from ptycho_tf_bridge import hdf5 as subject
 from ptycho_tf_bridge.errors import ArchiveError
 from ptycho_tf_bridge.hdf5 import read_hdf5

@@ -152,17 +152,6 @@ def test_crop_bin_and_flip_reach_patterns_masks_probe_and_positions(tmp_path: Pa
     assert np.isfinite(found.patterns["amplitude"].numpy()).all()
 
 
-def test_nominal_positions_are_used_where_they_are_asked_for(tmp_path: Path) -> None:
-    scan = draw_scan()
-    nominal = {"xcoords_start": np.round(scan["xcoords"]), "ycoords_start": np.round(scan["ycoords"])}
-    write_scan(tmp_path / "scans" / "a.npz", scan | nominal)
-    found = build(tmp_path, dataclasses.replace(SETTINGS, position_source="nominal"))
-    np.testing.assert_array_equal(found.scan["positions_px"].numpy(), np.stack([*nominal.values()], axis=1))
-    np.testing.assert_array_equal(
-        build(tmp_path).scan["positions_px"].numpy(), np.stack([scan["xcoords"], scan["ycoords"]], axis=1)
-    )
-
-
 def test_writing_to_an_open_map_does_not_change_the_map(place: Path) -> None:
     dataset = PtychoDataset(place / "scans", data_dir=place / "map", settings=SETTINGS)
     dataset.positions_px.zero_()
@@ -188,13 +177,6 @@ def test_a_current_map_is_used_as_it_is(place: Path, monkeypatch: pytest.MonkeyP
     assert again.reason == ""
     assert state(place / "map") == before
     assert_right(again, place)
-
-
-def test_counts_of_a_pattern_change_nothing_in_the_map(place: Path) -> None:
-    build(place)
-    before = state(place / "map")
-    assert build(place, dataclasses.replace(SETTINGS, nphotons=1e6)).reason == ""
-    assert state(place / "map") == before
 
 
 def test_a_folder_of_one_scan_and_the_scan_itself_are_the_same_map(place: Path) -> None:

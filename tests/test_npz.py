@@ -83,6 +83,40 @@ def test_a_member_is_read_as_numpy_reads_it_and_can_be_written_to(tmp_path: Path
     assert (header.shape, header.dtype) == (ARRAYS[name].shape, ARRAYS[name].dtype)
 
 
+DTYPES = ("<f2", "<f4", ">f4", "<f8", ">f8", "<c8", ">c16", "|u1", "<u2", ">i8", "|b1", "<U5")
+
+
+@pytest.mark.parity_clause("STEP-DATA", "NPZ-01")
+@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_members_of_any_type_order_and_shape_are_read_whole_and_in_rows(
+    tmp_path: Path, dtype: str, order: str, writer: str
+) -> None:
+    rng, members = np.random.default_rng(31), {}
+    for shape in ((7, 5, 3), (5, 4), (6,), ()):
+        numbers = rng.integers(0, 100, shape) + 1j * rng.integers(1, 100, shape)
+        values = numbers if np.dtype(dtype).kind == "c" else numbers.real
+        array = np.asarray(values > 50 if dtype == "|b1" else values).astype(dtype)
+        members[str(shape)] = array if order == "C" else np.asarray(array, order="F")
+    path = tmp_path / "file.npz"
+    WRITERS[writer](path, **members)
+    with zipfile.ZipFile(path) as archive:
+        contents = {name.removesuffix(".npy"): archive.read(name) for name in archive.namelist()}
+    file = NpzFile(path)
+    assert {each.key: (each.crc32, each.content_bytes) for each in file.digest()} == {
+        key: (zlib.crc32(content), len(content)) for key, content in contents.items()
+    }
+    for key, array in members.items():
+        header, fortran = file.header(key), array.flags.f_contiguous and not array.flags.c_contiguous
+        assert (header.shape, header.content_bytes, header.fortran_order) == (array.shape, array.nbytes, fortran)
+        assert header.dtype == array.dtype
+        assert_same_array(file.read(key), array)
+        if array.ndim:
+            two_rows = 2 * array.nbytes // len(array)
+            np.testing.assert_array_equal(np.concatenate([*map(np.array, file.stream(key, two_rows))]), array)
+
+
 @pytest.mark.parametrize("packer", PACKERS)
 def test_headers_of_version_2_and_of_python_2_are_read(tmp_path: Path, packer: str) -> None:
     array = RNG.random((3, 4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 
 import numpy as np
@@ -49,14 +50,20 @@ def test_torch_adam_is_another_optimiser(gradients: list[np.ndarray]) -> None:
     assert np.abs(ours / torchs - 1).max() > 0.5
 
 
-def test_state_survives_saving(gradients: list[np.ndarray]) -> None:
+@pytest.mark.parity_clause("STEP-OPTIMISER", "TRAIN-STATE")
+@pytest.mark.parametrize("saved_after", range(1, 10))
+def test_state_survives_saving(gradients: list[np.ndarray], saved_after: int) -> None:
+    """Moments, number of steps, rate and constants come from the checkpoint."""
     start = np.random.default_rng(1).standard_normal(50)
     parameter = torch.nn.Parameter(torch.from_numpy(start.copy()))
     stepper = KerasAdam([parameter])
     for number, gradient in enumerate(gradients):
-        if number == 5:
-            saved, stepper = stepper.state_dict(), KerasAdam([parameter])
-            stepper.load_state_dict(saved)
+        if number == saved_after:
+            file = io.BytesIO()
+            torch.save(stepper.state_dict(), file)
+            file.seek(0)
+            stepper = KerasAdam([parameter], lr=7e-3, betas=(0.5, 0.6), eps=0.1)
+            stepper.load_state_dict(torch.load(file, weights_only=True))
         parameter.grad = torch.from_numpy(gradient)
         stepper.step()
     np.testing.assert_array_equal(parameter.detach().numpy(), take_steps(KerasAdam, gradients, start))

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from ptycho_torch.hints import hint_centre, hint_orientation, hint_positions, scan_hints
+from ptycho_torch.config_params import DataSettings
+from ptycho_torch.hints import ScanView, hint_centre, hint_orientation, hint_positions, scan_hints
 from ptycho_torch.orientation import OrientationHint, judge_orientation
 from ptycho_torch.preparation import flip_about_zero_frequency
+from ptycho_torch.remedies import adding
 from ptycho_torch.scan import examine, open_scan
 
 N = 64
@@ -82,8 +84,8 @@ def test_a_right_scan_gets_no_hint(arrays: Arrays, tmp_path: Path) -> None:
     np.savez(tmp_path / "scan.npz", **arrays)
     examination = examine(tmp_path / "scan.npz")
     assert examination.scan is not None
-    assert examination.mean_counts is not None
-    assert list(scan_hints(examination.scan, examination.mean_counts)) == []
+    assert scan_hints(ScanView.of_scan(examination.scan, DataSettings(), examination.sample)) == ()
+    assert list(hint_orientation(judge_orientation(examination.scan), adding)) == []
 
 
 @pytest.mark.parametrize("turn", TURNS)
@@ -99,7 +101,7 @@ def test_intensity_in_place_of_amplitude_is_noticed(arrays: Arrays, tmp_path: Pa
     """Scaled, so that no whole number gives it away."""
     hint = judged(arrays | {"diff3d": 0.37 * arrays["diff3d"] ** 2}, tmp_path)
     assert hint.looks_like_intensity
-    assert any("--from-intensity" in line for line in hint_orientation(hint))
+    assert any("--from-intensity" in found.text for found in hint_orientation(hint, adding))
 
 
 def test_a_scan_without_overlap_is_not_judged(tmp_path: Path) -> None:
@@ -146,16 +148,17 @@ def resimulated(arrays: Arrays, probe: np.ndarray) -> Arrays:
 )
 def test_positions_in_another_unit_are_noticed(step: float, points: int, expected: int) -> None:
     line = np.stack([step * np.arange(points), np.zeros(points)], axis=1)
-    assert len(list(hint_positions(line, 64))) == expected
+    assert len(list(hint_positions(line, 64, adding))) == expected
 
 
 @pytest.mark.parametrize(("shift", "expected"), [(0, 0), (3, 0), (5, 1)])
 def test_a_frame_cut_around_the_wrong_pixel_is_noticed(shift: int, expected: int) -> None:
     y, x = np.mgrid[:N, :N] - N // 2
     counts = np.exp(-((x - shift) ** 2 + y**2) / 50)
-    hints = list(hint_centre(counts, None))
+    hints = list(hint_centre(counts, None, adding))
     assert len(hints) == expected
-    assert all("row 32.0, column 37.0" in hint for hint in hints)
+    assert all("row 32.0, column 37.0" in hint.text for hint in hints)
+    assert all("`--crop 54 --centre 32,37`" in hint.text for hint in hints)
 
 
 @pytest.mark.parametrize(("shift", "expected"), [((0, 5), 0), ((5, 0), 0), ((0, -5), 0), ((0, 0), 1), ((0, 8), 1)])
@@ -165,7 +168,7 @@ def test_a_tilted_probe_explains_a_pattern_off_the_middle(shift: tuple[int, int]
     probe = np.exp(-(x**2 + y**2) / 60) * np.exp(2j * np.pi * 5 * x / N)
     rows, columns = np.mgrid[:N, :N] - N // 2
     counts = np.exp(-((columns - shift[1]) ** 2 + (rows - shift[0]) ** 2) / 50)
-    assert len(list(hint_centre(counts, probe[None]))) == expected
+    assert len(list(hint_centre(counts, probe[None], adding))) == expected
 
 
 def test_the_line_names_the_misfits_it_goes_by(tmp_path: Path) -> None:

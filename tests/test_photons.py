@@ -191,10 +191,10 @@ def test_scans_of_several_doses_have_their_mean_over_groups(tmp_path: Path) -> N
 def test_check_data_takes_the_number_or_asks_for_it(tmp_path: Path) -> None:
     known = check.judge(scan(tmp_path, "known.npz", _metadata=of_reference()))
     assert any("nphotons = 1e+09 (of _metadata in the scan)" in line for line in known.numbers)
-    assert not any("--nphotons" in hint for hint in known.hints)
+    assert not any("--nphotons" in hint.text for hint in known.hints)
     asked = check.judge(scan(tmp_path, "asked.npz"))
-    assert any("--nphotons" in hint for hint in asked.hints)
-    assert not any("--nphotons" in hint for hint in check.judge(scan(tmp_path, "counts.npz", counts=True)).hints)
+    assert any("--nphotons" in hint.text for hint in asked.hints)
+    assert not any("--nphotons" in hint.text for hint in check.judge(scan(tmp_path, "counts.npz", counts=True)).hints)
 
 
 @pytest.mark.parametrize(

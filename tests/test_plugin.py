@@ -41,6 +41,20 @@ def test_a_missing_reference_is_one_clear_line() -> None:
     )
 
 
+def test_a_seed_that_is_none_is_one_clear_line() -> None:
+    assert "--parity-seed: found '-3'; expected a whole number" in error_of(run("conformance", "--parity-seed=-3"))
+
+
+def test_clean_draws_have_the_seed_that_was_asked_for() -> None:
+    test = "conformance/test_float64.py::test_clean_runs_raise_no_alarm"
+    same = [run(test, "--parity-device", "cpu", *given).stdout for given in ((), (), ("--parity-seed", "5"))]
+    notes = [next(line for line in said.splitlines() if "clean float32 runs" in line) for said in same]
+    assert "4 draws of seed 0, no alarm" in notes[0]
+    assert notes[0] == notes[1]
+    assert "seed 5" in notes[2]
+    assert notes[2].replace("seed 5", "seed 0") != notes[0]
+
+
 def test_a_truncated_reference_is_one_clear_line(tmp_path: Path) -> None:
     path = tmp_path / "cut.npz"
     path.write_bytes(EMBEDDED.read_bytes()[:100_000])
@@ -166,8 +180,8 @@ def test_a_failing_subject_is_named_in_the_headline(tmp_path: Path) -> None:
     """A wrong π, put in by a plugin of this test, is found and named."""
     plugin = tmp_path / "wrong_pi.py"
     plugin.write_text(
-        "from conformance.faults import all_faults\n"
-        "(fault,) = [each for each in all_faults() if each.name == 'π dropped']\n"
+        "from conformance.selftest.network import NETWORK\n"
+        "(fault,) = [each for each in NETWORK if each.name == 'π dropped']\n"
         "seeded = fault.seeded()\n"
         "seeded.__enter__()\n"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from plain_preparation import Preparation, oriented
 
+from conformance.agreement import assert_agrees
+from conformance.checks.light import draw_wave
+from conformance.checks.scans import FLOAT32
 from ptycho_torch.config_params import DataSettings, NetworkSettings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 from ptycho_torch.errors import DataContractError
@@ -19,7 +24,6 @@ from ptycho_torch.preparation import (
     FramePreparation,
     derive,
     flip_about_zero_frequency,
-    median_step,
 )
 
 FLIPS = ("none", "vertical", "horizontal", "both")
@@ -69,23 +73,6 @@ def test_binning_keeps_the_counts(b: int) -> None:
     np.testing.assert_allclose(np.square(binned.astype(np.float64)), expected, rtol=3e-7)
 
 
-def test_cropping_and_binning_keep_the_window_around_the_centre() -> None:
-    amplitude = draw_amplitude(21)
-    prepared = prepare(21, N=4, detector_bin=3, detector_crop=True).frames(amplitude)
-    # The zero frequency of 21 pixels is pixel 10 and that of 12 pixels is pixel 6.
-    window = np.square(amplitude[:, 4:16, 4:16], dtype=np.float64)
-    expected = np.sqrt(window.reshape(3, 4, 3, 4, 3).sum(axis=(2, 4)))
-    np.testing.assert_allclose(prepared, expected, rtol=3e-7)
-
-
-def test_a_given_centre_comes_to_the_middle() -> None:
-    frames = np.zeros((1, 20, 20), np.float32)
-    frames[0, 9, 13] = 1
-    settings = {"detector_crop": True, "detector_centre_row_px": 9, "detector_centre_column_px": 13}
-    prepared = prepare(20, N=8, **settings).frames(frames)
-    assert np.argwhere(prepared).tolist() == [[0, 4, 4]]
-
-
 @pytest.mark.parametrize("flip", FLIPS)
 @pytest.mark.parametrize("N", [6, 8])
 def test_flipping_keeps_the_zero_frequency_and_undoes_itself(flip: str, N: int) -> None:
@@ -117,13 +104,6 @@ def test_flipping_the_detector_is_the_far_field_of_the_flipped_wave(flip: str) -
     np.testing.assert_allclose(prepare(8, N=8, detector_flip=flip).frames(pattern)[0], far_field(mirrored), rtol=1e-6)
 
 
-def test_transposing_swaps_rows_and_columns_before_any_flip() -> None:
-    amplitude = draw_amplitude(6)
-    turned = prepare(6, N=6, detector_transpose=True, detector_flip="vertical").frames(amplitude)
-    np.testing.assert_array_equal(turned, flip_about_zero_frequency(amplitude.transpose(0, 2, 1), 1))
-    np.testing.assert_array_equal(prepare(6, N=6, detector_transpose=True).frames(amplitude), amplitude.swapaxes(1, 2))
-
-
 @given(
     b=st.integers(1, 3),
     margin=st.integers(0, 5),
@@ -142,13 +122,6 @@ def test_a_bad_pixel_goes_where_its_counts_go(
     amplitude, good = np.zeros((1, frame, frame), np.float32), np.ones((frame, frame), bool)
     amplitude[0][hot], good[hot] = 3.0, False
     np.testing.assert_array_equal(preparation.good_pixels(good), preparation.frames(amplitude)[0] == 0)
-
-
-def test_a_binned_pixel_is_good_if_all_of_its_pixels_are() -> None:
-    good = np.ones((8, 8), bool)
-    good[1, 6] = good[4:6, 4:6] = False
-    binned = prepare(8, N=4, detector_bin=2).good_pixels(good)
-    assert np.argwhere(~binned).tolist() == [[0, 3], [2, 2]]
 
 
 def test_frames_of_n_pixels_pass_untouched_and_uncopied() -> None:
@@ -242,16 +215,6 @@ def test_binning_keeps_positions_and_the_energy_of_a_probe_that_fits() -> None:
     np.testing.assert_array_equal(preparation.positions(positions), positions)
 
 
-def test_cropping_and_binning_at_once_crop_the_probe_first() -> None:
-    rng = np.random.default_rng(3)
-    probe = (rng.standard_normal((1, 30, 30)) + 1j * rng.standard_normal((1, 30, 30))).astype(np.complex64)
-    both = prepare(30, N=10, detector_bin=2, detector_crop=True)
-    cropped = prepare(30, N=20, detector_crop=True).probe(probe)
-    np.testing.assert_array_equal(both.probe(probe), cropped[:, 5:15, 5:15])
-    positions = rng.uniform(0, 90, (5, 2))
-    np.testing.assert_allclose(both.positions(positions), positions * (20 / 30), rtol=1e-15)
-
-
 def test_a_probe_of_n_pixels_passes_as_it_is() -> None:
     probe = np.arange(64).reshape(1, 8, 8).astype(np.complex64)
     turned = prepare(8, N=8, detector_transpose=True, detector_flip="both", positions_flip_x=True)
@@ -275,6 +238,61 @@ def test_positions_are_swapped_and_then_counted_the_other_way(settings: dict[str
     assert found.tolist() == [expected]
     assert found.flags.c_contiguous
     assert given_positions.tolist() == [[3.0, 5.0]]
+
+
+# ------------------------------------------------------------------------------------------- every orientation
+
+PREPARATIONS = {
+    "cropped and binned": Preparation(frame_px=16, N=6, bins=2, centre_px=(7, 9)),
+    "cropped": Preparation(frame_px=16, N=12),
+    "binned": Preparation(frame_px=16, N=8, bins=2),
+    "as they are": Preparation(frame_px=16, N=16),
+}
+
+
+def ours(wanted: Preparation, **orientation: Any) -> FramePreparation:
+    row, column = (None, None) if wanted.centre_px is None else wanted.centre_px
+    return prepare(
+        wanted.frame_px,
+        N=wanted.N,
+        detector_bin=wanted.bins,
+        detector_crop=wanted.window_px < wanted.frame_px,
+        detector_centre_row_px=row,
+        detector_centre_column_px=column,
+        **orientation,
+    )
+
+
+@pytest.mark.parity_clause("STEP-DATA", "PREP-01")
+@pytest.mark.parametrize("flip", FLIPS)
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("name", PREPARATIONS)
+def test_frames_and_masks_are_cropped_binned_and_turned(name: str, transpose: bool, flip: str) -> None:
+    rng, wanted = np.random.default_rng(17), PREPARATIONS[name]
+    frames, mask = rng.gamma(2.0, 3.0, (3, 16, 16)).astype(np.float32), rng.random((16, 16)) > 0.2
+    given = ours(wanted, detector_transpose=transpose, detector_flip=flip)
+    right = {"frames": wanted.amplitude(frames), "good pixels": wanted.good_pixels(mask)}
+    assert_agrees(
+        {what: oriented(each, transpose=transpose, flip=flip) for what, each in right.items()},
+        {"frames": given.frames(frames), "good pixels": given.good_pixels(mask)},
+        FLOAT32,
+    )
+
+
+@pytest.mark.parity_clause("STEP-DATA", "PREP-01")
+@pytest.mark.parametrize("name", PREPARATIONS)
+def test_probe_and_positions_go_the_way_of_the_frames(name: str) -> None:
+    """The probe is not turned with the detector; positions are swapped before they are mirrored."""
+    rng, wanted = np.random.default_rng(18), PREPARATIONS[name]
+    probe, positions_px = draw_wave(rng, 2, 16, 16).astype(np.complex64), rng.uniform((20, 90), (45, 130), (5, 2))
+    right = {"probe": wanted.probe(probe)}
+    found = {"probe": ours(wanted, detector_transpose=True, detector_flip="both").probe(probe)}
+    for swap, x, y in itertools.product((False, True), repeat=3):
+        key = f"positions, swapped {swap}, mirrored {x} {y}"
+        given = ours(wanted, positions_swap_xy=swap, positions_flip_x=x, positions_flip_y=y)
+        right[key] = wanted.positions_px(positions_px, swap_xy=swap, flip_x=x, flip_y=y)
+        found[key] = given.positions(positions_px)
+    assert_agrees(right, found, FLOAT32)
 
 
 # ------------------------------------------------------------------------------------- settings of a scan
@@ -321,14 +339,6 @@ def test_several_scans_decide_together(shared: Path, tmp_path: Path) -> None:
     assert both.nphotons == pytest.approx(5 * one.nphotons, rel=0.02)
     assert both.step_px == pytest.approx(1.5 * one.step_px, rel=1e-9)
     assert both.reach_px >= 1.9 * one.reach_px
-
-
-def test_counts_that_the_settings_give_are_not_derived(tmp_path: Path, shared: Path) -> None:
-    path = shared / "data" / "siemens_star_n64.npz"
-    derived = PtychoDataset(path, data_dir=tmp_path, settings=DataSettings(nphotons=1e9)).derived(
-        offset=3, max_position_jitter=9
-    )
-    assert (derived.nphotons, derived.offset, derived.max_position_jitter) == (1e9, 3, 9)
 
 
 REACHES = st.lists(st.floats(0, 300, width=32) | st.floats(0, 8, width=32), min_size=1, max_size=8)
@@ -402,10 +412,3 @@ def test_numbers_that_are_none_derive_nothing(wrong: dict[str, Any]) -> None:
     with pytest.raises(DataContractError) as caught:
         derive(gridsize=2, **(numbers | wrong))
     assert caught.value.clause == "PREP-02"
-
-
-def test_the_step_is_the_median_distance_to_the_nearest_other_place() -> None:
-    positions = np.array([[0.0, 0], [0, 0], [3, 4], [3, 4], [9, 4], [109, 4]])
-    # Places (0, 0), (3, 4), (9, 4), (109, 4): nearest at 5, 5, 6 and 100.
-    assert median_step(positions) == pytest.approx(5.5)
-    assert median_step(np.zeros((7, 2))) == 0

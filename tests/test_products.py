@@ -101,10 +101,17 @@ def test_a_product_has_the_attributes_and_datasets_of_the_contract(
     reconstruction: Reconstruction, tmp_path: Path
 ) -> None:
     write_product(
-        tmp_path / "object.h5", reconstruction, GEOMETRY, name="star", photons=1e5, losses=np.array([3.0, 2.0])
+        tmp_path / "object.h5",
+        reconstruction,
+        GEOMETRY,
+        positions_px=np.ones((9, 2)),
+        indexes=np.arange(9),
+        name="star",
+        photons=1e5,
+        losses=np.array([3.0, 2.0]),
     )
     contract = load_contract().product
-    letters = {"n": 6, "modes": 2, "N": 8, "H": 12, "W": 20, "epochs": 2}
+    letters = {"M": 9, "modes": 2, "N": 8, "H": 12, "W": 20, "epochs": 2}
     with h5py.File(tmp_path / "object.h5") as product:
         assert set(product.attrs) == {entry["name"] for entry in contract["attributes"]}
         assert set(product) == {entry["name"] for entry in contract["datasets"]}
@@ -121,15 +128,19 @@ def test_a_product_places_positions_about_the_centre_of_the_object(
 ) -> None:
     """A patch centred on the object's centre is at (0, 0); one that starts at its first pixel is half an object off."""
     middle, corner = (3 + 10, -4.5 + 6), (3.0, -4.5)
-    reconstruction = dataclasses.replace(reconstruction, positions_px=np.array([middle, corner]))
-    write_product(tmp_path / "object.h5", reconstruction, GEOMETRY, name="star")
+    positions = np.array([middle, corner])
+    write_product(
+        tmp_path / "object.h5", reconstruction, GEOMETRY, positions_px=positions, indexes=np.array([3, 8]), name="star"
+    )
     with h5py.File(tmp_path / "object.h5") as product:
+        assert product["probe_position_indexes"][:].tolist() == [3, 8]
         pixel = product["object"].attrs["pixel_width_m"]
         np.testing.assert_allclose(product["probe_position_x_m"][:] / pixel, [0, -10], atol=1e-9)
         np.testing.assert_allclose(product["probe_position_y_m"][:] / pixel, [0, -6], atol=1e-9)
 
 
 def test_a_product_of_unknown_geometry_is_not_made_up(reconstruction: Reconstruction, tmp_path: Path) -> None:
+    positions, path = np.ones((9, 2)), tmp_path / "object.h5"
     with pytest.raises(DataContractError, match="unknown geometry"):
-        write_product(tmp_path / "object.h5", reconstruction, None, name="star")
+        write_product(path, reconstruction, None, positions_px=positions, indexes=np.arange(9), name="star")
     assert not list(tmp_path.iterdir())

@@ -33,17 +33,6 @@ def test_rings_of_equal_images_correlate_fully(shape: tuple[int, int]) -> None:
     assert rings.resolution_px == rings.half_bit_resolution_px == 2
 
 
-def test_rings_follow_their_equation() -> None:
-    first, second = noise(0, (16, 16)), noise(0, (16, 16)) + noise(1, (16, 16))
-    rings = ring_correlation(first, second, taper=0)
-    spectra = [np.fft.fftshift(np.fft.fft2(each - each.mean())) for each in (first, second)]
-    rows, columns = np.indices((16, 16)) - 8
-    members = np.rint(np.hypot(rows, columns)) == 5
-    ours, theirs = (spectrum[members] for spectrum in spectra)
-    expected = abs(np.mean(ours * theirs.conj())) / np.sqrt(np.mean(abs(ours) ** 2) * np.mean(abs(theirs) ** 2))
-    assert rings.curve[5] == pytest.approx(expected)
-
-
 def test_resolution_is_where_noise_takes_over() -> None:
     signal = noise(0)
     spectrum = np.fft.fftfreq(64)

@@ -954,7 +954,7 @@ def test_a_folder_without_scans_and_one_that_is_missing_are_refused(tmp_path: Pa
     touch(tmp_path, ".hidden.npz", "notes.txt")
     assert "no .npz file" in refused("SCAN-14", tmp_path, lambda: scan_paths(tmp_path)).found
     missing = tmp_path / "missing"
-    assert "no such folder" in refused("SCAN-14", missing, lambda: scan_paths(missing)).found
+    assert "no such file or folder" in refused("SCAN-14", missing, lambda: scan_paths(missing)).found
 
 
 def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conformance.agreement import assert_agrees
+from conformance.checks.scans import FLOAT32
 from ptycho_torch import command_simulate, simulate, specimens
 from ptycho_torch.errors import ConfigError, DataContractError, PtychoError
 from ptycho_torch.scan import examine, read_probe
@@ -308,6 +310,43 @@ def test_images_that_cannot_be_used_are_one_clear_error(tmp_path: Path, monkeypa
     monkeypatch.setattr(specimens, "MAX_IMAGE_PX", 100)
     with pytest.raises(ConfigError, match="at most 100 are read"):
         draw_specimen("image:camera", (32, 32), rng)
+
+
+@pytest.mark.parity_clause("SCAN-09", "exit_wave", "amplitude")
+def test_a_written_scan_holds_the_object_the_probe_and_their_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several modes, more patterns than are computed at once, an object that is not square."""
+    monkeypatch.setattr(simulate, "_CHUNK_BYTES", 3 * 4 * 12 * 12 * 16)
+    rng, N, count = np.random.default_rng(18), 12, 7
+    specimen = random_complex(rng, 23, 34).astype(np.complex64)
+    probe = random_complex(rng, 4, N, N) * np.array([1.0, 0.5, 0.3, 0.7])[:, None, None]
+    positions = rng.uniform(N / 2, (34 - N / 2, 23 - N / 2), (count, 2))
+    scaled = scale_probe(specimen, probe, positions, 5e4)
+    mean = simulate.write_scan(tmp_path / "scan.npz", specimen, scaled, positions, np.random.default_rng(6))
+    raw = expected_intensity(specimen, probe, positions)
+    # Noise is drawn from the counts of the very probe that is in the file.
+    seen = expected_intensity(specimen, scaled.astype(np.complex128), positions)
+    counts = np.random.default_rng(6).poisson(seen)
+    with np.load(tmp_path / "scan.npz") as npz:
+        written = dict(npz)
+    patterns = np.concatenate([*simulate_patterns(specimen, scaled, positions, None)])
+    found = written | {
+        "counts": np.square(written["diff3d"], dtype=np.float64),
+        "mean counts": np.array(mean),
+        "amplitude without noise": patterns,
+    }
+    right = {
+        "probeGuess": probe * np.sqrt(5e4 / raw.sum(axis=(1, 2)).mean()),
+        "objectGuess": specimen,
+        "counts": counts.astype(np.float64),
+        "mean counts": np.array(counts.sum() / count),
+        "amplitude without noise": np.sqrt(seen),
+        **{f"xcoords{suffix}": positions[:, 0] for suffix in ("", "_start")},
+        **{f"ycoords{suffix}": positions[:, 1] for suffix in ("", "_start")},
+        "measurement_domain": np.array("amplitude"),
+    }
+    assert_agrees(right, found, FLOAT32)
 
 
 # ------------------------------------------------------------------------------------------------------ the command

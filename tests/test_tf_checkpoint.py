@@ -22,7 +22,7 @@ from checkpoint_files import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conformance.steps_checkpoint_files import field, varint
+from conformance.checks.archive_files import field, varint
 from ptycho_tf_bridge import backend, tf_checkpoint
 from ptycho_tf_bridge.errors import ArchiveError
 from ptycho_tf_bridge.members import open_members

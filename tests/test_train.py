@@ -25,11 +25,9 @@ pytest.importorskip("tensordict", reason="the memory map is a TensorDict; pip in
 from ptycho_torch import folders, inference, simulate, train
 from ptycho_torch.checkpoint import KEY, read_checkpoint
 from ptycho_torch.checkpoint_file import read_content, write_content
-from ptycho_torch.config_params import Settings, TrainingSettings
+from ptycho_torch.config_params import Settings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset, TensorDictDataLoader
 from ptycho_torch.errors import CheckpointError, ConfigError, TrainingError
-from ptycho_torch.losses import total_loss
-from ptycho_torch.probe import normalise_probe
 from ptycho_torch.simulate import choose_probe, plan_positions
 from ptycho_torch.specimens import draw_specimen
 
@@ -72,65 +70,6 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_scan(tmp_path_factory.mktemp("scans") / "a.npz")
 
 
-@pytest.fixture
-def dataset(scan: Path, tmp_path: Path) -> PtychoDataset:
-    return PtychoDataset(scan, data_dir=tmp_path / "map", settings=small(gridsize=2).data)
-
-
-def test_a_step_computes_the_loss_of_the_network_by_hand(dataset: PtychoDataset) -> None:
-    module = train.PtychoPINN.for_dataset(dataset, small(gridsize=2))
-    batch = dataset[0:3]
-    scaled = batch.images * module.scale
-    probe = normalise_probe(dataset.probes[0], 4.0)
-    prediction = module.network(scaled, batch.coords, probe)
-    expected = total_loss(
-        prediction.object,
-        prediction.amplitude,
-        prediction.intensity,
-        scaled,
-        TrainingSettings().loss_weights("Poisson"),
-    )
-    assert module.training_step(batch).item() == pytest.approx(expected.total.item(), rel=1e-6)
-    # The scale brings normalised amplitude back to √counts: the loss is one of photons.
-    counts = scaled.square().sum(dim=(-2, -1)).mean()
-    assert float(counts) == pytest.approx(1e4, rel=0.1)
-
-
-def test_forward_gives_diffraction_and_after_predict_objects(dataset: PtychoDataset) -> None:
-    module = train.PtychoPINN.for_dataset(dataset, small(gridsize=2))
-    images, coords, probe, scale = dataset[0:2]
-    with torch.no_grad():
-        amplitude = module(images, coords, probe, scale)
-        own = module(images, coords)
-        module.predict = True
-        objects = module(images, coords, probe, scale)
-    assert amplitude.shape == (2, 4, 64, 64)
-    assert not amplitude.is_complex()
-    torch.testing.assert_close(amplitude, own)
-    assert objects.shape == (2, 1, 64, 64)
-    assert objects.is_complex()
-    assert torch.equal(objects, module.forward_predict(images, coords))
-    assert torch.equal(objects, module.predict_step(dataset[0:2]).objects)
-
-
-def test_scans_with_probes_of_their_own_are_lit_by_them(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        path = write_scan(tmp_path / "scans" / f"{name}.npz")
-        if name == "b":
-            with np.load(path) as members:
-                np.savez(path, **(dict(members) | {"probeGuess": members["probeGuess"] * np.exp(2j) * 3}))
-    dataset = PtychoDataset(tmp_path / "scans", data_dir=tmp_path / "map", settings=small().data)
-    module = train.PtychoPINN.for_dataset(dataset, small())
-    assert not module.statistics["one_probe"]
-    first = int((dataset.experiment_ids == 0).nonzero()[0])
-    second = int((dataset.experiment_ids == 1).nonzero()[0])
-    # The same patterns, and a probe that differs by a factor: normalised, the losses are the same.
-    losses = [module.validation_step(dataset[group]).item() for group in (first, second)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    with pytest.raises(ConfigError, match="probe_trainable needs one probe"):
-        train.PtychoPINN.for_dataset(dataset, small(probe_trainable=True))
-
-
 def test_training_lowers_the_loss_and_leaves_what_it_promises(scan: Path, tmp_path: Path) -> None:
     result = run(tmp_path, scan, reconstruct=True)
     losses = result.history["train_loss"]
@@ -146,18 +85,6 @@ def test_training_lowers_the_loss_and_leaves_what_it_promises(scan: Path, tmp_pa
     assert content.settings == result.module.settings
     assert same(dict(content.weights), dict(result.module.network.state_dict()))
     assert read_checkpoint(result.best_checkpoint).history["val_loss"][-1] == min(result.history["val_loss"])
-
-
-def test_an_epoch_s_loss_is_the_mean_over_samples(scan: Path, tmp_path: Path) -> None:
-    # 18 groups in batches of 4 leave a last batch of 2; with no learning to speak of all losses are of one network.
-    result = run(tmp_path, scan, overrides={"max_epochs": 1, "learning_rate": 1e-30})
-    dataset = result.module
-    loader, _ = train.loaders(PtychoDataset(scan, data_dir=tmp_path / "map", settings=small().data), small().training)
-    with torch.no_grad():
-        losses = [(float(dataset.training_step(batch)), len(batch.groups)) for batch in loader]
-    expected = sum(loss * groups for loss, groups in losses) / sum(groups for _, groups in losses)
-    assert result.history["train_loss"][0] == pytest.approx(expected, rel=1e-6)
-    assert expected != pytest.approx(sum(loss for loss, _ in losses) / len(losses), rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -192,34 +119,6 @@ def test_resuming_from_any_checkpoint_gives_the_weights_of_an_uninterrupted_run(
         resumed = run(tmp_path / "again", scan, overrides=settings, resume=kept[number], overwrite=True)
         assert same(weights(resumed.checkpoint), weights(whole.checkpoint)), kept[number].name
         assert resumed.history == whole.history
-
-
-def test_every_epoch_of_a_run_has_an_order_of_its_own(
-    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing of the Trainer's takes an epoch away, and a run that was interrupted behind one goes on with the next."""
-    taken: list[list[int]] = []
-    step = train.PtychoPINN.training_step
-
-    def watched(module: Any, batch: Any, number: int) -> Any:
-        if number == 0:
-            taken.append([])
-        taken[-1].extend(batch.groups.tolist())
-        return step(module, batch, number)
-
-    monkeypatch.setattr(train.PtychoPINN, "training_step", watched)
-    whole = run(tmp_path / "whole", scan, overrides={"max_epochs": 3})
-    orders, taken[:] = list(taken), []
-    settings = whole.module.settings
-    sampler = train.loaders(PtychoDataset(scan, data_dir=tmp_path / "map", settings=settings.data), settings.training)[
-        0
-    ].batch_sampler
-    assert orders == [torch.cat(list(sampler.batches(epoch))).tolist() for epoch in range(3)]
-    assert len({tuple(order) for order in orders}) == 3
-    first = run(tmp_path / "parts", scan, overrides={"max_epochs": 1})
-    resumed = run(tmp_path / "parts", scan, overrides={"max_epochs": 3}, resume=first.checkpoint)
-    assert taken == orders
-    assert same(weights(resumed.checkpoint), weights(whole.checkpoint))
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(scan: Path, tmp_path: Path) -> None:
@@ -399,33 +298,6 @@ def test_a_checkpoint_alone_leaves_the_best_to_the_epochs_behind_it(scan: Path, 
     assert len(read_checkpoint(resumed.best_checkpoint).history["val_loss"]) == 2
 
 
-def test_a_run_is_resumed_with_its_own_settings_and_scans(scan: Path, tmp_path: Path) -> None:
-    first = run(tmp_path, scan, overrides={"max_epochs": 1})
-    with pytest.raises(CheckpointError, match=r"learning_rate = 0\.001, now 0\.1"):
-        run(tmp_path, scan, resume=first.checkpoint, overrides={"learning_rate": 0.1, "max_epochs": 1})
-    other = write_scan(tmp_path / "other" / "a.npz", patterns=21)
-    with pytest.raises(CheckpointError, match="groups = 20, these have 21"):
-        run(tmp_path, other, resume=first.checkpoint, overrides={"max_epochs": 1})
-    with pytest.raises(ConfigError, match="one of them"):
-        run(tmp_path, scan, resume=first.checkpoint, start_from=first.checkpoint)
-
-
-def test_fine_tuning_starts_from_the_weights_and_keeps_the_new_data_s_scale(scan: Path, tmp_path: Path) -> None:
-    first = run(tmp_path / "first", scan, overrides={"max_epochs": 1})
-    other = write_scan(tmp_path / "other" / "b.npz", counts=4e4)
-    tuned = run(
-        tmp_path / "tuned",
-        other,
-        start_from=first.checkpoint,
-        overrides={"learning_rate": 1e-30, "max_epochs": 1},
-    )
-    before, after = weights(first.checkpoint), weights(tuned.checkpoint)
-    torch.testing.assert_close(after["encoder.0.conv1.weight"], before["encoder.0.conv1.weight"], rtol=0, atol=1e-12)
-    assert after["log_scale"] == pytest.approx(float(before["log_scale"]) + np.log(2), abs=1e-3)
-    with pytest.raises(CheckpointError, match="not those of this network"):
-        run(tmp_path / "wide", scan, start_from=first.checkpoint, overrides={"n_filters_scale": 2})
-
-
 def test_objects_do_not_depend_on_the_batch(scan: Path, tmp_path: Path) -> None:
     settings = small(gridsize=2)
     dataset = PtychoDataset(scan, data_dir=tmp_path / "map", settings=dataclasses.replace(settings.data, n_subsample=4))
@@ -442,51 +314,6 @@ def test_objects_do_not_depend_on_the_batch(scan: Path, tmp_path: Path) -> None:
     # 1.3e-6 was found: sums in another order, divided by next to nothing where the border of one patch alone reaches.
     for batch_size in (16, 64):
         torch.testing.assert_close(objects[batch_size], objects[1], rtol=0, atol=2e-6 * scale)
-
-
-def test_trainable_probe_and_scale_move_and_frozen_ones_do_not(scan: Path, tmp_path: Path) -> None:
-    for trainable in (False, True):
-        result = run(
-            tmp_path / str(trainable),
-            scan,
-            overrides={"probe_trainable": trainable, "intensity_scale_trainable": trainable, "max_epochs": 1},
-        )
-        fresh = train.PtychoPINN.for_dataset(
-            PtychoDataset(scan, data_dir=tmp_path / str(trainable) / "map", settings=small().data), small()
-        )
-        after, before = result.module.network, fresh.network
-        assert torch.equal(after.probe_parts, before.probe_parts) is not trainable
-        assert torch.equal(after.log_scale, before.log_scale) is not trainable
-
-
-def test_the_terms_of_a_loss_of_several_are_recorded(scan: Path, tmp_path: Path) -> None:
-    weights = {"nll_weight": 1.0, "mae_weight": 2.0, "realspace_weight": 0.5, "tv_weight": 1e-3}
-    history = run(tmp_path, scan, overrides={"max_epochs": 1} | weights).history
-    for part in ("train", "val"):
-        terms = [history[f"{name}_{part}_loss"][0] for name in ("poisson", "mae", "realspace")]
-        assert history[f"{part}_loss"][0] == pytest.approx(terms[0] + 2 * terms[1] + 0.5 * terms[2], rel=1e-6)
-
-
-def test_the_learning_rate_falls_as_keras_lets_it(scan: Path, tmp_path: Path) -> None:
-    # Nothing improves by 1e9, so that the first epoch is the best and every second one after it exhausts the patience.
-    overrides = {
-        "scheduler": "ReduceLROnPlateau",
-        "max_epochs": 6,
-        "plateau_threshold": 1e9,
-        "early_stop_patience": None,
-    }
-    result = run(tmp_path, scan, overrides=overrides)
-    assert result.history["learning_rate"] == [1e-3, 1e-3, 1e-3, 5e-4, 5e-4, 2.5e-4]
-
-
-def test_training_ends_early_when_nothing_improves(scan: Path, tmp_path: Path) -> None:
-    result = run(
-        tmp_path,
-        scan,
-        overrides={"max_epochs": 9, "learning_rate": 1e-30, "early_stop_patience": 2, "scheduler": "Default"},
-    )
-    assert 3 <= len(result.history["train_loss"]) < 9
-    assert read_checkpoint(result.checkpoint).finished
 
 
 def test_a_loss_that_is_no_number_ends_training_with_advice(

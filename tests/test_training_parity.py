@@ -15,9 +15,9 @@ from torch import Tensor
 pytest.importorskip("lightning", reason="training needs lightning; pip install lightning")
 
 from conformance.errors import DocumentError
-from conformance.faults_optimiser import OPTIMISER
 from conformance.oracle_training import Plateau, epochs_before_stop, plateau_rates, warmup_cosine_rates
-from conformance.seeding import Fault
+from conformance.selftest.fault import Fault
+from conformance.selftest.outside import OUTSIDE
 from conformance.test_training import check_float64
 from conformance.torch_training import epochs_run, rates_of_epochs, train_torch
 from conformance.training import TrainingRun, Trajectory, largest_errors, starting_point, train_truth
@@ -111,8 +111,8 @@ def test_another_optimiser_is_seen(truths: dict[str, Trajectory], monkeypatch: p
 
 
 def of_step(step: str) -> pytest.MarkDecorator:
-    """Parametrise ``fault`` by the catalogue's faults of a step."""
-    faults = [fault for fault in OPTIMISER if fault.stage == f"optimiser.{step}"]
+    """Parametrise ``fault`` by the mistakes that a check has to see."""
+    faults = [fault for fault in OUTSIDE if fault.where == f"optimiser.{step}"]
     return pytest.mark.parametrize("fault", faults, ids=[fault.name for fault in faults])
 
 

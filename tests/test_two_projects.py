@@ -89,6 +89,53 @@ def test_a_command_says_in_one_line_who_owns_the_other_files(site: Path, order: 
     assert "--parity-reference live:/PATH/OF/CHECKOUT" in line
 
 
+@pytest.mark.parametrize("order", ["theirs last", "ours last"])
+def test_a_module_beside_ours_names_its_owner_too(site: Path, order: str) -> None:
+    theirs = {"ptycho_torch/model.py": "", "ptycho_torch/generators/fno.py": ""}
+    both = [("ptycho_torch", OURS), ("ptychopinn", theirs)]
+    for name, files in both if order == "theirs last" else reversed(both):
+        install(site, name, files)
+    found = started(site, "run_torch")
+    assert (found.returncode, found.stdout) == (1, "")
+    (line,) = found.stderr.splitlines()
+    assert "has files of ptychopinn 1.2," in line
+
+
+def test_a_module_of_the_user_stands_in_nobodys_place(site: Path) -> None:
+    install(site, "ptycho_torch", OURS)
+    (site / "ptycho_torch" / "mine.py").write_text("", encoding="utf-8")
+    assert started(site, "run_torch").returncode == 0
+
+
+def foreign_files(site: Path) -> str:
+    """Return what the interface for ptychodus says of its installation."""
+    script = "from ptycho_torch.api.installation import foreign_files; print(foreign_files())"
+    command = [sys.executable, "-S", "-c", script]
+    variables = {"PYTHONPATH": str(site)}
+    found = subprocess.run(command, cwd=site.parent, env=variables, capture_output=True, text=True, check=True)
+    return found.stdout.rstrip("\n")
+
+
+def test_the_interface_for_ptychodus_says_it_in_one_line(site: Path) -> None:
+    names = ("ptycho_torch/api/__init__.py", "ptycho_torch/api/installation.py")
+    ours = OURS | {name: (ROOT / name).read_text(encoding="utf-8") for name in names}
+    install(site, "ptychopinn", {"ptycho_torch/generators/fno.py": "", "ptycho_torch/model.py": ""})
+    install(site, "ptycho_torch", ours)
+    line = foreign_files(site)
+    assert line.startswith(
+        f"The package ptycho_torch in {(site / 'ptycho_torch').resolve()} has files of ptychopinn 1.2 ("
+    )
+    assert "(generators/fno.py and 1 more)" in line
+    assert "pip uninstall -y ptychopinn, then pip install --force-reinstall --no-deps ptycho-torch" in line
+    assert "\n" not in line
+    for name in ("generators/fno.py", "model.py"):
+        (site / "ptycho_torch" / name).unlink()
+    (site / "ptycho_torch" / "mine.py").write_text("", encoding="utf-8")
+    assert foreign_files(site) == ""
+    (site / "ptycho_torch-1.2.dist-info" / "RECORD").unlink()
+    assert foreign_files(site) == ""
+
+
 def test_the_remedy_works(site: Path) -> None:
     install(site, "ptycho_torch", OURS)
     install(site, "ptychopinn", THEIRS)

@@ -10,10 +10,10 @@ import torch
 from conformance import suite
 from conformance.bench import Bench, Planned, plan
 from conformance.bundle import RECORDINGS
-from conformance.faults import all_faults
 from conformance.parity import BACKWARD_FREE, FORWARD_FORCED, FORWARD_FREE, GRADIENT_FREE, LOSS
 from conformance.precision import KINDS, measure_precision
 from conformance.report import headline
+from conformance.selftest.network import NETWORK
 from conformance.targets import targets
 from conformance.torch_subject import TorchSubject
 from conformance.variants import VARIANTS, BrainFloatSubject, CompiledSubject, ContiguousSubject, unavailable
@@ -72,7 +72,7 @@ def test_outside_of_convolutions_bfloat16_has_the_budget_of_float32(bench: Bench
 
 @pytest.mark.parametrize("row", ["float32-contiguous", "bf16"])
 def test_a_row_does_not_hide_a_fault(planned: Planned, row: str) -> None:
-    (fault,) = [each for each in all_faults() if each.name == "π dropped"]
+    (fault,) = [each for each in NETWORK if each.name == "π dropped"]
     with fault.seeded():
         report = Bench().report(planned, "cpu", row)
     assert report.first_failing == "decoder_phase.output"
@@ -104,7 +104,7 @@ def test_a_compiled_graph_shows_stages_losses_and_gradients(
 
 def test_a_compiled_graph_does_not_hide_a_fault(monkeypatch: pytest.MonkeyPatch, planned: Planned) -> None:
     monkeypatch.setattr(torch, "compile", lambda network: network)
-    (fault,) = [each for each in all_faults() if each.name == "π dropped"]
+    (fault,) = [each for each in NETWORK if each.name == "π dropped"]
     with fault.seeded():
         assert not Bench().judge(planned, CompiledSubject("cpu")).passed
 

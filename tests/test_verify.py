@@ -12,7 +12,7 @@ from archive_models import Weights, archive_of, checkpoint_of, predictions_of
 
 from conformance.case import Case
 from conformance.draws import draw_case
-from conformance.faults import all_faults
+from conformance.selftest.network import NETWORK
 from conformance.verify import Verification, verify
 from ptycho_tf_bridge import backend
 from ptycho_torch.config_params import NetworkSettings
@@ -102,7 +102,7 @@ def test_an_unfaithful_conversion_is_named_at_its_stage(
 
 
 def test_swapped_offsets_are_named_at_their_stage(case: Case, tmp_path: Path, predictions: Path) -> None:
-    (fault,) = (each for each in all_faults() if each.stage == "merged" and "swapped" in each.name)
+    (fault,) = (each for each in NETWORK if each.where == "merged" and "swapped" in each.name)
     with fault.seeded():
         found = verified(case, tmp_path, predictions)
     assert not found.passed

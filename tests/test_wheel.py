@@ -38,6 +38,7 @@ def run(installed: Path, folder: Path, *arguments: str) -> str:
 def test_all_tests_are_found_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
     found = run(installed, tmp_path, "--collect-only")
     assert "test_network.py::test_recording[FLOAT64-n64_g2_base]" in found
+    assert not (installed / "conformance" / "selftest").exists()
 
 
 def test_a_recording_of_the_wheel_is_judged_there(installed: Path, tmp_path: Path) -> None:
@@ -45,3 +46,9 @@ def test_a_recording_of_the_wheel_is_judged_there(installed: Path, tmp_path: Pat
     options = ("--parity-reference", str(recording), "--parity-dtype", "float32", "--parity-device", "cpu")
     assert "passed  n64_g1_nopad on cpu in float32" in run(installed, tmp_path, *options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_is_written_from_the_templates_of_the_wheel(installed: Path, tmp_path: Path) -> None:
+    run(installed, tmp_path, "-k", "test_every_stage", "--parity-report", "report")
+    text = (tmp_path / "report" / "parity.html").read_text(encoding="utf-8")
+    assert "<h1>Is the PyTorch network the TensorFlow network?</h1>" in text

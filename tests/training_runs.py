@@ -41,6 +41,29 @@ def write_scan(path: Path, *, patterns: int = 20, N: int = 64, seed: int = 0, co
     return path
 
 
+def draw_two_scans() -> dict[str, dict[str, np.ndarray]]:
+    """Draw two scans of 64 px that differ in length, counts, probe and bad pixels."""
+    scans: dict[str, dict[str, np.ndarray]] = {}
+    for number, patterns in enumerate((10, 7)):
+        draw = np.random.default_rng(21 + number)
+        bad = draw.random((64, 64)) < 0.02 * (1 + number)
+        probe = draw.standard_normal((64, 64)) + 1j * draw.standard_normal((64, 64))
+        scans[f"scan_{number}"] = {
+            "diff3d": draw.gamma(2.0, 0.5 * (1 + number), (patterns, 64, 64)).astype(np.float32),
+            "xcoords": draw.uniform(40, 60, patterns),
+            "ycoords": draw.uniform(80, 110, patterns),
+            "probeGuess": ((2 + number) * probe).astype(np.complex64),
+            "bad_pixels": bad,
+        }
+    return scans
+
+
+def two_modes(scans: dict[str, dict[str, np.ndarray]]) -> np.ndarray:
+    """Return one probe of two modes for both scans."""
+    first, second = (scan["probeGuess"] for scan in scans.values())
+    return np.stack([first, 0.4 * second])
+
+
 if __name__ == "__main__":
     from ptycho_torch import train
     from ptycho_torch.config_params import Settings

@@ -58,3 +58,9 @@ def scaled(reconstruction: Reconstruction, factor: complex, probe_factor: float)
         object=reconstruction.object * np.complex64(factor),
         probe=reconstruction.probe * np.float32(probe_factor),
     )
+
+
+def draw_object(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Draw a complex object whose features are of a pixel, so that its shift is found exactly."""
+    amplitude, phase = rng.standard_normal((2, *shape))
+    return np.asarray((0.8 + 0.06 * amplitude) * np.exp(0.25j * phase))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import math
 import os
 import queue
 import re
@@ -694,7 +695,7 @@ class _Link:
                     self._mlflow.end_run(status)
         else:
             self.attempt("to end the run", partial(self._client.set_terminated, self.run_id, status))
-        self.is_open = False
+        self.is_open, self._retry_at_s = False, math.inf
         for there, callback in self._autologging_callbacks():
             there.remove(callback)
         self._restore.close()

@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from conformance.draws import GRAPHS, draw_case
-from conformance.evidence import Goal, measured_here, write_evidence
-from conformance.torch_subject import TorchSubject, tapped
+from conformance.cases.draws import GRAPHS, draw_case
+from conformance.provenance.evidence import Goal, measured_here, write_evidence
+from conformance.subjects.torch import TorchSubject, tapped
 
 LIMIT = 2.0
 """Capturing may cost this many plain passes."""

@@ -312,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write_evidence(folder: Path, results: Sequence[Result], share: float) -> Path:
-    from conformance.evidence import Goal, measured_here, write_evidence
+    from conformance.provenance.evidence import Goal, measured_here, write_evidence
 
     counted = Counter(each.state for each in results)
     numbers = {"mutants": len(results), **{f"mutants_{state}": counted[state] for state in STATES}, "killed": share}
@@ -336,7 +336,7 @@ def _write_evidence(folder: Path, results: Sequence[Result], share: float) -> Pa
 
 def _digest() -> str:
     """Return the digest of what the results hold for: everything that the comparer reaches, and its tests."""
-    from conformance.digest import numerical_digest, text_digest
+    from conformance.provenance.digest import numerical_digest, text_digest
 
     return numerical_digest("mutation") + text_digest({name: ROOT / name for name in TESTS})
 

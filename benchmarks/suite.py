@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import conformance
-from conformance.bundle import RECORDINGS
-from conformance.digest import numerical_digest
-from conformance.evidence import Goal, measured_here, write_evidence
+from conformance.provenance.digest import numerical_digest
+from conformance.provenance.evidence import Goal, measured_here, write_evidence
+from conformance.recordings.bundle import RECORDINGS
 
 ROOT = Path(__file__).parents[1]
 REPLAY_SECONDS, FULL_SECONDS, BUNDLE_MB = 60, 600, 5

@@ -13,43 +13,43 @@ CONFORMANCE = Program(
     "python -m conformance clauses FORWARD-FORCED",
     {
         "clauses": Command(
-            "conformance.clauses",
+            "conformance.provenance.clauses",
             "list every clause of the specification with the tests that judge it; fails where one has none",
             "python -m conformance clauses FORWARD-FORCED",
         ),
         "gate": Command(
-            "conformance.command_gate",
+            "conformance.commands.gate",
             "decide from the reports of all devices whether a release may go out, or a change be merged",
             "python -m conformance gate cpu/parity.json cuda/parity.json -o sign-off.json --page release.html",
         ),
         "verify": Command(
-            "conformance.command_verify",
+            "conformance.commands.verify",
             "hold a converted model against its archive and what the reference recorded (minutes); fails where it is "
             "not the same",
             "python -m conformance verify wts.h5.zip --scan scan.npz -o certificate",
         ),
         "record": Command(
-            "conformance.command_record",
+            "conformance.commands.record",
             "record a bundle: what a reference computes, for machines without TensorFlow (about a minute)",
             "python -m conformance record -o n64_g1.npz --graph n64_g1",
         ),
         "study": Command(
-            "conformance.command_study",
+            "conformance.commands.study",
             "measure what takes hours: both backends trained from scratch, or clean runs of the suite",
             "python -m conformance study clean --runs 1000",
         ),
         "calibrate": Command(
-            "conformance.command_calibrate",
+            "conformance.commands.calibrate",
             "measure what float32 costs the TensorFlow reference, stage by stage (minutes; needs TensorFlow)",
             "python -m conformance calibrate -o specs/measured.yaml",
         ),
         "calibrate-training": Command(
-            "conformance.command_envelope",
+            "conformance.commands.envelope",
             "record how far float32 takes Keras from the truth in ten updates (minutes; needs TensorFlow)",
             "python -m conformance calibrate-training",
         ),
         "document": Command(
-            "conformance.command_document",
+            "conformance.commands.document",
             "write specs/data_contracts.md from its YAML, and the numbers of docs/conformance.md from evidence",
             "python -m conformance document",
         ),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from conformance import command_words
+from conformance.commands import words as command_words
 from conformance.suite import DTYPES, TIERS, VARIANTS, clauses_of, short_id
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from _pytest.mark.structures import ParameterSet
 
-    from conformance.bench import Bench, Planned
-    from conformance.report import Outcome, Result
-    from conformance.targets import Target
+    from conformance.report.results import Outcome, Result
+    from conformance.session.bench import Bench, Planned
+    from conformance.session.targets import Target
 
 _PACKAGE = "conformance."
 _FILES_OF = {
@@ -174,7 +174,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if len(named) > 1:
         raise pytest.UsageError(f"{' and '.join(named)} each name a case; give one of them.")
     if config.getoption("--parity-tf-config"):
-        from conformance.drift import import_reference
+        from conformance.spec.drift import import_reference
         from ptycho_torch.errors import PtychoError
 
         try:
@@ -215,13 +215,13 @@ def _is_asked_for(arguments: Sequence[str]) -> bool:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Note for which sources a report will hold: those that are read now, whatever is edited while it runs."""
     if session.config.getoption("--parity-report"):
-        from conformance.digest import numerical_digest, spec_digest
+        from conformance.provenance.digest import numerical_digest, spec_digest
 
         session.config.stash[_DIGESTS] = (numerical_digest(), spec_digest())
 
 
 def _read_previous(config: pytest.Config) -> None:
-    from conformance.report import read_report
+    from conformance.report.results import read_report
     from ptycho_torch.errors import PtychoError
 
     if not config.getoption("--parity-report"):
@@ -264,7 +264,7 @@ def _rows(config: pytest.Config) -> tuple[str, ...]:
 
 def _operations(config: pytest.Config) -> bool:
     """Whether the reference that was named is a recording of single operations."""
-    from conformance.operations import is_operations_recording
+    from conformance.recordings.operations import is_operations_recording
 
     reference = config.getoption("--parity-reference")
     return _is_file(reference) and is_operations_recording(Path(str(reference)))
@@ -277,9 +277,9 @@ def _is_file(reference: str | None) -> bool:
 def planned_cases(config: pytest.Config) -> tuple[Planned, ...]:
     """Return the cases of this run; a file that cannot be read is a usage error in one line."""
     if _PLAN not in config.stash:
-        from conformance.bench import plan
-        from conformance.operations import read_operations
-        from conformance.waivers import load_waivers
+        from conformance.judge.waivers import load_waivers
+        from conformance.recordings.operations import read_operations
+        from conformance.session.bench import plan
         from ptycho_torch.errors import PtychoError
 
         reference, scan = config.getoption("--parity-reference"), config.getoption("--parity-scan")
@@ -302,7 +302,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Give each conformance test its cases; the id of a test begins with the clause it judges."""
     names = metafunc.fixturenames
     if "parity_target" in names:
-        from conformance.targets import targets
+        from conformance.session.targets import targets
 
         chosen = planned_cases(metafunc.config)
         test, config = metafunc.function.__name__, metafunc.config
@@ -411,7 +411,7 @@ def _is_chosen(item: pytest.Item, dtype: str, case: str | None) -> bool:
 @pytest.fixture(scope="session")
 def parity_bench(request: pytest.FixtureRequest) -> Bench:
     """Run cases once and keep their verdicts for all tests."""
-    from conformance.bench import Bench
+    from conformance.session.bench import Bench
 
     stash = request.config.stash
     if _BENCH not in stash:
@@ -441,7 +441,7 @@ def parity_seed(request: pytest.FixtureRequest) -> int:
 @pytest.fixture(scope="session")
 def operations_recording(request: pytest.FixtureRequest) -> Path:
     """Return the recording of single operations to judge against."""
-    from conformance.bundle import RECORDINGS
+    from conformance.recordings.bundle import RECORDINGS
 
     reference = request.config.getoption("--parity-reference")
     return Path(reference) if reference and _operations(request.config) else RECORDINGS / "ops_1.npz"
@@ -457,7 +457,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
         return
     terminalreporter.section("parity")
     if scan:
-        from conformance.scan import examined
+        from conformance.cases.scan import examined
         from ptycho_torch.check import describe
         from ptycho_torch.folders import scan_paths
 
@@ -467,8 +467,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
     for line in _summary(bench, notes):
         terminalreporter.write_line(line, red=line.startswith("FAILED"), green=line.startswith("passed"))
     if directory:
-        from conformance.bench import Bench
-        from conformance.report import run_headline, write_report
+        from conformance.report.results import run_headline, write_report
+        from conformance.session.bench import Bench
 
         outcome, bench = _outcome(terminalreporter.stats, int(exitstatus), notes, config), bench or Bench()
         line = run_headline(bench, outcome)
@@ -481,7 +481,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
 def _outcome(
     stats: Mapping[str, Sequence[Any]], exit_status: int, notes: Sequence[str], config: pytest.Config
 ) -> Outcome:
-    from conformance.report import Outcome
+    from conformance.report.results import Outcome
 
     # What is expected to fail and does not is no less excused; the gate asks for the waiver.
     excused = {"xfailed": "waived", "xpassed": "waived"}
@@ -508,7 +508,7 @@ def _outcome(
 
 def _result(report: Any, state: str) -> Result | None:
     """Return what a report of pytest says about a test of the suite; None for a test of somebody else."""
-    from conformance.report import Result
+    from conformance.report.results import Result
 
     properties = list(getattr(report, "user_properties", ()))
     if ("parity", "1") not in properties:
@@ -532,8 +532,8 @@ def _reason(report: Any) -> str:
 
 
 def _summary(bench: Bench | None, notes: Sequence[str]) -> Iterator[str]:
-    from conformance.bench import NO_TENSORFLOW
-    from conformance.report import headline, table
+    from conformance.report.results import headline, table
+    from conformance.session.bench import NO_TENSORFLOW
     from ptycho_tf_bridge import backend
 
     yield from notes

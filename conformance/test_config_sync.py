@@ -10,11 +10,11 @@ from types import ModuleType
 
 import pytest
 
-from conformance.bench import NO_TENSORFLOW
-from conformance.config_reads import Reads, findings, keras_reads, legacy_findings, live_reads, torch_reads
-from conformance.drift import CLAUSES, DATACLASSES, Drift, as_markdown, compare, has_legacy_names, import_reference
-from conformance.json_files import write_text
-from conformance.reference_package import identify
+from conformance.judge.config_reads import Reads, findings, keras_reads, legacy_findings, live_reads, torch_reads
+from conformance.provenance.json_files import write_text
+from conformance.session.bench import NO_TENSORFLOW
+from conformance.spec.drift import CLAUSES, DATACLASSES, Drift, as_markdown, compare, has_legacy_names, import_reference
+from conformance.subjects.package import identify
 from ptycho_tf_bridge import backend
 from ptycho_tf_bridge.config import (
     KEPT,

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from conformance.document import document
-from conformance.scan import examined
-from conformance.spec import check_schema
+from conformance.cases.scan import examined
+from conformance.release.document import document
+from conformance.spec.loader import check_schema
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.contract import DATA_FILE, Clause, load_contract, read_yaml, specs_dir
 

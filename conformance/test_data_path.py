@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conformance import oracle_data
-from conformance.data_parity import DAMAGES, decide, differences, draw_damage, draw_scan, draw_settings
-from conformance.divergences import load_divergences
+from conformance.judge.data_parity import DAMAGES, decide, differences, draw_damage, draw_scan, draw_settings
+from conformance.oracle import data as oracle_data
+from conformance.spec.divergences import load_divergences
 from ptycho_torch.config_params import DataSettings
 
 DRAWS = {"quick": 8, "full": 60, "study": 500}

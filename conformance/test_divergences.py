@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from conformance.clauses import catalogue
-from conformance.divergences import load_divergences, missing_tests
-from conformance.draws import draw_case
+from conformance.cases.draws import draw_case
+from conformance.provenance.clauses import catalogue
+from conformance.spec.divergences import load_divergences, missing_tests
 from ptycho_tf_bridge.weights import tensorflow_shapes
 from ptycho_torch import helper, losses
 from ptycho_torch.alignment import Alignment

@@ -7,17 +7,17 @@ import dataclasses
 import numpy as np
 import pytest
 
-from conformance.bench import NO_TENSORFLOW, Bench, Planned
-from conformance.case import Case, FreeRun
-from conformance.clean import TURNS, CleanStudy, clean_runs
-from conformance.condition import Condition
-from conformance.draws import GRAPHS, draw_case
-from conformance.judge import UNIT_ROUNDOFF, Errors, compare, float64_budget
-from conformance.measured import load_measured
-from conformance.parity import NETWORK_CLAUSES
-from conformance.report import headline
-from conformance.torch_subject import TorchSubject
-from conformance.truth import Truth
+from conformance.cases.case import Case, FreeRun
+from conformance.cases.draws import GRAPHS, draw_case
+from conformance.judge.condition import Condition
+from conformance.judge.measure import NETWORK_CLAUSES
+from conformance.judge.measured import load_measured
+from conformance.judge.rules import UNIT_ROUNDOFF, Errors, compare, float64_budget
+from conformance.judge.truth import Truth
+from conformance.report.results import headline
+from conformance.session.bench import NO_TENSORFLOW, Bench, Planned
+from conformance.session.clean import TURNS, CleanStudy, clean_runs
+from conformance.subjects.torch import TorchSubject
 from ptycho_tf_bridge import backend
 
 QUICK_GRAPHS = ("n64_g1", "n64_g2_small_object", "n64_g2_small_probe", "n64_g2_mask_blur", "n64_g3", "n128_g2")
@@ -79,7 +79,7 @@ def _amplified(truth: Truth) -> dict[str, Errors]:
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_candidate_is_keras(graph: str, parity_device: str, parity_notes: list[str]) -> None:
     """Every stage, gradient and loss within max(1e-12, κε) of Keras in float64 (clause FLOAT64)."""
-    from conformance.keras_subject import KerasSubject
+    from conformance.subjects.keras import KerasSubject
 
     keras, candidate = KerasSubject(GRAPHS[graph], "float64"), TorchSubject(parity_device, "float64")
     limits = load_measured().limits

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import pytest
 
-from conformance.bench import NO_TENSORFLOW, Bench
-from conformance.judge import Verdict
-from conformance.parity import Key
-from conformance.precision import KINDS, measure_precision
-from conformance.targets import Target
-from conformance.variants import subject_of, unavailable
+from conformance.judge.measure import Key
+from conformance.judge.rules import Verdict
+from conformance.session.bench import NO_TENSORFLOW, Bench
+from conformance.session.targets import Target
+from conformance.subjects.precision import KINDS, measure_precision
+from conformance.subjects.variants import subject_of, unavailable
 from ptycho_tf_bridge import backend
 
 pytestmark = [

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from conformance.judge import ONE_ULP, Errors, compare, float32_budget, float64_budget
-from conformance.measured import load_measured
-from conformance.operations import OPERATIONS, Operation, read_operations
-from conformance.torch_subject import float32_means_float32
+from conformance.judge.measured import load_measured
+from conformance.judge.rules import ONE_ULP, Errors, compare, float32_budget, float64_budget
+from conformance.recordings.operations import OPERATIONS, Operation, read_operations
+from conformance.subjects.torch import float32_means_float32
 
 pytestmark = [
     pytest.mark.parity_operations,

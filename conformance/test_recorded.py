@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from conformance.draws import draw_case
-from conformance.measured import load_measured
-from conformance.predictions import Predictions
+from conformance.cases.draws import draw_case
+from conformance.judge.measured import load_measured
+from conformance.judge.truth import Truth
 from conformance.progress import Progress
-from conformance.recorded import judge_recorded
-from conformance.truth import Truth
+from conformance.verify.predictions import Predictions
+from conformance.verify.recorded import judge_recorded
 from ptycho_tf_bridge.weights import to_torch
 from ptycho_torch.config_params import NetworkSettings, Settings
 from ptycho_torch.model import PtychoNet

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from conformance import oracle_operations
-from conformance.bench import NO_TENSORFLOW
-from conformance.draws import draw_case
-from conformance.spec import load_defects
-from conformance.torch_subject import TorchSubject
+from conformance.cases.draws import draw_case
+from conformance.oracle import operations as oracle_operations
+from conformance.session.bench import NO_TENSORFLOW
+from conformance.spec.loader import load_defects
+from conformance.subjects.torch import TorchSubject
 from ptycho_tf_bridge import backend
 from ptycho_tf_bridge.weights import tensorflow_shapes
 from ptycho_torch import helper, losses

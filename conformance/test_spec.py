@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from conformance.oracle import Constants, Oracle
-from conformance.spec import (
+from conformance.oracle.network import Constants, Oracle
+from conformance.spec.loader import (
     NETWORK_INPUT,
     Stage,
     StageClause,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from conformance.bench import Bench
 from conformance.checks.table import CHECKS, Check
+from conformance.session.bench import Bench
 
 
 def _param(check: Check) -> object:

@@ -10,17 +10,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from conformance.bench import NO_TENSORFLOW
-from conformance.evidence import committed_evidence
-from conformance.judge import Errors, Verdict
-from conformance.oracle_training import (
+from conformance.judge.rules import Errors, Verdict
+from conformance.oracle.training import (
     Plateau,
     epochs_before_stop,
     exponential_rates,
     plateau_rates,
     warmup_cosine_rates,
 )
-from conformance.training import (
+from conformance.provenance.evidence import committed_evidence
+from conformance.recordings.envelope import load_envelope, measure_envelope
+from conformance.session.bench import NO_TENSORFLOW
+from conformance.training.curves import Curve, draw_curves
+from conformance.training.runs import RUNS, SETTINGS, TRAINABLE, training_run
+from conformance.training.state import (
     LOG_SCALE,
     PROBE_PARTS,
     TrainingRun,
@@ -30,18 +33,15 @@ from conformance.training import (
     starting_point,
     train_truth,
 )
-from conformance.training_curves import Curve, draw_curves
-from conformance.training_envelope import load_envelope, measure_envelope
-from conformance.training_runs import RUNS, SETTINGS, TRAINABLE, training_run
 from ptycho_tf_bridge import backend
 
 pytest.importorskip("lightning", reason="training needs lightning; pip install lightning")
 
-from conformance.torch_training import epochs_run, rates_of_epochs, train_torch
-from conformance.updates import FLOAT64_LIMIT, float32_verdicts
+from conformance.session.updates import FLOAT64_LIMIT, float32_verdicts
+from conformance.subjects.torch_training import epochs_run, rates_of_epochs, train_torch
 
 if TYPE_CHECKING:
-    from conformance.keras_subject import KerasSubject
+    from conformance.subjects.keras import KerasSubject
 
 CURVES = {"quick": 60, "full": 300, "study": 5000}
 PATIENCES = (1, 2, 3, 5)
@@ -67,7 +67,7 @@ def _ours(name: str, device: str) -> Trajectory:
 
 @cache
 def _keras(dtype: str) -> KerasSubject:
-    from conformance.keras_subject import KerasSubject
+    from conformance.subjects.keras import KerasSubject
 
     return KerasSubject(SETTINGS, dtype)
 
@@ -180,7 +180,7 @@ def test_trainable_physics_is_the_oracle_s(name: str, parity_device: str, parity
 @clauses("TRAIN-PHYSICS", ("trainable",))
 def test_trainable_physics_is_keras_as_intended(name: str, parity_device: str) -> None:
     """The same against our Keras model with both tracked, which the reference's flags intend."""
-    from conformance.keras_subject import KerasSubject
+    from conformance.subjects.keras import KerasSubject
 
     run = training_run("same_batch", TRAINABLE)
     keras = KerasSubject(TRAINABLE, "float64", trainable_physics=True).train(run)
@@ -201,7 +201,7 @@ def test_frozen_physics_does_not_move(name: str, parity_device: str) -> None:
 @clauses("TRAIN-PHYSICS", ("reference_as_it_is",))
 def test_the_reference_s_flags_do_nothing(name: str, parity_device: str) -> None:
     """With both flags set, the reference as it is trains as ours does with both frozen (REF-02)."""
-    from conformance.keras_subject import KerasSubject
+    from conformance.subjects.keras import KerasSubject
 
     flagged = training_run("clip_norm", TRAINABLE).first(3)
     keras = KerasSubject(TRAINABLE, "float64").train(flagged)
@@ -233,7 +233,7 @@ def test_rates_at_a_plateau_are_the_oracle_s(name: int, parity_tier: str, parity
 @clauses("TRAIN-RATE", PATIENCES)
 def test_rates_at_a_plateau_are_keras(name: int, parity_tier: str) -> None:
     """Every decision of the plateau schedule is that of Keras' callback on the same curve."""
-    from conformance.keras_callbacks import keras_plateau_rates
+    from conformance.training.keras_callbacks import keras_plateau_rates
 
     plateau = dataclasses.replace(PLATEAU, patience=name)
     for curve in _curves(parity_tier):
@@ -249,7 +249,7 @@ def test_rates_at_a_plateau_are_keras(name: int, parity_tier: str) -> None:
 @clauses("TRAIN-RATE", ("first_loss_no_number",))
 def test_a_first_loss_that_is_no_number(name: str) -> None:
     """Keras never improves on a NaN in the first epoch; here the first number is the best."""
-    from conformance.keras_callbacks import keras_plateau_rates
+    from conformance.training.keras_callbacks import keras_plateau_rates
 
     curve = (float("nan"), 4.0, 3.0, 2.0, 1.0)
     assert keras_plateau_rates(curve, 1e-3, PLATEAU) == pytest.approx([1e-3, 1e-3, 1e-3, 5e-4, 5e-4], rel=1e-6)
@@ -274,7 +274,7 @@ def test_rates_that_no_loss_decides(name: str) -> None:
 @clauses("TRAIN-RATE", ("Exponential", "WarmupCosine"))
 def test_rates_that_no_loss_decides_are_keras(name: str) -> None:
     """Keras' own schedules give the same rates."""
-    from conformance.keras_callbacks import keras_cosine_rates, keras_exponential_rates
+    from conformance.training.keras_callbacks import keras_cosine_rates, keras_exponential_rates
 
     for epochs, warmup in ((12, 0), (12, 4), (30, 7)):
         ours = rates_of_epochs((1.0,) * epochs, name, gamma=0.93, warmup=warmup, least_ratio=0.07)
@@ -297,7 +297,7 @@ def test_training_stops_by_the_rule(name: int, parity_tier: str) -> None:
 @clauses("TRAIN-STOP", PATIENCES)
 def test_training_stops_where_keras_does(name: int, parity_tier: str) -> None:
     """The callback of the real Trainer stops where Keras' callback does."""
-    from conformance.keras_callbacks import keras_epochs_before_stop
+    from conformance.training.keras_callbacks import keras_epochs_before_stop
 
     for curve in _curves(parity_tier):
         if np.isfinite(curve[0]):

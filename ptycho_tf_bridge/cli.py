@@ -24,7 +24,7 @@ PTYCHO_BRIDGE = Program(
         ),
         # It verifies, so its module is of the package above this one; only its name is known here.
         "migrate": Command(
-            "conformance.command_migrate",
+            "conformance.commands.migrate",
             "convert an archive, reconstruct scans with it and verify it (minutes), with one summary",
             "ptycho-bridge migrate wts.h5.zip scans/ -o migrated",
         ),

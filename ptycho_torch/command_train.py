@@ -152,10 +152,12 @@ def run(options: argparse.Namespace) -> int:
         if result.module.settings.model.intensity_scale is None:
             known = result.module.statistics
             print(f"nphotons = {known['nphotons']:.6g} ({known['nphotons_source']})")  # noqa: T201
-        written = [path.with_suffix(ending) for path in result.reconstructions for ending in (".npz", ".h5", ".png")]
-        paths = [result.checkpoint, result.best_checkpoint, options.output_dir / "history.png", *written]
-        for path in filter(Path.exists, paths):
+        products = [path.with_suffix(".h5") for path in result.reconstructions]
+        written = [*result.reconstructions, *filter(Path.exists, products)]
+        for path in (result.checkpoint, result.best_checkpoint, options.output_dir / "history.png", *written):
             print(f"  {path}")  # noqa: T201
+        for path in result.reconstructions:
+            print(f"  {path.with_suffix('.png')}")  # noqa: T201
         print(f"  {map_folder(options.ptycho_dir, options.data_dir)} (memory map; infer uses it too)")  # noqa: T201
     return 0
 

@@ -199,9 +199,9 @@ def violation(
         expected: in place of what the clause says, where numbers make it plainer.
         remedy: in place of what the clause says.
 
-    >>> print(violation("SCAN-06", "12 values for 10 patterns", key="xcoords"))
+    >>> print(violation("SCAN-06", "12 values for 10 patterns", key="xcoords", remedy="Drop two."))
     key 'xcoords': found 12 values for 10 patterns; expected finite numbers, one for each pattern (clause SCAN-06). \
-Each pattern needs one (x, y) in object pixels; drop surplus ones, or repair the file.
+Drop two.
     """
     clause = load_contract().clauses[clause_id]
     expected, remedy = expected or clause.expected, remedy or clause.remedy

@@ -112,7 +112,7 @@ class Hint:
         return self.kind in GRAVE
 
     def __str__(self) -> str:
-        return f"hint ({self.kind}): {self.text}"
+        return f"hint ({self.kind}): {self.text.removesuffix('.')}."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +205,10 @@ def heed_patterns(dataset: PtychoDataset, accepted: str | None) -> None:
             energies=dataset.map.patterns["energy"].numpy()[rows],
             energy_numbers=np.arange(len(rows)),
         )
-        view = _PreparedView(
+        settings = dataset.settings
+        as_stored = not (settings.detector_crop or settings.detector_transpose) and settings.detector_bin == 1
+        kind = ScanView if as_stored and settings.detector_flip == "none" else _PreparedView
+        view = kind(
             path, dataset.positions_px.numpy()[rows], dataset.map.scan["scan_index"].numpy()[rows], dataset.settings.N,
             dataset.probes[numbers[0]].numpy(), dataset.settings,
         )  # fmt: skip
@@ -317,17 +320,18 @@ def _hint_far(view: ScanView, own: np.ndarray, far: np.ndarray) -> Iterator[Hint
     C = view.settings.C
     before, after = _group_px(view, positions), _group_px(view, near)
     if before is not None and after is not None and before > after:
-        memory = view.batch_size * C * before**2 * 8 / _GIB
+        memory = view.batch_size * C * before**2 * 8
         what += (
             f" {'It decides' if one else 'They decide'} the canvas of all groups: {before} × {before} px in place of "
-            f"{after} × {after}, {memory:.3g} GiB for one tensor of a batch of {view.batch_size} groups, and training "
+            f"{after} × {after}, {_bytes(memory)} for one tensor of a batch of {view.batch_size} groups, and training "
             "holds several."
         )
     with_far, without = (np.ceil(np.ptp(each, axis=0)).astype(int) + view.frame_px for each in (positions, near))
-    memory = float(np.prod(with_far.astype(float))) * 64 / _GIB
+    # Two halves, each of four sums in float64; Python's integers do not overflow.
+    memory = int(with_far[0]) * int(with_far[1]) * 64
     what += (
         f" The object becomes {with_far[0]} × {with_far[1]} px in place of {without[0]} × {without[1]}, "
-        f"{memory:.3g} GiB."
+        f"{_bytes(memory)}."
     )
     keep = kept(own[far].tolist(), len(view.positions_px))
     yield Hint("position-outlier", f"{what} Leave {'it' if one else 'them'} out: {view.mending('--select', keep)}")
@@ -359,7 +363,8 @@ def hint_positions(
         mending: the command for options.
         object_pixel_m: side of an object pixel, from which the factor follows, or None.
 
-    >>> next(hint_positions(np.array([[0.0, 0.0], [1e-6, 0.0]]), 64, " ".join)).text[:44]
+    >>> from ptycho_torch.remedies import adding
+    >>> next(hint_positions(np.array([[0.0, 0.0], [1e-6, 0.0]]), 64, adding)).text[:44]
     'Positions span 1e-06 px: hardly object pixel'
     """
     width, height = np.ptp(positions_px, axis=0)
@@ -665,6 +670,15 @@ def hint_orientation(orientation: OrientationHint, mending: Mending) -> Iterator
         )
     if orientation.looks_wrong:
         yield Hint("orientation", orientation.describe())
+
+
+def _bytes(size: float) -> str:
+    """Return an amount of memory for people.
+
+    >>> _bytes(3 * 2**20), _bytes(2.44 * 2**30)
+    ('3 MiB', '2.44 GiB')
+    """
+    return f"{size / _GIB:.3g} GiB" if size >= _GIB else f"{size / 2**20:.3g} MiB"
 
 
 def _numbered(numbers: np.ndarray) -> str:

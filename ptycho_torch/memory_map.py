@@ -558,7 +558,13 @@ def _probe(scan: Scan, number: int, inputs: Inputs) -> np.ndarray:
             )
         return probe_modes(probe, frame, "PROBE-02", scan.path, "the given probe")
     if scan.probe is None:
-        raise violation("PROBE-02", "no probe", path=scan.path, key="probeGuess")
+        raise violation(
+            "PROBE-02",
+            "no probe",
+            path=scan.path,
+            key="probeGuess",
+            remedy="Give one with --probe-dir, or store 'probeGuess' in the scan; docs/file_formats.md has an example.",
+        )
     return scan.probe
 
 

@@ -124,10 +124,17 @@ def _number(value: Any) -> float:
 def _read_half_split(numbers: Mapping[str, Any]) -> HalfSplit:
     rings = None
     if numbers["curve"] is not None:
-        curves = (np.array(numbers[name], np.float64) for name in ("frequencies_per_px", "curve", "half_bit"))
-        half_bit = _number(numbers["half_bit_per_px"]), _number(numbers["half_bit_resolution_px"])
         # The file has the crossing of the half-bit curve only.
-        rings = RingCorrelation(*curves, math.nan, math.nan, half_bit[0], math.nan, half_bit[1])
+        rings = RingCorrelation(
+            frequencies_per_px=np.array(numbers["frequencies_per_px"], np.float64),
+            curve=np.array(numbers["curve"], np.float64),
+            half_bit=np.array(numbers["half_bit"], np.float64),
+            frc50_per_px=math.nan,
+            frc1over7_per_px=math.nan,
+            half_bit_per_px=_number(numbers["half_bit_per_px"]),
+            resolution_px=math.nan,
+            half_bit_resolution_px=_number(numbers["half_bit_resolution_px"]),
+        )
     first, second = numbers["groups"]
     return HalfSplit((int(first), int(second)), float(numbers["patterns_in_both"]), int(numbers["side_px"]), rings)
 

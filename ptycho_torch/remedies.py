@@ -8,6 +8,7 @@ Commands stand in backquotes, and so do options that are to be added to the comm
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import shlex
 import zipfile
@@ -219,7 +220,8 @@ def without_positions(path: Path, members: Shapes, count: int, mending: Mending)
     if "patterns" in members and "xcoords" not in members:
         return _of_ptychodus(path, mending)
     if renamed := positions_by_name(members, count):
-        return f"If {' and '.join(map(repr, renamed))} are the positions, say so: {_renaming(mending, renamed)}"
+        what = "are the positions" if len(renamed) > 1 else f"is {next(iter(renamed.values()))!r}"
+        return f"If {' and '.join(map(repr, renamed))} {what}, say so: {_renaming(mending, renamed)}"
     for name, (shape, kind) in members.items():
         if kind in "fiu" and shape in ((count, 2), (2, count)) and name.isidentifier():
             columns = f"a[{name!r}].T" if shape == (count, 2) else f"a[{name!r}]"
@@ -236,12 +238,25 @@ def positions_by_name(members: Shapes, count: int) -> dict[str, str]:
 
     >>> positions_by_name({"pos_x": ((5,), "f"), "pos_y": ((5,), "f")}, 5)
     {'pos_x': 'xcoords', 'pos_y': 'ycoords'}
+    >>> positions_by_name({"xcoords": ((5,), "f"), "y_coords": ((5,), "f")}, 5)
+    {'y_coords': 'ycoords'}
     """
     for name, (shape, kind) in members.items():
         other = name.replace("x", "y").replace("X", "Y")
-        if other != name and shape == (count,) == members.get(other, ((), ""))[0] and kind in "fiu":
+        if (
+            other != name
+            and {name, other} != {"xcoords", "ycoords"}
+            and shape == (count,) == members.get(other, ((), ""))[0]
+            and kind in "fiu"
+        ):
             return {name: "xcoords", other: "ycoords"}
-    return {}
+    rows = [name for name, (shape, kind) in members.items() if shape == (count,) and kind in "fiu"]
+    near = {
+        name: difflib.get_close_matches(name, [row for row in rows if row not in ("xcoords", "ycoords")], 1)
+        for name in ("xcoords", "ycoords")
+        if name not in members
+    }
+    return {found[0]: name for name, found in near.items() if found}
 
 
 def _renaming(mending: Mending, names: Mapping[str, str]) -> str:
@@ -303,8 +318,9 @@ def of_values(first: int, wrong: np.ndarray, mending: Mending) -> str:
 
 def _places(wrong: np.ndarray) -> list[tuple[int, int]]:
     """Return (row, column) of all pixels that are True in some pattern."""
-    mask: np.ndarray = wrong.any(axis=0)
-    rows, columns = mask.nonzero()
+    import numpy as np
+
+    rows, columns = np.nonzero(wrong.any(axis=0))
     return list(zip(rows.tolist(), columns.tolist(), strict=True))
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from conformance.case import Case
-from conformance.truth import Truth
+from conformance.cases.case import Case
+from conformance.judge.truth import Truth
 from ptycho_tf_bridge.archive import Archive
 from ptycho_tf_bridge.migrate import build_network
 from ptycho_torch.checkpoint import write_checkpoint

@@ -32,7 +32,7 @@ def shared() -> Path:
 @pytest.fixture
 def import_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
     """Write a module of the reference's dataclasses, and import it under a name of its own."""
-    from conformance.drift import import_reference
+    from conformance.spec.drift import import_reference
 
     monkeypatch.syspath_prepend(tmp_path)
     names = []

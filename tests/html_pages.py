@@ -12,7 +12,7 @@ from typing import Any
 
 import conformance
 
-SCRIPT = (Path(conformance.__file__).parent / "templates" / "page.js").read_text(encoding="utf-8")
+SCRIPT = (Path(conformance.__file__).parent / "report" / "templates" / "page.js").read_text(encoding="utf-8")
 HOSTILE = r"""<script>alert(1)</script>"><img src=http://x.example onerror='alert(2)'> & é 像 $\frac$ {{ 7 * 7 }}"""
 
 

@@ -18,12 +18,12 @@ from lightning.pytorch.callbacks import Callback
 from scan_scenes import Arrays, MapTables, found_tables, write_scans
 from training_runs import draw_two_scans, two_modes
 
-from conformance.agreement import assert_agrees
 from conformance.checks.light import normalised
-from conformance.oracle import Moments
-from conformance.oracle_operations import central_square, intensity_scale
-from conformance.oracle_optimisers import Rule, updated
-from conformance.oracle_training import Predicted, clipped, loss_of_batch, shares_of_good_pixels
+from conformance.judge.agreement import assert_agrees
+from conformance.oracle.network import Moments
+from conformance.oracle.operations import central_square, intensity_scale
+from conformance.oracle.optimisers import Rule, updated
+from conformance.oracle.training import Predicted, clipped, loss_of_batch, shares_of_good_pixels
 from ptycho_torch import train, training_callbacks
 from ptycho_torch.checkpoint import read_checkpoint
 from ptycho_torch.checkpoint_file import read_content

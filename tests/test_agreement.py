@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from conformance.agreement import assert_agrees
+from conformance.judge.agreement import assert_agrees
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 6, 6, 4))
 

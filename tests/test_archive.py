@@ -25,7 +25,7 @@ from reference_archives import (
 )
 
 from conformance.checks.archive_files import variables_of, zipped
-from conformance.verify import verify
+from conformance.verify.verification import verify
 from ptycho_tf_bridge import backend
 from ptycho_tf_bridge.archive import Archive, read_archive
 from ptycho_tf_bridge.errors import ArchiveError

@@ -10,7 +10,7 @@ import json
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ from ptycho_tf_bridge.config import (
     to_tensorflow_yaml,
 )
 from ptycho_torch import checkpoint
-from ptycho_torch.config_params import Settings
+from ptycho_torch.config_params import GraveHint, Settings
 from ptycho_torch.config_schema import (
     CONFIGURATION_FILE,
     ConfigurationSchema,
@@ -101,7 +101,7 @@ def any_settings(draw: st.DrawFn) -> Settings:
     chosen: dict[str, Any] = {}
     for name, setting in SCHEMA.settings.items():
         if draw(st.booleans()):
-            chosen[name] = draw(values(setting))
+            chosen[name] = draw(st.sampled_from(get_args(GraveHint)) if name == "accept" else values(setting))
     if chosen.get("group_sampler") == "reference":
         chosen.pop("n_subsample", None)
     for name, setting in SCHEMA.settings.items():

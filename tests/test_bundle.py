@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from numpy.lib import format as npy
 
-from conformance import bundle
-from conformance.bundle import RECORDINGS, read_bundle
+from conformance.commands.make_recordings import bundle
 from conformance.errors import BundleError
-from conformance.operations import is_operations_recording, read_operations
+from conformance.recordings.bundle import RECORDINGS, read_bundle
+from conformance.recordings.operations import is_operations_recording, read_operations
 
 EMBEDDED = RECORDINGS / "n64_g2_base.npz"
 Arrays = dict[str, np.ndarray]

@@ -5,11 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from conformance.agreement import Compared
-from conformance.causes import explain
 from conformance.checks.table import Check, Checked, checked
-from conformance.hypotheses import OFFSETS, Hypothesis, array_mistakes, fitted, fitted_factor, permuted, rounded
-from conformance.judge import Errors
+from conformance.judge.agreement import Compared
+from conformance.judge.causes import explain
+from conformance.judge.mistakes.arrays import (
+    OFFSETS,
+    Hypothesis,
+    array_mistakes,
+    fitted,
+    fitted_factor,
+    permuted,
+    rounded,
+)
+from conformance.judge.rules import Errors
 
 BUDGET = Errors(1e-12, 1e-11)
 RNG = np.random.default_rng(0)

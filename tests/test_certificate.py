@@ -15,11 +15,11 @@ from archive_models import archive_of, checkpoint_of, predictions_of
 from html_pages import HOSTILE, check, hostile
 from reference_archives import draw_weights, write_reference_archive
 
-from conformance.certificate import certificate, certificate_page, pictures, write_certificate
+from conformance.cases.draws import draw_case
 from conformance.cli import main
-from conformance.draws import draw_case
 from conformance.progress import Progress
-from conformance.verify import Verification, verify
+from conformance.verify.certificate import certificate, certificate_page, pictures, write_certificate
+from conformance.verify.verification import Verification, verify
 from ptycho_tf_bridge import backend
 from ptycho_torch.config_params import NetworkSettings
 from ptycho_torch.contract import specs_dir

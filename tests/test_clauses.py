@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conformance.clauses import Entry, catalogue, collect, complaints, files_with_clauses, listing
+from conformance.provenance.clauses import Entry, catalogue, collect, complaints, files_with_clauses, listing
 
 ENTRIES = {
     "FLOAT64": Entry("FLOAT64", "In float64 the candidate is the truth", "Text.", "stages.yaml"),

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from conformance import clean, cli
-from conformance.clean import CleanRun, CleanStudy, clean_study
+from conformance import cli
 from conformance.errors import StudyError
+from conformance.session import clean
+from conformance.session.clean import CleanRun, CleanStudy, clean_study
 
 GRAPH = "n64_g2_small_probe"
 

@@ -313,7 +313,7 @@ def test_every_setting_reaches_the_settings_by_its_flag() -> None:
             TrainingSettings, device="cpu", strategy="ddp", precision="64-true", optimizer="adamw", devices=-1,
             scheduler="Exponential", gradient_clip_algorithm="value", early_stop_monitor="val_loss",
             validation_selection="last", adam_beta1=0.5, adam_beta2=0.5, validation_fraction=0.5, lr_gamma=0.5,
-            plateau_factor=0.25, lr_min_ratio=0.5, initial_amplitude="zero_bias",
+            plateau_factor=0.25, lr_min_ratio=0.5, initial_amplitude="zero_bias", accept="static,one-place",
         ),
         "data": dataclass_values(
             DataSettings, N=128, group_sampler="reference", position_source="nominal", detector_flip="both",

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conformance.bundle import RECORDINGS
-from conformance.command_words import joined
+from conformance.commands.words import joined
+from conformance.recordings.bundle import RECORDINGS
 
 REPOSITORY = Path(__file__).parents[1]
 HOSTILE = {

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conformance import parity
-from conformance.case import Case, ForcedRun, FreeRun
-from conformance.draws import GRAPHS, draw_case
-from conformance.judge import NONE, ONE_ULP, SMALL, Errors, Limits, Verdict, compare, rounding
-from conformance.parity import (
+from conformance.cases.case import Case, ForcedRun, FreeRun
+from conformance.cases.draws import GRAPHS, draw_case
+from conformance.judge import measure as parity
+from conformance.judge.measure import (
     BACKWARD_FORCED,
     BACKWARD_FREE,
     FORWARD_FORCED,
@@ -37,8 +36,9 @@ from conformance.parity import (
     stage_clauses,
     worst,
 )
-from conformance.spec import load_stages
-from conformance.truth import Truth
+from conformance.judge.rules import NONE, ONE_ULP, SMALL, Errors, Limits, Verdict, compare, rounding
+from conformance.judge.truth import Truth
+from conformance.spec.loader import load_stages
 
 GRAPH = "n64_g2_small_probe"
 LIMITS = Limits(e_factor=4.0, m_factor=16.0, float64_floor=1e-12, condition_factor=4.0)

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conformance import condition as conditions
-from conformance.condition import CAREFUL_DRAWS, FORCED_DRAWS, FREE_DRAWS, STEP, Amplified, Condition, mover
-from conformance.draws import GRAPHS, draw_case
-from conformance.judge import ONE_ULP, Errors
-from conformance.truth import Truth
+from conformance.cases.draws import GRAPHS, draw_case
+from conformance.judge import condition as conditions
+from conformance.judge.condition import CAREFUL_DRAWS, FORCED_DRAWS, FREE_DRAWS, STEP, Amplified, Condition, mover
+from conformance.judge.rules import ONE_ULP, Errors
+from conformance.judge.truth import Truth
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from types import ModuleType
 
 import pytest
 
-from conformance.drift import CLAUSES, Drift, compare, has_legacy_names
 from conformance.errors import DriftError
+from conformance.spec.drift import CLAUSES, Drift, compare, has_legacy_names
 
 SOURCE = (Path(__file__).parent / "stand_in_config.py").read_text(encoding="utf-8")
 ROOT = Path(__file__).parents[1]

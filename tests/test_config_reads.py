@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from reference_package import Edit, write_package
 
-from conformance import config_reads
-from conformance.config_reads import (
+from conformance.judge import config_reads
+from conformance.judge.config_reads import (
     Reads,
     findings,
     keras_reads,

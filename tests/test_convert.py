@@ -22,9 +22,9 @@ import numpy as np
 import pytest
 from plain_preparation import Preparation, oriented
 
-from conformance.agreement import assert_agrees
 from conformance.checks.light import draw_wave
 from conformance.checks.scans import FLOAT32
+from conformance.judge.agreement import assert_agrees
 from ptycho_torch import command_convert, convert, raw_scan
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.errors import ConfigError, DataContractError, PtychoError

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from conformance import data_parity, oracle_data
-from conformance.data_parity import decide, differences, draw_scan, draw_settings
-from conformance.divergences import COUNT, FILE, load_divergences, missing_tests, parse_divergences
-from conformance.oracle_data import GroupedScan
+from conformance.judge import data_parity
+from conformance.judge.data_parity import decide, differences, draw_scan, draw_settings
+from conformance.oracle import data as oracle_data
+from conformance.oracle.data import GroupedScan
+from conformance.spec.divergences import COUNT, FILE, load_divergences, missing_tests, parse_divergences
 from ptycho_torch import grouping
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.contract import SpecError, read_yaml

@@ -12,9 +12,9 @@ import pytest
 from scan_scenes import FRAME_PX, PLAIN, Arrays, Given, Scans, all_tables, draw_unlike_scans, write_scans
 from scan_scenes import step_px as nearest_step_px
 
-from conformance.agreement import FLOAT64, assert_agrees
 from conformance.checks.scans import FLOAT32
-from conformance.oracle_operations import intensity_scale
+from conformance.judge.agreement import FLOAT64, assert_agrees
+from conformance.oracle.operations import intensity_scale
 from ptycho_torch import preparation, scaling
 from ptycho_torch.config_params import ModelSettings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from conformance.draws import GRAPHS
+from conformance.cases.draws import GRAPHS
 from ptycho_torch import helper, model
 from ptycho_torch.config_params import LossWeights, NetworkSettings, Settings
 from ptycho_torch.dset_loader_pt_mmap import PtychoBatch

@@ -11,10 +11,10 @@ import pytest
 from plain_preparation import Preparation
 from scipy.stats import poisson
 
-from conformance import oracle_operations
-from conformance.agreement import assert_agrees
 from conformance.checks.light import draw_wave
 from conformance.checks.scans import FLOAT32
+from conformance.judge.agreement import assert_agrees
+from conformance.oracle import operations as oracle_operations
 from ptycho_torch import diffraction_scores
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.diffraction_scores import counts_per_unit, score_diffraction, sqrt_moments

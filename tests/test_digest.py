@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from conformance import digest
-from conformance.manifest import digests_now
+from conformance.provenance import digest
+from conformance.recordings.manifest import digests_now
 
 ROOT = Path(__file__).parents[1]
 
@@ -139,17 +139,17 @@ def test_the_prose_of_a_clause_does_not_count_and_its_numbers_do(copy: Path) -> 
 @pytest.mark.parametrize(
     ("kind", "counting", "beside"),
     [
-        ("faults", "ptycho_torch/grouping.py", "conformance/study.py"),
+        ("faults", "ptycho_torch/grouping.py", "conformance/session/study.py"),
         ("faults", "specs/measured.yaml", "specs/divergences.yaml"),
         ("clean", "ptycho_torch/losses.py", "ptycho_torch/train.py"),
         ("clean", "specs/measured.yaml", "specs/divergences.yaml"),
-        ("mutation", "conformance/judge.py", "ptycho_torch/train.py"),
+        ("mutation", "conformance/judge/rules.py", "ptycho_torch/train.py"),
         ("mutation", "specs/stages.yaml", "specs/measured.yaml"),
-        ("training", "ptycho_torch/train.py", "conformance/judge.py"),
+        ("training", "ptycho_torch/train.py", "conformance/judge/rules.py"),
         ("training", "specs/configuration.yaml", "specs/divergences.yaml"),
-        ("updates", "conformance/training.py", "conformance/clean.py"),
+        ("updates", "conformance/training/state.py", "conformance/session/clean.py"),
         ("updates", "specs/measured.yaml", "specs/divergences.yaml"),
-        ("capture", "ptycho_torch/model.py", "conformance/clean.py"),
+        ("capture", "ptycho_torch/model.py", "conformance/session/clean.py"),
     ],
 )
 def test_evidence_holds_for_what_its_measurement_reaches(copy: Path, kind: str, counting: str, beside: str) -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from conformance import document
 from conformance.errors import DocumentError
-from conformance.evidence import Goal, committed_evidence, measured_here
-from conformance.policy import read_policy
+from conformance.provenance.evidence import Goal, committed_evidence, measured_here
+from conformance.release import document
+from conformance.release.policy import read_policy
 
 ROOT = Path(__file__).parents[1]
 RELEASE = read_policy("release")

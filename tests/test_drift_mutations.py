@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 
-from conformance.drift import as_markdown, compare, patch
+from conformance.spec.drift import as_markdown, compare, patch
 from ptycho_torch.config_schema import Foreign, load_schema
 
 STAND_IN = Path(__file__).parent / "stand_in_config.py"

@@ -10,9 +10,16 @@ from typing import Any
 
 import pytest
 
-from conformance import evidence as module
 from conformance.errors import DocumentError
-from conformance.evidence import Evidence, Goal, committed_evidence, measured_here, read_evidence, write_evidence
+from conformance.provenance import evidence as module
+from conformance.provenance.evidence import (
+    Evidence,
+    Goal,
+    committed_evidence,
+    measured_here,
+    read_evidence,
+    write_evidence,
+)
 
 
 def example() -> Evidence:

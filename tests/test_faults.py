@@ -8,20 +8,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from conformance.bench import Bench, plan
-from conformance.bundle import RECORDINGS, read_bundle
-from conformance.causes import ranked_stages
 from conformance.checks.table import CHECKS, checked
-from conformance.measured import load_measured
-from conformance.parity import Measurement, first_failing_stage, judge
-from conformance.report import headline
+from conformance.judge.causes import ranked_stages
+from conformance.judge.measure import Measurement, first_failing_stage, judge
+from conformance.judge.measured import load_measured
+from conformance.judge.truth import Truth
+from conformance.recordings.bundle import RECORDINGS, read_bundle
+from conformance.report.results import headline
 from conformance.selftest.fault import Fault, after
 from conformance.selftest.network import NETWORK
 from conformance.selftest.outside import OUTSIDE
 from conformance.selftest.rewrites import REWRITES
 from conformance.selftest.run import Finding, evidence, in_network, measurement, outside
-from conformance.torch_subject import TorchSubject
-from conformance.truth import Truth
+from conformance.session.bench import Bench, plan
+from conformance.subjects.torch import TorchSubject
 from ptycho_torch import helper, model
 
 SOME = ("sign of offsets in merging", "intensity for amplitude", "kernels without gradient", "likelihood twice")

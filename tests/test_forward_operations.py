@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conformance import oracle_operations as oracle
+from conformance.oracle import operations as oracle
 from ptycho_torch import helper, probe, reassembly, scaling
 from ptycho_torch.errors import DataContractError
 

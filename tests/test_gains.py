@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from conformance.gains import Gains, growth, stage_clause, widest
-from conformance.judge import NONE, Errors
-from conformance.measured import load_measured
-from conformance.parity import (
+from conformance.judge.gains import Gains, growth, stage_clause, widest
+from conformance.judge.measure import (
     FORWARD_FORCED,
     FORWARD_FREE,
     GRADIENT_FORCED,
@@ -18,6 +16,8 @@ from conformance.parity import (
     LOSS,
     Quantity,
 )
+from conformance.judge.measured import load_measured
+from conformance.judge.rules import NONE, Errors
 from ptycho_torch.contract import SpecError
 
 

@@ -13,12 +13,15 @@ from typing import Any
 import pytest
 from html_pages import HOSTILE, check, hostile
 
-from conformance import cli, command_gate
-from conformance.clauses import catalogue
-from conformance.digest import numerical_digest, spec_digest
+from conformance import cli
+from conformance.commands import gate as command_gate
 from conformance.errors import DocumentError
-from conformance.evidence import Evidence, Goal, measured_here, write_evidence
-from conformance.gate import (
+from conformance.judge.waivers import Waiver, parse_waivers
+from conformance.provenance.clauses import catalogue
+from conformance.provenance.digest import numerical_digest, spec_digest
+from conformance.provenance.evidence import Evidence, Goal, measured_here, write_evidence
+from conformance.provenance.json_files import write_json
+from conformance.release.gate import (
     _EVIDENCE_COMMANDS,
     CPU_ONLY,
     FAILED,
@@ -29,12 +32,10 @@ from conformance.gate import (
     shown,
     suite_functions,
 )
-from conformance.json_files import write_json
-from conformance.policy import Policy, Requirement, read_policy
-from conformance.report_page import report_page
-from conformance.sign_off import read_sign_off, sign_off
-from conformance.spec import check_schema
-from conformance.waivers import Waiver, parse_waivers
+from conformance.release.policy import Policy, Requirement, read_policy
+from conformance.release.sign_off import read_sign_off, sign_off
+from conformance.report.run_page import report_page
+from conformance.spec.loader import check_schema
 from ptycho_torch.contract import SpecError
 
 NOW = datetime.now(UTC)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from scenes import GEOMETRY, PIXEL_M, Arrays, draw_scene, write
 
 from ptycho_torch import check, train
+from ptycho_torch.cli import main
 from ptycho_torch.config_params import DataSettings, Settings
 from ptycho_torch.errors import ConfigError
 from ptycho_torch.hints import GRAVE, Hint, ScanView, far_patterns, heed, heed_patterns, scan_hints
@@ -83,6 +85,7 @@ OUTLIERS: dict[str, tuple[dict[int, tuple[float, float]], str]] = {
     "the first before the stage settled": ({0: (0.0, -900.0)}, "Pattern 0 "),
     "three together": ({5: (700.0, 700.0), 6: (701.0, 700.0), 40: (699.0, 702.0)}, "Patterns 5, 6, 40 "),
     "a number that stands for nothing": ({63: (-1e9, -1e9)}, "Pattern 63 "),
+    "the farthest that a position may be": ({30: (9e11, 9e11)}, "Pattern 30 "),
     "two at different places": ({1: (5e5, 0.0), 2: (0.0, -5e5)}, "Patterns 1, 2 "),
 }
 
@@ -99,7 +102,7 @@ def test_a_few_patterns_far_away_are_named_with_what_they_cost(name: str, scene:
     text = found["position-outlier"]
     assert text.startswith(named)
     assert "the canvas of all groups" in text
-    assert "GiB" in text
+    assert re.search(r"\d [GM]iB for one tensor", text)
     keep = re.findall(r"--select (\S+?)`", text)[0]
     kept = np.concatenate([np.arange(*map(int, part.split(":"))) for part in keep.split(",")])
     np.testing.assert_array_equal(kept, np.delete(np.arange(64), list(shifts)))
@@ -302,8 +305,9 @@ def test_training_stops_at_a_grave_hint_and_leaves_nothing(
     name: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     scan = request.getfixturevalue(name)
-    with pytest.raises(ConfigError, match=r"scan\.npz: hint \((position-unit|hot-pixel)\).*--accept \1\.$"):
+    with pytest.raises(ConfigError, match=r"scan\.npz: hint \((position-unit|hot-pixel)\).*--accept \1\.$") as caught:
         train.main(scan, settings=QUICK, output_dir=tmp_path / "run", data_dir=tmp_path / "map", progress=False)
+    assert {"metres": "--positions-scale 1.66667e+07", "hot": "--bad-pixels 40,3"}[name] in str(caught.value)
     assert not [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
 
 
@@ -347,3 +351,129 @@ def test_hints_about_cut_frames_name_the_command_that_knows_the_pixels(
     heed_patterns(PtychoDataset(hot, data_dir=tmp_path / "map", settings=settings), None)
     (record,) = caplog.records
     assert f"`ptycho-torch check-data {hot}` names the command" in record.message
+
+
+# ------------------------------------------------------------------------------------------------------- repairing
+
+
+def repaired(arrays: Arrays, kind: str, place: Path, capsys: pytest.CaptureFixture[str]) -> Arrays:
+    """Run the command that the hint of a kind names, and return what it wrote, which has no such hint."""
+    text = hints_of(arrays, place)[kind]
+    words = shlex.split(re.findall(r"`([^`]+)`", text)[0])
+    code, said = main(words[1:]), capsys.readouterr().err
+    if code and (more := re.findall(r"`(--[^`]+)`", said)):
+        # Whoever follows the next message adds what it asks for.
+        code, said = main([*words[1:], *shlex.split(more[0])]), capsys.readouterr().err
+    assert code == 0, said
+    assert f"hint ({kind})" not in said
+    new = Path(words[words.index("-o") + 1])
+    assert kind not in {hint.kind for hint in check.hints_of(new)}
+    with np.load(new) as members:
+        return dict(members)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_far_patterns_are_left_out(scene: Arrays, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x = scene["xcoords"].copy()
+    x[[0, 20]] += 3000
+    new = repaired(moved(scene, x, scene["ycoords"]), "position-outlier", place, capsys)
+    for key in ("diff3d", "xcoords", "ycoords"):
+        np.testing.assert_array_equal(new[key], np.delete(scene[key], [0, 20], axis=0))
+
+
+def test_metres_become_pixels(scene: Arrays, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x, y = (scene[name] * PIXEL_M for name in ("xcoords", "ycoords"))
+    new = repaired(moved(scene, x, y) | GEOMETRY, "position-unit", place, capsys)
+    np.testing.assert_allclose(new["xcoords"], scene["xcoords"], rtol=1e-5)
+    np.testing.assert_allclose(new["ycoords"], scene["ycoords"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("order", ["one behind the other", "raster again and again"])
+@pytest.mark.parametrize("domain", ["amplitude", "counts"])
+def test_exposures_of_a_place_are_added(
+    order: str, domain: str, scene: Arrays, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(5)
+    numbers = np.repeat(np.arange(25), 8) if order == "one behind the other" else np.tile(np.arange(25), 8)
+    counts = rng.poisson(counts_of(scene)[numbers] / 8)
+    burst = scene | {key: scene[key][numbers] for key in ("xcoords", "ycoords")}
+    if domain == "amplitude":  # The hint looks for places to half a pixel.
+        burst["xcoords"] = burst["xcoords"] + rng.choice([-0.01, 0.01], len(numbers))
+    if domain == "amplitude":
+        new = repaired(with_counts(burst, counts), "one-place", place, capsys)
+    else:
+        write(place / "counts.npz", burst | {"diff3d": counts.astype(np.uint32)})
+        words = ["convert-scan", "counts.npz", "-o", "new.npz", "--from-intensity", "--merge-repeats"]
+        assert main(words) == 0
+        with np.load("new.npz") as members:
+            new = dict(members)
+    sums = np.stack([counts[numbers == place].sum(axis=0) for place in range(25)])
+    np.testing.assert_allclose(np.square(new["diff3d"], dtype=np.float64), sums, rtol=1e-6, atol=1e-6)
+    means = np.stack([burst["xcoords"][numbers == place].mean() for place in range(25)])
+    np.testing.assert_allclose(new["xcoords"], means, rtol=1e-12)
+    np.testing.assert_array_equal(new["ycoords"], scene["ycoords"][:25])
+
+
+def test_dark_patterns_are_left_out(scene: Arrays, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = counts_of(scene)
+    counts[[7, 8]] = 0
+    new = repaired(with_counts(scene, counts), "dark-frames", place, capsys)
+    np.testing.assert_array_equal(new["diff3d"], np.delete(scene["diff3d"], [7, 8], axis=0))
+
+
+def test_hot_pixels_are_marked(scene: Arrays, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = counts_of(scene)
+    counts[:, 50, 11] = 2e6
+    new = repaired(with_counts(scene, counts), "hot-pixel", place, capsys)
+    assert np.argwhere(new["bad_pixels"]).tolist() == [[50, 11]]
+    assert examine(place / "repaired" / "scan.npz").mean_energy == pytest.approx(1e5, rel=0.05)
+
+
+def test_an_index_of_patterns_is_left_out(scene: Arrays, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "scan_index" not in repaired(scene | {"scan_index": np.arange(64)}, "scan-index", place, capsys)
+
+
+def test_a_frame_is_cut_around_the_right_pixel(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scan = draw_scene(6, 96)
+    beside = {key: scan[key] for key in scan if key != "probeGuess"}
+    beside["diff3d"] = np.roll(beside["diff3d"], (9, -8), (1, 2))
+    new = repaired(beside, "off-centre", place, capsys)
+    half = new["diff3d"].shape[-1] // 2
+    assert half > 36
+    # The centre of mass of the counts is that of the light, which may be a pixel off the zero frequency.
+    cut = {
+        (row, column): scan["diff3d"][:, 48 + row - half : 48 + row + half, 48 + column - half : 48 + column + half]
+        for row in (-1, 0, 1)
+        for column in (-1, 0, 1)
+    }
+    assert any(np.array_equal(new["diff3d"], each) for each in cut.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--select", "0:99"], "99 is beyond the 64 patterns"),
+        (["--select", "5:5"], "no pattern .*that is left"),
+        (["--bad-pixels", "64,0"], "64,0 lies outside frames of 64 × 64"),
+        (["--rename", "frames=diff3d"], "key 'frames': found no such member"),
+    ],
+)
+def test_what_cannot_be_amended_is_refused(
+    options: list[str], message: str, scene: Arrays, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(place / "scan.npz", scene)
+    assert main(["convert-scan", "scan.npz", "-o", "new.npz", *options]) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not (place / "new.npz").exists()
+
+
+@pytest.mark.parametrize("text", ["--select=3", "--select=a:b", "--bad-pixels=3", "--bad-pixels=3,x", "--rename=a"])
+def test_a_wrong_spelling_is_told(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["convert-scan", "scan.npz", "-o", "new.npz", text])
+    assert "is no list of" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from conformance.judge import (
+from conformance.judge.rules import (
     NONE,
     ONE_ULP,
     SMALL,

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conformance.case import Case
-from conformance.keras_subject import KerasSubject
-from conformance.training import TrainingRun
+from conformance.cases.case import Case
+from conformance.subjects.keras import KerasSubject
+from conformance.training.state import TrainingRun
 from ptycho_tf_bridge import backend, keras_reference
 from ptycho_tf_bridge.errors import BackendMissingError, WeightMapError
 from ptycho_torch.config_params import LossWeights, NetworkSettings
@@ -134,7 +134,7 @@ def _case(settings, modes=1, batch=2, seed=5, **changes):
 
 def test_importing_the_bridge_and_the_subject_imports_no_tensorflow():
     code = (
-        "import sys, ptycho_tf_bridge.keras_reference, conformance.keras_subject;"
+        "import sys, ptycho_tf_bridge.keras_reference, conformance.subjects.keras;"
         "sys.exit(any(name.split('.')[0] in ('tensorflow', 'keras') for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

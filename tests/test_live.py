@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from reference_package import Edit, write_package
 
-from conformance.bench import Bench, plan
-from conformance.draws import GRAPHS, draw_case
-from conformance.drift import import_reference
+from conformance.cases.draws import GRAPHS, draw_case
 from conformance.errors import DriftError
-from conformance.measured import load_measured
-from conformance.reference_package import identify
-from conformance.report import read_report
-from conformance.spec import load_stages
+from conformance.judge.measured import load_measured
+from conformance.report.results import read_report
+from conformance.session.bench import Bench, plan
+from conformance.spec.drift import import_reference
+from conformance.spec.loader import load_stages
+from conformance.subjects.package import identify
 from ptycho_tf_bridge import backend, live
 from ptycho_tf_bridge.errors import LiveReferenceError
 from ptycho_tf_bridge.reference_path import import_name
@@ -30,8 +30,8 @@ from ptycho_torch.config_params import NetworkSettings
 if not backend.is_available():
     pytest.skip("TensorFlow is not installed, so no reference package can be driven", allow_module_level=True)
 
-from conformance.keras_subject import KerasSubject
-from conformance.tensorflow_subject import TensorFlowSubject
+from conformance.subjects.keras import KerasSubject
+from conformance.subjects.tensorflow import TensorFlowSubject
 from ptycho_tf_bridge.live import LiveReference
 
 REPOSITORY = Path(__file__).parents[1]

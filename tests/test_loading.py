@@ -10,8 +10,8 @@ import pytest
 import torch
 from scan_scenes import PLAIN, draw_unlike_scans, found_tables, write_scans
 
-from conformance.agreement import assert_agrees
 from conformance.checks.scans import FLOAT32
+from conformance.judge.agreement import assert_agrees
 from ptycho_torch.config_params import TrainingSettings
 from ptycho_torch.data_module import loaders
 from ptycho_torch.dset_loader_pt_mmap import GroupSampler, PtychoBatch, PtychoDataset, TensorDictDataLoader

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from conformance.draws import GRAPHS, draw_case
-from conformance.truth import Truth
+from conformance.cases.draws import GRAPHS, draw_case
+from conformance.judge.truth import Truth
 from ptycho_torch import losses
 from ptycho_torch.config_params import LossWeights
 from ptycho_torch.errors import ConfigError, DataContractError

@@ -27,9 +27,9 @@ from scan_scenes import (
     write_scans,
 )
 
-from conformance.agreement import assert_agrees
 from conformance.checks.light import draw_wave
 from conformance.checks.scans import FLOAT32
+from conformance.judge.agreement import assert_agrees
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 from ptycho_torch.memory_map import Inputs, fingerprint

@@ -12,8 +12,8 @@ pytest.importorskip("tensordict", reason="maps need tensordict; pip install tens
 
 from plain_preparation import Preparation, oriented
 
-from conformance.agreement import FLOAT64, assert_agrees
 from conformance.checks.scans import FLOAT32, SETTINGS, C, N, Tables, joined, mapped_scans, measured
+from conformance.judge.agreement import FLOAT64, assert_agrees
 from ptycho_torch import grouping
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset

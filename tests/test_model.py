@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from conformance.draws import GRAPHS
+from conformance.cases.draws import GRAPHS
 from ptycho_torch.config_params import NetworkSettings
 from ptycho_torch.errors import DataContractError
 from ptycho_torch.model import PtychoNet, Stage

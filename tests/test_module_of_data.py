@@ -13,10 +13,10 @@ import torch
 from scan_scenes import Arrays, Given, found_tables, write_scans
 from training_runs import draw_two_scans, two_modes
 
-from conformance.agreement import FLOAT64, assert_agrees
 from conformance.checks.light import draw_wave, normalised
 from conformance.checks.scans import FLOAT32
-from conformance.oracle_operations import intensity_scale
+from conformance.judge.agreement import FLOAT64, assert_agrees
+from conformance.oracle.operations import intensity_scale
 from ptycho_torch import checkpoint, train
 from ptycho_torch.config_params import Settings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset

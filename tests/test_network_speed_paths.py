@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from conformance.draws import GRAPHS
+from conformance.cases.draws import GRAPHS
 from ptycho_torch import helper
 from ptycho_torch.model import PtychoNet, Upsample
 from ptycho_torch.optim import KerasAdam

@@ -15,7 +15,7 @@ import pytest
 from html_pages import HOSTILE, check
 from jinja2 import UndefinedError
 
-from conformance import page
+from conformance.report import page
 
 TEMPLATES = Path(page.__file__).with_name("templates")
 CERTIFICATE = {"passed": True, "verdict": "It is the same.", "differences": [HOSTILE]}

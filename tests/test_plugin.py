@@ -13,9 +13,10 @@ import pytest
 import torch
 from html_pages import check
 
-from conformance.bundle import RECORDINGS
-from conformance.digest import numerical_digest
-from conformance.report import read_report
+from conformance import test_float64
+from conformance.provenance.digest import numerical_digest
+from conformance.recordings.bundle import RECORDINGS
+from conformance.report.results import read_report
 
 REPOSITORY = Path(__file__).parents[1]
 EMBEDDED = RECORDINGS / "n64_g2_base.npz"
@@ -45,14 +46,15 @@ def test_a_seed_that_is_none_is_one_clear_line() -> None:
     assert "--parity-seed: found '-3'; expected a whole number" in error_of(run("conformance", "--parity-seed=-3"))
 
 
-def test_clean_draws_have_the_seed_that_was_asked_for() -> None:
-    test = "conformance/test_float64.py::test_clean_runs_raise_no_alarm"
-    same = [run(test, "--parity-device", "cpu", *given).stdout for given in ((), (), ("--parity-seed", "5"))]
-    notes = [next(line for line in said.splitlines() if "clean float32 runs" in line) for said in same]
-    assert "4 draws of seed 0, no alarm" in notes[0]
-    assert notes[0] == notes[1]
-    assert "seed 5" in notes[2]
-    assert notes[2].replace("seed 5", "seed 0") != notes[0]
+def test_clean_draws_have_the_seed_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    notes: list[str] = []
+    monkeypatch.setattr(test_float64, "clean_runs", lambda graph, seed, *_: seeds.append(seed) or [])
+    for seed in (0, 0, 5):
+        test_float64.test_clean_runs_raise_no_alarm("cpu", "quick", seed, notes)
+    assert seeds[:4] == seeds[4:8]
+    assert not set(seeds[:4]) & set(seeds[8:])
+    assert "4 draws of seed 5" in notes[-1]
 
 
 def test_a_truncated_reference_is_one_clear_line(tmp_path: Path) -> None:

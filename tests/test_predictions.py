@@ -12,13 +12,13 @@ import pytest
 from archive_models import archive_of, checkpoint_of, predictions_of
 from scan_files import Arrays, write_scan
 
-from conformance.case import Case
-from conformance.draws import draw_case
+from conformance.cases.case import Case
+from conformance.cases.draws import draw_case
 from conformance.errors import PredictionsError
-from conformance.oracle_operations import stitch
-from conformance.predictions import read_predictions, scan_amplitude
-from conformance.truth import Truth
-from conformance.verify import verify
+from conformance.judge.truth import Truth
+from conformance.oracle.operations import stitch
+from conformance.verify.predictions import read_predictions, scan_amplitude
+from conformance.verify.verification import verify
 from ptycho_tf_bridge import backend
 from ptycho_torch.config_params import NetworkSettings
 from ptycho_torch.errors import DataContractError

@@ -13,9 +13,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from plain_preparation import Preparation, oriented
 
-from conformance.agreement import assert_agrees
 from conformance.checks.light import draw_wave
 from conformance.checks.scans import FLOAT32
+from conformance.judge.agreement import assert_agrees
 from ptycho_torch.config_params import DataSettings, NetworkSettings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 from ptycho_torch.errors import DataContractError

@@ -10,7 +10,7 @@ from document_blocks import REPOSITORY, RUN_AS_PYTHON, RUN_AS_SHELL, blocks, pre
 from reference_archives import write_reference_archive
 from test_gate import report
 
-from conformance.policy import read_policy
+from conformance.release.policy import read_policy
 from ptycho_torch.cli import main
 from ptycho_torch.config_params import NetworkSettings
 

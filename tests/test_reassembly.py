@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from conformance.bundle import RECORDINGS
-from conformance.operations import read_operations
+from conformance.recordings.bundle import RECORDINGS
+from conformance.recordings.operations import read_operations
 from ptycho_torch import helper, reassembly
 from ptycho_torch.errors import DataContractError
 from ptycho_torch.reassembly import ExperimentStitcher, Stitched, Stitcher, Weighting

@@ -13,23 +13,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conformance import manifest, recordings
-from conformance.bench import Bench, Planned, plan
-from conformance.bundle import RECORDINGS, Bundle, read_bundle
-from conformance.calibrate import reference_runs
+from conformance.cases.draws import GRAPHS, draw_case
 from conformance.cli import CONFORMANCE, main
-from conformance.draws import GRAPHS, draw_case
+from conformance.commands import make_recordings as recordings
+from conformance.commands.make_recordings import manifest
 from conformance.errors import BundleError, RecordError
-from conformance.gains import widest
-from conformance.manifest import manifest_member
-from conformance.measured import load_measured
-from conformance.parity import Measurement
-from conformance.record import Recorder, coarse_weights, record, write_bundle
-from conformance.replay import fresh_verdicts, recorded_run
-from conformance.report import headline
-from conformance.torch_subject import TorchSubject
-from conformance.torch_training import train_torch
-from conformance.truth import Truth
+from conformance.judge.gains import widest
+from conformance.judge.measure import Measurement
+from conformance.judge.measured import load_measured
+from conformance.judge.truth import Truth
+from conformance.recordings.bundle import RECORDINGS, Bundle, read_bundle
+from conformance.recordings.calibrate import reference_runs
+from conformance.recordings.manifest import manifest_member
+from conformance.recordings.record import Recorder, coarse_weights, record, write_bundle
+from conformance.recordings.replay import fresh_verdicts, recorded_run
+from conformance.report.results import headline
+from conformance.session.bench import Bench, Planned, plan
+from conformance.subjects.torch import TorchSubject
+from conformance.subjects.torch_training import train_torch
 from ptycho_torch.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[1]

@@ -9,14 +9,14 @@ from functools import cache
 import numpy as np
 import pytest
 
-from conformance import replay
-from conformance.bundle import RECORDINGS, Bundle, Sampled, read_bundle, rms
-from conformance.judge import compare
-from conformance.measured import load_measured
-from conformance.parity import Measurement
-from conformance.recorded_pieces import recorded_pieces
-from conformance.replay import reference_verdicts
-from conformance.truth import Truth
+from conformance.commands.make_recordings import replay
+from conformance.judge.measure import Measurement
+from conformance.judge.measured import load_measured
+from conformance.judge.rules import compare
+from conformance.judge.truth import Truth
+from conformance.recordings.bundle import RECORDINGS, Bundle, Sampled, read_bundle, rms
+from conformance.recordings.pieces import recorded_pieces
+from conformance.recordings.replay import reference_verdicts
 
 STAGE = "decoder_amp.outer.conv1"
 

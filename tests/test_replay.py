@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from conformance.bundle import RECORDINGS, Bundle, Sampled, read_bundle
-from conformance.measured import load_measured
-from conformance.parity import FLOAT64, REFERENCE, Measurement
-from conformance.replay import TrainingTruth, reference_verdicts, stored_truth_verdicts, train_verdicts
-from conformance.torch_subject import TorchSubject
-from conformance.truth import Truth
+from conformance.judge.measure import FLOAT64, REFERENCE, Measurement
+from conformance.judge.measured import load_measured
+from conformance.judge.truth import Truth
+from conformance.recordings.bundle import RECORDINGS, Bundle, Sampled, read_bundle
+from conformance.recordings.replay import TrainingTruth, reference_verdicts, stored_truth_verdicts, train_verdicts
+from conformance.subjects.torch import TorchSubject
 from ptycho_torch import lightning_module
 from ptycho_torch.optim import KerasAdam
 

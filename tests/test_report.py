@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 from html_pages import HOSTILE, check, drawings, hostile
 
-from conformance import bench as bench_module
-from conformance.bench import Bench, CaseReport, Planned
-from conformance.bundle import RECORDINGS
-from conformance.difference import difference
 from conformance.errors import DocumentError
-from conformance.judge import Errors, Verdict
-from conformance.report import Outcome, Result, as_json, headline, read_report, run_headline, write_report
-from conformance.report_page import report_page, sentence
-from conformance.spec import check_schema
-from conformance.waivers import parse_waivers, rule
-from conformance.worst import locate
+from conformance.judge.rules import Errors, Verdict
+from conformance.judge.waivers import parse_waivers, rule
+from conformance.judge.worst import locate
+from conformance.recordings.bundle import RECORDINGS
+from conformance.report.difference import difference
+from conformance.report.results import Outcome, Result, as_json, headline, read_report, run_headline, write_report
+from conformance.report.run_page import report_page, sentence
+from conformance.session import bench as bench_module
+from conformance.session.bench import Bench, CaseReport, Planned
+from conformance.spec.loader import check_schema
 from ptycho_torch.config_params import NetworkSettings
 
 WAIVER = {
@@ -374,7 +374,7 @@ def test_versions_that_changed_are_told(before: dict[str, Any]) -> None:
 
 def test_a_waiver_reaches_the_bench(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole way with a real case: a waiver that is no longer needed makes a clean run fail."""
-    from conformance import waivers
+    from conformance.judge import waivers
 
     entry = WAIVER | {"test": "test_network.py::test_stage[merged-FORWARD-FORCED-n64_g2_base-cpu-float64]"}
     monkeypatch.setattr(waivers, "load_waivers", lambda: parse_waivers({"waivers": [entry]}))

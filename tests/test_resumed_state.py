@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from conformance.oracle_training import (
+from conformance.oracle.training import (
     Plateau,
     epochs_before_stop,
     exponential_rates,

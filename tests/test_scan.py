@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conformance.cases.scan import scan_case
 from conformance.errors import ScanError
-from conformance.scan import scan_case
 from ptycho_torch.errors import DataContractError
 
 Arrays = dict[str, np.ndarray]

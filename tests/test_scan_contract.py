@@ -659,7 +659,7 @@ def test_the_older_order_of_axes_is_told_with_the_command_that_turns_it(tmp_path
     assert str(caught.value) == (
         f"{path}: key 'diff3d': found shape (8, 8, 5) for 5 positions: the older order, with patterns along the last "
         "axis; expected (patterns, N, N) with at least one pattern and square frames (clause SCAN-02). "
-        "Turn it: ptycho-torch convert-scan FILE -o NEW.npz --axes hwm"
+        f"Turn it: `ptycho-torch convert-scan {path} -o repaired/star.npz --axes hwm`"
     )
 
 
@@ -671,8 +671,9 @@ def test_counts_in_place_of_amplitude_are_told_with_the_command_that_converts_th
         read_all(path)
     assert str(caught.value) == (
         f"{path}: key 'diff3d': found whole numbers alone, up to {counts.max():.0f}, as counts are; "
-        "expected amplitude (√counts) (clause SCAN-05). Convert it: ptycho-torch convert-scan FILE -o NEW.npz "
-        "--from-intensity; if it is amplitude, say so: --declare-amplitude"
+        f"expected amplitude (√counts) (clause SCAN-05). Take the root: `ptycho-torch convert-scan {path} -o "
+        "repaired/star.npz --from-intensity`; if it is amplitude, say so: `ptycho-torch convert-scan "
+        f"{path} -o repaired/star.npz --declare-amplitude`"
     )
 
 
@@ -686,7 +687,8 @@ def test_missing_positions_are_told_with_the_keys_that_are_there(tmp_path: Path)
     assert str(caught.value) == (
         f"{path}: key 'ycoords': found no such member; present: diff3d, xcoords, probeGuess, y_coords; "
         "expected finite numbers, one for each pattern (clause SCAN-06). "
-        "Each pattern needs one (x, y) in object pixels; drop surplus ones, or repair the file."
+        f"If 'y_coords' is 'ycoords', say so: `ptycho-torch convert-scan {path} -o repaired/star.npz --rename "
+        "y_coords=ycoords`"
     )
 
 
@@ -946,7 +948,7 @@ def touch(folder: Path, *names: str) -> None:
 
 def test_scans_of_a_folder_come_by_name_and_nothing_else_is_a_scan(tmp_path: Path) -> None:
     touch(tmp_path, "b.npz", "a10.npz", "a2.npz", "C.npz", ".hidden.npz", "notes.txt", "a.npz.part", "x.NPZ", "npz")
-    assert [path.name for path in scan_paths(tmp_path)] == ["C.npz", "a10.npz", "a2.npz", "b.npz"]
+    assert [path.name for path in scan_paths(tmp_path)] == ["C.npz", "a10.npz", "a2.npz", "b.npz", "x.NPZ"]
     assert scan_paths(tmp_path / "b.npz") == (tmp_path / "b.npz",)
 
 

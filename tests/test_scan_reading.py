@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scan_scenes import Arrays
 
-from conformance.agreement import FLOAT64, assert_agrees
 from conformance.checks.light import draw_wave
+from conformance.judge.agreement import FLOAT64, assert_agrees
 from ptycho_torch.scan import open_scan
 
 SIDE_PX, PATTERNS = 6, 11

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from true_objects import draw_object
 
-from conformance.agreement import FLOAT64, assert_agrees
+from conformance.judge.agreement import FLOAT64, assert_agrees
 from ptycho_torch import alignment
 from ptycho_torch.alignment import Alignment
 from ptycho_torch.evaluate import compare, evaluate, score

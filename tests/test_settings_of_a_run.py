@@ -16,9 +16,9 @@ pytest.importorskip("tensordict", reason="training needs tensordict; pip install
 
 from training_runs import write_scan
 
-from conformance.agreement import FLOAT64, assert_agrees
-from conformance.oracle import Moments
-from conformance.oracle_optimisers import Rule, updated
+from conformance.judge.agreement import FLOAT64, assert_agrees
+from conformance.oracle.network import Moments
+from conformance.oracle.optimisers import Rule, updated
 from ptycho_torch import lightning_module, train
 from ptycho_torch.config_params import DataConfig, ModelConfig, Settings, TrainingConfig
 from ptycho_torch.config_schema import load_schema

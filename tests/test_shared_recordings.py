@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from conformance.bench import Bench, plan
-from conformance.report import headline
+from conformance.report.results import headline
+from conformance.session.bench import Bench, plan
 
 RECORDINGS = (
     "n64_g1_base",

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conformance.agreement import assert_agrees
 from conformance.checks.scans import FLOAT32
+from conformance.judge.agreement import assert_agrees
 from ptycho_torch import command_simulate, simulate, specimens
 from ptycho_torch.errors import ConfigError, DataContractError, PtychoError
 from ptycho_torch.scan import examine, read_probe

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from conformance import spec
-from conformance.spec import evaluate_condition, evaluate_shape, missing_and_unexpected
+from conformance.spec import loader as spec
+from conformance.spec.loader import evaluate_condition, evaluate_shape, missing_and_unexpected
 from ptycho_torch import contract
 from ptycho_torch.config_params import NetworkSettings
 from ptycho_torch.contract import SpecError

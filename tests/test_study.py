@@ -13,10 +13,10 @@ import pytest
 pytest.importorskip("lightning", reason="training needs lightning; pip install lightning")
 pytest.importorskip("tensordict", reason="the memory map is a TensorDict; pip install tensordict")
 
-from conformance import study
-from conformance.digest import numerical_digest
 from conformance.errors import DocumentError
-from conformance.study import Outcome, as_evidence, run_study, write_study_scan
+from conformance.provenance.digest import numerical_digest
+from conformance.session import study
+from conformance.session.study import Outcome, as_evidence, run_study, write_study_scan
 from ptycho_torch.scan import examine
 
 

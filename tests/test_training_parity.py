@@ -15,15 +15,15 @@ from torch import Tensor
 pytest.importorskip("lightning", reason="training needs lightning; pip install lightning")
 
 from conformance.errors import DocumentError
-from conformance.oracle_training import Plateau, epochs_before_stop, plateau_rates, warmup_cosine_rates
+from conformance.oracle.training import Plateau, epochs_before_stop, plateau_rates, warmup_cosine_rates
+from conformance.recordings.envelope import load_envelope
 from conformance.selftest.fault import Fault
 from conformance.selftest.outside import OUTSIDE
+from conformance.subjects.torch_training import epochs_run, rates_of_epochs, train_torch
 from conformance.test_training import check_float64
-from conformance.torch_training import epochs_run, rates_of_epochs, train_torch
-from conformance.training import TrainingRun, Trajectory, largest_errors, starting_point, train_truth
-from conformance.training_curves import draw_curves
-from conformance.training_envelope import load_envelope
-from conformance.training_runs import SETTINGS, TRAINABLE, training_run
+from conformance.training.curves import draw_curves
+from conformance.training.runs import SETTINGS, TRAINABLE, training_run
+from conformance.training.state import TrainingRun, Trajectory, largest_errors, starting_point, train_truth
 from ptycho_torch import lightning_module, optim, train
 from ptycho_torch.config_params import LossWeights, TrainingSettings
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from conformance import suite
-from conformance.bench import Bench, Planned, plan
-from conformance.bundle import RECORDINGS
-from conformance.parity import BACKWARD_FREE, FORWARD_FORCED, FORWARD_FREE, GRADIENT_FREE, LOSS
-from conformance.precision import KINDS, measure_precision
-from conformance.report import headline
+from conformance.judge.measure import BACKWARD_FREE, FORWARD_FORCED, FORWARD_FREE, GRADIENT_FREE, LOSS
+from conformance.recordings.bundle import RECORDINGS
+from conformance.report.results import headline
 from conformance.selftest.network import NETWORK
-from conformance.targets import targets
-from conformance.torch_subject import TorchSubject
-from conformance.variants import VARIANTS, BrainFloatSubject, CompiledSubject, ContiguousSubject, unavailable
+from conformance.session.bench import Bench, Planned, plan
+from conformance.session.targets import targets
+from conformance.subjects.precision import KINDS, measure_precision
+from conformance.subjects.torch import TorchSubject
+from conformance.subjects.variants import VARIANTS, BrainFloatSubject, CompiledSubject, ContiguousSubject, unavailable
 from ptycho_torch import model
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from archive_models import Weights, archive_of, checkpoint_of, predictions_of
 
-from conformance.case import Case
-from conformance.draws import draw_case
+from conformance.cases.case import Case
+from conformance.cases.draws import draw_case
 from conformance.selftest.network import NETWORK
-from conformance.verify import Verification, verify
+from conformance.verify.verification import Verification, verify
 from ptycho_tf_bridge import backend
 from ptycho_torch.config_params import NetworkSettings
 from ptycho_torch.errors import CheckpointError

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from conformance.judge import Errors, Verdict
-from conformance.waivers import EXPIRED, HOLDS, UNCOMPARED, UNNEEDED, for_case, load_waivers, parse_waivers, rule
+from conformance.judge.rules import Errors, Verdict
+from conformance.judge.waivers import EXPIRED, HOLDS, UNCOMPARED, UNNEEDED, for_case, load_waivers, parse_waivers, rule
 from ptycho_torch.contract import SpecError
 
 ENTRY = {

@@ -14,9 +14,9 @@ from run_witness import Case, Run, Scans, changed, weights_of
 from scan_scenes import write_scans
 from training_runs import draw_two_scans
 
-from conformance.agreement import assert_agrees
-from conformance.oracle_optimisers import Rule
-from conformance.oracle_training import Plateau, epochs_before_stop, exponential_rates, plateau_rates
+from conformance.judge.agreement import assert_agrees
+from conformance.oracle.optimisers import Rule
+from conformance.oracle.training import Plateau, epochs_before_stop, exponential_rates, plateau_rates
 from ptycho_torch import train
 from ptycho_torch.checkpoint import KEY, read_checkpoint
 from ptycho_torch.errors import CheckpointError, ConfigError

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conformance.bundle import RECORDINGS
+from conformance.recordings.bundle import RECORDINGS
 
 REPOSITORY = Path(__file__).parents[1]
 ABSENT = ("tensorflow", "keras", "mlflow", "tensordict")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from conformance.worst import KERNEL, SIDE, locate
+from conformance.judge.worst import KERNEL, SIDE, locate
 
 
 @pytest.mark.parametrize(

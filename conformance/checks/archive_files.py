@@ -17,7 +17,7 @@ import numpy as np
 
 from conformance.checks.bridge import stages_in_order
 from conformance.checks.light import draw_wave
-from conformance.oracle import Oracle
+from conformance.oracle.network import Oracle
 from ptycho_torch.config_params import NetworkSettings
 
 FIRST_NUMBER = 7

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from conformance.agreement import Arrays, Compared
 from conformance.checks.archive_files import (
     GraphFile,
     Members,
@@ -29,6 +28,7 @@ from conformance.checks.archive_files import (
 )
 from conformance.checks.light import draw_wave
 from conformance.checks.translation import texts
+from conformance.judge.agreement import Arrays, Compared
 from ptycho_torch.config_params import NetworkSettings
 
 TODAY = NetworkSettings(

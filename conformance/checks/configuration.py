@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from conformance.agreement import Compared
-from conformance.draws import GRAPHS
-from conformance.oracle import Oracle
-from conformance.oracle_operations import disk_mask
+from conformance.cases.draws import GRAPHS
+from conformance.judge.agreement import Compared
+from conformance.oracle.network import Oracle
+from conformance.oracle.operations import disk_mask
 from ptycho_torch.config_params import Settings, TrainingSettings
 from ptycho_torch.errors import ConfigError
 

@@ -14,12 +14,12 @@ from unittest import mock
 import numpy as np
 import yaml
 
-from conformance.agreement import Arrays, Compared
 from conformance.checks.archive_files import Stored, draw_stored
 from conformance.checks.archives import OLD, TODAY, saved_parameters
 from conformance.checks.bridge import as_torch, stages_in_order
 from conformance.checks.light import draw_wave
 from conformance.checks.translation import NOT_FOLLOWED, UNSTATED, every_setting, stated, texts
+from conformance.judge.agreement import Arrays, Compared
 from ptycho_torch.config_params import NetworkSettings, Settings
 
 if TYPE_CHECKING:

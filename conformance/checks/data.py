@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from conformance import oracle_operations as oracle
-from conformance.agreement import Compared
 from conformance.checks.scans import CENTRED, FLOAT32, GRID, SEED, C, K, N, Scan, mapped_scans
-from conformance.data_parity import reference_indices
-from conformance.oracle_data import draw_groups, neighbours, subsampled_groups
+from conformance.judge.agreement import Compared
+from conformance.judge.data_parity import reference_indices
+from conformance.oracle import operations as oracle
+from conformance.oracle.data import draw_groups, neighbours, subsampled_groups
 from ptycho_torch import grouping
 from ptycho_torch.config_params import DataSettings
 

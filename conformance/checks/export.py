@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conformance.agreement import FLOAT64, Arrays, Compared
 from conformance.checks.archive_files import Stored, draw_stored
 from conformance.checks.archives import OLD, TODAY, saved_parameters
 from conformance.checks.bridge import as_torch, stages_in_order
 from conformance.checks.conversion import COUNTS, held_by, migrated, of_network
 from conformance.checks.scans import folder_of
 from conformance.checks.translation import ROWS, every_setting, texts
-from conformance.oracle import Constants, Oracle
-from conformance.oracle_stages import ACTIVATIONS, correlate
+from conformance.judge.agreement import FLOAT64, Arrays, Compared
+from conformance.oracle.network import Constants, Oracle
+from conformance.oracle.stages import ACTIVATIONS, correlate
 from ptycho_torch.config_params import NetworkSettings, Settings
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from conformance import oracle_operations
-from conformance.agreement import FLOAT64, Compared
 from conformance.checks.scans import FLOAT32
-from conformance.oracle_operations import disk_mask
+from conformance.judge.agreement import FLOAT64, Compared
+from conformance.oracle import operations as oracle_operations
+from conformance.oracle.operations import disk_mask
 
 SIDE_PX, SCALE = 8, 3.0
 
@@ -141,7 +141,7 @@ def autocast() -> Compared:
     """Under autocast to bfloat16, what stands behind the patches is what it is without, of the same patches."""
     import torch
 
-    from conformance.torch_subject import float32_means_float32
+    from conformance.subjects.torch import float32_means_float32
     from ptycho_torch.config_params import NetworkSettings
     from ptycho_torch.model import PtychoNet
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from conformance.agreement import FLOAT64, Compared
-from conformance.oracle_operations import central_square, normalise_probe
-from conformance.oracle_training import (
+from conformance.judge.agreement import FLOAT64, Compared
+from conformance.oracle.operations import central_square, normalise_probe
+from conformance.oracle.training import (
     LossOfBatch,
     Predicted,
     loss_of_batch,

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from conformance.agreement import FLOAT64, Compared
-from conformance.oracle import Moments, Oracle, keras_adam
-from conformance.oracle_training import (
+from conformance.judge.agreement import FLOAT64, Compared
+from conformance.oracle.network import Moments, Oracle, keras_adam
+from conformance.oracle.training import (
     Plateau,
     clipped,
     epochs_before_stop,
@@ -20,8 +20,8 @@ from conformance.oracle_training import (
     plateau_rates,
     warmup_cosine_rates,
 )
-from conformance.training import TrainingRun, starting_point, train_truth
-from conformance.training_runs import training_run
+from conformance.training.runs import training_run
+from conformance.training.state import TrainingRun, starting_point, train_truth
 from ptycho_torch.config_params import NetworkSettings, Settings
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def clipping() -> Compared:
     """Gradients clipped by the function that training uses: above the limit, below it, and small ones."""
     import torch
 
-    from conformance.torch_training import small_module
+    from conformance.subjects.torch_training import small_module
 
     module = small_module()
     rng = np.random.default_rng(2)
@@ -106,7 +106,7 @@ def _change(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def training() -> Compared:
     """Two updates of the network by the real Trainer, on different batches, with clipping."""
-    from conformance.torch_training import train_torch
+    from conformance.subjects.torch_training import train_torch
 
     right, found = train_truth(_run()), train_torch(_run(), dtype="float64")
     return Compared(_change(right.states[-1].weights), _change(found.states[-1].weights), TRAINED)
@@ -125,7 +125,7 @@ PLATEAU = Plateau(factor=0.5, patience=2, threshold=1e-4, least=1e-4)
 
 def plateau_rule() -> Compared:
     """Lower the learning rate where the loss of an epoch stays on a plateau."""
-    from conformance.torch_training import rates_of_epochs
+    from conformance.subjects.torch_training import rates_of_epochs
 
     expected = {name: np.array(plateau_rates(losses, RATE, PLATEAU)) for name, losses in CURVES.items()}
     found = {
@@ -137,7 +137,7 @@ def plateau_rule() -> Compared:
 
 def schedules() -> Compared:
     """Take the rates of the schedules that see no loss."""
-    from conformance.torch_training import rates_of_epochs
+    from conformance.subjects.torch_training import rates_of_epochs
 
     epochs, gamma, warmup, least = 12, 0.9, 3, 0.05
     losses = [1.0] * epochs
@@ -157,7 +157,7 @@ def schedules() -> Compared:
 
 def stopping() -> Compared:
     """End training where the loss no longer improves, with several patiences."""
-    from conformance.torch_training import epochs_run
+    from conformance.subjects.torch_training import epochs_run
 
     curves: tuple[Sequence[float], ...] = (
         *CURVES.values(),
@@ -184,7 +184,7 @@ def add_loss(module: PtychoPINN, part: str, loss: float, samples: int) -> None:
 
 def epoch_loss() -> Compared:
     """The loss of an epoch is the mean over its own samples, the last and smaller batch included."""
-    from conformance.torch_training import small_module
+    from conformance.subjects.torch_training import small_module
 
     losses = {
         "train_loss": np.array([[4.0, 1.0, 7.0], [3.0, 2.0, 0.5], [0.25, 1.5, 2.5]]),

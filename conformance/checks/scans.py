@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from conformance.data_parity import ROUNDINGS
-from conformance.judge import UNIT_ROUNDOFF
+from conformance.judge.data_parity import ROUNDINGS
+from conformance.judge.rules import UNIT_ROUNDOFF
 from ptycho_torch.config_params import DataSettings
 
 if TYPE_CHECKING:

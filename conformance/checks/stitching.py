@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from conformance import oracle_operations as oracle
-from conformance.agreement import FLOAT64, Compared
+from conformance.judge.agreement import FLOAT64, Compared
+from conformance.oracle import operations as oracle
 
 if TYPE_CHECKING:
     from ptycho_torch.reassembly import Stitched, Weighting

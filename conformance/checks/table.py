@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from conformance.agreement import Compared, common_mistake, compare_arrays
-from conformance.causes import Cause
 from conformance.checks import (
     archives,
     bridge,
@@ -22,7 +20,9 @@ from conformance.checks import (
     target,
     translation,
 )
-from conformance.judge import Verdict
+from conformance.judge.agreement import Compared, common_mistake, compare_arrays
+from conformance.judge.causes import Cause
+from conformance.judge.rules import Verdict
 from ptycho_torch.errors import PtychoError
 
 RAISED = (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, OSError, PtychoError)

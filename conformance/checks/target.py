@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from conformance import oracle_losses, oracle_operations
-from conformance.agreement import FLOAT64, Compared
 from conformance.checks.light import SIDE_PX, draw_wave
+from conformance.judge.agreement import FLOAT64, Compared
+from conformance.oracle import losses as oracle_losses
+from conformance.oracle import operations as oracle_operations
 
 TV_WEIGHT, OBJECT_WEIGHT, REALSPACE_WEIGHT = 0.02, 0.3, 0.5
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from conformance.agreement import Compared
+from conformance.judge.agreement import Compared
 from ptycho_torch.config_params import Settings
 
 Values = dict[str, Any]

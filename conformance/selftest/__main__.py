@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from conformance.evidence import write_evidence
+from conformance.provenance.evidence import write_evidence
 from conformance.selftest.run import MEANINGS, evidence, run
 
 

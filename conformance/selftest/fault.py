@@ -28,7 +28,7 @@ class Fault:
         attribute: what is replaced there.
         build: makes the replacement from the original.
         cause: part of the cause that a report has to give; empty outside the network.
-        graph: graph of ``conformance.draws`` that shows it.
+        graph: graph of ``conformance.cases.draws`` that shows it.
     """
 
     name: str

@@ -29,7 +29,7 @@ from ptycho_torch import (
     reassembly,
     train,
 )
-from ptycho_torch.config_params import LossWeights, ModelSettings, NetworkSettings, TrainingSettings
+from ptycho_torch.config_params import LossWeights, ModelSettings, NetworkSettings, Settings, TrainingSettings
 from ptycho_torch.optim import KerasPlateau
 from ptycho_torch.train import PtychoPINN
 
@@ -226,8 +226,8 @@ OUTSIDE: tuple[Fault, ...] = (
         "defaults of here",
         "configuration.unstated",
         config,
-        "spelled_here",
-        instead(lambda setting, value: setting.default),
+        "from_legacy",
+        after(lambda found: dataclasses.replace(found, settings=Settings())),
     ),
     Fault(
         "offset not read",

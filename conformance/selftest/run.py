@@ -8,19 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from conformance.bench import Remembering
-from conformance.causes import cause_of, ranked_stages
+from conformance.cases.draws import GRAPHS, draw_case
 from conformance.checks.table import CHECKS, checked
-from conformance.draws import GRAPHS, draw_case
-from conformance.evidence import Evidence, Goal, measured_here
-from conformance.measured import load_measured
-from conformance.parity import Measurement, judge
+from conformance.judge.causes import cause_of, ranked_stages
+from conformance.judge.measure import Measurement, judge
+from conformance.judge.measured import load_measured
+from conformance.judge.truth import Truth
+from conformance.provenance.evidence import Evidence, Goal, measured_here
 from conformance.selftest.fault import Fault
 from conformance.selftest.network import NETWORK
 from conformance.selftest.outside import OUTSIDE
 from conformance.selftest.rewrites import REWRITES
-from conformance.torch_subject import TorchSubject
-from conformance.truth import Truth
+from conformance.session.bench import Remembering
+from conformance.subjects.torch import TorchSubject
 
 DTYPES = ("float64", "float32")
 SEED, BATCH, MODES = 7, 2, 2

@@ -1,0 +1,101 @@
+"""The signed-off decision of the gate: who decided what, when, and from which files.
+
+Its digest is over everything else in it. It shows damage and careless edits. It is no secret signature: whoever can
+write the file can write another digest. What it stands on, the digests of reports, policy and sources, can be computed
+again from the files themselves.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from conformance.errors import DocumentError
+from conformance.judge.waivers import Waiver, load_waivers
+from conformance.provenance.digest import numerical_digest, spec_digest
+from conformance.provenance.evidence import Evidence, now_utc
+from conformance.provenance.json_files import as_text, read_json
+from conformance.release.gate import Decision, Input
+from conformance.release.policy import Policy
+
+SCHEMA = "sign_off.json"
+SCHEMA_VERSION = 1
+_LARGEST_BYTES = 8 << 20
+
+
+def sign_off(
+    decision: Decision,
+    inputs: Sequence[Input],
+    policy: Policy,
+    evidence: Sequence[Evidence],
+    *,
+    decided_by: str | None = None,
+    waivers: Sequence[Waiver] | None = None,
+) -> dict[str, Any]:
+    """Return the decision as JSON, with the digest of its content.
+
+    Args:
+        decision: what was decided.
+        inputs: the reports that it was decided from.
+        policy: what it was decided by.
+        evidence: what was at hand.
+        decided_by: a name; None takes the user of CI or of the system.
+        waivers: None takes those of ``specs/waivers.yaml``.
+    """
+    known = load_waivers() if waivers is None else waivers
+    content = {
+        "schema": SCHEMA_VERSION,
+        "verdict": decision.verdict,
+        "granted": decision.is_granted,
+        "headline": decision.headline,
+        "violations": list(decision.violations),
+        "pending": list(decision.pending),
+        "decided_utc": now_utc(),
+        "decided_by": decided_by or _who(),
+        "policy": {name: getattr(policy, name) for name in ("file", "digest", "grants")},
+        "inputs": [
+            {"file": one.path.name, "digest": one.digest, "devices": list(one.devices)}
+            | {name: one.report[name] for name in ("created_utc", "tier", "headline")}
+            for one in inputs
+        ],
+        "evidence": [
+            {"name": each.name, "created_utc": each.created_utc, "fresh": each.is_fresh(), "missed": list(each.missed)}
+            for each in evidence
+        ],
+        "waivers": [waiver.as_json() for waiver in known],
+        "numerical_digest": numerical_digest(),
+        "spec_digest": spec_digest(),
+    }
+    return content | {"digest": _digest(content)}
+
+
+def _who() -> str:
+    try:
+        user = os.environ.get("GITHUB_ACTOR") or getpass.getuser()
+    except (KeyError, OSError):
+        user = "unknown user"
+    return f"{user} on {platform.node() or 'an unnamed machine'}"
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(as_text(dict(content)).encode()).hexdigest()
+
+
+def read_sign_off(path: Path) -> dict[str, Any]:
+    """Read a signed-off decision and check its digest.
+
+    Raises:
+        DocumentError: it cannot be read, does not follow ``specs/schema/sign_off.schema.json``, or was changed.
+    """
+    content = read_json(path, SCHEMA, largest_bytes=_LARGEST_BYTES)
+    if _digest({name: value for name, value in content.items() if name != "digest"}) != content["digest"]:
+        raise DocumentError(
+            f"{path}: was changed after it was signed off: its content has not the digest that it names; "
+            "decide again with `python -m conformance gate`."
+        )
+    return content

@@ -24,6 +24,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +89,34 @@ def command(scan: Path, folder: Path, settings: dict[str, Any]) -> list[str]:
     return ["train", *paths, *flags, "--no-tracking", "--no-reconstruct", "--no-progress", "--resume", "auto"]
 
 
-def run(arguments: list[str], forked: bool, kill: tuple[str, float] | None = None) -> int:
-    """Run a command, killed after so many seconds; return its exit code, negative for a signal."""
+def _changed_ns(folder: Path) -> int:
+    path = folder / "run.json"
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def _later(folder: Path, seconds: float, act: Callable[[], object]) -> None:
+    """Do something so many seconds after the training in a folder has begun, or as many before, counted from now."""
+    before = _changed_ns(folder)
+
+    def wait() -> None:
+        last_s = time.monotonic() + LONGEST_S
+        while seconds >= 0 and _changed_ns(folder) == before and time.monotonic() < last_s:
+            time.sleep(0.002)
+        time.sleep(abs(seconds))
+        act()
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def run(arguments: list[str], folder: Path, forked: bool, kill: tuple[str, float] | None = None) -> int:
+    """Run a command, killed some seconds after its training begins; return its exit code, negative for a signal."""
     way, after_s = kill or ("", LONGEST_S)
     if not forked:
-        return _spawned(arguments, way, after_s)
+        return _spawned(arguments, folder, way, after_s)
     process = os.fork()
     if process == 0:
         if way == "os._exit":
-            threading.Timer(after_s, os._exit, (9,)).start()
+            _later(folder, after_s, lambda: os._exit(9))
         code = 70
         said = io.StringIO()
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said), contextlib.suppress(BaseException):
@@ -105,7 +125,7 @@ def run(arguments: list[str], forked: bool, kill: tuple[str, float] | None = Non
             print(said.getvalue()[-2000:], file=sys.__stderr__, flush=True)
         os._exit(code)
     if way.startswith("SIG"):
-        threading.Timer(after_s, _kill, (process, way)).start()
+        _later(folder, after_s, lambda: _kill(process, way))
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
@@ -114,20 +134,17 @@ def _kill(process: int, way: str) -> None:
         os.kill(process, getattr(signal, way))
 
 
-def _spawned(arguments: list[str], way: str, after_s: float) -> int:
+def _spawned(arguments: list[str], folder: Path, way: str, after_s: float) -> int:
     """Run a command in a group of its own; SIGKILL, as a machine that fails, is for all of its processes."""
     process = subprocess.Popen(
         [sys.executable, "-m", "ptycho_torch", *arguments],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    try:
-        _, said = process.communicate(timeout=after_s)
-    except subprocess.TimeoutExpired:
-        if way in ("SIGTERM", "SIGUSR1"):
-            process.send_signal(getattr(signal, way))
-        else:
-            os.killpg(process.pid, signal.SIGKILL)
-        _, said = process.communicate()
+    if way in ("SIGTERM", "SIGUSR1"):
+        _later(folder, after_s, lambda: _kill(process.pid, way))
+    elif way:
+        _later(folder, after_s, lambda: os.killpg(process.pid, signal.SIGKILL))
+    _, said = process.communicate()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     if process.returncode not in (0, 143, 138, -9, -15, -10):
@@ -152,14 +169,18 @@ def trial(number: int, draw: random.Random, scan: Path, root: Path, ddp: float) 
     settings = draw_settings(draw, ddp)
     forked = "devices" not in settings
     whole, killed = root / f"{number}-whole", root / f"{number}-killed"
-    begun_s = time.monotonic()
-    if (code := run(command(scan, whole, settings), forked)) != 0:
+    begun: list[float] = []
+    _later(whole, 0.0, lambda: begun.append(time.monotonic()))
+    started_s = time.monotonic()
+    if (code := run(command(scan, whole, settings), whole, forked)) != 0:
         return f"lost: exit code {code} without any kill {json.dumps(settings)}"
-    seconds = time.monotonic() - begun_s
+    seconds, start_s = time.monotonic() - begun[0], begun[0] - started_s
     story = []
     for _ in range(draw.randint(1, MOST_KILLS)):
         way = draw.choice(WAYS)
-        code = run(command(scan, killed, settings), forked, (way, draw.uniform(0.0, 1.1) * seconds))
+        # One in ten is killed before its training begins.
+        moment_s = draw.uniform(0.0, seconds) if draw.random() < 0.9 else -draw.uniform(0.0, start_s)
+        code = run(command(scan, killed, settings), killed, forked, (way, moment_s))
         path = own_checkpoint(killed)
         state = read_state(killed)
         story.append(f"{way}→{code} {'at step ' + str(read_content(path)['global_step']) if path else 'no checkpoint'}")
@@ -167,7 +188,7 @@ def trial(number: int, draw: random.Random, scan: Path, root: Path, ddp: float) 
             break
         if forked and code not in EXIT_CODES[way]:
             return f"lost: {', '.join(story)}, state {state and state.state} {json.dumps(settings)}"
-    code = run(command(scan, killed, settings), forked)
+    code = run(command(scan, killed, settings), killed, forked)
     if code != 0:
         return f"lost: {', '.join(story)}, then exit code {code} {json.dumps(settings)}"
     differs = difference(whole, killed)

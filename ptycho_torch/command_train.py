@@ -24,7 +24,6 @@ from ptycho_torch.folders import (
     scan_paths,
 )  # fmt: skip
 from ptycho_torch.interruption import RunInterrupted, ending_at_signals
-from ptycho_torch.run_state import own_checkpoint, read_state, set_aside
 from ptycho_torch.settings_options import add_setting_flag, add_setting_flags, config_text, read_config, settings_from
 
 INTERRUPTED = 130
@@ -167,7 +166,14 @@ def _resumed(options: argparse.Namespace) -> Path | None:
     """Return the checkpoint to resume, or None for a run that begins."""
     if options.resume is None:
         return None
-    return checkpoint_of(Path(options.resume)) if options.resume != _AUTO else own_checkpoint(options.output_dir)
+    return checkpoint_of(Path(options.resume)) if options.resume != _AUTO else _own_checkpoint(options)
+
+
+def _own_checkpoint(options: argparse.Namespace) -> Path | None:
+    """Return the checkpoint that the run in the folder goes on from, if there is one."""
+    from ptycho_torch.run_state import own_checkpoint
+
+    return own_checkpoint(options.output_dir)
 
 
 def _check_paths(options: argparse.Namespace, resume: Path | None) -> bool:
@@ -184,13 +190,15 @@ def _check_paths(options: argparse.Namespace, resume: Path | None) -> bool:
     remains = run_files(options.output_dir)
     overwrite = bool(options.overwrite)
     if options.resume == _AUTO and resume is None and remains:
+        from ptycho_torch.run_state import read_state, set_aside
+
         state = read_state(options.output_dir)
         unfinished = state is not None and state.state != "finished"
         overwrite |= unfinished or all(path.name.startswith("history.") for path in remains)
         # Checkpoints are there, and none of them is of the run that was interrupted.
         if unfinished and any(path.suffix == ".ckpt" for path in remains) and process_number() == 0:
             set_aside(options.output_dir)
-    how = f"Resume it: {_resuming(options)}; replace" if own_checkpoint(options.output_dir) is not None else "Replace"
+    how = f"Resume it: {_resuming(options)}; replace" if _own_checkpoint(options) is not None else "Replace"
     refuse_run(
         options.output_dir,
         resume=resume,
@@ -229,7 +237,7 @@ def _outcome(history: Mapping[str, Sequence[float]], max_epochs: int | None, sec
 
 def _advice(options: argparse.Namespace) -> str:
     """Return how to go on after an interrupt."""
-    if own_checkpoint(options.output_dir) is None:
+    if _own_checkpoint(options) is None:
         return "interrupted before the first checkpoint; restart, with --checkpoint-every-n-steps for earlier ones"
     return f"interrupted; resume with: {_resuming(options)}"
 

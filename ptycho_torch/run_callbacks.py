@@ -150,7 +150,7 @@ class BestCheckpoint(ModelCheckpoint):
         if not self._beside.is_file() or run_of(self._beside) != self._run:
             return False
         try:
-            losses = read_checkpoint(self._beside).history.get(str(self.monitor), ())
+            losses = read_checkpoint(self._beside).history.get(str(self.monitor), [])
         except CheckpointError:
             return False
         return bool(losses) and bool(np.float32(losses[-1]) == np.float32(score))

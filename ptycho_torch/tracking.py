@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
+import math
 import os
 import queue
 import re
@@ -499,7 +500,9 @@ class _Link:
         self.uri = uri
         self.is_open = True
         self.interrupted = False
-        self.continued = False
+        self.autologs = False
+        self._continued = False
+        self._misses = False
         self._noted: dict[str, dict[int, float]] = {}
         self._waiting: list[tuple[Path, str]] = []
         self._refused: dict[str, str] = {}
@@ -524,11 +527,7 @@ class _Link:
         self.is_open = False
         again = self._retry_at_s > 0
         self._retry_at_s = time.monotonic() + max(_RETRY_S, _RETRY_COSTS * took_s)
-        for _, callback in self._autologging_callbacks():
-            for name in dir(Callback):
-                if name.startswith("on_"):
-                    # Lightning may be walking along its list of callbacks, so this one stays in it and does nothing.
-                    setattr(callback, name, _do_nothing)
+        self._end_autologging()
         # What autologging still does at the end of fit fails there at once, without a look at the network.
         self._pointer.point_to(_NOWHERE)
         if not again:
@@ -536,6 +535,22 @@ class _Link:
                 "MLflow at %s failed %s (%s). Training goes on; run %s gets what it misses when MLflow answers again.",
                 _without_password(self.uri), what, reason, self.run_id,
             )  # fmt: skip
+
+    def fail_in_autologging(self, reason: str) -> None:
+        """Record without autologging; what failed there may be a file of its own, which the store did not take."""
+        if not self.is_open or not self.autologs:
+            return
+        log.info("MLflow's autologging failed (%s); the metrics of run %s are sent without it.", reason, self.run_id)
+        self._end_autologging()
+        self.attempt("to answer", partial(self._client.get_run, self.run_id))
+
+    def _end_autologging(self) -> None:
+        self.autologs, self._misses = False, True
+        for _, callback in self._autologging_callbacks():
+            for name in dir(Callback):
+                if name.startswith("on_"):
+                    # Lightning may be walking along its list of callbacks, so this one stays in it and does nothing.
+                    setattr(callback, name, _do_nothing)
 
     def revive(self, *, now: bool = False) -> None:
         """Try a server again that has failed, and send the metrics that it misses."""
@@ -556,18 +571,19 @@ class _Link:
             ]
             for first in range(0, len(missing), _BATCH):
                 self._client.log_batch(self.run_id, metrics=missing[first : first + _BATCH])
+        self._misses = False
 
     def begin(self, parameters: Mapping[str, object]) -> None:
         given = {name[:_LONGEST_NAME]: str(value)[:_LONGEST_VALUE] for name, value in parameters.items()}
         self.attempt("to take the parameters", partial(self._send_parameters, given))
         # Autologging gives the parameters of the optimiser and the epochs, which MLflow refuses where they are others.
-        if not self.continued:
+        if not self._continued:
             self.attempt("to switch autologging on", self._switch_autologging_on)
 
     def _send_parameters(self, given: Mapping[str, str]) -> None:
         entities = self._mlflow.entities
         there = self._client.get_run(self.run_id).data.params
-        self.continued = bool(there)
+        self._continued = bool(there)
         tags = [
             entities.RunTag(f"resumed.{name}", value)
             for name, value in given.items()
@@ -595,6 +611,7 @@ class _Link:
         self._restore.callback(logger.removeFilter, listener)
         # Its checkpoints would write and send everything a second time after each good epoch, while training waits.
         autolog(log_models=False, log_datasets=False, checkpoint=False, silent=True)
+        self.autologs = True
 
     def note(self, metrics: Mapping[str, float], step: int) -> None:
         """Remember metrics, for a server that misses them."""
@@ -643,11 +660,6 @@ class _Link:
             tag = partial(self._client.set_tag, self.run_id, _LATEST_CHECKPOINT, f"{folder}/{path.name}")
             self.attempt("to take a tag", tag)
 
-    @property
-    def has_failed(self) -> bool:
-        """Whether a call has failed, which autologging does not survive."""
-        return self._retry_at_s > 0
-
     def watch(self, trainer: pl.Trainer) -> None:
         if trainer not in self._trainers:
             self._trainers.append(trainer)
@@ -664,6 +676,8 @@ class _Link:
 
     def end(self, status: str) -> None:
         self.revive(now=True)
+        if self._misses:
+            self.attempt("to take metrics", self._send_missing)
         waiting, self._waiting = self._waiting, []
         for path, folder in waiting if self.is_open else ():
             self.upload(path, folder)
@@ -681,7 +695,7 @@ class _Link:
                     self._mlflow.end_run(status)
         else:
             self.attempt("to end the run", partial(self._client.set_terminated, self.run_id, status))
-        self.is_open = False
+        self.is_open, self._retry_at_s = False, math.inf
         for there, callback in self._autologging_callbacks():
             there.remove(callback)
         self._restore.close()
@@ -702,7 +716,7 @@ class _Listener(logging.Filter):
         message = record.getMessage()
         if not message.startswith("Encountered unexpected error"):
             return True
-        self._link.fail("in autologging", _reason(message.partition(": ")[2]))
+        self._link.fail_in_autologging(_reason(message.partition(": ")[2]))
         return False
 
 
@@ -723,11 +737,10 @@ class _Watch(Callback):
         own = {"epoch_seconds": time.monotonic() - self._begun_s}
         losses = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self._link.revive()
-        if self._link.continued or self._link.has_failed:
-            own |= losses
-        else:
-            # Autologging sends them.
+        if self._link.autologs:
             self._link.note(losses, trainer.current_epoch)
+        else:
+            own |= losses
         self._link.log_metrics(own, trainer.current_epoch)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

@@ -21,7 +21,7 @@ from ptycho_tf_bridge.keras_file import write_keras
 from ptycho_tf_bridge.saved_parameters import PROBE_KEY, SAVED_FIELDS, SCALE_KEY, legacy_key
 from ptycho_tf_bridge.weights import to_tensorflow, torch_shapes
 from ptycho_torch.checkpoint import Checkpoint, read_checkpoint
-from ptycho_torch.config_params import NetworkSettings
+from ptycho_torch.config_params import NetworkSettings, Settings
 from ptycho_torch.npz_writer import replacing
 
 MODELS = ("autoencoder", "diffraction_to_obj")
@@ -147,11 +147,18 @@ def _parameters(
     content: Checkpoint, network: NetworkSettings, probe: np.ndarray
 ) -> tuple[dict[str, Any], tuple[Finding, ...]]:
     """Return the reference's dictionary: what the settings decide, and above it what the model is."""
-    parameters, findings = to_legacy(content.settings)
+    parameters, findings = to_legacy(_as_run(content, network))
     parameters |= {legacy_key(field): getattr(network, field) for field in SAVED_FIELDS}
     for field, key in _TRAINED.items():
         parameters[key] = getattr(network, field)
     return parameters | {SCALE_KEY: network.intensity_scale, PROBE_KEY: probe, "_version": VERSION}, findings
+
+
+def _as_run(content: Checkpoint, network: NetworkSettings) -> Settings:
+    """Return the settings with what the run derived from its scans: canvas, scale and counts of a pattern."""
+    derived: dict[str, Any] = {field: getattr(network, field) for field in (*SAVED_FIELDS, SCALE_KEY)}
+    nphotons = content.statistics.get("nphotons")
+    return content.settings.override(derived | ({} if nphotons is None else {"nphotons": nphotons}))
 
 
 def _scale_file(scale: float) -> bytes:

@@ -43,13 +43,13 @@ def write_keras(settings: NetworkSettings, weights: Mapping[str, np.ndarray]) ->
         WeightMapError: weights that are not those of this network.
     """
     check_weights(weights, tensorflow_shapes(settings), "TensorFlow")
-    entries = _Network(settings).ordered()
+    layers = _Network(settings).ordered()
     saved = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d@%H:%M:%S")
     metadata = {"keras_version": KERAS_VERSION, "date_saved": saved, "written_by": WRITER}
     members = {
         "metadata.json": json.dumps(metadata).encode(),
-        "config.json": json.dumps(_model(entries)).encode(),
-        "model.weights.h5": _weights_file(entries, weights),
+        "config.json": json.dumps(_model(list(layers.values()))).encode(),
+        "model.weights.h5": _weights_file(layers, weights),
     }
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
@@ -75,13 +75,22 @@ def _model(entries: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _weights_file(entries: list[dict[str, Any]], weights: Mapping[str, np.ndarray]) -> bytes:
+def layer_name(stage: str) -> str:
+    """Return the name of a layer. PyTorch, which may be Keras' backend, allows no dot in it.
+
+    >>> layer_name("encoder.0.conv1")
+    'encoder_0_conv1'
+    """
+    return stage.replace(".", "_")
+
+
+def _weights_file(layers: Mapping[str, dict[str, Any]], weights: Mapping[str, np.ndarray]) -> bytes:
     """Return the HDF5 file: a group for each layer, numbered within its class in the order of the model."""
     file = io.BytesIO()
     counts: dict[str, int] = {}
     with h5py.File(file, "w") as root:
         root.create_group("vars").attrs["name"] = "patches"
-        for entry in entries:
+        for stage, entry in layers.items():
             if entry["module"] != _KERAS_LAYERS:
                 continue  # operations have no variables
             kind = group_name(entry["class_name"])
@@ -89,8 +98,8 @@ def _weights_file(entries: list[dict[str, Any]], weights: Mapping[str, np.ndarra
             variables = root.create_group(f"layers/{kind}_{number}/vars" if number else f"layers/{kind}/vars")
             variables.attrs["name"] = entry["name"]
             if entry["class_name"] == "Conv2D":
-                variables["0"] = weights[f"{entry['name']}.kernel"]
-                variables["1"] = weights[f"{entry['name']}.bias"]
+                variables["0"] = weights[f"{stage}.kernel"]
+                variables["1"] = weights[f"{stage}.bias"]
     return file.getvalue()
 
 
@@ -120,8 +129,8 @@ class _Network:
         self.shapes: dict[str, tuple[int, int]] = {}
         self._build()
 
-    def ordered(self) -> list[dict[str, Any]]:
-        """Return the entries as Keras orders layers: by depth, and at equal depth as the outputs lead to them."""
+    def ordered(self) -> dict[str, dict[str, Any]]:
+        """Return stage → entry as Keras orders layers: by depth, and at equal depth as the outputs lead to them."""
         depths = dict.fromkeys(self.entries, 0)
         # Every entry was added behind what it reads.
         for name in reversed(self.entries):
@@ -137,7 +146,7 @@ class _Network:
 
         for output in ("amplitude", "phase"):
             meet(output)
-        return [self.entries[name] for name in sorted(self.entries, key=lambda name: (-depths[name], met[name]))]
+        return {name: self.entries[name] for name in sorted(self.entries, key=lambda name: (-depths[name], met[name]))}
 
     def _build(self) -> None:
         N, C = self.settings.N, self.settings.C
@@ -245,9 +254,9 @@ class _Network:
         self.entries[name] = {
             "module": module,
             "class_name": kind,
-            "config": {"name": name, **config},
+            "config": {"name": layer_name(name), **config},
             "registered_name": None if module == _KERAS_LAYERS else kind,
-            "name": name,
+            "name": layer_name(name),
             "inbound_nodes": [{"args": [first, *arguments], "kwargs": {}}] if sources else [],
         }
         self.inputs[name] = sources
@@ -259,5 +268,5 @@ class _Network:
         shape = [None, side, side, channels]
         return {
             "class_name": "__keras_tensor__",
-            "config": {"shape": shape, "dtype": "float32", "keras_history": [name, 0, 0]},
+            "config": {"shape": shape, "dtype": "float32", "keras_history": [layer_name(name), 0, 0]},
         }

@@ -6,7 +6,10 @@ import dataclasses
 import io
 import itertools
 import math
+import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from reference_archives import draw_probe, draw_weights
 from ptycho_tf_bridge.archive import read_archive
 from ptycho_tf_bridge.errors import ArchiveError
 from ptycho_tf_bridge.export import export
-from ptycho_tf_bridge.keras_file import group_name, write_keras
+from ptycho_tf_bridge.keras_file import group_name, layer_name, write_keras
 from ptycho_tf_bridge.migrate import build_network, convert
 from ptycho_tf_bridge.unpickle import read_pickle
 from ptycho_tf_bridge.weights import weight_table
@@ -101,6 +104,27 @@ def test_a_converted_archive_is_the_checkpoint_that_was_exported(tmp_path: Path)
     first, second = read_checkpoint(tmp_path / "a.ckpt"), read_checkpoint(migration.checkpoint)
     assert same_bits(dict(second.weights), dict(first.weights))
     assert second.network == first.network
+
+
+def test_what_the_report_says_is_in_the_archive(tmp_path: Path) -> None:
+    """Canvas, scale and counts were derived from the scans; the settings of the run do not have them."""
+    network = NetworkSettings(
+        N=64, gridsize=2, n_filters_scale=1, intensity_scale=31.25, offset=8, max_position_jitter=16
+    )
+    model = write_run(tmp_path / "a.ckpt", network)
+    statistics = {"probe_modes": 1, "one_probe": True, "nphotons": 1e6}
+    derived = Settings().override({"gridsize": 2, "n_filters_scale": 1})
+    write_checkpoint(tmp_path / "a.ckpt", derived, network, statistics, model.state_dict(), overwrite=True)
+    written = export(tmp_path / "a.ckpt", tmp_path / "wts.h5.zip")
+    with zipfile.ZipFile(written.path) as file:
+        held = pickle.loads(file.read("diffraction_to_obj/params.dill"))
+    said = {each.field_there: each.value_there for each in written.findings}
+    assert {key: said[key] for key in ("offset", "max_position_jitter", "intensity_scale", "nphotons")} == {
+        "offset": 8, "max_position_jitter": 16, "intensity_scale": 31.25, "nphotons": 1e6,
+    }  # fmt: skip
+    assert {key: held[key] for key in said if key in held} == {key: said[key] for key in said if key in held}
+    converted = convert(read_archive(written.path), tmp_path / "converted")
+    assert read_checkpoint(converted.checkpoint).statistics["nphotons"] == 1e6
 
 
 def test_a_trained_scale_and_probe_survive(tmp_path: Path) -> None:
@@ -265,6 +289,26 @@ def test_our_keras_reference_agrees_with_the_exported_model(network: NetworkSett
         assert np.array_equal(ours, theirs)
 
 
+def test_keras_opens_the_model_with_pytorch_as_its_backend(tmp_path: Path) -> None:
+    keras()
+    network = NetworkSettings(N=64, gridsize=2, n_filters_scale=1, intensity_scale=2.5)
+    (tmp_path / "model.keras").write_bytes(write_keras(network, draw_weights(network)))
+    code = (
+        "import keras, numpy as np, sys; x = np.random.default_rng(0).random((2, 64, 64, 4), np.float32); "
+        "outputs = keras.models.load_model(sys.argv[1]).predict(x, verbose=0); np.savez(sys.argv[2], *outputs)"
+    )
+    found = {}
+    for backend in ("tensorflow", "torch"):
+        output = tmp_path / f"{backend}.npz"
+        command = [sys.executable, "-c", code, str(tmp_path / "model.keras"), str(output)]
+        subprocess.run(command, check=True, capture_output=True, env=os.environ | {"KERAS_BACKEND": backend})
+        with np.load(output) as outputs:
+            found[backend] = [outputs[name] for name in outputs.files]
+    for one, other in zip(found["tensorflow"], found["torch"], strict=True):
+        # Twenty convolutions in float32.
+        assert np.abs(one - other).max() <= 5e-6 * np.abs(other).max()
+
+
 def test_keras_names_groups_as_we_do() -> None:
     module = keras()
     kinds = {entry["class_name"] for entry in _entries(KERAS_CASES[0])} - {"GetItem"}
@@ -284,4 +328,4 @@ def _entries(network: NetworkSettings) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("network", KERAS_CASES, ids=describe)
 def test_convolutions_stand_in_the_order_of_the_weight_table(network: NetworkSettings) -> None:
     order = [entry["name"] for entry in _entries(network) if entry["class_name"] == "Conv2D"]
-    assert order == [entry.stage for entry in weight_table(network)]
+    assert order == [layer_name(entry.stage) for entry in weight_table(network)]

@@ -45,6 +45,8 @@ _PLAN: pytest.StashKey[tuple[Planned, ...]] = pytest.StashKey()
 _NOTES: pytest.StashKey[list[str]] = pytest.StashKey()
 _PREVIOUS: pytest.StashKey[Mapping[str, Any]] = pytest.StashKey()
 _DIGESTS: pytest.StashKey[tuple[str, str]] = pytest.StashKey()
+_KEPT: pytest.StashKey[_Kept] = pytest.StashKey()
+_WRITTEN: pytest.StashKey[list[str]] = pytest.StashKey()
 
 JUNIT = "parity.xml"
 _LONGEST_REASON = 2000
@@ -145,9 +147,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "parity_tf_config: judges the dataclasses that --parity-tf-config names")
     config.addinivalue_line("markers", "parity_dtype(name): judges this dtype alone")
     config.addinivalue_line("markers", "parity_clause(*ids): the clauses of the specification that the test judges")
-    config.stash[_NOTES] = []
+    config.stash[_NOTES], config.stash[_WRITTEN], config.stash[_KEPT] = [], [], _Kept()
+    config.pluginmanager.register(config.stash[_KEPT], "parity_kept")
     if getattr(config.option, "numprocesses", None) and _is_asked_for(config.args):
-        raise pytest.UsageError("-n: one measurement serves many tests, so they run in one process; leave -n out.")
+        # One measurement serves many tests. xdist looks at these after this hook.
+        config.option.numprocesses, config.option.dist, config.option.tx = None, "no", []
+        config.stash[_NOTES].append("-n was left out: one measurement serves many tests, so they run in one process")
     if _is_asked_for(config.args):
         from ptycho_tf_bridge.start import mixed_up
 
@@ -159,7 +164,8 @@ def pytest_configure(config: pytest.Config) -> None:
             Path(report).mkdir(parents=True, exist_ok=True)
         except OSError as err:
             raise pytest.UsageError(f"--parity-report {report}: no folder can be made there ({err}).") from err
-        if config.option.xmlpath is None:
+        # Without the plugin junitxml there is no such option.
+        if getattr(config.option, "xmlpath", "") is None:
             config.option.xmlpath = str(Path(report) / JUNIT)
     if config.getoption("--parity-previous"):
         _read_previous(config)
@@ -447,8 +453,48 @@ def operations_recording(request: pytest.FixtureRequest) -> Path:
     return Path(reference) if reference and _operations(request.config) else RECORDINGS / "ops_1.npz"
 
 
+class _Kept:
+    """What became of the tests, whatever the terminal shows: ``--no-summary`` and its like skip its hooks.
+
+    Attributes:
+        reports: of pytest, those of the suite.
+        deselected: how many tests options left out.
+    """
+
+    def __init__(self) -> None:
+        self.reports: list[pytest.TestReport] = []
+        self.deselected = 0
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep a report of the suite."""
+        if ("parity", "1") in report.user_properties:
+            self.reports.append(report)
+
+    def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
+        """Count tests."""
+        self.deselected += len(items)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Write the report, where one was asked for."""
+    config = session.config
+    directory = config.getoption("--parity-report")
+    if not directory or hasattr(config, "workerinput"):
+        return
+    from conformance.report.results import run_headline, write_report
+    from conformance.session.bench import Bench
+
+    bench = config.stash.get(_BENCH, None) or Bench()
+    outcome = _outcome(config.stash[_KEPT], int(exitstatus), config.stash[_NOTES], config)
+    written = write_report(Path(directory), bench, outcome, config.stash.get(_PREVIOUS, None))
+    junit = getattr(config.option, "xmlpath", None)
+    lines = [f"wrote {path}" for path in (*written, *([Path(junit)] if junit else []))]
+    config.stash[_WRITTEN].extend([run_headline(bench, outcome), *lines])
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
-    """Print the tables, and write the report where it was asked for."""
+    """Print the tables, and what was written."""
     notes = config.stash[_NOTES]
     bench = config.stash.get(_BENCH, None)
     directory = config.getoption("--parity-report")
@@ -466,37 +512,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
                 terminalreporter.write_line(line, red=line.lstrip().startswith("BROKEN"))
     for line in _summary(bench, notes):
         terminalreporter.write_line(line, red=line.startswith("FAILED"), green=line.startswith("passed"))
-    if directory:
-        from conformance.report.results import run_headline, write_report
-        from conformance.session.bench import Bench
-
-        outcome, bench = _outcome(terminalreporter.stats, int(exitstatus), notes, config), bench or Bench()
-        line = run_headline(bench, outcome)
+    for line in config.stash[_WRITTEN]:
         terminalreporter.write_line(line, red=line.startswith("FAILED"), green=line.startswith("passed"))
-        written = write_report(Path(directory), bench, outcome, config.stash.get(_PREVIOUS, None))
-        for path in (*written, Path(config.option.xmlpath)):
-            terminalreporter.write_line(f"wrote {path}")
 
 
-def _outcome(
-    stats: Mapping[str, Sequence[Any]], exit_status: int, notes: Sequence[str], config: pytest.Config
-) -> Outcome:
+def _outcome(kept: _Kept, exit_status: int, notes: Sequence[str], config: pytest.Config) -> Outcome:
     from conformance.report.results import Outcome
 
-    # What is expected to fail and does not is no less excused; the gate asks for the waiver.
-    excused = {"xfailed": "waived", "xpassed": "waived"}
-    states = {"failed": "failed", "error": "failed", **excused, "skipped": "skipped", "passed": "passed"}
     results: dict[str, Result] = {}
-    for kind, state in states.items():
-        for report in stats.get(kind, ()):
-            found = _result(report, state)
-            # A test can fail and break its teardown too; the first word counts.
-            if found is not None:
-                results.setdefault(found.test, found)
+    # A test can fail and break its teardown too; the first word counts.
+    for report in sorted(kept.reports, key=lambda report: _STATES.index(_state(report))):
+        if report.when == "call" or not report.passed:
+            found = _result(report, _state(report))
+            results.setdefault(found.test, found)
     return Outcome(
         exit_status=exit_status,
         results=tuple(results[name] for name in sorted(results)),
-        deselected=len(stats.get("deselected", ())),
+        deselected=kept.deselected,
         notes=tuple(notes),
         tier=config.getoption("--parity-tier"),
         devices=_devices(config),
@@ -506,13 +538,19 @@ def _outcome(
     )
 
 
-def _result(report: Any, state: str) -> Result | None:
-    """Return what a report of pytest says about a test of the suite; None for a test of somebody else."""
+_STATES = ("failed", "waived", "skipped", "passed")
+
+
+def _state(report: pytest.TestReport) -> str:
+    """Return one of ``_STATES``. A waiver that is not needed counts as waived too; the gate asks for it."""
+    return "waived" if hasattr(report, "wasxfail") else str(report.outcome)
+
+
+def _result(report: pytest.TestReport, state: str) -> Result:
+    """Return what a report of pytest says about a test of the suite."""
     from conformance.report.results import Result
 
-    properties = list(getattr(report, "user_properties", ()))
-    if ("parity", "1") not in properties:
-        return None
+    properties = list(report.user_properties)
     about = {name: str(value) for name, value in properties if name in ("stage", "case", "device", "dtype")}
     clauses = tuple(str(value) for name, value in properties if name == "clause")
     return Result(short_id(report.nodeid), state, clauses, **about, reason=_reason(report), seconds=report.duration)

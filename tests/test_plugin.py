@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -112,10 +113,16 @@ def test_two_cases_at_once_are_refused() -> None:
     assert "give one of them" in message
 
 
-@pytest.mark.parametrize("asked", ["conformance", "conformance/test_spec.py::test_a", "."])
-def test_several_processes_are_refused(asked: str) -> None:
-    pytest.importorskip("xdist", reason="without pytest-xdist there is no -n")
-    assert "leave -n out" in error_of(run(asked, "-n", "2"))
+@pytest.mark.parametrize("flags", [["--no-summary"], ["-p", "no:junitxml"], ["-n", "2", "-x"]])
+def test_a_report_is_written_whatever_the_flags_are(flags: list[str], tmp_path: Path) -> None:
+    if "-n" in flags:
+        pytest.importorskip("xdist", reason="without pytest-xdist there is no -n")
+    result = run("conformance/test_spec.py", *flags, "--parity-report", str(tmp_path))
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads((tmp_path / "parity.json").read_text(encoding="utf-8"))
+    assert report["tests"]["passed"] == len(report["results"]) - report["tests"]["skipped"] > 40
+    assert report["tests"]["failed"] == 0
+    assert ("-n was left out" in result.stdout) == ("-n" in flags)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the CUDA device whose absence is tested")

@@ -486,7 +486,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     from conformance.session.bench import Bench
 
     bench = config.stash.get(_BENCH, None) or Bench()
-    outcome = _outcome(config.stash[_KEPT], int(exitstatus), config.stash[_NOTES], config)
+    notes = config.stash[_NOTES]
+    outcome = _outcome(config.stash[_KEPT], int(exitstatus), notes, config)
     written = write_report(Path(directory), bench, outcome, config.stash.get(_PREVIOUS, None))
     junit = getattr(config.option, "xmlpath", None)
     lines = [f"wrote {path}" for path in (*written, *([Path(junit)] if junit else []))]

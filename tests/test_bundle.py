@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from numpy.lib import format as npy
 
-from conformance.commands.make_recordings import bundle
 from conformance.errors import BundleError
+from conformance.recordings import bundle
 from conformance.recordings.bundle import RECORDINGS, read_bundle
 from conformance.recordings.operations import is_operations_recording, read_operations
 

@@ -16,12 +16,12 @@ import pytest
 from conformance.cases.draws import GRAPHS, draw_case
 from conformance.cli import CONFORMANCE, main
 from conformance.commands import make_recordings as recordings
-from conformance.commands.make_recordings import manifest
 from conformance.errors import BundleError, RecordError
 from conformance.judge.gains import widest
 from conformance.judge.measure import Measurement
 from conformance.judge.measured import load_measured
 from conformance.judge.truth import Truth
+from conformance.recordings import manifest
 from conformance.recordings.bundle import RECORDINGS, Bundle, read_bundle
 from conformance.recordings.calibrate import reference_runs
 from conformance.recordings.manifest import manifest_member

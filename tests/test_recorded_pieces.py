@@ -9,11 +9,11 @@ from functools import cache
 import numpy as np
 import pytest
 
-from conformance.commands.make_recordings import replay
 from conformance.judge.measure import Measurement
 from conformance.judge.measured import load_measured
 from conformance.judge.rules import compare
 from conformance.judge.truth import Truth
+from conformance.recordings import replay
 from conformance.recordings.bundle import RECORDINGS, Bundle, Sampled, read_bundle, rms
 from conformance.recordings.pieces import recorded_pieces
 from conformance.recordings.replay import reference_verdicts

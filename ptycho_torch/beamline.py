@@ -361,6 +361,10 @@ class _Finder:
         tree, wanted = self._places, self._wanted
         if wanted.positions_paths:
             sources = [self._column(tree, path) for path in wanted.positions_paths]
+            self._notices.append(
+                "positions are taken as translations of the sample, so their signs are turned; if they are those of the "
+                "probe: `--positions-flip-x --positions-flip-y`"
+            )
         else:
             sources = [(self._use(dataset), None) for dataset in self._position_datasets(tree)]
         factors, stated = [], True

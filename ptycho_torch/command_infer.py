@@ -115,5 +115,6 @@ def run(options: argparse.Namespace) -> int:
         for path in (result.npz, result.json, *products, *result.pictures):
             print(f"  {path}")  # noqa: T201
     used = map_folder(options.ptycho_dir, options.data_dir)
-    print(f"{options.output_dir} holds the files of {len(results)} scans, {used} the memory map")  # noqa: T201
+    counted = f"{len(results)} scan" + ("s" if len(results) > 1 else "")
+    print(f"{options.output_dir} holds the files of {counted}, {used} the memory map")  # noqa: T201
     return 0

@@ -191,7 +191,7 @@ def reference_groups(
                 "GROUP-02",
                 f"n_groups = {n_groups} for {M} scan points",
                 expected="no more groups than scan points",
-                remedy=f"Allow it: `--enable-oversampling`; or make fewer: `--n-groups {M}`",
+                remedy=f"Make fewer: `--n-groups {M}`; training may draw points again: `--enable-oversampling`",
             )
         return _oversampled(draw, positions_px, C, pool, n_groups, sequential=sequential)
     if sequential:

@@ -220,8 +220,8 @@ class DerivedSettings:
             lines.append(f"{self.clipped_groups} groups are clipped at this padding; give a larger max_position_jitter")
         if self.clipped_by_reference:
             lines.append(
-                f"the reference's offset 4 and jitter 10 ({self.reference_padding_px} px a side) would clip "
-                f"{self.clipped_by_reference} groups"
+                f"TensorFlow's fixed offset 4 and jitter 10, not used here, ({self.reference_padding_px} px a side) "
+                f"would clip {self.clipped_by_reference} groups"
             )
         return tuple(lines)
 

@@ -808,7 +808,7 @@ def test_infer_hands_over_what_was_asked_for(
         "  out/a.json",
         "  out/a.h5",
         "  out/a.png",
-        "out holds the files of 1 scans, map the memory map",
+        "out holds the files of 1 scan, map the memory map",
     ]
     assert calls == [
         {

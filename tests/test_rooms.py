@@ -18,21 +18,26 @@ ROOMS = (
 BELOW_ALL = {"errors", "progress", "suite"}
 """Modules beside the rooms that every room may use."""
 
+WITHOUT_TORCH = ("spec", "oracle", "cases", "judge", "training", "report", "release")
+"""Rooms that import no PyTorch at all; ``provenance`` asks it for its version and device, when called."""
+
 LARGEST = 15
+
+
+def names_imported(path: Path) -> Iterator[str]:
+    """Yield the dotted names that a module imports, at its top and in functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "conformance":
+            yield from (f"conformance.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
 
 
 def imported(path: Path) -> Iterator[str]:
     """Yield what a module imports of conformance, without the name of the package."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module == "conformance":
-            names = [f"conformance.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = [node.module or ""]
-        else:
-            continue
-        yield from (name.removeprefix("conformance.") for name in names if name.startswith("conformance."))
+    return (name.removeprefix("conformance.") for name in names_imported(path) if name.startswith("conformance."))
 
 
 def test_every_folder_of_modules_is_a_room() -> None:
@@ -73,3 +78,13 @@ def test_a_room_says_what_may_be_changed_in_it(room: str) -> None:
     text = ast.get_docstring(ast.parse((CONFORMANCE / room / "__init__.py").read_text(encoding="utf-8")))
     assert text
     assert len(text.split("\n\n")) >= 2
+
+
+@pytest.mark.parametrize("room", WITHOUT_TORCH)
+def test_a_room_without_pytorch_imports_none(room: str) -> None:
+    modules = [
+        path
+        for path in (CONFORMANCE / room).rglob("*.py")
+        if "torch" in {n.split(".")[0] for n in names_imported(path)}
+    ]
+    assert modules == []

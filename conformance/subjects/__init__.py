@@ -1,4 +1,4 @@
 """Who is judged or asked: PyTorch, live Keras, the reference's package; variants and precision.
 
-The only room that knows a framework.
+The candidate and the references are run here; other rooms get arrays.
 """

@@ -1,4 +1,4 @@
 """The state of a training after each update, its curves, and runs that are compared.
 
-No framework is imported; `subjects` trains.
+PyTorch is not imported here; `subjects` trains.
 """

@@ -362,7 +362,7 @@ class _Finder:
         if wanted.positions_paths:
             sources = [self._column(tree, path) for path in wanted.positions_paths]
             self._notices.append(
-                "positions are taken as translations of the sample, so their signs are turned; if they are those of the "
+                "positions are taken as translations of the sample, and their signs are turned; if they are of the "
                 "probe: `--positions-flip-x --positions-flip-y`"
             )
         else:

@@ -599,7 +599,7 @@ def test_dark_groups_are_refused(tmp_path: Path) -> None:
 def test_a_build_that_is_interrupted_removes_its_folders(
     place: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    def interrupt(*_: Any) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

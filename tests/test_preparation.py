@@ -141,11 +141,11 @@ def test_frames_of_n_pixels_pass_untouched_and_uncopied() -> None:
     [
         (16, {"N": 8}, r"frames of 16 × 16 .* expected 8 × 8"),
         (16, {"N": 8, "detector_bin": 3}, "expected 24 × 24"),
-        (8, {"N": 16}, "Set N = 8"),
+        (8, {"N": 16}, "Frames of 8 pixels are smaller than every network"),
         (8, {"N": 16, "detector_crop": True}, "a window of 16 pixels"),
         (16, {"N": 8, "detector_crop": True, "detector_centre_row_px": 3}, "window of 8 pixels from -1 on"),
         (16, {"N": 8, "detector_crop": True, "detector_centre_column_px": 13}, "from 9 on in frames of 16"),
-        (16, {"N": 16, "detector_centre_row_px": 9}, "correct detector_centre_row_px"),
+        (16, {"N": 16, "detector_centre_row_px": 9}, "Centres from 8 to 8 leave room for it"),
     ],
 )
 def test_frames_that_the_settings_do_not_fit_are_refused(frame_px: int, settings: dict[str, Any], words: str) -> None:

@@ -190,7 +190,7 @@ def test_a_folder_with_a_run_is_refused_before_any_work(
     before = {path: path.read_bytes() for path in folders.run_files(tmp_path / "run")}
     assert {path.name for path in before} == {"last.ckpt", "best.ckpt", "history.json", "history.png", "run.json"}
     with monkeypatch.context() as patch:
-        patch.setattr(train, "PtychoDataset", None)
+        patch.setattr(PtychoDataset, "__init__", None)
         with pytest.raises(ConfigError, match=r"run holds a run already .*resume = .*overwrite = True"):
             run(tmp_path / "run", scan)
         with pytest.raises(ConfigError, match="leave one of them out"):

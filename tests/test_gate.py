@@ -602,3 +602,10 @@ def test_an_absent_server_does_not_change_the_decision(
 
 def test_functions_of_the_suite_are_found() -> None:
     assert {"test_network.py::test_stage", "test_spec.py::test_oracle_is_wired_as_specified"} <= suite_functions()
+
+
+def test_a_policy_of_megabytes_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_bytes(b"#" * (1 << 20) + b"\n")
+    with pytest.raises(SpecError, match=r"policy\.yaml: found more than 1,048,576 bytes"):
+        read_policy(path)

@@ -19,6 +19,9 @@ FILES = {RELEASE: "release_policy.yaml", MERGE: "merge_policy.yaml"}
 _SCHEMA = "policy.yaml"
 
 
+_LARGEST_BYTES = 1 << 20
+
+
 @dataclass(frozen=True)
 class Requirement:
     """What has to be shown on one device.
@@ -84,7 +87,11 @@ def read_policy(name: str | Path) -> Policy:
     """
     path = specs_dir() / FILES[str(name)] if str(name) in FILES else Path(name)
     try:
-        return _parse(yaml.safe_load(path.read_text(encoding="utf-8")), path)
+        with path.open("rb") as file:
+            raw = file.read(_LARGEST_BYTES + 1)
+        if len(raw) > _LARGEST_BYTES:
+            raise SpecError(f"found more than {_LARGEST_BYTES:,} bytes; expected a policy.")
+        return _parse(yaml.safe_load(raw.decode("utf-8")), path)
     except (OSError, UnicodeDecodeError) as err:
         known = " or ".join(FILES)
         raise SpecError(f"{path}: cannot be read ({err}); give {known}, or the path of a policy.") from err

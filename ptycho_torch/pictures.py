@@ -66,10 +66,13 @@ def plot_reconstruction(
     # Heights follow the object, within what a page bears.
     rows = float(np.clip(4.2 * height / width, 2.2, 7.5))
     last = () if scores is None else (_SCORES_IN,)
-    figure = new_figure(16, 2 * rows + 1.6 + sum(last))
-    grid = figure.add_gridspec(2 + len(last), 3, height_ratios=(rows, rows, *last))
+    images_in = 2 * rows + 1.6
+    figure = new_figure(16, images_in + sum(last))
+    # Parts of their own: a row without labels would take the room of the labels above it.
+    images, *below = figure.subfigures(1 + len(last), 1, height_ratios=(images_in, *last), squeeze=False)[:, 0]
+    grid = images.add_gridspec(2, 3)
     (amplitude_axes, phase_axes, colour_axes), (disagreement_axes, coverage_axes, probe_axes) = (
-        [figure.add_subplot(grid[row, column]) for column in range(3)] for row in range(2)
+        [images.add_subplot(grid[row, column]) for column in range(3)] for row in range(2)
     )
 
     def show(axes: Axes, values: np.ndarray, name: str, cmap: str, limits: tuple[float, float], label: str) -> None:
@@ -100,8 +103,8 @@ def plot_reconstruction(
     _draw_probe(probe_axes, reconstruction.probe)
     _add_wheel(probe_axes)
     if scores is not None:
-        _draw_half_split(figure.add_subplot(grid[2, 0]), scores)
-        text_axes = figure.add_subplot(grid[2, 1:])
+        curve_axes, text_axes = below[0].subplots(1, 2, width_ratios=(1, 2))
+        _draw_half_split(curve_axes, scores)
         text_axes.axis("off")
         lines = (textwrap.fill(line, 110, subsequent_indent=22 * " ") for line in scores.describe())
         text = text_axes.text(0, 1, "\n".join(lines), va="top", family="monospace", fontsize=10)
@@ -220,8 +223,8 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def add_bar(image: ScalarMappable, axes: Axes, label: str) -> None:
-    """Put a colour bar beside an image, as high as the image is whatever its shape."""
-    axes.figure.colorbar(image, cax=axes.inset_axes((1.03, 0, 0.05, 1)), label=label)
+    """Put a colour bar beside an image, for which the layout keeps room."""
+    axes.figure.colorbar(image, ax=axes, fraction=0.046, pad=0.02, label=label)
 
 
 def leave_blank(axes: Axes, title: str, reason: str) -> None:

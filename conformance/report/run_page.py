@@ -67,12 +67,12 @@ def report_page(
         "skipped": _skipped(reports, results),
         "runs": [_run(report) for report in reports],
     }
-    title = title or f"Is {judged(reports[0])} the TensorFlow network?"
+    title = title or f"Is {candidate_name(reports[0])} the TensorFlow network?"
     sections = {name: shown for name, shown in _SECTIONS.items() if parts.get(name, True)}
     return render(template, title=title, sections=sections, listed=_LISTED, **parts, **more)
 
 
-def judged(report: Report) -> str:
+def candidate_name(report: Report) -> str:
     """Say who was judged."""
     return str(report["candidate"]["name"]) if "candidate" in report else "the PyTorch network"
 
@@ -96,13 +96,13 @@ def sentence(report: Report) -> str:
         excused = f", {tests['waived']} of them excused by a waiver" if tests["waived"] else ""
         # A candidate of others may leave out what it does not offer.
         partial = tests["deselected"] or ("candidate" in report and tests["skipped"])
-        who = f"As far as it was checked, {judged(report)}" if partial else _begins(judged(report))
+        who = f"As far as it was checked, {candidate_name(report)}" if partial else _begins(candidate_name(report))
         call = f"{max(closest[0], 0.01):.0%}".replace("%", " %")
         return (
             f"{who} is the TensorFlow network: {checks}{excused}, closest call "
             f"{'less than ' if closest[0] < 0.01 else ''}{call} of its budget."
         )
-    who = _begins(judged(report))
+    who = _begins(candidate_name(report))
     counted = f"{tests['failed']:,} of {checks} failed"
     step = next((each for each in report["steps"] if report["headline"].startswith(each["text"])), None)
     if step is not None and not step["passed"]:

@@ -55,81 +55,46 @@ JUNIT = "parity.xml"
 _LONGEST_REASON = 2000
 
 
-_OPTIONS: Mapping[str, tuple[str, tuple[str, ...], str, str]] = {
-    "--parity-candidate": (
-        OURS,
-        (),
-        "MODULE:FACTORY",
-        "judge another candidate than the network of this package; FACTORY(device, dtype) makes it, "
-        "docs/judge_your_port.md explains the rest",
-    ),
-    "--parity-device": (
-        "auto",
-        ("cpu", "cuda", "auto"),
-        "",
-        "where the candidate runs; auto (default) judges every device there is",
-    ),
-    "--parity-dtype": ("all", ("float32", "float64", "all"), "", "dtypes judged (default: all)"),
+_OPTIONS: Mapping[str, tuple[str, tuple[str, ...] | str, str]] = {
+    "--parity-candidate": (OURS, "MODULE:FACTORY", "judge another candidate: see docs/judge_your_port.md"),
+    "--parity-device": ("auto", ("cpu", "cuda", "auto"), "where it runs; auto (default) judges every device there is"),
+    "--parity-dtype": ("all", ("float32", "float64", "all"), "dtypes judged (default: all)"),
     "--parity-reference": (
-        "",
-        (),
-        "keras|live:PACKAGE|recorded|NAME|PATH.npz",
-        "judge against live Keras alone, against a reference package, which is judged too (installed, "
-        "live:ptycho, or of a checkout, live:/src/PtychoPINN), against the embedded recordings alone, or against one "
-        "recording alone, embedded (n64_g2_base) or of a file (default: the embedded recordings, and live Keras where "
-        "TensorFlow is installed)",
+        *("", "keras|live:PACKAGE|recorded|NAME|PATH.npz"),
+        "judge against live Keras alone, against a reference package, which is judged too (installed, live:ptycho, or "
+        "of a checkout, live:/src/PtychoPINN), against the embedded recordings alone, or against one recording alone, "
+        "embedded (n64_g2_base) or a file (default: the embedded ones, and live Keras where TensorFlow is installed)",
     ),
     "--parity-scan": (
-        "",
-        (),
-        "PATH",
-        "hold a scan, or every scan of a folder, against the data contract, and judge the network on its "
-        "patterns, positions and probe",
+        *("", "PATH"),
+        "hold a scan, or every scan of a folder, against the data contract, and judge the network on its patterns, "
+        "positions and probe",
     ),
     "--parity-tf-config": (
-        "",
-        (),
-        "PACKAGE.MODULE|PATH",
-        "compare the dataclasses of a TensorFlow reference (installed, ptycho.config.config, or the path of a "
-        "checkout) with specs/configuration.yaml, and list every drift and what it means; with --parity-report also "
+        *("", "PACKAGE.MODULE|PATH"),
+        "compare the dataclasses of a TensorFlow reference (installed, ptycho.config.config, or a checkout's path) "
+        "with specs/configuration.yaml, and list every drift and what it means; with --parity-report also "
         "configuration.md, a row for each field",
     ),
     "--parity-report": (
-        "",
-        (),
-        "DIR",
-        "write the report to DIR: parity.html to look at, parity.json for `python -m conformance gate`, "
-        "parity.xml (JUnit) and parity.txt",
+        *("", "DIR"),
+        "write the report to DIR: parity.html to look at, parity.json for `python -m conformance gate`, parity.xml "
+        "(JUnit) and parity.txt",
     ),
-    "--parity-previous": (
-        "",
-        (),
-        "REPORT.json",
-        "show in parity.html what has changed since this report, that of the previous release",
-    ),
+    "--parity-previous": ("", "REPORT.json", "show what has changed since this report, that of the previous release"),
     "--parity-variants": (
-        "",
-        (),
-        "none|all|ROW,…",
+        *("", "none|all|ROW,…"),
         "judge the recordings in further rows, each with a budget of its own: "
-        + ", ".join(VARIANTS)
-        + " (default: none in tier quick, all in the others)",
+        f"{', '.join(VARIANTS)} (default: none in tier quick, all in the others)",
     ),
-    "--parity-tier": (
-        "quick",
-        TIERS,
-        "",
-        "quick (default, minutes), full (more graphs and draws), study (may take hours)",
-    ),
+    "--parity-tier": ("quick", TIERS, "quick (default, minutes), full (more graphs and draws), study (may take hours)"),
     "--parity-seed": (
-        "0",
-        (),
-        "N|random",
-        "seed of clean draws (default: 0, so that the same code gets the same verdict); random draws afresh, and "
-        "the summary prints the seed",
+        *("0", "N|random"),
+        "seed of clean draws (default: 0, so that the same code gets the same verdict); random draws afresh, and the "
+        "summary prints the seed",
     ),
 }
-"""Option → (default, choices or none, what the help shows for its value, help); each is a setting of ini files too."""
+"""Option → (default, choices or what the help shows for its value, help); each is a setting of ini files too."""
 
 _OF_FOLDERS = ("--parity-scan", "--parity-report", "--parity-previous")
 """Options whose paths, in an ini file, begin at its folder."""
@@ -138,9 +103,9 @@ _OF_FOLDERS = ("--parity-scan", "--parity-report", "--parity-previous")
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the ``--parity-…`` options, and each as a setting, ``parity_…``."""
     group = parser.getgroup("parity", "parity of the PyTorch network with its TensorFlow reference")
-    for option, (_, choices, shown, text) in _OPTIONS.items():
+    for option, (_, value, text) in _OPTIONS.items():
         # No defaults here: what is not said on the command line may be said in the ini file.
-        group.addoption(option, default=None, help=text, **({"choices": choices} if choices else {"metavar": shown}))
+        group.addoption(option, help=text, **{"metavar" if isinstance(value, str) else "choices": value})
         parser.addini(_setting(option), help=text, default="")
 
 
@@ -152,11 +117,11 @@ def _settle(config: pytest.Config) -> None:
     """Give every option the value of the command line, else of the ini file, else its default."""
     # An ini file speaks to runs of this suite: no other run is to read recordings or make a folder.
     is_asked = _is_asked_for(config.args)
-    for option, (default, choices, _, _) in _OPTIONS.items():
+    for option, (default, choices, _) in _OPTIONS.items():
         name = _setting(option)
         if getattr(config.option, name) is None:
             value = str(config.getini(name)) if is_asked else ""
-            if value and choices and value not in choices:
+            if value and not isinstance(choices, str) and value not in choices:
                 raise pytest.UsageError(f"{config.inipath}: {name} = {value!r}; expected one of {', '.join(choices)}.")
             if value and option in _OF_FOLDERS and config.inipath is not None:
                 value = str(config.inipath.parent / value)

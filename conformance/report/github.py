@@ -6,18 +6,18 @@ import functools
 import html
 import inspect
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from conformance.report.difference import share_of
 from conformance.report.page import share_text
-from conformance.report.results import Outcome, headline
+from conformance.report.results import Outcome, headline, run_headline
 from conformance.report.run_page import sentence
 from conformance.session.bench import Bench
 from conformance.subjects.candidate import located
 
-SUITE = Path(__file__).parents[1]
 _LISTED = 10
 """GitHub shows no more than ten notes of a step."""
 
@@ -32,26 +32,14 @@ def summary(report: Mapping[str, Any], change: str = "") -> str:
     mark = "✅" if report["passed"] else "❌"
     counts = ", ".join(f"{report['tests'][state]} {state}" for state in ("passed", "failed", "waived", "skipped"))
     lines = [f"### {mark} {_text(sentence(report))}", "", f"{counts}; tier {report['tier']}", ""]
-    rows = [
-        (
-            case["case"],
-            case["device"],
-            case["dtype"],
-            case["first_failing_stage"] or "–",
-            case["cause"] or "–",
-            _most(case),
-        )
-        for case in report["cases"]
-    ]
+    names = ("case", "device", "dtype", "first_failing_stage", "cause")
+    rows = [(*(case[name] or "–" for name in names), _most(case)) for case in report["cases"]]
     lines += _table(("case", "device", "dtype", "first wrong stage", "cause", "most of a budget used"), rows)
     failed = [each for each in report["results"] if each["outcome"] == "failed"]
     lines += _table(("failed test", "why"), [(each["test"], each["reason"]) for each in failed[:_LISTED]])
     if len(failed) > _LISTED:
         lines += [f"{len(failed) - _LISTED} more failed.", ""]
-    reasons: dict[str, int] = {}
-    for each in report["results"]:
-        if each["outcome"] == "skipped":
-            reasons[each["reason"]] = reasons.get(each["reason"], 0) + 1
+    reasons = Counter(each["reason"] for each in report["results"] if each["outcome"] == "skipped")
     lines += _table(("not checked, because", "tests"), [(reason, str(count)) for reason, count in reasons.items()])
     return "\n".join([*lines, *([_text(change), ""] if change else [])])
 
@@ -92,24 +80,14 @@ def notes(bench: Bench, outcome: Outcome, workspace: Path) -> Iterator[str]:
     for each in bench.failed_checks:
         where = functools.partial(_line_of_code, each.check.run)
         found.setdefault(each.check.id, _note(where, workspace, f"parity: {each.check.id}", each.explain()))
-    if not found:
-        for result in outcome.results:
-            if result.outcome == "failed":
-                where = functools.partial(_line_of_test, result.test)
-                found[result.test] = _note(where, workspace, f"parity: {', '.join(result.clauses)}", result.reason)
+    if not found and not outcome.passed:
+        found[""] = f"::error title=parity::{_escaped(run_headline(bench, outcome))}"
     yield from list(found.values())[:_LISTED]
 
 
 def _line_of_code(run: Callable[..., object]) -> tuple[Path, int]:
     code = run.func if isinstance(run, functools.partial) else run
     return Path(str(inspect.getsourcefile(code))), inspect.getsourcelines(code)[1]
-
-
-def _line_of_test(test: str) -> tuple[Path, int]:
-    file, _, name = test.partition("::")
-    path = SUITE / file
-    before, _, _ = path.read_text(encoding="utf-8").partition(f"def {name.partition('[')[0]}(")
-    return path, before.count("\n") + 1
 
 
 def _note(where: Callable[[], tuple[Path, int]], workspace: Path, title: str, message: str) -> str:

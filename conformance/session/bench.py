@@ -383,14 +383,8 @@ class Bench:
         if key not in self.reports:
             # Nothing else asks for the truth of a draw beside the oracle, and the largest are large.
             work = _Work(planned) if planned.kind == "drawn" else self._work(planned)
-            self.reports[key] = _judge(work, self._subject(device, dtype))
+            self.reports[key] = _judge(work, subject_of(device, dtype, self.factory))
         return self.reports[key]
-
-    def _subject(self, device: str, row: str) -> CandidateSubject | TorchSubject:
-        try:
-            return subject_of(device, row, self.factory)
-        except Exception as err:
-            return CandidateSubject(_Unmade(f"{type(err).__name__}: {err}"), device, row)
 
     def judge(self, planned: Planned, subject: TorchSubject) -> CaseReport:
         """Judge a candidate that is not the network of the case's own weights."""
@@ -414,17 +408,6 @@ class Bench:
     def truth(self, planned: Planned) -> Truth:
         """Return the truth of a case."""
         return self._work(planned).truth
-
-
-@dataclass(frozen=True)
-class _Unmade:
-    """A candidate whose factory raised."""
-
-    why: str
-
-    def free(self, case: Case) -> FreeRun:
-        """Say what the factory raised."""
-        raise CandidateError(self.why)
 
 
 def _not_given(subject: CandidateSubject | TorchSubject, free: FreeRun, forced: ForcedRun) -> dict[str, str]:

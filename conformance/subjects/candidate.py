@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -88,12 +89,12 @@ class CandidateSubject:
     """A candidate as the judge sees it: names are checked, arrays are NumPy's, and whatever it raises is a verdict.
 
     Attributes:
-        candidate: who is judged.
+        factory: of who is judged.
         device: torch device name.
         dtype: ``float32`` or ``float64``.
     """
 
-    candidate: Candidate
+    factory: Factory
     device: str
     dtype: str
 
@@ -110,7 +111,11 @@ class CandidateSubject:
     @property
     def is_ours(self) -> bool:
         """Whether it is this package's network, of which training is judged as well."""
-        return type(self.candidate) is TorchSubject
+        return self.factory is TorchSubject
+
+    @cached_property
+    def _candidate(self) -> Candidate:
+        return self.factory(self.device, self.dtype)
 
     def shows(self, key: Key) -> bool:
         """Return True: what a candidate does not offer, its runs say."""
@@ -118,16 +123,18 @@ class CandidateSubject:
 
     def free(self, case: Case) -> FreeRun:
         """Run end to end."""
-        return _read(lambda: self.candidate.free(case), FreeRun, case)
+        return _read(lambda: self._candidate.free(case), FreeRun, case)
 
     def forced(
         self, case: Case, truth_stages: Mapping[str, np.ndarray], truth_cotangents: Mapping[str, np.ndarray]
     ) -> ForcedRun:
         """Run stage by stage on the truth's values, where the candidate can."""
-        forced = getattr(self.candidate, "forced", None)
-        if forced is None:
-            return ForcedRun()
-        return _read(lambda: forced(case, truth_stages, truth_cotangents), ForcedRun, case)
+
+        def ask() -> ForcedRun:
+            forced = getattr(self._candidate, "forced", None)
+            return ForcedRun() if forced is None else forced(case, truth_stages, truth_cotangents)
+
+        return _read(ask, ForcedRun, case)
 
 
 _Run = TypeVar("_Run", FreeRun, ForcedRun)

@@ -136,7 +136,7 @@ def subject_of(device: str, row: str, factory: Factory = TorchSubject) -> Candid
     >>> subject_of("cpu", "bf16").products
     'bfloat16'
     """
-    return CandidateSubject(factory(device, row), device, row) if row in PLAIN else VARIANTS[row](device)
+    return CandidateSubject(factory, device, row) if row in PLAIN else VARIANTS[row](device)
 
 
 def unavailable(device: str, row: str) -> str:

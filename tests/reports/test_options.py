@@ -76,7 +76,7 @@ def test_another_repository_has_the_gate_in_ten_lines(document: str) -> None:
 
 
 def test_the_steps_of_the_ten_lines_run(tmp_path: Path) -> None:
-    """A stranger's repository: the ports, the ini file and the workflow of the page, on a wrong port and on the right one."""
+    """A stranger's repository: the ports, the ini file and the workflow of the page, with a mistake in the port."""
     python = [code for language, code in blocks(PAGE) if language == "python"]
     (ini,) = [code for language, code in blocks(PAGE) if language == "ini"]
     workflow = next(code for language, code in blocks(PAGE) if language == "yaml")

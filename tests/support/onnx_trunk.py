@@ -1,4 +1,4 @@
-"""A candidate for tests: encoder and decoders exported to ONNX, under ONNX Runtime; the physics behind them in PyTorch."""
+"""A candidate for tests: encoder and decoders exported to ONNX, under ONNX Runtime; then the physics in PyTorch."""
 
 from __future__ import annotations
 

@@ -189,7 +189,7 @@ def located(factory: Factory, stage: str, settings: NetworkSettings) -> tuple[Pa
     code: Any = factory
     if factory is TorchSubject:
         network = PtychoNet(settings)
-        code = type(network.get_submodule(stage)) if stage in network.stage_ids() else total_loss
+        code = type(network.get_submodule(stage)) if stage in network.stage_ids() else inspect.unwrap(total_loss)
     path, line = Path(str(inspect.getsourcefile(code))), inspect.getsourcelines(code)[1]
     if factory is not TorchSubject:
         line = max(_naming(path.read_text(encoding="utf-8"), stage), default=(0, line))[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 
 import numpy as np
 import onnxruntime
@@ -40,8 +41,9 @@ class OnnxTrunk(TorchSubject):
     def free(self, case: Case) -> FreeRun:
         loaded = self._load(case)
         model, file = loaded.model.eval(), io.BytesIO()
-        trunk = Trunk(model)
-        with torch.no_grad():
+        trunk = Trunk(model).eval()
+        with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+            # The exporter warns of its own parts.
             program = torch.onnx.export(
                 trunk, (loaded.scaled_amplitude,), dynamo=True, output_names=trunk.stages, verbose=False
             )

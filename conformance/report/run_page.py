@@ -307,7 +307,7 @@ def _growth(cases: Sequence[Values]) -> Iterator[Values]:
         stages = [verdict["stage"] for verdict in same[0]["verdicts"] if verdict["clause"] == FORWARD_FREE]
         if not stages:
             continue
-        lines = {f"candidate on {case['device']}": _errors(case, stages, "candidate") for case in same}
+        lines = {f"PyTorch on {case['device']}": _errors(case, stages, "candidate") for case in same}
         lines |= {"TensorFlow": _errors(same[0], stages, "reference"), "budget": _errors(same[0], stages, "budget")}
         picture = line_chart(stages, {name: line for name, line in lines.items() if any(line)}, "e")
         # In float64 every error is rounding, so the first chart of float32 is the one to see.

@@ -42,6 +42,7 @@ html_theme = "furo"
 html_title = f"{project} {version}"
 html_static_path = ["style.css"]
 html_css_files = ["style.css"]
+html_show_copyright = False
 html_show_sphinx = False
 html_copy_source = False
 copybutton_exclude = ".linenos, .gp"

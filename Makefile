@@ -11,6 +11,8 @@ PROGRAM := $(abspath $(BIN))/ptycho-torch
 comma := ,
 # One stamp for each set of extras, so that EXTRAS=dev first and all of them later installs the rest.
 STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
+# Only a demo folder with this file is ours to write into.
+DEMO_MARK := demo/.made-by-make-demo
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input
 
 .PHONY: help venv demo pictures conformance selftest test lint types mutation benchmarks clean
@@ -26,18 +28,20 @@ help: ## list the targets
 venv: $(STAMP) ## make the environment, with TensorFlow and the tools
 
 demo: $(STAMP) ## simulate a scan, train on it with the defaults, reconstruct, evaluate: pictures in demo/
-	rm -rf demo && mkdir demo
+	@test ! -e demo || test -e $(DEMO_MARK) || { \
+		echo "demo is there, and make demo did not make it: rename or remove it, and type make demo again." >&2; exit 1; }
+	@mkdir -p demo && touch $(DEMO_MARK)
 	cd demo && $(PROGRAM) simulate -o scans/star.npz --object siemens_star --contrast 0.3 --jitter 2 \
-		--probe zone_plate --plot scan.png
-	cd demo && $(PROGRAM) check-data scans
-	cd demo && $(PROGRAM) train scans -o run
-	cd demo && $(PROGRAM) infer run scans -o reconstructions
+		--probe zone_plate --plot scan.png --overwrite
+	cd demo && $(PROGRAM) check-data scans/star.npz
+	cd demo && $(PROGRAM) train scans/star.npz -o run --overwrite
+	cd demo && $(PROGRAM) infer run scans/star.npz -o reconstructions --overwrite
 	cd demo && $(PROGRAM) evaluate reconstructions/star.npz --truth scans/star.npz --plot demo.png
 	@echo "== reconstruction beside truth: demo/demo.png"
 
 # blank.png shows a training that was too short.
 pictures: demo ## make the pictures of the documents again, from those of the demo
-	cd demo && $(PROGRAM) train scans -o blank --max-epochs 1
+	cd demo && $(PROGRAM) train scans/star.npz -o blank --max-epochs 1 --overwrite
 	@$(BIN)/python docs/pictures/shrink.py demo/demo.png docs/pictures/demo.png demo/scan.png docs/pictures/scan.png \
 		demo/reconstructions/star.png docs/pictures/reconstruction.png demo/run/history.png docs/pictures/history.png \
 		demo/blank/reconstructions/star.png docs/pictures/blank.png
@@ -75,7 +79,8 @@ benchmarks: $(STAMP) ## measure the suite, the network beside Keras, the data pa
 	@$(BIN)/python benchmarks/import_master.py
 
 clean: ## remove .venv, caches and builds
-	rm -rf .venv build dist demo parity-report .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	test ! -e $(DEMO_MARK) || rm -rf demo
+	rm -rf .venv build dist parity-report .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find ptycho_torch ptycho_tf_bridge conformance tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml constraints.txt

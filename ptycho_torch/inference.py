@@ -12,7 +12,7 @@ import hashlib
 import importlib.metadata
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,7 +25,7 @@ from lightning.pytorch.callbacks import Callback
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.data.photons import METADATA
 from ptycho_torch.data.scan import open_scan
-from ptycho_torch.data.scan_arrays import path_of
+from ptycho_torch.data.scan_arrays import ScanArrays, ScanSource, path_of
 from ptycho_torch.dset_loader_pt_mmap import PtychoBatch, PtychoDataset, TensorDictDataLoader
 from ptycho_torch.errors import ConfigError
 from ptycho_torch.files import folders
@@ -140,7 +140,8 @@ def reconstruct(
         DataContractError: of ``Stitcher``.
     """
     if not isinstance(dataset, PtychoDataset):
-        dataset = PtychoDataset.from_arrays(dataset, settings=module.settings.data)
+        scan = ScanArrays("scan-0", dataset)
+        dataset = PtychoDataset.from_arrays(scan, settings=within_points(module.settings.data, [scan]))
     network, data = module.network.settings, dataset.settings
     if (data.N, data.gridsize) != (network.N, network.gridsize):
         raise ConfigError(
@@ -339,7 +340,8 @@ def infer(
         detector_distance_m: z, likewise.
         detector_pixel_m: p, likewise.
         group_seed: draws other groups, at random also where training took the scan points in sequence.
-        n_groups: how many groups, for models whose groups are drawn by the sampler ``reference``.
+        n_groups: how many groups, for models whose groups are drawn by the sampler ``reference``; None takes the
+            checkpoint's number, or one of each scan point where a scan has fewer.
         K: nearest neighbours that groups are drawn from.
 
     Raises:
@@ -354,6 +356,8 @@ def infer(
     folders.refuse_results(output_dir, scans, overwrite=overwrite, inputs=(checkpoint, *probes))
     module = PtychoPINN.from_checkpoint(checkpoint)
     data = _with_groups(module.settings.data, group_seed, n_groups, K)
+    if n_groups is None:
+        data = within_points(data, scans)
     heed_scans(scans, data, None)
     output_dir.mkdir(parents=True, exist_ok=True)
     dataset = PtychoDataset(ptycho_dir, probe_dir, data_dir, settings=data, progress=progress)
@@ -398,6 +402,32 @@ def _with_groups(data: DataSettings, group_seed: int | None, n_groups: int | Non
     return dataclasses.replace(
         data, n_groups=data.n_groups if n_groups is None else n_groups, K=data.K if K is None else K
     )
+
+
+def within_points(data: DataSettings, scans: Iterable[ScanSource]) -> DataSettings:
+    """Return settings that draw no more groups than each scan has points, where a training drew more of its own scan.
+
+    One group of each point is made then, of every scan, and a warning says so.
+
+    Args:
+        data: of the checkpoint.
+        scans: to be reconstructed.
+
+    Raises:
+        DataContractError: a scan that breaks a clause.
+    """
+    if data.group_sampler != "reference" or data.n_groups is None or data.enable_oversampling or data.C == 1:
+        return data
+    for source in scans:
+        scan = open_scan(source)
+        points = int(np.unique(scan.scan_index, return_counts=True)[1].min())
+        if points < data.n_groups:
+            log.warning(
+                "%s: %d scan points, and the checkpoint draws n_groups = %d. One group of each point is made; another "
+                "number: --n-groups.", scan.path, points, data.n_groups,
+            )  # fmt: skip
+            return dataclasses.replace(data, n_groups=None)
+    return data
 
 
 def geometries_of(dataset: PtychoDataset, given: Mapping[str, float | None] = NOTHING_GIVEN) -> dict[int, Geometry]:

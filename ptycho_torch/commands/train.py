@@ -26,6 +26,7 @@ from ptycho_torch.files.folders import (
     map_folder,
     probe_paths,
     process_number,
+    refuse_damaged,
     refuse_run,
     run_files,
     scan_paths,
@@ -190,6 +191,7 @@ def _check_paths(options: argparse.Namespace, resume: Path | None) -> bool:
     """
     scans = scan_paths(options.ptycho_dir)
     probes = () if options.probe_dir is None else probe_paths(scans, options.probe_dir)
+    refuse_damaged((*scans, *probes))
     if options.config is not None:
         read_config(options.config)
     # A run that was interrupted before its first checkpoint leaves losses, which nobody can resume.

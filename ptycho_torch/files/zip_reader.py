@@ -164,7 +164,9 @@ def _bound_directory(file: BinaryIO, max_members: int, max_directory_bytes: int)
     if tail[at : at + 4] != b"PK\5\6":
         at = tail.rfind(b"PK\5\6")
     if at < 0 or len(tail) - at < _END_BYTES:
-        raise ZipRefusedError("no ZIP directory at the end; perhaps truncated")
+        file.seek(0)
+        begun = file.read(2) == b"PK"
+        raise ZipRefusedError("no ZIP directory at the end; perhaps truncated" if begun else "no ZIP archive")
     members, directory_bytes = struct.unpack_from("<HI", tail, at + 10)
     # Like zipfile: the larger record lies right before its locator, wherever the locator points to.
     zip64 = at - _ZIP64_END_BYTES

@@ -66,12 +66,20 @@ def replace(monkeypatch: pytest.MonkeyPatch, name: str, **members: Any) -> None:
     monkeypatch.setattr(importlib.import_module(package), last, module, raising=False)
 
 
+def put(folder: Path, *names: str) -> None:
+    """Make files, and their folders, with nothing in them but what tells a ZIP archive or a checkpoint."""
+    tree = json.dumps({"__metadata__": {"ptycho_torch": "{}"}}).encode()
+    content = {".npz": b"PK\5\6" + bytes(18), ".ckpt": len(tree).to_bytes(8, "little") + tree}
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.get(path.suffix, b""))
+
+
 @pytest.fixture
 def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Work in a folder with scans, probes and a checkpoint by name; nothing is in the files."""
-    for name in ("scans/a.npz", "my scans/a.npz", "probes/a.npz", "old.ckpt", "last.ckpt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
+    """Work in a folder with scans, probes and checkpoints by name; nothing is in the files but what they begin with."""
+    put(tmp_path, "scans/a.npz", "my scans/a.npz", "probes/a.npz", "old.ckpt", "last.ckpt")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -669,13 +677,6 @@ def test_resuming_takes_the_settings_of_the_run(
     assert trained[-1]["start_from"] == Path("run/checkpoints/last.ckpt")
     code, out, _ = run("train", "--print-config", "--resume", "old.ckpt")
     assert (code, out) == (0, config_text(theirs))
-
-
-def put(folder: Path, *names: str) -> None:
-    """Make empty files, and their folders."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
 
 
 RUN = ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "history.json", "reconstructions/a.npz")

@@ -355,9 +355,7 @@ def infer(
     probes = () if probe_dir is None else folders.probe_paths(scans, Path(probe_dir))
     folders.refuse_results(output_dir, scans, overwrite=overwrite, inputs=(checkpoint, *probes))
     module = PtychoPINN.from_checkpoint(checkpoint)
-    data = _with_groups(module.settings.data, group_seed, n_groups, K)
-    if n_groups is None:
-        data = within_points(data, scans)
+    data = _with_groups(module.settings.data, scans, group_seed, n_groups, K)
     heed_scans(scans, data, None)
     output_dir.mkdir(parents=True, exist_ok=True)
     dataset = PtychoDataset(ptycho_dir, probe_dir, data_dir, settings=data, progress=progress)
@@ -389,7 +387,9 @@ def infer(
     )
 
 
-def _with_groups(data: DataSettings, group_seed: int | None, n_groups: int | None, K: int | None) -> DataSettings:
+def _with_groups(
+    data: DataSettings, scans: Iterable[ScanSource], group_seed: int | None, n_groups: int | None, K: int | None
+) -> DataSettings:
     """Return settings that draw other groups, more or fewer of them, or from other neighbours."""
     if n_groups is not None and data.group_sampler != "reference":
         raise ConfigError(
@@ -399,9 +399,9 @@ def _with_groups(data: DataSettings, group_seed: int | None, n_groups: int | Non
         )
     if group_seed is not None:
         data = dataclasses.replace(data, group_seed=group_seed, sequential_sampling=False)
-    return dataclasses.replace(
-        data, n_groups=data.n_groups if n_groups is None else n_groups, K=data.K if K is None else K
-    )
+    if K is not None:
+        data = dataclasses.replace(data, K=K)
+    return within_points(data, scans) if n_groups is None else dataclasses.replace(data, n_groups=n_groups)
 
 
 def within_points(data: DataSettings, scans: Iterable[ScanSource]) -> DataSettings:

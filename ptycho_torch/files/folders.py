@@ -166,9 +166,7 @@ def _without_checkpoint(path: Path) -> str:
     """Return what is where a checkpoint was looked for, and what to do."""
     if not path.exists():
         near = _nearest_path(path) or _runs_near(path)
-        return (
-            f"{path}: no such file or folder, so no such checkpoint{near}. {_GIVE_RUN}; `ptycho-torch train` makes one."
-        )
+        return f"{path}: no such checkpoint{near}. {_GIVE_RUN}; `ptycho-torch train` makes one."
     if not path.is_dir():
         return f"{path}: neither a file nor a folder. {_GIVE_RUN}."
     levels = ("*.ckpt", "*/*.ckpt", "*/*/*.ckpt", "*/*/*/*.ckpt")
@@ -179,7 +177,7 @@ def _without_checkpoint(path: Path) -> str:
         return f"{path}: a folder without checkpoints/last.ckpt. Give one of those that it holds: {names}."
     if run_files(path):
         return (
-            f"{path}: a run that has no checkpoint, so it ended within its first epoch. Train again: `ptycho-torch train "
+            f"{path}: a run without a checkpoint, which ended within its first epoch. Train again: `ptycho-torch train "
             f"SCANS -o {shlex.quote(str(path))} --resume auto`."
         )
     if any(each.suffix.lower() == ".npz" for each in itertools.islice(path.iterdir(), 1024)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ptycho_torch.commands.cli import main
 from ptycho_torch.data.scan import open_scan
 from ptycho_torch.errors import ConfigError, DataContractError, PtychoError
 from ptycho_torch.files.remedies import adding
@@ -64,6 +66,43 @@ def npz(folder: Path, **changes: object) -> Path:
     members = {key: value for key, value in {**members, **changes}.items() if value is not None}
     np.savez(folder / "scan.npz", **members)  # type: ignore[arg-type]
     return folder / "scan.npz"
+
+
+# --------------------------------------------------------------------------------------------------- not whole
+
+
+def test_all_that_a_file_lacks_is_asked_for_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    frames, places = "/scan/frames", "/motors/place of x"
+    x_m, y_m, _ = KNOWN.translation_m.T
+    content = {frames: KNOWN.counts.astype(np.uint32), "/motors/y": y_m, places: x_m, "/motors/t": 3.0}
+    write_hdf5(Path("scan.h5"), content)
+    typed = ["convert-scan", "scan.h5", "-o", "new.npz"]
+    assert main(typed) == 1
+    said = capsys.readouterr().err
+    assert "no patterns, no positions, no wavelength, no distance, no pixel" in said
+    assert f"{frames} {KNOWN.counts.shape}" in said
+    whole = said.strip().partition(" The whole command: ptycho-torch ")[2]
+    given = shlex.split(whole.replace("UNIT", "m").replace("METRES", "1e-4"))
+    assert given[: len(typed)] == typed
+    assert given[len(typed) :] == [
+        "--data-path", frames, "--positions-path", places, "/motors/y", "--positions-units", "m",
+        "--wavelength-m", "1e-4", "--distance-m", "1e-4", "--pixel-m", "1e-4",
+    ]  # fmt: skip
+    assert main(given) == 0
+    # What the user has said is not asked for again, and one thing alone has the words of its own.
+    capsys.readouterr()
+    assert main([*typed, "--overwrite", *given[len(typed) : -4]]) == 1
+    said = capsys.readouterr().err
+    assert "no distance, no pixel" in said
+    assert "--data-path /scan/frames --positions-path '/motors/place of x' /motors/y --positions-units m " in said
+    assert said.endswith("--wavelength-m 1e-4 --distance-m METRES --pixel-m METRES\n")
+    assert main([*typed, "--overwrite", *given[len(typed) : -2]]) == 1
+    said = capsys.readouterr().err
+    assert "Give it in metres: --pixel-m METRES" in said
+    assert "The whole command" not in said
 
 
 # ------------------------------------------------------------------------------------------------ whole files

@@ -37,7 +37,6 @@ LIGHT = (
     "ptycho_torch.errors",
     "ptycho_tf_bridge.commands",
     "conformance.cli",
-    "conformance.commands",
     "conformance.plugin",
 )
 """What is imported before a command knows what it works on, or to look at scans alone: none waits for PyTorch."""

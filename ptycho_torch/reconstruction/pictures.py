@@ -45,9 +45,10 @@ def plot_reconstruction(
     """Draw an overview of one object as a PNG, in one rename: amplitude, phase, both as colour, and how sure they are.
 
     The mean phase is taken off. Ranges go from the 1st to the 99th percentile of the pixels that enough patches cover;
-    pixels that no patch covers are grey. Hues of weak phases are stretched, and the wheel says how far. Axes are in pixels of the scan's frame; where the size of a pixel is known, a bar shows the
-    scale instead. The disagreement of patches is shown in parts of the object's contrast, from 0 to 1 whatever the
-    object, so that a flat one does not look more certain than one with structure.
+    pixels that no patch covers are grey. Hues of weak phases are stretched, and the wheel says how far. Axes are in
+    pixels of the scan's frame; where the size of a pixel is known, a bar shows the scale instead. The disagreement of
+    patches is shown in parts of the object's contrast, from 0 to 1 whatever the object, so that a flat one does not
+    look more certain than one with structure.
 
     Args:
         reconstruction: what is drawn; a file that is there is replaced.
@@ -134,7 +135,8 @@ def write_images(reconstruction: Reconstruction, folder: Path, stem: str) -> tup
 
     ``<stem>_amplitude.png`` and ``<stem>_phase.png`` are grey, from black at the 1st to white at the 99th percentile
     of the pixels that enough patches cover; ``<stem>_colour.png`` has brightness for amplitude and hue for phase, where
-    weak phases are stretched. The mean phase is taken off. Pixels that no patch covers are transparent. Files that are there are replaced.
+    weak phases are stretched. The mean phase is taken off. Pixels that no patch covers are transparent. Files that are
+    there are replaced.
 
     Returns:
         The three paths.

@@ -29,8 +29,8 @@ _SCORES_IN = 2.6
 """Height of the row of scores."""
 
 _LIT = 0.5
-"""Share of the median coverage from which on a pixel counts for the ranges. At the border of a scan few patches overlap,
-and what they say there may be anything."""
+"""Share of the median coverage from which on a pixel counts for the ranges. At the border of a scan few patches
+overlap, and what they say there may be anything."""
 
 _WIDEST_HUE_RAD = 2 * np.pi / 3
 """From red to green, or to blue: phases that reach less far are stretched to it, for else a weak object is all red."""

@@ -86,9 +86,9 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         PtychoError: a checkpoint or scan that cannot be read or does not fit, or files that are there.
     """
+    checkpoint, scans = checkpoint_of(options.checkpoint), scan_paths(options.ptycho_dir)
     from ptycho_torch.training.checkpoint_file import read_tree
 
-    checkpoint, scans = checkpoint_of(options.checkpoint), scan_paths(options.ptycho_dir)
     read_tree(checkpoint)
     probes = () if options.probe_dir is None else probe_paths(scans, options.probe_dir)
     refuse_damaged((*scans, *probes))

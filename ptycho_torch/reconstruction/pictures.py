@@ -339,7 +339,9 @@ def _add_wheel(axes: Axes, reach_rad: float) -> None:
     legend.axis("off")
     for at_rad, label in labels.items():
         where = (50 + 68 * np.cos(at_rad), 50 + 68 * np.sin(at_rad))
-        legend.text(*where, label, ha="center", va="center", fontsize=8, clip_on=False)
+        # Longer labels would reach into the image on the left.
+        align = "center" if reach_rad == _WIDEST_HUE_RAD else "left"
+        legend.text(*where, label, ha=align, va="center", fontsize=8, clip_on=False)
 
 
 def _draw_half_split(axes: Axes, scores: ReconstructionScores) -> None:

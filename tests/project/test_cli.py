@@ -198,6 +198,7 @@ WRONG_PATHS = {
     "ptycho_torch": [
         "check-data no",
         "simulate -o scan.npz",
+        "simulate -o new.npz --object star",
         "convert-scan no.npz -o new.npz",
         "train no",
         "train scans --probe-dir no",

@@ -106,7 +106,7 @@ class NpzFile:
         with self._guard(None, "a file that cannot be read"):
             mode = self.path.stat().st_mode
             if not stat.S_ISREG(mode):
-                found = "a folder" if stat.S_ISDIR(mode) else "something that is no regular file"
+                found = "a folder and no regular file" if stat.S_ISDIR(mode) else "something that is no regular file"
                 raise violation("NPZ-01", found, path=self.path, remedy="Name a file.")
             told, remedy = no_archive(self.path)
             if told:

@@ -286,14 +286,18 @@ class _Finder:
         # All of it is looked for again, and noted, when it is read.
         self._used.clear()
         self._read.clear()
+        for name in ("_basis", "_detector_group"):
+            self.__dict__.pop(name, None)
         del self._notices[noticed:]
         if len(missing) < 2:
             return
         arrays = [f"{each.path} {each.shape}" for each in self._tree.datasets.values() if math.prod(each.shape) > 1]
         options = " ".join(missing.values())
+        elsewhere = "; positions in another file: --positions-file FILE" if "positions" in missing else ""
         error = violation(
             "CXI-01", f"no {', no '.join(missing)} where files of beamlines have them; arrays there: {listed(arrays)}",
-            path=self._tree.path, remedy=f"Say what they are: {options}",
+            path=self._tree.path,
+            remedy=f"Say what they are: {options}{elsewhere}",
         )  # fmt: skip
         incomplete = IncompleteFileError(
             str(error), path=error.path, clause=error.clause, found=error.found, expected=error.expected,
@@ -314,10 +318,8 @@ class _Finder:
         single = sorted((each for each in arrays if each.shape == (count,)), key=lambda each: each.path)
         chosen = whole[:1] or (single if len(single) == 2 else [])
         paths = " ".join(shlex.quote(each.path) for each in chosen) or "X Y"
-        stated = all(each.units for each in chosen) if chosen else False
-        return f"--positions-path {paths}" + (
-            "" if stated or self._wanted.positions_units else " --positions-units UNIT"
-        )
+        stated = self._wanted.positions_units is not None or (bool(chosen) and all(each.units for each in chosen))
+        return f"--positions-path {paths}" + ("" if stated else " --positions-units UNIT")
 
     def _stacks(self) -> list[Dataset]:
         """Return what may be patterns, by its axes."""

@@ -322,7 +322,11 @@ def test_units_without_pint_name_the_extra(tmp_path: Path, monkeypatch: pytest.M
     [((0, -1, 0), (-1, 0, 0)), ((0, 1, 0), (1, 0, 0)), ((1, 0, 0), (0, -1, 0)), ((0.6, 0.8, 0), (0.8, -0.6, 0))],
 )
 def test_basis_vectors_turn_positions_into_the_frame(
-    tmp_path: Path, shape: tuple[int, int], slow: tuple[float, ...], fast: tuple[float, ...]
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    shape: tuple[int, int],
+    slow: tuple[float, ...],
+    fast: tuple[float, ...],
 ) -> None:
     """The sample moves in the laboratory; what counts is how it moves along the rows and columns of the detector."""
     along_columns, along_rows = KNOWN.translation_m[:, 0], KNOWN.translation_m[:, 1]
@@ -336,6 +340,8 @@ def test_basis_vectors_turn_positions_into_the_frame(
     found = imported(tmp_path, content)
     assert_is(found, KNOWN)
     assert float(found["detector_pixel_m"]) == pytest.approx(PIXEL_M)
+    turned = (slow, fast) != ((0, 1, 0), (1, 0, 0))
+    assert capsys.readouterr().err.count("positions are turned into this frame") == turned
 
 
 def test_basis_vectors_that_are_skew_are_refused(tmp_path: Path) -> None:

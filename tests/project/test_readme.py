@@ -94,6 +94,8 @@ def test_blocks_share_one_terminal(tmp_path: Path) -> None:
 def test_the_demo_takes_no_folder_that_it_has_not_made(tmp_path: Path) -> None:
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(REPOSITORY / name, tmp_path)
+    for name in ("ptycho_torch", "ptycho_tf_bridge", "conformance", "tests"):
+        (tmp_path / name).mkdir()  # make clean looks for caches in them
     program = tmp_path / "fake" / "bin" / "ptycho-torch"
     program.parent.mkdir(parents=True)
     program.write_text("#!/bin/sh\necho $*\n")

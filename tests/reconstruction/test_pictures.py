@@ -258,7 +258,7 @@ def test_weak_phases_show_all_colours_whatever_the_border_says(
     reconstruction: Reconstruction, tmp_path: Path, figures: list[Figure]
 ) -> None:
     rows, columns = np.mgrid[:40, :60]
-    phase = 0.05 * np.sin(columns / 3)
+    phase = 0.05 * np.sin(2 * np.pi * columns / 20)
     border = (rows < 6) | (rows > 33)
     phase = np.where(border, np.random.default_rng(0).uniform(-3, 3, phase.shape), phase)
     weak = dataclasses.replace(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ptycho_tf_bridge.errors import ArchiveError, refusal
+from ptycho_torch.errors import breaking
 from ptycho_torch.files.hdf5_process import ChildLimits, Refusal, started
 
 MEMORY_BYTES = 256 * 2**20
@@ -47,6 +48,7 @@ class Hdf5Content:
     attributes: Mapping[str, Mapping[str, float | int | str]]
 
 
+@breaking("FILE-03")
 def read_hdf5(data: bytes, *, where: str) -> Hdf5Content:
     """Read every dataset and attribute of an HDF5 file.
 

@@ -23,7 +23,7 @@ import yaml
 from ptycho_torch.config_params import DataSettings, ModelSettings, Settings, TrainingSettings
 from ptycho_torch.contracts.config_schema import hint
 from ptycho_torch.contracts.nicknames import nearest
-from ptycho_torch.errors import ConfigError
+from ptycho_torch.errors import ConfigError, breaking
 
 OWNERS: Mapping[str, type[ModelSettings] | type[TrainingSettings] | type[DataSettings]] = types.MappingProxyType(
     {"model": ModelSettings, "training": TrainingSettings, "data": DataSettings}
@@ -207,6 +207,7 @@ def config_text(settings: Settings) -> str:
     return text
 
 
+@breaking("FILE-07")
 def read_config(path: Path) -> dict[str, Any]:
     """Read the settings that a YAML file names; a name belongs to one section, so sections are gone afterwards.
 

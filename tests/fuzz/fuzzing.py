@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
+import importlib
 import json
 import os
 import re
@@ -17,6 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -114,10 +117,11 @@ def honest(name: str) -> list[bytes]:
 @contextlib.contextmanager
 def forked_hdf5() -> Iterator[None]:
     """Fork the process that reads HDF5 in place of starting it, which costs milliseconds: its imports are there."""
-    import h5py  # noqa: F401
-
-    import ptycho_torch.files.hdf5_whole  # noqa: F401
-
+    for name in ("h5py", "hdf5plugin", "ptycho_torch.files.hdf5_whole"):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    # What is there is not looked at again, and so not copied into each child.
+    gc.freeze()
     popen = hdf5_process.subprocess.Popen
 
     class Forked:
@@ -126,7 +130,9 @@ def forked_hdf5() -> Iterator[None]:
         def __init__(self, command: Sequence[str], *, stderr: Any, **options: Any) -> None:
             (read_in, write_in), (read_out, write_out) = os.pipe(), os.pipe()
             self.returncode: int | None = None
-            self.pid = os.fork()
+            with warnings.catch_warnings(action="ignore"):
+                # Python warns where other threads run, those of BLAS among them; the child uses none of their locks.
+                self.pid = os.fork()
             if not self.pid:
                 code = 70
                 try:
@@ -155,6 +161,7 @@ def forked_hdf5() -> Iterator[None]:
         yield
     finally:
         hdf5_process.subprocess.Popen = popen  # type: ignore[misc]
+        gc.unfreeze()
 
 
 class Fuzzing:
@@ -172,7 +179,18 @@ class Fuzzing:
 
     def read(self, content: bytes) -> None:
         """Read one file, and note what becomes of it."""
+        used_s = self._timed(content)
+        if used_s > HANG_S:
+            # The first file that is refused pays for what is loaded once.
+            used_s = min(used_s, self._timed(content))
+        if used_s > HANG_S:
+            self.tally.hangs.setdefault(f"{used_s:.1f}", content)
+        self.tally.slowest_s = max(self.tally.slowest_s, used_s)
+        self.tally.cpu_s = cpu_s() - self._start_s
+
+    def _timed(self, content: bytes) -> float:
         before_s = cpu_s()
+        self.tally.executions += 1
         try:
             self._read(content, self._folder)
         except PtychoError as err:
@@ -183,12 +201,7 @@ class Fuzzing:
             place = traceback.extract_tb(err.__traceback__)[-1]
             where = f"{Path(place.filename).name}:{place.lineno}"
             self.tally.crashes.setdefault(f"{type(err).__name__} at {where}: {str(err)[:100]}", content)
-        used_s = cpu_s() - before_s
-        if used_s > HANG_S:
-            self.tally.hangs.setdefault(f"{used_s:.1f}", content)
-        self.tally.executions += 1
-        self.tally.slowest_s = max(self.tally.slowest_s, used_s)
-        self.tally.cpu_s = cpu_s() - self._start_s
+        return cpu_s() - before_s
 
     def at_random(
         self,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from conformance.report.results import read_report
+from conformance.provenance.json_files import read_json
 from ptycho_tf_bridge.archives.archive import read_archive
 from ptycho_tf_bridge.archives.hdf5 import read_hdf5
 from ptycho_tf_bridge.archives.keras_graph import find_roles, read_graph
@@ -21,6 +21,7 @@ from tests.support.archives.zip_files import archive, stored
 
 Reader = Callable[[bytes, Path], object]
 LENGTH_BYTES = 4
+LARGEST_REPORT_BYTES = 64 * 2**20
 
 
 def read_members(content: bytes, folder: Path) -> None:
@@ -73,7 +74,9 @@ READERS: Mapping[str, Reader] = MappingProxyType(
         "tf_checkpoint": read_checkpoint_parts,
         "checkpoint": lambda content, folder: read_content(written(folder / "last.ckpt", content)),
         "settings": lambda content, folder: read_config(written(folder / "settings.yaml", content)),
-        "report": lambda content, folder: read_report(written(folder / "report.json", content)),
+        "report": lambda content, folder: read_json(
+            written(folder / "report.json", content), "report.json", largest_bytes=LARGEST_REPORT_BYTES
+        ),
     }
 )
 

@@ -32,12 +32,12 @@ def test_a_reader_that_crashes_or_hangs_is_seen(tmp_path: Path, monkeypatch: pyt
     def broken(content: bytes, folder: Path) -> None:
         if content:
             raise RecursionError("deep")
-        end = fuzzing.cpu_s() + 0.1
+        end = fuzzing.cpu_s() + 0.3
         while fuzzing.cpu_s() < end:
             pass
 
     monkeypatch.setattr(fuzzing, "READERS", {"npy": broken})
-    monkeypatch.setattr(fuzzing, "HANG_S", 0.02)
+    monkeypatch.setattr(fuzzing, "HANG_S", 0.1)
     fuzzing_npy = Fuzzing("npy", tmp_path)
     fuzzing_npy.at_random([b"", b"a"], 0.0)
     assert fuzzing_npy.tally.executions == 3

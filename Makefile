@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 DEMO_MARK := demo/.made-by-make-demo
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input
 
-.PHONY: help venv demo pictures conformance selftest test lint types mutation benchmarks clean
+.PHONY: help venv demo pictures conformance selftest fuzz test lint types mutation benchmarks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -52,6 +52,11 @@ conformance: $(STAMP) ## prove parity with the TensorFlow reference, layer by la
 
 selftest: $(STAMP) ## put mistakes into the product, and see what the suite says of each (minutes)
 	@$(BIN)/python -m conformance.selftest $(ARGS)
+
+MINUTES ?= 5
+
+fuzz: $(STAMP) ## give every reader damaged files and look for crashes (MINUTES=5; guided where atheris is installed)
+	@$(BIN)/python -m tests.fuzz --minutes $(MINUTES) -o fuzz.json $(ARGS)
 
 # Two processes with two threads each, on two cores, take three times as long as with one.
 test: export OMP_NUM_THREADS = 1

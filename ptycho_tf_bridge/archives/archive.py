@@ -24,6 +24,7 @@ from ptycho_tf_bridge.archives.torch_bundle import is_torch_bundle, torch_bundle
 from ptycho_tf_bridge.archives.unpickle import read_pickle
 from ptycho_tf_bridge.errors import ArchiveError
 from ptycho_torch.config_params import NetworkSettings
+from ptycho_torch.errors import breaking
 from ptycho_torch.files.npz import listed
 from ptycho_torch.files.restricted_pickle import MAX_BYTES
 
@@ -74,6 +75,7 @@ class Archive:
     notes: tuple[str, ...]
 
 
+@breaking("FILE-01")
 def read_archive(path: str | Path, *, model: str | None = None) -> Archive:
     """Read an archive of the TensorFlow reference without TensorFlow, and without running anything from it.
 

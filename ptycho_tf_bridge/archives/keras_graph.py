@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ptycho_tf_bridge.errors import ArchiveError
+from ptycho_torch.errors import breaking
 
 MAX_LAYERS = 400
 """The reference has 59 and at most twice as many; the time to follow a graph grows as the square."""
@@ -117,6 +118,7 @@ class Roles:
 # ----------------------------------------------------------------------------------------------------------- reading
 
 
+@breaking("FILE-04")
 def read_graph(content: bytes, where: str) -> Graph:
     """Read ``config.json`` of a functional Keras 3 model.
 
@@ -180,6 +182,7 @@ def _dictionaries(value: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
 # ------------------------------------------------------------------------------------------------------------- roles
 
 
+@breaking("FILE-04")
 def find_roles(graph: Graph) -> Roles:
     """Say which convolution is which stage, and what the graph does beside convolving.
 

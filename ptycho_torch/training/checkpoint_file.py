@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ptycho_torch.errors import CheckpointError
+from ptycho_torch.errors import CheckpointError, breaking
 from ptycho_torch.files.npz_writer import replacing
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def write_content(path: str | Path, content: Mapping[str, Any], *, overwrite: bo
         file.write(packed)
 
 
+@breaking("FILE-06")
 def read_content(path: str | Path) -> dict[str, Any]:
     """Return the tree that ``write_content`` was given, with tensors on the CPU.
 

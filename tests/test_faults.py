@@ -31,19 +31,25 @@ COPIES = (
     "views through a function of its own gradient",
     "decoders recomputed in the backward pass",
 )
+class _Mirrored(torch.autograd.Function):
+    """Passes values on, and the gradient mirrored."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return gradient.flip(-1)
+
+
 FREE = {
-    "parities of doublings in the wrong order": (
-        Fault("", "decoder_amp.1.conv1", helper, "doubled_kernel", after(lambda kernel: kernel.flip(0))),
+    "pixels of doublings in the wrong order": (
+        Fault("", "decoder_amp.1.conv1", helper, "doubled_kernel", after(lambda kernel: kernel.flip(-1))),
         "FORWARD-FREE decoder_",
     ),
     "gradients of doublings in the wrong order": (
-        Fault(
-            "",
-            "decoder_phase.outer.up",
-            helper._Interleave,
-            "backward",
-            lambda right: staticmethod(lambda context, gradient: right(context, gradient).flip(-1)),
-        ),
+        Fault("", "decoder_phase.outer.up", helper, "convolve_doubled", argument(0, _Mirrored.apply)),
         "BACKWARD-FREE",
     ),
 }

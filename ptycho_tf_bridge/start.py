@@ -73,12 +73,12 @@ def _owner(folder: str) -> str:
 
 def run_torch() -> int:
     """Run the command ``ptycho-torch``; return its exit code."""
-    return _run("ptycho-torch", "ptycho_torch.cli")
+    return _run("ptycho-torch", "ptycho_torch.commands.cli")
 
 
 def run_bridge() -> int:
     """Run the command ``ptycho-bridge``; return its exit code."""
-    return _run("ptycho-bridge", "ptycho_tf_bridge.cli")
+    return _run("ptycho-bridge", "ptycho_tf_bridge.commands.cli")
 
 
 def _run(program: str, module: str) -> int:

@@ -12,7 +12,7 @@ import yaml
 from conformance.provenance.clauses import catalogue
 from conformance.provenance.digest import file_digest
 from conformance.spec.loader import check_schema
-from ptycho_torch.contract import SpecError, specs_dir
+from ptycho_torch.contracts.contract import SpecError, specs_dir
 
 RELEASE, MERGE = "release", "merge"
 FILES = {RELEASE: "release_policy.yaml", MERGE: "merge_policy.yaml"}

@@ -247,14 +247,10 @@ def compare_batches(run: Run) -> None:
     network, amplitude, offsets = draw(64, 2, max(BATCHES), run.device, filters=1)
     with torch.inference_mode():
         largest = network.reconstruct(amplitude, offsets)
-        moved = max(
-            distance(network.reconstruct(amplitude[:size], offsets[:size]), largest[:size]) for size in BATCHES
-        )
+        moved = max(distance(network.reconstruct(amplitude[:size], offsets[:size]), largest[:size]) for size in BATCHES)
     prediction = network(amplitude[:7], offsets[:7])
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    first, second = (
-        torch.autograd.grad(prediction.intensity.mean(), parameters, retain_graph=True) for _ in range(2)
-    )
+    first, second = (torch.autograd.grad(prediction.intensity.mean(), parameters, retain_graph=True) for _ in range(2))
     differ = sum(not torch.equal(one, other) for one, other in zip(first, second, strict=True))
     run.say(
         f"\n## Batches and runs\n\nIn batches of {', '.join(map(str, BATCHES))} an object moves by {moved:.1e}. "

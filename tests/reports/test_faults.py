@@ -34,6 +34,8 @@ COPIES = (
     "views through a function of its own gradient",
     "decoders recomputed in the backward pass",
 )
+
+
 class _Mirrored(torch.autograd.Function):
     """Passes values on, and the gradient mirrored."""
 

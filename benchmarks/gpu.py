@@ -3,11 +3,11 @@
     python benchmarks/gpu.py --evidence conformance/evidence --page gpu.md
     python benchmarks/gpu.py --device cpu --small
 
-Needs PyTorch, NumPy, SciPy and PyYAML. (a) Every recording in float32, TF32, bf16 and compiled, with their budgets, and
-a CUDA graph beside the eager network. (b) The mistakes of the self-test, put into the network on the device. (c) Whether
-a group's object depends on its batch, and a run on the run before. (d) Patterns per second of training and inference,
-beside the floor that counted operations and bytes, and the two ceilings measured here, leave. (e) A profile of the row
-that is furthest from its floor. What the time does not suffice for is left out, and said.
+Needs PyTorch, NumPy, SciPy and PyYAML. (a) Every recording in float32, TF32, bf16 and compiled, with their budgets,
+and a CUDA graph beside the eager network. (b) The mistakes of the self-test, put into the network on the device.
+(c) Whether a group's object depends on its batch, and a run on the run before. (d) Patterns per second of training and
+inference, beside the floor that counted operations and bytes, and the two ceilings measured here, leave. (e) A profile
+of the row that is furthest from its floor. What the time does not suffice for is left out, and said.
 """
 
 from __future__ import annotations
@@ -295,7 +295,7 @@ def ceilings(run: Run, row: str) -> tuple[float, float]:
 def measure_speed(run: Run) -> tuple[str, Callable[[], object]] | None:
     """Time training and inference beside their floor; return the row that is furthest from it."""
     run.say(
-        "\n## Speed\n\n| N | g | groups | what | row | patterns/s | GFLOP a pattern | MB a pattern | share of the floor |"
+        "\n## Speed\n\n| N | g | groups | what | row | patterns/s | GFLOP each | MB each | share of the floor |"
         "\n|---|---|---|---|---|---|---|---|---|"
     )
     sides, groups, rows = ((64,), 2, ("float32",)) if run.small else ((64, 128, 256), 64, ("float32", "tf32", "bf16"))
@@ -318,8 +318,8 @@ def measure_speed(run: Run) -> tuple[str, Callable[[], object]] | None:
                 floor_s = max(operations / peak, moved / bandwidth)
                 share = floor_s / seconds
                 run.say(
-                    f"| {N} | 2 | {groups} | {what} | {row} | {patterns / seconds:.0f} | {operations / patterns / 1e9:.2f} "
-                    f"| {moved / patterns / 1e6:.1f} | {share:.0%} |"
+                    f"| {N} | 2 | {groups} | {what} | {row} | {patterns / seconds:.0f} "
+                    f"| {operations / patterns / 1e9:.2f} | {moved / patterns / 1e6:.1f} | {share:.0%} |"
                 )
                 run.note(f"n{N}_{what}_{row}_patterns_per_s", patterns / seconds, f"N = {N}, g = 2, {what}, {row}")
                 run.note(f"n{N}_{what}_{row}_share_of_floor", share, "least time that ceilings allow, over time taken")

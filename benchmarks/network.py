@@ -83,7 +83,7 @@ class Row:
 
 
 HEADING = (
-    "| N | g | what | ours | ours/s | Keras/s | ratio | GFLOP/s | roof | share of it | not convolution | object moved |\n"
+    "| N | g | what | ours | ours/s | Keras/s | ratio | GFLOP/s | roof | share | not convolution | object moved |\n"
     "|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 

@@ -52,7 +52,7 @@ def shift_matrix(shift_px: Float[Tensor, "n"], out_px: int, in_px: int, start_px
 
 def _planes(images: Complex[Tensor, "*any H W"]) -> Float[Tensor, "*any H 2 W"]:
     """Put the real above the imaginary part of each row, so that one real product shifts both."""
-    return torch.view_as_real(images).mT.contiguous()
+    return torch.view_as_real(images.resolve_conj()).mT.contiguous()
 
 
 def _joined(planes: Float[Tensor, "*any H 2 W"]) -> Complex[Tensor, "*any H W"]:

@@ -182,10 +182,9 @@ def judge_recordings(run: Run) -> None:
     """Judge every recording in every row that the device has."""
     run.say("## Recordings\n\n| recording | row | verdicts | failed | first failing | s |\n|---|---|---|---|---|---|")
     bench, failed, judged = Bench(), 0, 0
-    planned = [each for each in plan("recorded", None, "quick") if each.kind == "bundle"]
-    if run.small:
-        planned = planned[:1]
-    for each in sorted(planned, key=lambda each: (RECORDINGS / f"{each.name}.npz").stat().st_size):
+    # The smallest first.
+    planned = sorted(plan("recorded", None, "quick"), key=lambda each: (RECORDINGS / f"{each.name}.npz").stat().st_size)
+    for each in planned[:1] if run.small else planned:
         for row in ROWS[:1] if run.small else ROWS:
             if (reason := unavailable(run.device, row)) or not run.has_time(f"{each.name} {row}", 0):
                 if reason:

@@ -61,7 +61,6 @@ def test_inference_of_both_sides_gives_the_object_alone() -> None:
 
 
 def test_operations_and_time_outside_convolutions_are_counted() -> None:
-    pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
     features, kernel = torch.rand(1, 4, 16, 16), torch.rand(8, 4, 3, 3)
     operations, outside = script("network").inside(lambda: torch.conv2d(features, kernel, padding=1))
     assert operations == 2 * 9 * 4 * 8 * 16 * 16
@@ -69,7 +68,6 @@ def test_operations_and_time_outside_convolutions_are_counted() -> None:
 
 
 def test_the_table_of_the_page_is_written_from_the_rows() -> None:
-    pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
     network_benchmark = script("network")
     row = network_benchmark.Row(64, 2, "training", "float32", 90.0, 60.0, (1.5, 1.4, 1.6), 150.0, 200.0, 0.12, "1e-6")
     measured = json.loads(json.dumps({"where": "here", "rows": [network_benchmark.asdict(row)]}))
@@ -82,7 +80,6 @@ def test_the_table_of_the_page_is_written_from_the_rows() -> None:
 
 
 def test_cores_that_others_use_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("tensorflow", reason="TensorFlow is not installed")
     network_benchmark, clock = script("network"), tmp_path / "stat"
     clock.write_text("cpu 100 0 0 100 0 0 0 0 0 0\n", encoding="ascii")
     later = "cpu 130 0 0 170 0 0 0 0 0 0\n"

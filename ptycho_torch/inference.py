@@ -37,6 +37,7 @@ from ptycho_torch.reconstruction.products import Geometry, Reconstruction, write
 from ptycho_torch.reconstruction.reassembly import ExperimentStitcher, HalfStitcher, Stitched, Weighting
 from ptycho_torch.reconstruction.reconstruction_scores import ReconstructionScores, score_reconstruction
 from ptycho_torch.training.blank import ObjectCheck, check_objects
+from ptycho_torch.training.freed_memory import keep_freed_memory
 from ptycho_torch.training.lightning_module import ObjectPatches, PtychoPINN, accelerator, quiet_lightning
 from ptycho_torch.training.progress import ProgressBar, log_above_bars, shows_bars
 
@@ -157,6 +158,7 @@ def reconstruct(
         ExperimentStitcher(positions, network.N, crop_px, weighting),
         torch.from_numpy(split_patterns(len(dataset.positions_px))),
     )
+    keep_freed_memory()
     # One process predicts, also where several have trained.
     loader = TensorDictDataLoader(dataset, batch_size, num_workers=1, rank=0, world_size=1)
     training = module.training

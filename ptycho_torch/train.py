@@ -36,6 +36,7 @@ from ptycho_torch.training import checkpoint as checkpoints
 from ptycho_torch.training import run_state
 from ptycho_torch.training.blank import check_objects
 from ptycho_torch.training.data_module import PtychoDataModule, loaders
+from ptycho_torch.training.freed_memory import keep_freed_memory
 from ptycho_torch.training.lightning_module import ObjectPatches, PtychoPINN, accelerator, load_weights, quiet_lightning
 from ptycho_torch.training.progress import ProgressBar, log_above_bars, shows_bars
 from ptycho_torch.training.run_callbacks import BestCheckpoint, LastCheckpoint, RunRecord, SignalStop
@@ -83,6 +84,7 @@ def make_trainer(
     Raises:
         ConfigError: the device is not there.
     """
+    keep_freed_memory()
     folder = output_dir / folders.CHECKPOINTS
     record = RunRecord(output_dir, RESUMABLE_WITH)
     last = LastCheckpoint(folder / "last.ckpt", training.checkpoint_every_n_steps, record)

@@ -17,11 +17,12 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-inp
 .PHONY: help venv demo pictures conformance selftest test test-oldest lint types mutation benchmarks clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo 'ARGS="…"        goes to pytest: make conformance ARGS="--parity-report parity-report"'
 	@echo 'EXTRAS=dev      leaves TensorFlow out; what needs it is skipped'
 	@echo 'PYTHON=…        the Python that makes the environment, 3.11 or later (now: $(PYTHON))'
+	@echo 'CONSTRAINTS=…   the versions that it is made with (now: $(CONSTRAINTS))'
 	@echo 'VENV=…          the environment (now: $(VENV))'
 
 venv: $(STAMP) ## make the environment, with TensorFlow and the tools

@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= tf,mlflow,beamline,dev
+EXTRAS ?= tf,mlflow,beamline,dev,docs
 CONSTRAINTS ?= constraints.txt
 ARGS ?=
 
@@ -16,7 +16,7 @@ STAMP := $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))
 DEMO_MARK := demo/.made-by-make-demo
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input
 
-.PHONY: help venv demo pictures conformance selftest fuzz test lint types mutation benchmarks test-oldest clean
+.PHONY: help venv demo pictures docs lock conformance selftest test lint types mutation benchmarks fuzz test-oldest clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -47,6 +47,15 @@ pictures: demo ## make the pictures of the documents again, from those of the de
 	@$(BIN)/python docs/pictures/shrink.py demo/demo.png docs/pictures/demo.png demo/scan.png docs/pictures/scan.png \
 		demo/reconstructions/star.png docs/pictures/reconstruction.png demo/run/history.png docs/pictures/history.png \
 		demo/blank/reconstructions/star.png docs/pictures/blank.png
+
+docs: $(STAMP) ## build the documentation site: build/site/index.html
+	@$(BIN)/python docs/site/stage.py build/site-source
+	@$(BIN)/python -m sphinx -W --keep-going -q -c docs/site -d build/site-cache build/site-source build/site
+	@echo "== the site: build/site/index.html"
+
+lock: ## write requirements.lock again from pyproject.toml and constraints.txt; needs the program uv
+	uv pip compile pyproject.toml --all-extras --python-version 3.11 --universal --generate-hashes --no-annotate \
+		--no-header --no-emit-index-url -c constraints.txt -q -o requirements.lock
 
 conformance: $(STAMP) ## prove parity with the TensorFlow reference, layer by layer
 	@echo "== conformance suite"

@@ -35,6 +35,7 @@ from ptycho_torch.importer.hints import heed_patterns, heed_scans
 from ptycho_torch.training import checkpoint as checkpoints
 from ptycho_torch.training import run_state
 from ptycho_torch.training.blank import check_objects
+from ptycho_torch.training.contact_sheet import ContactSheet
 from ptycho_torch.training.data_module import PtychoDataModule, loaders
 from ptycho_torch.training.freed_memory import keep_freed_memory
 from ptycho_torch.training.lightning_module import ObjectPatches, PtychoPINN, accelerator, load_weights, quiet_lightning
@@ -201,6 +202,7 @@ def main(
     start_from: str | Path | None = None,
     overwrite: bool = False,
     reconstruct: bool = True,
+    contact_sheet: bool = False,
     progress: bool | None = None,
     callbacks: Sequence[Callback] = (),
     logger: Logger | Sequence[Logger] | None = None,
@@ -224,6 +226,7 @@ def main(
         overwrite: remove checkpoints, history and reconstructions of another run in ``output_dir``, right before
             training begins. Without it such a folder is refused.
         reconstruct: write the objects of the training scans at the end.
+        contact_sheet: draw the object of the first scan after some epochs, into ``contact_sheet.png``.
         progress: show progress bars; None shows them in a terminal, and elsewhere prints a line an epoch. False also
             leaves out the line about what is trained, which comes first.
         callbacks: of Lightning, beside those of training.
@@ -303,11 +306,12 @@ def main(
         quiet_lightning(),
         log_above_bars(shows_bars(progress)),
     ):
+        sheet = (ContactSheet(data.dataset, output_dir, epochs),) if contact_sheet else ()
         trainer = make_trainer(
             settings.training,
             output_dir,
             validate=validate,
-            callbacks=(*tracker.callbacks, BlankWatch(data.dataset), *callbacks),
+            callbacks=(*tracker.callbacks, BlankWatch(data.dataset), *sheet, *callbacks),
             logger=logger,
             progress=progress,
             resume=None if saved is None else saved.path,

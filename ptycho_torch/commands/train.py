@@ -101,6 +101,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="write the objects of the scans at the end (default)",
     )
+    parser.add_argument(
+        "--contact-sheet",
+        action="store_true",
+        help="draw the object of the first scan after some epochs, in one picture: contact_sheet.png",
+    )
     add_progress(parser)
     parser.add_argument(
         "--print-config", action="store_true", help="print the settings as a file for --config, and do nothing else"
@@ -141,6 +146,7 @@ def run(options: argparse.Namespace) -> int:
                 start_from=start_from,
                 overwrite=overwrite,
                 reconstruct=options.reconstruct,
+                contact_sheet=options.contact_sheet,
                 progress=options.progress,
             )
     except (KeyboardInterrupt, SystemExit) as err:

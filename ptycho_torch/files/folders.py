@@ -31,13 +31,16 @@ MAPS = Path("data/memmap")
 CHECKPOINTS = Path("checkpoints")
 """Where a run has its checkpoints."""
 
-RUN_FILES = ("checkpoints/*.ckpt", "hpc_ckpt_*.ckpt", "history.json", "history.png", "run.json")
+RUN_FILES = ("checkpoints/*.ckpt", "hpc_ckpt_*.ckpt", "history.json", "history.png", "contact_sheet.png", "run.json")
 """What a run leaves in its folder, beside the objects in ``reconstructions``."""
 
 PICTURE_ENDINGS = (".png", "_amplitude.png", "_phase.png", "_colour.png")
 """Endings of the pictures of one reconstruction; before them comes the stem of its scan."""
 
-RESULT_ENDINGS = (".npz", ".h5", ".json", *PICTURE_ENDINGS)
+# Not .cxi: the scan itself may have been imported from such a file in the same folder.
+CXI_ENDING = "_object.cxi"
+
+RESULT_ENDINGS = (".npz", ".h5", CXI_ENDING, ".json", *PICTURE_ENDINGS)
 """Endings of the files of one reconstruction; before them comes the stem of its scan."""
 
 _OF_KERAS = frozenset({"wts.h5.zip", "model.keras", "saved_model.pb", "model.weights.h5"})

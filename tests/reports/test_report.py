@@ -356,7 +356,7 @@ def before() -> dict[str, Any]:
 
 def test_nothing_changes_between_equal_reports(before: dict[str, Any]) -> None:
     found = difference(before, before)
-    assert not any((found.broken, found.repaired, found.gone, found.new, found.shares, found.versions))
+    assert not any((found.broken, found.repaired, found.gone, found.new, found.shares, found.environment))
     assert "Nothing has changed." in report_page([before], before)
 
 
@@ -386,7 +386,7 @@ def test_a_test_that_is_gone_is_told_unless_the_tier_is_smaller(before: dict[str
 def test_versions_that_changed_are_told(before: dict[str, Any]) -> None:
     now = copy.deepcopy(before)
     now["versions"]["torch"] = "99.0"
-    assert difference(before, now).versions == {"torch": (before["versions"]["torch"], "99.0")}
+    assert difference(before, now).environment == {"torch": (before["versions"]["torch"], "99.0")}
 
 
 def test_a_waiver_reaches_the_bench(monkeypatch: pytest.MonkeyPatch) -> None:

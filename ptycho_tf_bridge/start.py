@@ -1,9 +1,8 @@
 """Where the commands start, before anything of ``ptycho_torch`` is imported.
 
 The TensorFlow reference's project installs a package ``ptycho_torch`` too. With both in one environment their files
-mix in one folder, and of files with one name, ``model.py`` for example, the last that was installed stays. This module
-has a name that the other project has not. It looks for that, and for modules that our record has not, and says it in
-one line.
+mix in one folder, and of files with one name the last that was installed stays. This module has a name that the other project has not. It looks for that, and for modules that our record has
+not, and says it in one line.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import sys
 _PACKAGE, _DISTRIBUTION = "ptycho_torch", "ptycho-torch"
 
 _OURS, _THEIRS = os.path.join("commands", "cli.py"), os.path.join("cli", "__init__.py")
-"""A file that ours alone has, and one that the other project's alone has."""
+"""A file that only this project has, and one that only the other has."""
 
 
 def mixed_up() -> str:

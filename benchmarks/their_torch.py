@@ -3,6 +3,7 @@
     python benchmarks/their_torch.py CHECKOUT --parity-dtype float32 --parity-report their_torch
 
 CHECKOUT is a checkout of that project. What stands behind it goes to ``pytest conformance``, whose candidate this is.
+With ``--weights`` it only says into which of its networks the weights of a TensorFlow model fit.
 Its package has the name of ours, so it runs in a process of its own, with ``--python`` in an environment that has what
 it imports. Its modules run unchanged: hooks read every stage and, for the forced run, put the truth in its place.
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import itertools
 import json
 import os
 import subprocess
@@ -31,6 +33,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from conformance.cases.case import Case, ForcedRun, FreeRun
+    from ptycho_torch.config_params import NetworkSettings
 
 CHECKOUT, PYTHON = "THEIR_CHECKOUT", "THEIR_PYTHON"
 """Variables by which the program tells the candidate where the project and its interpreter are."""
@@ -76,16 +79,9 @@ class Port:
         )
 
     def _ask(self, case: Case, truth: Arrays) -> dict[str, Any]:
-        words = {
-            "dtype": self.dtype,
-            "device": self.device,
-            "canvas_px": case.settings.canvas_px,
-            "settings": asdict(case.settings),
-            "losses": {"poisson": case.loss_weights.nll_weight, "mae": case.loss_weights.mae_weight},
-        }
         arrays = {"input": case.scaled_amplitude(self.dtype), "offsets_px": case.offsets_px, "probe": case.probe}
-        arrays |= {f"weights/{name}": each for name, each in case.weights.items()}
-        found = _answer({"words": np.array(json.dumps(words)), **arrays, **truth})
+        losses = {"poisson": case.loss_weights.nll_weight, "mae": case.loss_weights.mae_weight}
+        found = _answer(_network(case.settings, case.weights, self.dtype, losses) | arrays | truth)
         said = json.loads(str(found.pop("words")))
         if "error" in said:
             raise RuntimeError(said["error"])
@@ -97,6 +93,27 @@ class Port:
             if kind == "pulled" or name in known:
                 parts[kind][name] = each
         return parts
+
+
+def _network(
+    settings: NetworkSettings, weights: Mapping[str, np.ndarray], dtype: str, losses: Mapping[str, float]
+) -> Arrays:
+    words = {"dtype": dtype, "canvas_px": settings.canvas_px, "settings": asdict(settings), "losses": losses}
+    return {"words": np.array(json.dumps(words)), **{f"weights/{name}": each for name, each in weights.items()}}
+
+
+def weights_that_fit() -> None:
+    """Print, for every size of the network, the stages whose weights have other shapes there."""
+    from ptycho_tf_bridge.weights import tensorflow_shapes
+    from ptycho_torch.config_params import PATCH_SIDES_PX, NetworkSettings
+
+    print("| N | g | s | object_big | other shapes |\n|---|---|---|---|---|")
+    for N, g, s, object_big in itertools.product(PATCH_SIDES_PX, (1, 2, 3), (1, 2), (True, False)):
+        settings = NetworkSettings(N=N, gridsize=g, n_filters_scale=s, object_big=object_big)
+        zeros = {name: np.zeros(shape, np.float32) for name, shape in tensorflow_shapes(settings).items()}
+        said = json.loads(str(_answer(_network(settings, zeros, "float32", {}))["words"]))
+        shown = ", ".join(sorted({stage.replace("_amp", "").replace("_phase", "") for stage in said["unfit"]}))
+        print(f"| {N} | {g} | {s} | {object_big} | {shown or 'none'} |", flush=True)
 
 
 def _inputs(case: Case) -> dict[str, tuple[str, ...]]:
@@ -301,7 +318,9 @@ class Theirs:
     # --------------------------------------------------------------------------------------------------------- runs
 
     def run(self) -> Arrays:
-        """Return everything under its kind and name."""
+        """Return everything under its kind and name; without an input, what does not fit."""
+        if "input" not in self._given:
+            return {"words": np.array(json.dumps({"unfit": self._unfit}))}
         truth = {
             name: {key.partition("/")[2]: each for key, each in self._given.items() if key.startswith(f"{name}/")}
             for name in ("stages", "cotangents")
@@ -477,13 +496,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--python", default=sys.executable, help="interpreter for the project (default: this one)")
+    parser.add_argument("--weights", action="store_true", help="say into which of its networks the weights fit")
     options, rest = parser.parse_known_args()
-    here = Path(__file__).resolve().parent
-    variables = os.environ | {
-        CHECKOUT: str(options.checkout.resolve()),
-        PYTHON: options.python,
-        "PYTHONPATH": os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), str(here)])),
-    }
+    os.environ |= {CHECKOUT: str(options.checkout.resolve()), PYTHON: options.python}
+    if options.weights:
+        weights_that_fit()
+        return 0
+    paths = [os.environ.get("PYTHONPATH", ""), str(Path(__file__).resolve().parent)]
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
     command = [sys.executable, "-m", "pytest", "--pyargs", "conformance", "--parity-candidate", "their_torch:port"]
     return subprocess.run([*command, *rest], env=variables, check=False).returncode
 

@@ -14,7 +14,7 @@ import logging
 import math
 import multiprocessing
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
@@ -29,7 +29,7 @@ from ptycho_torch.config_params import DataSettings
 from ptycho_torch.contracts.contract import violation
 from ptycho_torch.data.photons import METADATA
 from ptycho_torch.data.scan import open_scan
-from ptycho_torch.data.scan_arrays import path_of
+from ptycho_torch.data.scan_arrays import ScanArrays, ScanSource, path_of
 from ptycho_torch.dset_loader_pt_mmap import PtychoBatch, PtychoDataset, TensorDictDataLoader
 from ptycho_torch.errors import ConfigError
 from ptycho_torch.files import folders
@@ -42,6 +42,7 @@ from ptycho_torch.reconstruction.products import Geometry, Reconstruction, write
 from ptycho_torch.reconstruction.reassembly import ExperimentStitcher, HalfStitcher, Stitched, Weighting
 from ptycho_torch.reconstruction.reconstruction_scores import ReconstructionScores, score_reconstruction
 from ptycho_torch.training.blank import ObjectCheck, check_objects
+from ptycho_torch.training.freed_memory import keep_freed_memory
 from ptycho_torch.training.lightning_module import ObjectPatches, PtychoPINN, accelerator, quiet_lightning
 from ptycho_torch.training.progress import ProgressBar, log_above_bars, shows_bars
 
@@ -147,7 +148,8 @@ def reconstruct(
         DataContractError: of ``Stitcher``.
     """
     if not isinstance(dataset, PtychoDataset):
-        dataset = PtychoDataset.from_arrays(dataset, settings=module.settings.data)
+        scan = ScanArrays("scan-0", dataset)
+        dataset = PtychoDataset.from_arrays(scan, settings=within_points(module.settings.data, [scan]))
     how = _How(batch_size, weighting, crop_px, device, progress)
     return _predicted(module, dataset, how).results()
 
@@ -188,6 +190,7 @@ def _predicted(module: PtychoPINN, dataset: PtychoDataset, how: _How, share: tup
         ExperimentStitcher(positions, network.N, crop_px, how.weighting),
         torch.from_numpy(split_patterns(len(dataset.positions_px))),
     )
+    keep_freed_memory()
     rank, count = share
     batches = torch.arange(len(dataset)).split(how.batch_size)[rank::count]
     if not batches:
@@ -447,7 +450,8 @@ def infer(
         detector_distance_m: z, likewise.
         detector_pixel_m: p, likewise.
         group_seed: draws other groups, at random also where training took the scan points in sequence.
-        n_groups: how many groups, for models whose groups are drawn by the sampler ``reference``.
+        n_groups: how many groups, for models whose groups are drawn by the sampler ``reference``; None takes the
+            checkpoint's number, or one of each scan point where a scan has fewer.
         K: nearest neighbours that groups are drawn from.
         devices: processes that predict, each on a GPU of its own where there are GPUs. The objects are those of one,
             to the rounding of float64 sums. Python starts the processes anew, so a script calls this below
@@ -466,7 +470,7 @@ def infer(
     probes = () if probe_dir is None else folders.probe_paths(scans, Path(probe_dir))
     folders.refuse_results(output_dir, scans, overwrite=overwrite, inputs=(checkpoint, *probes))
     module = PtychoPINN.from_checkpoint(checkpoint)
-    data = _with_groups(module.settings.data, group_seed, n_groups, K)
+    data = _with_groups(module.settings.data, scans, group_seed, n_groups, K)
     heed_scans(scans, data, None)
     output_dir.mkdir(parents=True, exist_ok=True)
     dataset = PtychoDataset(ptycho_dir, probe_dir, data_dir, settings=data, progress=progress)
@@ -508,7 +512,9 @@ def _refuse_devices(devices: int, device: str) -> None:
         )
 
 
-def _with_groups(data: DataSettings, group_seed: int | None, n_groups: int | None, K: int | None) -> DataSettings:
+def _with_groups(
+    data: DataSettings, scans: Iterable[ScanSource], group_seed: int | None, n_groups: int | None, K: int | None
+) -> DataSettings:
     """Return settings that draw other groups, more or fewer of them, or from other neighbours."""
     if n_groups is not None and data.group_sampler != "reference":
         raise ConfigError(
@@ -518,9 +524,35 @@ def _with_groups(data: DataSettings, group_seed: int | None, n_groups: int | Non
         )
     if group_seed is not None:
         data = dataclasses.replace(data, group_seed=group_seed, sequential_sampling=False)
-    return dataclasses.replace(
-        data, n_groups=data.n_groups if n_groups is None else n_groups, K=data.K if K is None else K
-    )
+    if K is not None:
+        data = dataclasses.replace(data, K=K)
+    return within_points(data, scans) if n_groups is None else dataclasses.replace(data, n_groups=n_groups)
+
+
+def within_points(data: DataSettings, scans: Iterable[ScanSource]) -> DataSettings:
+    """Return settings that draw no more groups than each scan has points, where a training drew more of its own scan.
+
+    One group of each point is made then, of every scan, and a warning says so.
+
+    Args:
+        data: of the checkpoint.
+        scans: to be reconstructed.
+
+    Raises:
+        DataContractError: a scan that breaks a clause.
+    """
+    if data.group_sampler != "reference" or data.n_groups is None or data.enable_oversampling or data.C == 1:
+        return data
+    for source in scans:
+        scan = open_scan(source)
+        points = int(np.unique(scan.scan_index, return_counts=True)[1].min())
+        if points < data.n_groups:
+            log.warning(
+                "%s: %d scan points, and the checkpoint draws n_groups = %d. One group of each point is made; another "
+                "number: --n-groups.", scan.path, points, data.n_groups,
+            )  # fmt: skip
+            return dataclasses.replace(data, n_groups=None)
+    return data
 
 
 def geometries_of(dataset: PtychoDataset, given: Mapping[str, float | None] = NOTHING_GIVEN) -> dict[int, Geometry]:

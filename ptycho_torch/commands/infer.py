@@ -11,7 +11,14 @@ from typing import get_args
 
 from ptycho_torch.commands.arguments import add_data_dir, add_probe_dir, add_progress, positive, seed, whole
 from ptycho_torch.config_params import Device
-from ptycho_torch.files.folders import checkpoint_of, map_folder, probe_paths, refuse_results, scan_paths
+from ptycho_torch.files.folders import (
+    checkpoint_of,
+    map_folder,
+    probe_paths,
+    refuse_damaged,
+    refuse_results,
+    scan_paths,
+)
 
 WEIGHTINGS = ("smooth", "uniform")
 
@@ -92,7 +99,11 @@ def run(options: argparse.Namespace) -> int:
         PtychoError: a checkpoint or scan that cannot be read or does not fit, or files that are there.
     """
     checkpoint, scans = checkpoint_of(options.checkpoint), scan_paths(options.ptycho_dir)
+    from ptycho_torch.training.checkpoint_file import read_tree
+
+    read_tree(checkpoint)
     probes = () if options.probe_dir is None else probe_paths(scans, options.probe_dir)
+    refuse_damaged((*scans, *probes))
     refuse_results(options.output_dir, scans, overwrite=options.overwrite, inputs=(checkpoint, *probes))
     from ptycho_torch import inference
 

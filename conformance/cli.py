@@ -22,6 +22,11 @@ CONFORMANCE = Program(
             "decide from the reports of all devices whether a release may go out, or a change be merged",
             "python -m conformance gate cpu/parity.json cuda/parity.json -o sign-off.json --page release.html",
         ),
+        "signed": Command(
+            "conformance.commands.signed",
+            "was this installation signed off for release, and is it what was signed off?",
+            "python -m conformance signed",
+        ),
         "history": Command(
             "conformance.commands.history",
             "list many reports by time: verdicts, shares of budgets, and what their environments do not share",

@@ -25,6 +25,9 @@ from conformance.release.policy import Policy
 
 SCHEMA = "sign_off.json"
 SCHEMA_VERSION = 1
+PACKAGED = Path(__file__).parents[1] / "sign-off.json"
+"""Where a released wheel has its decision; ``hatch_build.py`` puts it there."""
+
 _LARGEST_BYTES = 8 << 20
 
 
@@ -98,4 +101,27 @@ def read_sign_off(path: Path) -> dict[str, Any]:
             f"{path}: was changed after it was signed off: its content has not the digest that it names; "
             "decide again with `python -m conformance gate`."
         )
+    return content
+
+
+def signed_for_release(path: Path) -> dict[str, Any]:
+    """Return a decision that grants a release of the sources that are running.
+
+    Raises:
+        DocumentError: there is none, it was changed, grants no release, or is of other sources or clauses.
+    """
+    if not path.is_file():
+        raise DocumentError(
+            f"{path}: not there, so these sources were not signed off for release; released wheels have it, a checkout "
+            "has none. Decide with `python -m conformance gate`."
+        )
+    content = read_sign_off(path)
+    if content["verdict"] != "release":
+        raise DocumentError(f"{path}: the verdict is {content['verdict']!r}; expected 'release'. {content['headline']}")
+    for name, here in (("numerical_digest", numerical_digest()), ("spec_digest", spec_digest())):
+        if content[name] != here:
+            raise DocumentError(
+                f"{path}: signed off for sources with {name} {content[name]}, and these have {here}; install the wheel "
+                "again, without changes."
+            )
     return content

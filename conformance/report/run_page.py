@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -175,8 +176,19 @@ def _skipped(reports: Sequence[Report], results: Sequence[Values]) -> Values | N
     for result in results:
         if result["outcome"] == "skipped":
             reasons.setdefault(result["reason"] or "no reason was given", []).append(result["test"])
-    found = {"reasons": reasons, "deselected": sum(report["tests"]["deselected"] for report in reports)}
-    return found if any(found.values()) else None
+    deselected = sum(report["tests"]["deselected"] for report in reports)
+    if not reasons and not deselected:
+        return None
+    # A file that options made needless is not even read, so none of its tests is counted as left out.
+    ran = {result["test"].partition("::")[0] for result in results}
+    judged = {clause for result in results if result["outcome"] != "skipped" for clause in result["clauses"]}
+    return {
+        "reasons": reasons,
+        "deselected": deselected,
+        "files": sorted(path.name for path in Path(__file__).parents[1].glob("test_*.py") if path.name not in ran),
+        "clauses": [each for each in catalogue() if each not in judged],
+        "of_clauses": len(catalogue()),
+    }
 
 
 def _difference(previous: Report, report: Report) -> Values:

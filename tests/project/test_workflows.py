@@ -107,6 +107,19 @@ def test_there_is_a_gate_for_merges_and_one_for_releases() -> None:
     assert merge["permissions"] == {"contents": "read"}
 
 
+def test_a_release_is_built_after_the_gate_and_carries_its_decision() -> None:
+    release = read((ROOT / ".github" / "workflows" / "release.yml").read_text())
+    jobs = release["jobs"]
+    assert release["on"] == {"push": {"tags": ["v*"]}}
+    assert jobs["gate"]["uses"] == "./.github/workflows/release-gate.yml"
+    assert (jobs["build"]["needs"], jobs["publish"]["needs"]) == ("gate", "build")
+    assert {"id-token": "write", "attestations": "write"}.items() <= jobs["build"]["permissions"].items()
+    (build,) = [step for step in jobs["build"]["steps"] if "hatchling build" in step.get("run", "")]
+    assert build["env"] == {"PTYCHO_SIGN_OFF": "decision/sign-off.json"}
+    assert any("conformance signed" in step.get("run", "") for step in jobs["build"]["steps"])
+    assert any("attest-build-provenance" in step.get("uses", "") for step in jobs["build"]["steps"])
+
+
 def test_a_report_is_kept_when_a_test_fails() -> None:
     (kept,) = [step for step in steps(read(ACTION.read_text())) if "upload-artifact" in step.get("uses", "")]
     assert kept["if"] == "always()"

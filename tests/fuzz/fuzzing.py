@@ -263,8 +263,9 @@ def damaged(rng: np.random.Generator, begin: Sequence[bytes]) -> bytes:
             case 3:
                 content[at:at] = content[at : at + length] * int(rng.integers(1, 40))
             case 4:
-                value = int(rng.choice([0, 1, 2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1], 1)[0])
-                content[at : at + 8] = struct.pack("<Q", value)[: int(rng.choice([1, 2, 4, 8]))]
+                width = 1 << int(rng.integers(4))
+                limit = (0, 1, 2**31 - 1, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1)[int(rng.integers(7))]
+                content[at : at + width] = struct.pack("<Q", limit)[:width]
             case 5:
                 other = begin[int(rng.integers(len(begin)))]
                 start = int(rng.integers(len(other) + 1))

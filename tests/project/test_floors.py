@@ -17,7 +17,7 @@ def requirements() -> Iterator[str]:
     """Yield what the package and the extras that are tested need."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     yield from project["dependencies"]
-    (extras,) = re.findall(r"^EXTRAS \?= (.*)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    (extras,) = re.findall(r"^OLDEST_EXTRAS := (.*)", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     for extra in extras.split(","):
         yield from project["optional-dependencies"][extra]
 

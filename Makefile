@@ -84,9 +84,12 @@ OLDEST_TESTS := \
 	tests/bridge/test_export.py::test_keras_opens_the_model_with_pytorch_as_its_backend \
 	tests/reports/test_plugin.py::test_a_report_is_written_whatever_the_flags_are
 
+OLDEST_EXTRAS := tf,mlflow,beamline,dev
+
 test-oldest: export OMP_NUM_THREADS = 1
 test-oldest: ## install the oldest versions that pyproject.toml allows, and run some tests with them
-	@$(MAKE) --no-print-directory venv VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+	@$(MAKE) --no-print-directory venv VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt \
+		EXTRAS=$(OLDEST_EXTRAS)
 	@echo "== tests with the oldest versions"
 	@.venv-oldest/bin/python -m pytest $(OLDEST_TESTS) $(ARGS)
 	@.venv-oldest/bin/python -m pytest conformance --parity-reference recorded $(ARGS)

@@ -22,6 +22,11 @@ CONFORMANCE = Program(
             "decide from the reports of all devices whether a release may go out, or a change be merged",
             "python -m conformance gate cpu/parity.json cuda/parity.json -o sign-off.json --page release.html",
         ),
+        "reproduce": Command(
+            "conformance.commands.reproduce",
+            "write a failure of a report as a short program that needs PyTorch, NumPy and ptycho_torch only",
+            "python -m conformance reproduce cpu/parity.json n64_g2_base merged -o repro.py",
+        ),
         "verify": Command(
             "conformance.commands.verify",
             "hold a converted model against its archive and what the reference recorded (minutes); fails where it is "

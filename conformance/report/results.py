@@ -133,6 +133,7 @@ def _case(report: CaseReport) -> dict[str, Any]:
     return {
         "case": report.planned.name,
         "kind": report.planned.kind,
+        "settings": dataclasses.asdict(report.planned.settings),
         "device": report.device,
         "dtype": report.dtype,
         "reference": report.reference,

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ptycho_torch.npz_writer import replacing
+from ptycho_torch.files.npz_writer import replacing
 
 REAL_CORRELATION, REAL_ERROR_RAD, CPU_SECONDS, SHARE_OF_BEST = 0.93, 0.10, 600.0, 0.9
 """The goals."""
@@ -202,7 +202,7 @@ def _train(path: str, scan: str, name: str, seed: int, picture: str | None = Non
     from ptycho_torch.config_params import Settings
     from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
     from ptycho_torch.evaluate import compare, evaluate, plot_evaluation, read_truth, score
-    from ptycho_torch.products import read_reconstruction
+    from ptycho_torch.reconstruction.products import read_reconstruction
 
     changes = dict(SETTINGS[name])
     common = {"tracking": False, "seed": seed, **CASES[scan].settings}
@@ -242,7 +242,7 @@ def _epoch(path: str, settings: Any, folder: str) -> tuple[int, float]:
     """Return the epochs that a run without ``max_epochs`` has, and CPU seconds of one epoch of training."""
     from ptycho_torch import train
     from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
-    from ptycho_torch.lightning_module import PtychoPINN
+    from ptycho_torch.training.lightning_module import PtychoPINN
 
     dataset = PtychoDataset(path, data_dir=folder, settings=settings.data)
     module = PtychoPINN.for_dataset(dataset, settings.override({"max_epochs": 1}))

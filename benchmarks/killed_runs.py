@@ -31,9 +31,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ptycho_torch import cli, train  # noqa: F401 - imported once, for all runs that are forked
-from ptycho_torch.checkpoint_file import KEY, read_content
-from ptycho_torch.run_state import own_checkpoint, read_state
+from ptycho_torch.commands import cli
+from ptycho_torch.training.checkpoint_file import KEY, read_content
+from ptycho_torch.training.run_state import own_checkpoint, read_state
 
 WAYS = ("SIGKILL", "SIGTERM", "SIGUSR1", "os._exit")
 EXIT_CODES = {"SIGKILL": (-9,), "SIGTERM": (143, -15), "SIGUSR1": (138, -10), "os._exit": (9,)}

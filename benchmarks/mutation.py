@@ -36,7 +36,7 @@ import torch  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
 TARGETS = tuple(f"conformance.{name}" for name in ("judge", "parity", "condition", "gains"))
-TESTS = tuple(f"tests/test_{name}.py" for name in ("judge", "gains", "condition", "comparer"))
+TESTS = tuple(f"tests/judge/test_{name}.py" for name in ("judge", "gains", "condition", "comparer"))
 GOAL = 0.95
 PACKAGES = ("conformance", "ptycho_torch", "ptycho_tf_bridge")
 """Imported anew in each fork."""

@@ -59,9 +59,9 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         "ptycho_torch.helper": Target(_NETWORK, ("test_forward_operations",), is_network=True),
         "ptycho_torch.losses": Target(_NETWORK, ("test_losses",), is_network=True),
         "ptycho_torch.optim": Target(_TRAINING, ("test_optim", "test_schedules"), is_network=True),
-        "ptycho_torch.grouping": Target(_DATA, ("test_grouping", "test_dset_loader")),
-        "ptycho_torch.scaling": Target(_DATA, ("test_dset_loader", "test_photons")),
-        "ptycho_torch.reassembly": Target(_DATA, ("test_reassembly",)),
+        "ptycho_torch.data.grouping": Target(_DATA, ("test_grouping", "test_dset_loader")),
+        "ptycho_torch.data.scaling": Target(_DATA, ("test_dset_loader", "test_photons")),
+        "ptycho_torch.reconstruction.reassembly": Target(_DATA, ("test_reassembly",)),
         "ptycho_tf_bridge.weights": Target(_BRIDGE, ("test_bridge_weights",)),
         "ptycho_tf_bridge.layout": Target(_BRIDGE, ("test_bridge_layout",)),
         "ptycho_tf_bridge.config": Target(_BRIDGE, ("test_bridge_config",)),
@@ -126,7 +126,9 @@ def judge(mutant: Mutant) -> Result:
     killed = not tests_pass(mutant, (*target.quick, *RECORDED[1:]), LIMIT_S) or not tests_pass(
         mutant, RECORDED, LIMIT_S
     )
-    tested = not tests_pass(mutant, tuple(f"tests/{name}.py" for name in target.tests), LIMIT_S)
+    tested = not tests_pass(
+        mutant, tuple(str(path) for name in target.tests for path in (ROOT / "tests").rglob(f"{name}.py")), LIMIT_S
+    )
     return Result(mutant.module, mutant.line, mutant.change, killed, tested, EQUIVALENT.get(mutant.name, ""))
 
 

@@ -22,7 +22,7 @@ from ptycho_torch import inference, train
 from ptycho_torch.config_params import Settings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 from ptycho_torch.evaluate import Scores, compare, read_truth, score
-from ptycho_torch.reassembly import Weighting
+from ptycho_torch.reconstruction.reassembly import Weighting
 
 REFERENCE = {
     "N": 64, "gridsize": 2, "K": 6, "group_sampler": "reference", "group_seed": 1, "n_filters_scale": 1, "offset": 4,

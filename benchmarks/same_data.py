@@ -28,8 +28,8 @@ from typing import Any
 import numpy as np
 
 from ptycho_torch.config_params import DataSettings
+from ptycho_torch.data.scan import examine
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
-from ptycho_torch.scan import examine
 
 SEED = 45
 K = {1: 4, 2: 6, 3: 10}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ptycho_torch import cli
-from ptycho_torch.cli import Command, Program
+from ptycho_torch.commands import cli
+from ptycho_torch.commands.cli import Command, Program
 
 CONFORMANCE = Program(
     "python -m conformance",

@@ -334,7 +334,7 @@ def _target_param(target: Target) -> ParameterSet:
 def _scan_clauses(scan: str | None) -> list[ParameterSet]:
     """Return every clause for every file of a scan or folder; the test's id is clause and file."""
     from ptycho_torch.check import CHECKED
-    from ptycho_torch.folders import scan_paths
+    from ptycho_torch.files.folders import scan_paths
 
     if not scan:
         # One test that says why it is skipped.
@@ -512,7 +512,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
     if scan:
         from conformance.cases.scan import examined
         from ptycho_torch.check import describe
-        from ptycho_torch.folders import scan_paths
+        from ptycho_torch.files.folders import scan_paths
 
         for path in scan_paths(Path(scan)):
             for line in describe(examined(path)):

@@ -8,7 +8,7 @@ import time
 
 from tqdm import tqdm
 
-from ptycho_torch.progress import duration
+from ptycho_torch.training.progress import duration
 
 LINE_S = 10.0
 """Least time between two lines where there is no terminal."""

@@ -26,7 +26,7 @@ from ptycho_tf_bridge.config import (
     to_tensorflow_yaml,
 )
 from ptycho_torch.config_params import Settings
-from ptycho_torch.config_schema import Setting, load_schema
+from ptycho_torch.contracts.config_schema import Setting, load_schema
 
 SCHEMA = load_schema()
 

@@ -15,7 +15,7 @@ from conformance.cases.scan import examined
 from conformance.release.document import document
 from conformance.spec.loader import check_schema
 from ptycho_torch.config_params import DataSettings
-from ptycho_torch.contract import DATA_FILE, Clause, load_contract, read_yaml, specs_dir
+from ptycho_torch.contracts.contract import DATA_FILE, Clause, load_contract, read_yaml, specs_dir
 
 if TYPE_CHECKING:
     from ptycho_torch.dset_loader_pt_mmap import PtychoDataset

@@ -21,14 +21,14 @@ from conformance.provenance.clauses import catalogue
 from conformance.spec.divergences import load_divergences, missing_tests
 from ptycho_tf_bridge.weights import tensorflow_shapes
 from ptycho_torch import helper, losses
-from ptycho_torch.alignment import Alignment
+from ptycho_torch.commands.settings_options import add_setting_flags, settings_from
 from ptycho_torch.config_params import DataSettings, ModelSettings, NetworkSettings
+from ptycho_torch.data.grouping import group_scan
+from ptycho_torch.data.probe import default_probe, disk_mask, normalise_probe
 from ptycho_torch.evaluate import compare, score
-from ptycho_torch.grouping import group_scan
 from ptycho_torch.model import PtychoNet
-from ptycho_torch.probe import default_probe, disk_mask, normalise_probe
-from ptycho_torch.reassembly import stitch_patches
-from ptycho_torch.settings_options import add_setting_flags, settings_from
+from ptycho_torch.reconstruction.alignment import Alignment
+from ptycho_torch.reconstruction.reassembly import stitch_patches
 
 HERE = Path(__file__).parent
 SETTINGS = NetworkSettings(N=64, gridsize=2, n_filters_scale=1, intensity_scale=30.0)
@@ -310,7 +310,8 @@ import numpy, torch
 numpy.random.seed(5); torch.manual_seed(5)
 before = numpy.random.get_state()[1].tolist(), torch.random.get_rng_state().tolist()
 folder = pathlib.Path(sys.argv[1])
-for name in sorted(f"ptycho_torch.{path.stem}" for path in folder.glob("*.py") if path.stem != "__main__"):
+paths = (path.relative_to(folder.parent).with_suffix("") for path in folder.rglob("*.py") if path.stem != "__main__")
+for name in sorted(".".join(path.parts) for path in paths if path.stem != "__init__"):
     for loaded in [each for each in sys.modules if each.split(".")[0] == "ptycho_torch"]:
         del sys.modules[loaded]
     importlib.import_module(name)

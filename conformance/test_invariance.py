@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from conformance.checks.invariance import differences
 from conformance.judge.measure import FORWARD_FREE
 from conformance.session.bench import Bench, plan
+from conformance.session.invariance import differences
 
 
 @pytest.mark.parity_clause("INVARIANCE")

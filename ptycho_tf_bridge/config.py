@@ -43,10 +43,10 @@ from ptycho_tf_bridge.config_values import (
     shown_as,
     spelled_here,
 )
+from ptycho_torch.commands.settings_options import compose_yaml, yaml_errors, yaml_pairs, yaml_scalar
 from ptycho_torch.config_params import Settings
-from ptycho_torch.config_schema import Foreign, ReferenceField, Setting, Value, hint, load_schema, same_value
+from ptycho_torch.contracts.config_schema import Foreign, ReferenceField, Setting, Value, hint, load_schema, same_value
 from ptycho_torch.errors import ConfigError
-from ptycho_torch.settings_options import compose_yaml, yaml_errors, yaml_pairs, yaml_scalar
 
 __all__ = [
     "KEPT",

@@ -24,7 +24,7 @@ from ptycho_tf_bridge.config_values import (
     spelled_there,
 )
 from ptycho_torch.config_params import Settings
-from ptycho_torch.config_schema import Setting, Value, load_schema, same_value
+from ptycho_torch.contracts.config_schema import Setting, Value, load_schema, same_value
 
 _FLAGS_WIN = """\
 # The defaults of ptycho_train's flags win over all lines outside 'model:', so it needs these too:

@@ -7,7 +7,7 @@ import math
 from pathlib import PurePath
 from typing import Any, Literal
 
-from ptycho_torch.config_schema import ReferenceField, Setting, Value, load_schema, same_value
+from ptycho_torch.contracts.config_schema import ReferenceField, Setting, Value, load_schema, same_value
 
 Change = Literal["same", "renamed", "converted", "default", "ignored", "collision", "not here", "not there", "unknown"]
 """What became of a field.

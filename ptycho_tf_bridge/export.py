@@ -15,14 +15,14 @@ import h5py
 import numpy as np
 import torch
 
+from ptycho_tf_bridge.archives.keras_file import write_keras
+from ptycho_tf_bridge.archives.saved_parameters import PROBE_KEY, SAVED_FIELDS, SCALE_KEY, legacy_key
 from ptycho_tf_bridge.config import Finding, to_legacy
 from ptycho_tf_bridge.errors import ArchiveError
-from ptycho_tf_bridge.keras_file import write_keras
-from ptycho_tf_bridge.saved_parameters import PROBE_KEY, SAVED_FIELDS, SCALE_KEY, legacy_key
 from ptycho_tf_bridge.weights import to_tensorflow, torch_shapes
-from ptycho_torch.checkpoint import Checkpoint, read_checkpoint
 from ptycho_torch.config_params import NetworkSettings, Settings
-from ptycho_torch.npz_writer import replacing
+from ptycho_torch.files.npz_writer import replacing
+from ptycho_torch.training.checkpoint import Checkpoint, read_checkpoint
 
 MODELS = ("autoencoder", "diffraction_to_obj")
 """Folders of an archive; both hold the same weights."""
@@ -55,7 +55,7 @@ def export(
     """Write the model of a checkpoint as an archive of the reference.
 
     Its ``model.keras`` is a model of Keras' own layers up to amplitude and phase of the patches, see
-    ``ptycho_tf_bridge.keras_file``; weights, probe and scale are the checkpoint's bit for bit.
+    ``ptycho_tf_bridge.archives.keras_file``; weights, probe and scale are the checkpoint's bit for bit.
 
     Args:
         checkpoint: of training, or converted.

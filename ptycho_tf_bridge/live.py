@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from ptycho_tf_bridge.archives.keras_graph import Graph, find_roles, read_graph
 from ptycho_tf_bridge.backend import keras, tensorflow
 from ptycho_tf_bridge.errors import ArchiveError, LiveReferenceError
-from ptycho_tf_bridge.keras_graph import Graph, find_roles, read_graph
 from ptycho_tf_bridge.keras_reference import MAX_PATCHES_PER_CALL, OnStage, keep
 from ptycho_tf_bridge.reference_path import import_name
 from ptycho_tf_bridge.weights import check_weights, tensorflow_shapes, weight_table

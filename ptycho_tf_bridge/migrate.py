@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from ptycho_tf_bridge.archive import Archive
+from ptycho_tf_bridge.archives.archive import Archive
 from ptycho_tf_bridge.config import Finding, from_legacy
 from ptycho_tf_bridge.errors import ArchiveError
 from ptycho_tf_bridge.weights import to_torch
-from ptycho_torch.checkpoint import write_checkpoint
+from ptycho_torch.commands.settings_options import config_text
 from ptycho_torch.config_params import NetworkSettings, Settings
 from ptycho_torch.errors import one_line
-from ptycho_torch.folders import refuse_outputs
+from ptycho_torch.files.folders import refuse_outputs
+from ptycho_torch.files.npz_writer import replacing
 from ptycho_torch.model import PtychoNet
-from ptycho_torch.npz_writer import replacing
-from ptycho_torch.settings_options import config_text
+from ptycho_torch.training.checkpoint import write_checkpoint
 
 CHECKPOINT = Path("checkpoints", "last.ckpt")
 """Where ``ptycho-torch infer DIR`` looks."""
@@ -291,8 +291,8 @@ def _write(path: Path, text: str, overwrite: bool) -> None:
 
 
 def _draw(probe: np.ndarray, path: Path, archive: Archive) -> None:
-    from ptycho_torch.pictures import new_figure, save_figure
-    from ptycho_torch.plots import draw_probe
+    from ptycho_torch.reconstruction.pictures import new_figure, save_figure
+    from ptycho_torch.reconstruction.plots import draw_probe
 
     figure = new_figure(8, 3.6)
     amplitude, phase = figure.subplots(1, 2)

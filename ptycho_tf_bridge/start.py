@@ -1,8 +1,7 @@
 """Where the commands start, before anything of ``ptycho_torch`` is imported.
 
 The TensorFlow reference's project installs a package ``ptycho_torch`` too. With both in one environment their files
-mix in one folder: a folder ``cli`` there hides ``cli.py`` here, and of files with one name the last that was installed
-stays. This module has a name that the other project has not. It looks for that, and for modules that our record has
+mix in one folder, and of files with one name the last that was installed stays. This module has a name that the other project has not. It looks for that, and for modules that our record has
 not, and says it in one line.
 """
 
@@ -15,15 +14,15 @@ import sys
 
 _PACKAGE, _DISTRIBUTION = "ptycho_torch", "ptycho-torch"
 
-_OURS, _HIDES = "cli.py", os.path.join("cli", "__init__.py")
-"""A file of ours, and one of the other project before which Python does not see it."""
+_OURS, _THEIRS = os.path.join("commands", "cli.py"), os.path.join("cli", "__init__.py")
+"""A file that only this project has, and one that only the other has."""
 
 
 def mixed_up() -> str:
     """Say in one line whose files are in the package ``ptycho_torch`` and what to do; empty where all are ours."""
     found = importlib.util.find_spec(_PACKAGE)  # imports nothing, since it is no module of a package
     folder = next(iter((found.submodule_search_locations if found is not None else None) or ()), "")
-    ours_run = os.path.isfile(os.path.join(folder, _OURS)) and not os.path.isfile(os.path.join(folder, _HIDES))
+    ours_run = os.path.isfile(os.path.join(folder, _OURS)) and not os.path.isfile(os.path.join(folder, _THEIRS))
     if ours_run and not _unrecorded(folder):
         return ""
     owner = _owner(folder)
@@ -73,12 +72,12 @@ def _owner(folder: str) -> str:
 
 def run_torch() -> int:
     """Run the command ``ptycho-torch``; return its exit code."""
-    return _run("ptycho-torch", "ptycho_torch.cli")
+    return _run("ptycho-torch", "ptycho_torch.commands.cli")
 
 
 def run_bridge() -> int:
     """Run the command ``ptycho-bridge``; return its exit code."""
-    return _run("ptycho-bridge", "ptycho_tf_bridge.cli")
+    return _run("ptycho-bridge", "ptycho_tf_bridge.commands.cli")
 
 
 def _run(program: str, module: str) -> int:

@@ -2,6 +2,6 @@
 
 import sys
 
-from ptycho_torch.cli import main
+from ptycho_torch.commands.cli import main
 
 sys.exit(main())

@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from ptycho_torch.config_params import DataSettings
-from ptycho_torch.contract import load_contract
+from ptycho_torch.contracts.contract import load_contract
+from ptycho_torch.data.memory_map import group_file
+from ptycho_torch.data.photons import METADATA, normalised_notice
+from ptycho_torch.data.preparation import derive, median_step
+from ptycho_torch.data.scan import Examination, Finding, Scan, examine, open_scan, read_probe, sample_patterns
 from ptycho_torch.errors import DataContractError
-from ptycho_torch.folders import probe_paths
-from ptycho_torch.hints import Hint, ScanView, hint_orientation, scan_hints
-from ptycho_torch.memory_map import group_file
-from ptycho_torch.orientation import judge_orientation
-from ptycho_torch.photons import METADATA, normalised_notice
-from ptycho_torch.preparation import derive, median_step
-from ptycho_torch.scan import Examination, Finding, Scan, examine, open_scan, read_probe, sample_patterns
+from ptycho_torch.files.folders import probe_paths
+from ptycho_torch.importer.hints import Hint, ScanView, hint_orientation, scan_hints
+from ptycho_torch.importer.orientation import judge_orientation
 
 CHECKED = tuple(clause.id for clause in load_contract().of("npz", "scan") if clause.id != "SCAN-14")
 """Clauses that are judged of each file."""

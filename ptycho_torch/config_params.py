@@ -17,8 +17,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, Literal, Self, TypeVar, get_args
 
+from ptycho_torch.contracts.nicknames import nearest
 from ptycho_torch.errors import ConfigError
-from ptycho_torch.nicknames import nearest
 
 AmplitudeActivation = Literal["sigmoid", "swish", "softplus", "relu"]
 
@@ -61,7 +61,7 @@ def _check_type(owner: str, name: str, value: object, annotation: str) -> None:
 
 def _advice(name: str, known: tuple[str, ...]) -> str:
     """Say what an unknown name is here, or the nearest that there is, or all that there are."""
-    from ptycho_torch.config_schema import hint
+    from ptycho_torch.contracts.config_schema import hint
 
     elsewhere = hint(name)
     if elsewhere is not None:
@@ -450,7 +450,7 @@ Monitor = Literal["train_loss", "val_loss"]
 Precision = Literal["32-true", "64-true", "bf16-mixed"]
 ValidationSelection = Literal["random", "last"]
 GraveHint = Literal["position-unit", "position-outlier", "one-place", "scan-index", "static", "hot-pixel"]
-"""Kinds of hints that stop training (``ptycho_torch.hints``)."""
+"""Kinds of hints that stop training (``ptycho_torch.importer.hints``)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,20 +23,29 @@ from typing import NoReturn
 import numpy as np
 from tqdm import tqdm
 
-from ptycho_torch.beamline import Wanted
-from ptycho_torch.command_convert import HDF5_OPTIONS
 from ptycho_torch.config_params import DataSettings
-from ptycho_torch.contract import violation
+from ptycho_torch.contracts.contract import violation
+from ptycho_torch.data.preparation import FramePreparation, object_pixel_m
+from ptycho_torch.data.scan import PatternAudit, open_scan
 from ptycho_torch.errors import ConfigError, PtychoError
-from ptycho_torch.folders import existing_folder
-from ptycho_torch.hdf5_files import is_hdf5
-from ptycho_torch.npz import listed
-from ptycho_torch.npz_writer import NpzWriter, replacing
-from ptycho_torch.pattern_choice import DARK_SHARE, Choice, choose, mean_of_places, merged, places_of, with_light
-from ptycho_torch.pattern_survey import Survey, corner_centred, survey
-from ptycho_torch.pattern_values import MOST_HIDDEN, ValueReader, ValueRules
-from ptycho_torch.preparation import FramePreparation, object_pixel_m
-from ptycho_torch.raw_scan import (
+from ptycho_torch.files.folders import existing_folder
+from ptycho_torch.files.hdf5_files import is_hdf5
+from ptycho_torch.files.npz import listed
+from ptycho_torch.files.npz_writer import NpzWriter, replacing
+from ptycho_torch.files.remedies import adding
+from ptycho_torch.importer.beamline import Wanted
+from ptycho_torch.importer.pattern_choice import (
+    DARK_SHARE,
+    Choice,
+    choose,
+    mean_of_places,
+    merged,
+    places_of,
+    with_light,
+)
+from ptycho_torch.importer.pattern_survey import Survey, corner_centred, survey
+from ptycho_torch.importer.pattern_values import MOST_HIDDEN, ValueReader, ValueRules
+from ptycho_torch.importer.raw_scan import (
     AMPLITUDE,
     CHUNK_BYTES,
     GEOMETRY,
@@ -49,13 +58,16 @@ from ptycho_torch.raw_scan import (
     open_source,
     read_npz,
 )
-from ptycho_torch.remedies import adding
-from ptycho_torch.scan import PatternAudit, open_scan
 
 _WIDEST_FRAMES = 1000
 """Positions without a unit that span more than this many frames are in no metres."""
 
 _OFF_CENTRE_PX = 1.0
+
+_HDF5_OPTIONS = (
+    "data_path", "positions_path", "positions_units", "mask_path", "mask_bits", "dark_path", "white_path", "probe_path",
+)  # fmt: skip
+"""Options that speak of datasets of an HDF5 file."""
 
 
 # ------------------------------------------------------------------------------------------- what is made of it
@@ -331,7 +343,7 @@ def _opened(options: argparse.Namespace) -> Iterator[Source]:
         with open_source(path, _wanted(options)) as source:
             yield source
         return
-    for name in HDF5_OPTIONS:
+    for name in _HDF5_OPTIONS:
         if getattr(options, name) is not None:
             raise ConfigError(f"--{name.replace('_', '-')} is for HDF5 files, and {path} is none.")
     yield read_npz(

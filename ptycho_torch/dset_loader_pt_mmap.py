@@ -22,12 +22,12 @@ from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
 from ptycho_torch.config_params import DataConfig, DataSettings
+from ptycho_torch.data.memory_map import Inputs, MemoryMap, open_map
+from ptycho_torch.data.photons import METADATA, PATTERNS_LOOKED_AT, are_counts, normalised_notice, stated_photons
+from ptycho_torch.data.preparation import DerivedSettings, derive, median_step
+from ptycho_torch.data.scan_arrays import ScanArrays, ScanSource, open_members, path_of
 from ptycho_torch.errors import ConfigError
-from ptycho_torch.folders import map_folder, probe_paths, scan_paths
-from ptycho_torch.memory_map import Inputs, MemoryMap, open_map
-from ptycho_torch.photons import METADATA, PATTERNS_LOOKED_AT, are_counts, normalised_notice, stated_photons
-from ptycho_torch.preparation import DerivedSettings, derive, median_step
-from ptycho_torch.scan_arrays import ScanArrays, ScanSource, open_members, path_of
+from ptycho_torch.files.folders import map_folder, probe_paths, scan_paths
 
 log = logging.getLogger(__name__)
 

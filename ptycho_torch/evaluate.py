@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ptycho_torch.alignment import Alignment, align
-from ptycho_torch.diffraction_scores import DiffractionScores, score_diffraction
+from ptycho_torch.data.scan import Scan
 from ptycho_torch.errors import ConfigError, DataContractError
-from ptycho_torch.json_numbers import finite_or_none
-from ptycho_torch.npz import NpzFile, listed
-from ptycho_torch.pictures import add_bar, new_figure, save_figure
-from ptycho_torch.products import Reconstruction
-from ptycho_torch.rings import RingCorrelation, describe_resolution, ring_correlation
-from ptycho_torch.scan import Scan
+from ptycho_torch.files.json_numbers import finite_or_none
+from ptycho_torch.files.npz import NpzFile, listed
+from ptycho_torch.reconstruction.alignment import Alignment, align
+from ptycho_torch.reconstruction.diffraction_scores import DiffractionScores, score_diffraction
+from ptycho_torch.reconstruction.pictures import add_bar, new_figure, save_figure
+from ptycho_torch.reconstruction.products import Reconstruction
+from ptycho_torch.reconstruction.rings import RingCorrelation, describe_resolution, ring_correlation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -274,7 +274,7 @@ def evaluate(
         truth: (Y, X) complex, the known object.
         border_px: pixels left out at each side; see ``compare``.
         refine: find the shift by least squares; see ``compare``.
-        scan: measured patterns; see ``ptycho_torch.diffraction_scores.score_diffraction``.
+        scan: measured patterns; see ``ptycho_torch.reconstruction.diffraction_scores.score_diffraction``.
 
     Raises:
         ConfigError: as ``compare``.

@@ -1,10 +1,11 @@
 """Pure tensor operations of the forward model.
 
 Every function works on any device, in float32 or float64, and keeps no state. Letters: see
-``ptycho_torch.axes``. Equations and their clauses: <doc-ref type="contract">specs/stages.yaml</doc-ref>.
+``ptycho_torch.data.axes``. Equations and their clauses: <doc-ref type="contract">specs/stages.yaml</doc-ref>.
 
-From the patches made here to whole objects: ``ptycho_torch.reassembly``. Their pictures: ``ptycho_torch.pictures``.
-All of it in one call: ``ptycho_torch.inference``, see <doc-ref type="guide">docs/workflows/pytorch.md</doc-ref>.
+From the patches made here to whole objects: ``ptycho_torch.reconstruction.reassembly``. Their pictures:
+``ptycho_torch.reconstruction.pictures``. All of it in one call: ``ptycho_torch.inference``, see <doc-ref
+type="guide">docs/workflows/pytorch.md</doc-ref>.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Complex, Float, Num
 from torch import Tensor
 
-from ptycho_torch.axes import Canvas, ExitWave, GroupAmplitude, GroupViews, OffsetsPx, Patches
+from ptycho_torch.data.axes import Canvas, ExitWave, GroupAmplitude, GroupViews, OffsetsPx, Patches
 from ptycho_torch.errors import DataContractError
 
 MERGE_FLOOR = 0.001
@@ -243,7 +244,7 @@ def illuminate(
         views: object views.
         probe: (M, N, N) for all, or (B, C, M, N, N) for a probe of each pattern's own.
         smoothing_sigma: σ of ``smooth`` in pixels; 0 leaves the wave as it is.
-        disk: (N, N) mask of ``ptycho_torch.probe.disk_mask``, or None.
+        disk: (N, N) mask of ``ptycho_torch.data.probe.disk_mask``, or None.
     """
     wave = views[:, :, None] * probe
     if smoothing_sigma > 0:

@@ -22,23 +22,23 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from ptycho_torch import folders
-from ptycho_torch.blank import ObjectCheck, check_objects
 from ptycho_torch.config_params import DataSettings
+from ptycho_torch.data.photons import METADATA
+from ptycho_torch.data.scan import open_scan
+from ptycho_torch.data.scan_arrays import path_of
 from ptycho_torch.dset_loader_pt_mmap import PtychoBatch, PtychoDataset, TensorDictDataLoader
 from ptycho_torch.errors import ConfigError
-from ptycho_torch.half_split import split_patterns
-from ptycho_torch.hints import heed_patterns, heed_scans
-from ptycho_torch.json_numbers import write_numbers
-from ptycho_torch.lightning_module import ObjectPatches, PtychoPINN, accelerator, quiet_lightning
-from ptycho_torch.photons import METADATA
-from ptycho_torch.pictures import plot_reconstruction, write_images
-from ptycho_torch.products import Geometry, Reconstruction, write_product, write_reconstruction
-from ptycho_torch.progress import ProgressBar, log_above_bars, shows_bars
-from ptycho_torch.reassembly import ExperimentStitcher, HalfStitcher, Stitched, Weighting
-from ptycho_torch.reconstruction_scores import ReconstructionScores, score_reconstruction
-from ptycho_torch.scan import open_scan
-from ptycho_torch.scan_arrays import path_of
+from ptycho_torch.files import folders
+from ptycho_torch.files.json_numbers import write_numbers
+from ptycho_torch.importer.hints import heed_patterns, heed_scans
+from ptycho_torch.reconstruction.half_split import split_patterns
+from ptycho_torch.reconstruction.pictures import plot_reconstruction, write_images
+from ptycho_torch.reconstruction.products import Geometry, Reconstruction, write_product, write_reconstruction
+from ptycho_torch.reconstruction.reassembly import ExperimentStitcher, HalfStitcher, Stitched, Weighting
+from ptycho_torch.reconstruction.reconstruction_scores import ReconstructionScores, score_reconstruction
+from ptycho_torch.training.blank import ObjectCheck, check_objects
+from ptycho_torch.training.lightning_module import ObjectPatches, PtychoPINN, accelerator, quiet_lightning
+from ptycho_torch.training.progress import ProgressBar, log_above_bars, shows_bars
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def reconstruct(
     """Predict every group of a dataset and stitch the objects of each scan at the group centres.
 
     Two halves of the groups are stitched apart and compared before they are added up; see
-    ``ptycho_torch.half_split``.
+    ``ptycho_torch.reconstruction.half_split``.
 
     Args:
         module: trained module.

@@ -20,10 +20,10 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 
 from ptycho_torch import helper
-from ptycho_torch.axes import Canvas, ExitWave, GroupAmplitude, GroupViews, OffsetsPx, Patches, ProbeModes
 from ptycho_torch.config_params import OUTER_CHANNELS, AmplitudeActivation, NetworkSettings
+from ptycho_torch.data.axes import Canvas, ExitWave, GroupAmplitude, GroupViews, OffsetsPx, Patches, ProbeModes
+from ptycho_torch.data.probe import as_modes, default_probe, disk_mask, normalise_probe
 from ptycho_torch.errors import DataContractError
-from ptycho_torch.probe import as_modes, default_probe, disk_mask, normalise_probe
 
 
 class Stage(nn.Module):
@@ -528,7 +528,7 @@ class PtychoNet(nn.Module):
 def __getattr__(name: str) -> Any:
     # ptychodus looks for the Lightning module here, which stands above this one.
     if name == "PtychoPINN_Lightning":
-        from ptycho_torch.lightning_module import PtychoPINN
+        from ptycho_torch.training.lightning_module import PtychoPINN
 
         return PtychoPINN
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,13 +18,13 @@ import torch
 from jaxtyping import Complex64, Complex128, Float32, Float64, Num
 from tqdm import tqdm
 
+from ptycho_torch.data.probe import default_probe
+from ptycho_torch.data.scan import examine, open_scan, read_probe
+from ptycho_torch.data.specimens import MAX_OBJECT_PX, draw_specimen, weaken
 from ptycho_torch.errors import ConfigError, DataContractError, PtychoError
-from ptycho_torch.folders import existing_folder
+from ptycho_torch.files.folders import existing_folder
+from ptycho_torch.files.npz_writer import NpzWriter, replacing
 from ptycho_torch.helper import cut_patches, diffract, illuminate
-from ptycho_torch.npz_writer import NpzWriter, replacing
-from ptycho_torch.probe import default_probe
-from ptycho_torch.scan import examine, open_scan, read_probe
-from ptycho_torch.specimens import MAX_OBJECT_PX, draw_specimen, weaken
 
 LEAST_NPHOTONS, MOST_NPHOTONS = 1e-3, 1e15
 """Mean counts of a pattern; beyond, float32 amplitude and 64-bit counts are no longer safe."""
@@ -195,7 +195,7 @@ def choose_probe(choice: str, N: int) -> Num[np.ndarray, "modes N N"]:
     """Return the probe that a user chose.
 
     Args:
-        choice: ``default`` (``ptycho_torch.probe.default_probe``), ``focused``, ``zone_plate`` (a wide lens with a
+        choice: ``default`` (``ptycho_torch.data.probe.default_probe``), ``focused``, ``zone_plate`` (a wide lens with a
             central stop, far from its focus, as at an X-ray beamline), or an NPZ file with ``probe`` or ``probeGuess``.
         N: side of the frames.
 
@@ -467,7 +467,7 @@ def run(options: argparse.Namespace) -> int:
         f"object {options.object} of {plan.size_px} × {plan.size_px} pixels, {options.positions} positions"
     )
     if options.plot is not None:
-        from ptycho_torch.plots import plot_scan
+        from ptycho_torch.reconstruction.plots import plot_scan
 
         plot_scan(examine(target), options.plot)
     return 0

@@ -24,19 +24,21 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
-from ptycho_torch import checkpoint as checkpoints
-from ptycho_torch import folders, inference, run_state
-from ptycho_torch.blank import check_objects
+from ptycho_torch import inference
 from ptycho_torch.config_params import Settings, TrainingSettings
-from ptycho_torch.data_module import PtychoDataModule, loaders
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 from ptycho_torch.errors import CheckpointError, ConfigError
-from ptycho_torch.hints import heed_patterns, heed_scans
-from ptycho_torch.lightning_module import ObjectPatches, PtychoPINN, accelerator, load_weights, quiet_lightning
-from ptycho_torch.progress import ProgressBar, log_above_bars, shows_bars
-from ptycho_torch.run_callbacks import BestCheckpoint, LastCheckpoint, RunRecord, SignalStop
-from ptycho_torch.tracking import Tracker, print_auto_logged_info, track
-from ptycho_torch.training_callbacks import BlankWatch, TrainingLog, write_history
+from ptycho_torch.files import folders
+from ptycho_torch.importer.hints import heed_patterns, heed_scans
+from ptycho_torch.training import checkpoint as checkpoints
+from ptycho_torch.training import run_state
+from ptycho_torch.training.blank import check_objects
+from ptycho_torch.training.data_module import PtychoDataModule, loaders
+from ptycho_torch.training.lightning_module import ObjectPatches, PtychoPINN, accelerator, load_weights, quiet_lightning
+from ptycho_torch.training.progress import ProgressBar, log_above_bars, shows_bars
+from ptycho_torch.training.run_callbacks import BestCheckpoint, LastCheckpoint, RunRecord, SignalStop
+from ptycho_torch.training.tracking import Tracker, print_auto_logged_info, track
+from ptycho_torch.training.training_callbacks import BlankWatch, TrainingLog, write_history
 
 __all__ = [
     "ObjectPatches", "PtychoPINN", "TrainingResult", "loaders", "main", "make_trainer", "print_auto_logged_info",

@@ -13,7 +13,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 # Settings check themselves, with errors of their own; everything that takes tensors is checked here.
-_CHECKED = ("helper", "probe", "scaling", "losses", "reassembly", "model")
+_CHECKED = ("helper", "data.probe", "data.scaling", "losses", "reconstruction.reassembly", "model")
 install_import_hook([f"ptycho_torch.{name}" for name in _CHECKED], "beartype.beartype")
 
 REPOSITORY = Path(__file__).parents[1]

@@ -13,8 +13,8 @@ from conformance.cases.case import Case
 from conformance.cases.draws import BOTH_LOSSES, draw_weights
 from conformance.errors import ScanError
 from ptycho_torch.config_params import PATCH_SIDES_PX, NetworkSettings
-from ptycho_torch.probe import disk_mask
-from ptycho_torch.scan import Examination, Scan, examine, open_scan
+from ptycho_torch.data.probe import disk_mask
+from ptycho_torch.data.scan import Examination, Scan, examine, open_scan
 
 GROUPS = 3
 """Groups judged: enough for a batch, few enough for the oracle."""

@@ -81,7 +81,7 @@ GRAPH_KINDS: Mapping[str, NetworkSettings] = {
 
 def graphs() -> Compared:
     """Read from a graph which convolution is which stage, the activation, the border and the canvas."""
-    from ptycho_tf_bridge.keras_graph import find_roles, read_graph
+    from ptycho_tf_bridge.archives.keras_graph import find_roles, read_graph
 
     expected, found = {}, {}
     for kind, settings in GRAPH_KINDS.items():
@@ -135,7 +135,7 @@ class Kind:
 
     def found(self, name: str) -> dict[str, np.ndarray]:
         """Write the archive and read it."""
-        from ptycho_tf_bridge.archive import read_archive
+        from ptycho_tf_bridge.archives.archive import read_archive
 
         with tempfile.TemporaryDirectory(prefix="conformance-archive-") as folder:
             for path, content in self.files.items():

@@ -10,7 +10,7 @@ import numpy as np
 from conformance.cases.draws import GRAPHS
 from conformance.judge.agreement import Arrays, Compared
 from conformance.oracle.network import Oracle
-from ptycho_tf_bridge import stored_model
+from ptycho_tf_bridge.archives import stored_model
 from ptycho_tf_bridge.layout import LAYOUTS
 from ptycho_tf_bridge.weights import tensorflow_shapes, to_tensorflow, to_torch, torch_shapes
 from ptycho_torch.config_params import NetworkSettings

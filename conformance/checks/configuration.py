@@ -21,7 +21,7 @@ from ptycho_torch.errors import ConfigError
 
 def defaults() -> Compared:
     """Every default is what ``specs/configuration.yaml`` says."""
-    from ptycho_torch.config_schema import load_schema
+    from ptycho_torch.contracts.config_schema import load_schema
 
     settings = Settings().as_dict()
     schema = load_schema().settings
@@ -78,8 +78,8 @@ def used() -> Compared:
     """What was set is what the network, the optimiser and the trainer have."""
     import torch
 
-    from ptycho_torch.lightning_module import PtychoPINN, quiet_lightning
     from ptycho_torch.train import make_trainer
+    from ptycho_torch.training.lightning_module import PtychoPINN, quiet_lightning
 
     settings = Settings().override(UNUSUAL)
     probe = torch.ones(64, 64, dtype=torch.complex64)

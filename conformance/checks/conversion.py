@@ -23,7 +23,7 @@ from conformance.judge.agreement import Arrays, Compared
 from ptycho_torch.config_params import NetworkSettings, Settings
 
 if TYPE_CHECKING:
-    from ptycho_tf_bridge.archive import Archive
+    from ptycho_tf_bridge.archives.archive import Archive
 
 COUNTS = 6e5
 """Mean counts of a pattern, to which the intensity scale of ``TODAY`` does not belong, so that either can be told."""
@@ -31,7 +31,7 @@ COUNTS = 6e5
 
 def _archive(stored: Stored, parameters: Mapping[str, Any], missing: tuple[str, ...] = ()) -> Archive:
     """Return an archive as it is read, of a model and parameters."""
-    from ptycho_tf_bridge.archive import Archive
+    from ptycho_tf_bridge.archives.archive import Archive
 
     scale = stored.settings.intensity_scale
     return Archive(
@@ -53,7 +53,7 @@ def _archive(stored: Stored, parameters: Mapping[str, Any], missing: tuple[str, 
 
 def checkpoint_of(prefix: str, path: Path) -> dict[str, np.ndarray]:
     """Return what a checkpoint holds: biases first, which are zero in a network that was just made."""
-    from ptycho_torch.checkpoint_file import read_content
+    from ptycho_torch.training.checkpoint_file import read_content
 
     content = read_content(path)
     state = {name.removeprefix("network."): tensor.numpy() for name, tensor in content["state_dict"].items()}

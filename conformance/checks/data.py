@@ -12,8 +12,8 @@ from conformance.judge.agreement import Compared
 from conformance.judge.data_parity import reference_indices
 from conformance.oracle import operations as oracle
 from conformance.oracle.data import draw_groups, neighbours, subsampled_groups
-from ptycho_torch import grouping
 from ptycho_torch.config_params import DataSettings
+from ptycho_torch.data import grouping
 
 POINTS = 23
 """No multiple of anything that groups are made of."""

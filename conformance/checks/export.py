@@ -105,7 +105,7 @@ class Exported:
         """Write a checkpoint as training leaves it."""
         import torch
 
-        from ptycho_torch.checkpoint_file import write_content
+        from ptycho_torch.training.checkpoint_file import write_content
 
         stored = run.stored
         parts = np.stack([stored.probe.real, stored.probe.imag], axis=-1)[None]
@@ -281,7 +281,7 @@ def exported_archives() -> Compared:
 
 def round_trip() -> Compared:
     """Export, read, convert: weights, probe and scale are what they were, bit for bit, and what describes them too."""
-    from ptycho_tf_bridge.archive import read_archive
+    from ptycho_tf_bridge.archives.archive import read_archive
 
     archives = exported()
     run = archives.runs["trained"]

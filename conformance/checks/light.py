@@ -35,7 +35,7 @@ def normalised_probes() -> Compared:
     """Normalise probes of one mode and of several, for all and for each pattern."""
     import torch
 
-    from ptycho_torch import probe
+    from ptycho_torch.data import probe
 
     rng = np.random.default_rng(8)
     fading = np.array([1.0, 0.5, 0.25])[:, None, None]

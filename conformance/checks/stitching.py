@@ -12,7 +12,7 @@ from conformance.judge.agreement import FLOAT64, Compared
 from conformance.oracle import operations as oracle
 
 if TYPE_CHECKING:
-    from ptycho_torch.reassembly import Stitched, Weighting
+    from ptycho_torch.reconstruction.reassembly import Stitched, Weighting
 
 PATCH_PX, CROP_PX = 12, 8
 Window = Callable[[np.ndarray, int], np.ndarray]
@@ -132,7 +132,7 @@ def _found(scans: Sequence[Placed], weighting: Weighting) -> list[Parts]:
     """Stitch the patches of all experiments in turn, some at a time."""
     import torch
 
-    from ptycho_torch.reassembly import ExperimentStitcher
+    from ptycho_torch.reconstruction.reassembly import ExperimentStitcher
 
     numbers = np.concatenate([np.full(len(scan.patches), number) for number, scan in enumerate(scans)])
     order = np.random.default_rng(3).permutation(len(numbers))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from ptycho_torch.arguments import whole
+from ptycho_torch.commands.arguments import whole
 
 _HEADER = """\
 # What was measured: written by `python -m conformance calibrate`, which keeps the limits. README.md explains the
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     from conformance.recordings.calibrate import RUNS, calibrate
     from conformance.subjects.keras import KerasSubject
     from ptycho_tf_bridge.backend import keras, tensorflow
-    from ptycho_torch.contract import read_yaml
+    from ptycho_torch.contracts.contract import read_yaml
 
     cases = [read_bundle(path).case for path in options.bundle]
     cases += [

@@ -19,7 +19,7 @@ def run(options: argparse.Namespace) -> int:
     from conformance.provenance.json_files import write_text
     from conformance.release.document import FILE, NUMBERS_FILE, document, numbers, with_numbers
     from conformance.release.policy import RELEASE, read_policy
-    from ptycho_torch.contract import load_contract, specs_dir
+    from ptycho_torch.contracts.contract import load_contract, specs_dir
 
     print(f"wrote {write_text(specs_dir() / FILE, document(load_contract()))}")  # noqa: T201 - what the command is for
     # Only a checkout has documents for people.

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ptycho_torch.arguments import whole
+from ptycho_torch.commands.arguments import whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -104,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
 def _publish(signed: Mapping[str, Any], page: Path | None) -> None:
     """Make an MLflow run of the decision; a store that is away is a warning."""
     from conformance.provenance.json_files import write_json
-    from ptycho_torch.tracking import record_run
+    from ptycho_torch.training.tracking import record_run
 
     with tempfile.TemporaryDirectory() as folder:
         run_id = record_run(

@@ -16,9 +16,9 @@ from conformance.errors import RecordError
 from conformance.recordings.record import Recorder, coarse_weights, keras_recorder, live_recorder, record, write_bundle
 from conformance.session.bench import LIVE, Bench, plan
 from conformance.verify.verification import archive_case
-from ptycho_tf_bridge.archive import read_archive
+from ptycho_tf_bridge.archives.archive import read_archive
 from ptycho_torch.config_params import NetworkSettings
-from ptycho_torch.folders import refuse_target
+from ptycho_torch.files.folders import refuse_target
 
 REFERENCES: dict[str, Callable[[Case], Recorder]] = {"keras": keras_recorder}
 """What ``--reference`` takes beside ``live:PACKAGE``, with the recorder of a case."""

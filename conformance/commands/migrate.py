@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ptycho_tf_bridge import command_convert
-from ptycho_torch.arguments import add_data_dir, add_progress
+from ptycho_tf_bridge.commands import convert as command_convert
+from ptycho_torch.commands.arguments import add_data_dir, add_progress
 
 _OBJECTS, _CERTIFICATE = "reconstructions", "certificate"
 
@@ -40,8 +40,8 @@ def run(options: argparse.Namespace) -> int:
         PtychoError: an archive, scan or device that will not do, something that the archive lacks, or files that are
             there.
     """
-    from ptycho_tf_bridge.archive import read_archive
-    from ptycho_torch.folders import refuse_folder, refuse_results, scan_paths
+    from ptycho_tf_bridge.archives.archive import read_archive
+    from ptycho_torch.files.folders import refuse_folder, refuse_results, scan_paths
 
     folder = options.output_dir
     refuse_folder(folder)
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     from conformance.verify.certificate import write_certificate
     from conformance.verify.verification import verify
     from ptycho_torch import inference
-    from ptycho_torch.lightning_module import accelerator
+    from ptycho_torch.training.lightning_module import accelerator
 
     accelerator(options.device)
     migration = command_convert.converted(archive, options)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from conformance.errors import RecordError
-from ptycho_torch.arguments import seed, whole
+from ptycho_torch.commands.arguments import seed, whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,12 +37,12 @@ def run(options: argparse.Namespace) -> int:
     """
     if options.scan is not None and options.archive is None:
         raise RecordError("--scan goes with --archive; to judge a scan as it is: pytest conformance --parity-scan PATH")
-    from ptycho_torch.folders import refuse_folder
+    from ptycho_torch.files.folders import refuse_folder
 
     refuse_folder(options.output if options.embedded else options.output.parent)
     if options.archive is not None:
         # Only what can be read is worth the wait for the rest.
-        from ptycho_tf_bridge.members import open_members
+        from ptycho_tf_bridge.archives.members import open_members
 
         with open_members(options.archive):
             pass

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptycho_torch.arguments import whole
+from ptycho_torch.commands.arguments import whole
 
 if TYPE_CHECKING:
     from conformance.provenance.evidence import Evidence

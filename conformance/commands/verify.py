@@ -44,9 +44,9 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         PtychoError: a file that cannot be read or does not fit, or a device that is not there.
     """
-    from ptycho_tf_bridge.archive import read_archive
+    from ptycho_tf_bridge.archives.archive import read_archive
     from ptycho_tf_bridge.errors import ArchiveError
-    from ptycho_torch.folders import checkpoint_of, refuse_folder
+    from ptycho_torch.files.folders import checkpoint_of, refuse_folder
 
     archive = read_archive(options.archive)
     given = None if options.checkpoint is None else checkpoint_of(options.checkpoint)
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     from conformance.verify.certificate import write_certificate
     from conformance.verify.verification import verify
     from ptycho_tf_bridge.migrate import convert
-    from ptycho_torch.lightning_module import accelerator
+    from ptycho_torch.training.lightning_module import accelerator
 
     accelerator(options.device)
     with tempfile.TemporaryDirectory(prefix="ptycho-verify-") as folder:

@@ -30,7 +30,7 @@ from ptycho_torch.config_params import (
     Settings,
     TrainingSettings,
 )
-from ptycho_torch.config_schema import ConfigurationSchema, Setting
+from ptycho_torch.contracts.config_schema import ConfigurationSchema, Setting
 
 SIDES: Mapping[str, str] = types.MappingProxyType({"torch": "ptycho_torch", "keras": "ptycho_tf_bridge"})
 """Reader of the schema → the package whose code it is."""
@@ -141,7 +141,7 @@ def torch_reads(folder: Path) -> Reads:
     """
     from ptycho_torch import train
     from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
-    from ptycho_torch.tracking import track
+    from ptycho_torch.training.tracking import track
 
     members = draw_scan(np.random.default_rng(0), M=PATTERNS, N=SIDE_PX)
     scan, probes = folder / "scans" / "scan.npz", folder / "probes"

@@ -19,8 +19,8 @@ from conformance.oracle import operations as oracle_operations
 from conformance.oracle.data import GroupedScan, ReadScan, RefusedError
 from ptycho_tf_bridge.layout import LAYOUTS
 from ptycho_torch.config_params import DataSettings
-from ptycho_torch.scaling import intensity_scale
-from ptycho_torch.scan import examine
+from ptycho_torch.data.scaling import intensity_scale
+from ptycho_torch.data.scan import examine
 
 ROUNDINGS = 4
 """Float32 roundings from amplitude to normalised input, and from position to offset, and one to spare."""

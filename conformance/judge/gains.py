@@ -9,7 +9,7 @@ from functools import cache
 from conformance.judge.measure import GRADIENT_FORCED, GRADIENT_FREE, Key, Quantity
 from conformance.judge.rules import ONE_ULP, Errors
 from conformance.spec.loader import load_stages
-from ptycho_torch.contract import SpecError
+from ptycho_torch.contracts.contract import SpecError
 
 Table = Mapping[str, Mapping[str, Errors]]
 """Judgement clause → stage clause → [e, m]."""

@@ -12,7 +12,7 @@ from functools import cache
 from conformance.judge.gains import Gains
 from conformance.judge.rules import Errors, Limits
 from conformance.spec.loader import check_schema, load_stages
-from ptycho_torch.contract import SpecError, read_yaml
+from ptycho_torch.contracts.contract import SpecError, read_yaml
 
 FILE = "measured.yaml"
 

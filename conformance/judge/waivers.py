@@ -16,7 +16,7 @@ from typing import Any
 
 from conformance.judge.rules import Verdict
 from conformance.spec.loader import check_schema
-from ptycho_torch.contract import SpecError, read_yaml
+from ptycho_torch.contracts.contract import SpecError, read_yaml
 
 FILE = "waivers.yaml"
 

@@ -143,7 +143,7 @@ def subsampled_groups(
     """Return (M·n_subsample, C) indices: groups of each point one behind the other, members nearest first.
 
     GROUP-02 says no more than that the groups of a point differ; which they are is the rule of
-    ``ptycho_torch.grouping``, Floyd's draw of places in the colexicographic list of all subsets: a point gets one
+    ``ptycho_torch.data.grouping``, Floyd's draw of places in the colexicographic list of all subsets: a point gets one
     number after another, the s-th below total − n_subsample + s + 1, and one that the point has already makes way for
     the last of these. Every point draws its s-th number before any draws the next; the package draws so up to
     ``grouping._POINTS_AT_ONCE`` = 2¹⁷ points, and part by part beyond.

@@ -24,7 +24,7 @@ import pytest
 from conformance.errors import DocumentError
 from conformance.provenance.digest import specification
 from conformance.suite import clauses_of, short_id
-from ptycho_torch.contract import read_yaml
+from ptycho_torch.contracts.contract import read_yaml
 
 HERE = Path(__file__).parents[1]
 TESTS = HERE.parent / "tests"

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from ptycho_torch.contract import specs_dir
+from ptycho_torch.contracts.contract import specs_dir
 
 PACKAGES = ("ptycho_torch", "ptycho_tf_bridge", "conformance")
 

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 
 from conformance.errors import DocumentError
 from conformance.spec.loader import check_schema
-from ptycho_torch.contract import SpecError
-from ptycho_torch.npz_writer import replacing
+from ptycho_torch.contracts.contract import SpecError
+from ptycho_torch.files.npz_writer import replacing
 
 
 def finite(value: float) -> float | None:

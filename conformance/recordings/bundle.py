@@ -20,7 +20,7 @@ from conformance.spec.loader import load_stages
 from ptycho_tf_bridge.weights import tensorflow_shapes
 from ptycho_torch.config_params import LossWeights, NetworkSettings
 from ptycho_torch.errors import ConfigError, DataContractError
-from ptycho_torch.npz import NpzFile
+from ptycho_torch.files.npz import NpzFile
 
 RECORDINGS = Path(__file__).parent
 

@@ -20,7 +20,7 @@ from conformance.judge.measure import BACKWARD_FORCED, GRADIENT_FORCED, GRADIENT
 from conformance.judge.rules import Errors
 from conformance.provenance.digest import meaning_digest, python_sources
 from conformance.spec.loader import Stage
-from ptycho_torch.contract import read_yaml
+from ptycho_torch.contracts.contract import read_yaml
 
 FORMAT = 2
 """Version of the bundle format that is written; format 1 is read too."""

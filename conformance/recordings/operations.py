@@ -14,9 +14,11 @@ from conformance.errors import BundleError
 from conformance.oracle import operations as oracle
 from conformance.recordings.bundle import read_arrays
 from ptycho_tf_bridge.layout import LAYOUTS
-from ptycho_torch import helper, probe, reassembly, scaling
+from ptycho_torch import helper
+from ptycho_torch.data import probe, scaling
 from ptycho_torch.errors import DataContractError
-from ptycho_torch.npz import NpzFile
+from ptycho_torch.files.npz import NpzFile
+from ptycho_torch.reconstruction import reassembly
 
 Arrays = Mapping[str, np.ndarray]
 NPHOTONS = 1e5

@@ -30,7 +30,7 @@ from conformance.subjects.tensorflow import TensorFlowSubject
 from conformance.training.state import TrainingRun, Trajectory
 from ptycho_tf_bridge.backend import keras, tensorflow
 from ptycho_tf_bridge.live import LiveReference
-from ptycho_torch.npz_writer import NpzWriter, replacing
+from ptycho_torch.files.npz_writer import NpzWriter, replacing
 
 SAMPLES = 1024
 """Elements kept of a larger tensor: enough to know it by, and small enough for a recording of 5 MB."""

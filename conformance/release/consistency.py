@@ -1,8 +1,8 @@
 """Where a report contradicts itself, and which tests it lacks.
 
 A report is a file that anyone can edit, and its digest can be computed again. So whatever it says twice is compared:
-tests with verdicts, verdicts with their numbers, counts with what they count. Its list of tests is compared with the one
-that the sources here make.
+tests with verdicts, verdicts with their numbers, counts with what they count. Its list of tests is compared with what
+pytest collects from the sources here.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from conformance.errors import DocumentError
 from conformance.provenance.evidence import Evidence, Number
 from conformance.release.policy import Policy
-from ptycho_torch.contract import Clause, DataContract, FileContract
+from ptycho_torch.contracts.contract import Clause, DataContract, FileContract
 
 FILE = "data_contracts.md"
 _SUBJECTS = {

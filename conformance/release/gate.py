@@ -422,7 +422,9 @@ def _of_evidence(
     for each in mine:
         about = f"evidence {each.name}"
         if not each.is_fresh():
-            complaints.append((f"{about} is stale: it holds for other numerical sources; run again: {each.command}", ""))
+            complaints.append(
+                (f"{about} is stale: it holds for other numerical sources; run again: {each.command}", "")
+            )
         age = _age(each.created_utc, now)
         if age is None or age < -_CLOCK_SKEW:
             complaints.append((f"{about} was written at {each.created_utc}, which has not come yet.", ""))

@@ -13,7 +13,7 @@ from conformance.provenance.clauses import catalogue
 from conformance.provenance.digest import file_digest
 from conformance.provenance.evidence import Goal
 from conformance.spec.loader import check_schema
-from ptycho_torch.contract import SpecError, specs_dir
+from ptycho_torch.contracts.contract import SpecError, specs_dir
 
 RELEASE, MERGE = "release", "merge"
 FILES = {RELEASE: "release_policy.yaml", MERGE: "merge_policy.yaml"}

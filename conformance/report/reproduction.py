@@ -1,7 +1,7 @@
 """A red verdict as a program of its own: at most 60 lines that fail with PyTorch, NumPy and ptycho_torch alone.
 
-The program draws input, probe and weights, runs the network in one precision, and compares a few values of one stage, or
-of one gradient, with what the oracle gave for the same draws. It is only handed out if it fails here and now.
+The program draws input, probe and weights, runs the network in one precision, and compares a few values of one stage,
+or of one gradient, with what the oracle gave for the same draws. It is only handed out if it fails here and now.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ _HOOK = 'model.get_submodule("{name}").register_forward_hook(lambda _, __, outpu
 _GRADIENT = """(found,) = torch.autograd.grad(loss, {by}, allow_unused=True)
 found = torch.zeros_like({by}) if found is None else found"""
 
-_CHECK = '''
+_CHECK = """
 # What the equations give, in float64, at some places.
 SHAPE, RMS, LIMIT = {shape}, {rms!r}, {limit}
 EXPECTED = {{
@@ -98,7 +98,7 @@ for place, right in EXPECTED.items():
     print(place, "found", found[place], "expected", right)
 error = np.max([abs(found[place] - right) for place, right in EXPECTED.items()]) / RMS
 assert error <= LIMIT, f"off by {{error:.3g}} of the RMS; {{LIMIT}} is allowed"
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,9 @@ class _Quantity:
         """How a program hooks a stage, and how it finds the value."""
         hook = _HOOK.format(name=self.name) if "output" in self.kind else ""
         by = 'seen["output"]' if self.kind == "by output" else f'model.get_parameter("{self.name}")'
-        return hook, {"output": 'found = seen["output"]', "loss": "found = loss"}.get(self.kind, _GRADIENT.format(by=by))
+        return hook, {"output": 'found = seen["output"]', "loss": "found = loss"}.get(
+            self.kind, _GRADIENT.format(by=by)
+        )
 
 
 def _quantities(stage: str, found: Mapping[str, Stage]) -> Iterator[_Quantity]:
@@ -206,9 +208,7 @@ def reproduction(settings: NetworkSettings, stage: str) -> str:
     )
 
 
-def _body(
-    quantity: _Quantity, stages: Mapping[str, Stage], settings: NetworkSettings, dtype: str, modes: int
-) -> str:
+def _body(quantity: _Quantity, stages: Mapping[str, Stage], settings: NetworkSettings, dtype: str, modes: int) -> str:
     hook, found = quantity.lines
     clause = stages[quantity.name].clause if quantity.name in stages else None
     changed = {
@@ -266,7 +266,9 @@ def of_report(report: Mapping[str, Any], name: str, stage: str) -> str:
     """
     cases = [case for case in report["cases"] if case["case"] == name]
     if not cases:
-        raise DocumentError(f"no case {name!r} in the report; it has {', '.join(each['case'] for each in report['cases'])}.")
+        raise DocumentError(
+            f"no case {name!r} in the report; it has {', '.join(each['case'] for each in report['cases'])}."
+        )
     red = list(dict.fromkeys(each for case in cases for each in failing_stages(case)))
     if stage not in red:
         raise DocumentError(f"nothing failed at {stage!r} of {name}; there failed {', '.join(red) or 'nothing'}.")

@@ -301,8 +301,8 @@ def read_report(path: Path) -> dict[str, Any]:
     """Read a report that ``pytest conformance --parity-report`` wrote.
 
     Raises:
-        DocumentError: it cannot be read, is too large, does not follow ``specs/schema/report.schema.json``, or was changed
-            after it was written.
+        DocumentError: it cannot be read, is too large, does not follow ``specs/schema/report.schema.json``, or was
+            changed after it was written.
     """
     return read_json(path, SCHEMA, largest_bytes=LARGEST_BYTES)
 

@@ -13,25 +13,17 @@ from torch import Tensor
 
 from conformance.checks.bridge import other_decoder
 from conformance.selftest.fault import Body, Fault, after, argument, instead, only, with_named
-from ptycho_tf_bridge import archive, config, config_export, export, keras_graph, migrate, stored_model, weights
+from ptycho_tf_bridge import config, config_export, export, migrate, weights
+from ptycho_tf_bridge.archives import archive, keras_graph, stored_model
 from ptycho_tf_bridge.layout import Layout
 from ptycho_tf_bridge.weights import WeightEntry
-from ptycho_torch import (
-    dset_loader_pt_mmap,
-    grouping,
-    helper,
-    lightning_module,
-    losses,
-    memory_map,
-    model,
-    optim,
-    probe,
-    reassembly,
-    train,
-)
+from ptycho_torch import dset_loader_pt_mmap, helper, losses, model, optim, train
 from ptycho_torch.config_params import LossWeights, ModelSettings, NetworkSettings, Settings, TrainingSettings
+from ptycho_torch.data import grouping, memory_map, probe
 from ptycho_torch.optim import KerasPlateau
+from ptycho_torch.reconstruction import reassembly
 from ptycho_torch.train import PtychoPINN
+from ptycho_torch.training import lightning_module
 
 
 def _named(name: str) -> Callable[[Any], bool]:

@@ -10,11 +10,11 @@ from functools import cache
 
 from conformance.cases.draws import GRAPHS, draw_case
 from conformance.checks.table import CHECKS, checked
+from conformance.errors import DocumentError
 from conformance.judge.causes import cause_of, ranked_stages
 from conformance.judge.measure import Measurement, judge
 from conformance.judge.measured import load_measured
 from conformance.judge.truth import Truth
-from conformance.errors import DocumentError
 from conformance.provenance.evidence import Evidence, Goal, measured_here
 from conformance.report.reproduction import ran, reproduction
 from conformance.selftest.fault import Fault

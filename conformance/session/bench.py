@@ -43,7 +43,7 @@ from conformance.subjects.variants import PLAIN, subject_of
 from ptycho_tf_bridge import backend
 from ptycho_torch.config_params import NetworkSettings
 from ptycho_torch.errors import PtychoError
-from ptycho_torch.folders import scan_paths
+from ptycho_torch.files.folders import scan_paths
 
 if TYPE_CHECKING:
     from conformance.subjects.tensorflow import TensorFlowSubject

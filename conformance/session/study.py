@@ -25,10 +25,10 @@ from ptycho_tf_bridge.layout import LAYOUTS
 from ptycho_tf_bridge.weights import to_tensorflow, to_torch, torch_shapes
 from ptycho_torch import simulate, train
 from ptycho_torch.config_params import Settings
+from ptycho_torch.data.specimens import draw_siemens_star, weaken
 from ptycho_torch.dset_loader_pt_mmap import PtychoBatch, PtychoDataset
 from ptycho_torch.evaluate import compare, read_truth, score
 from ptycho_torch.inference import reconstruct
-from ptycho_torch.specimens import draw_siemens_star, weaken
 
 SCHEMA = "study.json"
 _LARGEST_BYTES = 1 << 16

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from conformance.spec.loader import check_schema
-from ptycho_torch.contract import SpecError, read_yaml
+from ptycho_torch.contracts.contract import SpecError, read_yaml
 
 FILE = "divergences.yaml"
 COUNT = 62

@@ -23,7 +23,7 @@ from conformance.errors import DriftError
 from ptycho_tf_bridge.config_values import NoCounterpartError, spelled_here
 from ptycho_tf_bridge.errors import LiveReferenceError
 from ptycho_tf_bridge.reference_path import import_name
-from ptycho_torch.config_schema import Foreign, ReferenceField, Setting, Value, load_schema, same_value
+from ptycho_torch.contracts.config_schema import Foreign, ReferenceField, Setting, Value, load_schema, same_value
 from ptycho_torch.errors import one_line
 
 CLAUSES: Mapping[str, str] = MappingProxyType(

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import jsonschema
 
 from ptycho_torch.config_params import NetworkSettings
-from ptycho_torch.contract import SpecError, read_yaml, specs_dir
+from ptycho_torch.contracts.contract import SpecError, read_yaml, specs_dir
 
 STAGES_FILE = "stages.yaml"
 DEFECTS_FILE = "reference_defects.yaml"

@@ -17,9 +17,9 @@ from conformance.spec.loader import load_stages
 from ptycho_tf_bridge.errors import WeightMapError
 from ptycho_tf_bridge.layout import LAYOUTS
 from ptycho_tf_bridge.weights import to_tensorflow, to_torch, weight_table
-from ptycho_torch.checkpoint import Checkpoint
 from ptycho_torch.losses import amplitude_mae, poisson_nll, total_loss
 from ptycho_torch.model import Prediction, PtychoNet, Upsample
+from ptycho_torch.training.checkpoint import Checkpoint
 
 _NO_CONVOLUTION = {"log_scale", "probe_parts"}
 """Parameters that come from the case and not from its weights."""

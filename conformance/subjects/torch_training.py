@@ -21,9 +21,10 @@ from conformance.subjects.torch import float32_means_float32, named
 from conformance.training.state import LOG_SCALE, PROBE_PARTS, State, TrainingRun, Trajectory
 from ptycho_tf_bridge.layout import LAYOUTS
 from ptycho_tf_bridge.weights import to_torch
-from ptycho_torch import lightning_module, train
+from ptycho_torch import train
 from ptycho_torch.config_params import Settings
 from ptycho_torch.dset_loader_pt_mmap import PtychoBatch
+from ptycho_torch.training import lightning_module
 
 _MOMENTS = {"momentum": ("momentum", "exp_avg"), "velocity": ("velocity", "exp_avg_sq")}
 """What optimisers call the two moments."""

@@ -23,7 +23,7 @@ from conformance.progress import Progress
 from conformance.subjects.torch import float32_means_float32
 from conformance.verify.predictions import GroupAmplitude, Predictions, StitchedPrediction
 from ptycho_tf_bridge.layout import LAYOUTS
-from ptycho_torch.reassembly import Stitcher
+from ptycho_torch.reconstruction.reassembly import Stitcher
 from ptycho_torch.train import PtychoPINN
 
 STITCHED = "stitched"

@@ -26,12 +26,12 @@ from conformance.subjects.torch import CheckpointSubject
 from conformance.verify.predictions import Predictions, read_predictions, scan_amplitude
 from conformance.verify.recorded import Recorded, judge_recorded, runs_of_the_oracle
 from ptycho_tf_bridge import backend
-from ptycho_tf_bridge.archive import Archive
+from ptycho_tf_bridge.archives.archive import Archive
 from ptycho_tf_bridge.errors import ArchiveError
 from ptycho_tf_bridge.weights import tensorflow_shapes, to_tensorflow
-from ptycho_torch.checkpoint import Checkpoint, read_checkpoint
-from ptycho_torch.scan import open_scan
+from ptycho_torch.data.scan import open_scan
 from ptycho_torch.train import PtychoPINN
+from ptycho_torch.training.checkpoint import Checkpoint, read_checkpoint
 
 DTYPES = ("float64", "float32")
 

@@ -23,13 +23,13 @@ from ptycho_torch.api.client_scans import object_on_frame, scan_of_arrays, scan_
 from ptycho_torch.api.configs import DataConfig, DatagenConfig, InferenceConfig, ModelConfig, TrainingConfig
 from ptycho_torch.api.installation import foreign_files
 from ptycho_torch.api.translate import KEY, Configs
-from ptycho_torch.checkpoint import read_checkpoint
 from ptycho_torch.config_params import DataSettings
+from ptycho_torch.data.scan_arrays import ScanArrays
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 from ptycho_torch.errors import ConfigError
-from ptycho_torch.folders import scan_paths
-from ptycho_torch.lightning_module import PtychoPINN
-from ptycho_torch.scan_arrays import ScanArrays
+from ptycho_torch.files.folders import scan_paths
+from ptycho_torch.training.checkpoint import read_checkpoint
+from ptycho_torch.training.lightning_module import PtychoPINN
 
 log = logging.getLogger(__name__)
 

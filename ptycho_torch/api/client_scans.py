@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ptycho_torch.contract import violation
-from ptycho_torch.npz import NpzFile, listed
-from ptycho_torch.raw_scan import INTENSITY, POSITION_PAIRS
-from ptycho_torch.reassembly import Stitched
-from ptycho_torch.scan_arrays import ScanArrays
+from ptycho_torch.contracts.contract import violation
+from ptycho_torch.data.scan_arrays import ScanArrays
+from ptycho_torch.files.npz import NpzFile, listed
+from ptycho_torch.importer.raw_scan import INTENSITY, POSITION_PAIRS
+from ptycho_torch.reconstruction.reassembly import Stitched
 
 log = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ import torch
 
 from ptycho_torch.api.configs import DataConfig, InferenceConfig, ModelConfig, TrainingConfig
 from ptycho_torch.api.rules import Ruled
-from ptycho_torch.checkpoint import Checkpoint
 from ptycho_torch.config_params import GraveHint, Settings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 from ptycho_torch.errors import ConfigError
-from ptycho_torch.reassembly import Weighting
+from ptycho_torch.reconstruction.reassembly import Weighting
+from ptycho_torch.training.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,94 @@
+"""One pass over the patterns before they are converted: where the light is, which are dark, and which pixels run over.
+
+<doc-ref type="contract">specs/data_contracts.md</doc-ref>
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from ptycho_torch.importer.pattern_values import LARGEST_AMPLITUDE, ValueRules
+from ptycho_torch.importer.raw_scan import Passes
+
+_NARROWER = 0.5
+"""Light that is so much narrower about the corner than about the middle is centred there; background widens both."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What one pass has found.
+
+    Attributes:
+        counts: (H, W) Σ counts of all patterns; 0 where there is no measurement.
+        totals: (n,) Σ counts of each pattern.
+        saturated: (H, W) bool: pixels that run over in some pattern.
+    """
+
+    counts: np.ndarray
+    totals: np.ndarray
+    saturated: np.ndarray
+
+
+def survey(
+    passes: Passes,
+    shape: tuple[int, int],
+    rules: ValueRules,
+    saturated: float | Literal["auto", "keep"] | None,
+    bar: tqdm,
+) -> Survey:
+    """Look at all patterns once.
+
+    Args:
+        passes: starts a pass over them.
+        shape: (H, W).
+        rules: what becomes of their numbers.
+        saturated: from which value on a pixel has run over; ``auto`` is 2^b − 1.
+        bar: shows how far it is.
+    """
+    counts, over, always = np.zeros(shape), np.zeros(shape, bool), np.ones(shape, bool)
+    totals = []
+    with bar:
+        for chunk in passes():
+            top = rules.top(chunk.dtype)
+            limit = top if saturated == "auto" else math.inf if saturated in (None, "keep") else float(saturated)
+            measured = (chunk >= 0) & (chunk < top) & (chunk <= LARGEST_AMPLITUDE**2)
+            if rules.bad_pixels is not None:
+                measured[:, rules.bad_pixels] = False
+            values = np.where(measured, chunk, 0).astype(np.float64)
+            if not rules.counts:
+                values = np.square(values)
+            if rules.dark is not None:
+                values = np.maximum(values - rules.dark, 0)
+            hits = chunk >= limit
+            counts += values.sum(axis=0)
+            over |= hits.any(axis=0)
+            always &= (chunk >= top).all(axis=0)
+            totals.append(values.sum(axis=(1, 2)))
+            bar.update(len(chunk))
+    if rules.bad_pixels is not None:
+        over &= ~rules.bad_pixels
+    # What holds no measurement in any pattern is dead, and is found as such later.
+    return Survey(counts, np.concatenate(totals), over & ~always)
+
+
+def corner_centred(light: np.ndarray) -> bool:
+    """Say whether (H, W) light lies about the corner [0, 0], as an FFT leaves it, and not about the middle.
+
+    >>> corner_centred(np.eye(1, 64).T * np.eye(1, 64))
+    True
+    """
+    total = float(light.sum())
+    if not 0 < total < math.inf:
+        return False
+    return _spread(np.fft.fftshift(light)) < _NARROWER * _spread(light)
+
+
+def _spread(light: np.ndarray) -> float:
+    """Return Σ light·r², r from the middle."""
+    rows, columns = (np.arange(side) - side // 2 for side in light.shape)
+    return float(light.sum(axis=1) @ rows**2 + light.sum(axis=0) @ columns**2)

@@ -27,6 +27,16 @@ CONFORMANCE = Program(
             "write a failure of a report as a short program that needs PyTorch, NumPy and ptycho_torch only",
             "python -m conformance reproduce cpu/parity.json n64_g2_base merged -o repro.py",
         ),
+        "signed": Command(
+            "conformance.commands.signed",
+            "was this installation signed off for release, and is it what was signed off?",
+            "python -m conformance signed",
+        ),
+        "history": Command(
+            "conformance.commands.history",
+            "list many reports by time: verdicts, shares of budgets, and what their environments do not share",
+            "python -m conformance history reports -o history.html",
+        ),
         "verify": Command(
             "conformance.commands.verify",
             "hold a converted model against its archive and what the reference recorded (minutes); fails where it is "

@@ -1,8 +1,8 @@
 """Where the commands start, before anything of ``ptycho_torch`` is imported.
 
 The TensorFlow reference's project installs a package ``ptycho_torch`` too. With both in one environment their files
-mix in one folder, and of files with one name the last that was installed stays. This module has a name that the other project has not. It looks for that, and for modules that our record has
-not, and says it in one line.
+mix in one folder, and of files with one name the last that was installed stays. This module has a name that the other
+project has not. It looks for that, and for modules that our record has not, and says it in one line.
 """
 
 from __future__ import annotations

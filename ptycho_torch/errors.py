@@ -7,13 +7,22 @@ Each message names what was found, what was expected and what to do about it.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 _LINE_CHARACTERS = 200
 
 
 class PtychoError(Exception):
-    """Root of every error this project raises on purpose."""
+    """Root of every error this project raises on purpose.
+
+    Attributes:
+        clause: id in ``specs/data_contracts.yaml`` of what a file breaks, for example ``FILE-02``; None where no clause
+            speaks of it.
+    """
+
+    clause: str | None = None
 
 
 class ConfigError(PtychoError, ValueError):
@@ -52,6 +61,16 @@ class DataContractError(PtychoError, ValueError):
         self.remedy = remedy
 
 
+class IncompleteFileError(DataContractError):
+    """A file that leaves several things open, which options of the command can say.
+
+    Attributes:
+        options: those options, as one types them; words in capitals are for the user to replace.
+    """
+
+    options: str = ""
+
+
 class MapError(PtychoError, OSError):
     """A memory map that cannot be built or read: no space, no right to write, damaged folders."""
 
@@ -69,3 +88,21 @@ def one_line(text: str, characters: int = _LINE_CHARACTERS) -> str:
     line = "".join(letter if letter.isprintable() else " " for letter in text[: 2 * characters])
     line = " ".join(line.split())
     return line if len(line) <= characters else f"{line[:characters]} …"
+
+
+@contextlib.contextmanager
+def breaking(clause: str) -> Iterator[None]:
+    """Name the clause of a block, or of a function that this decorates, in each of our errors that names none yet.
+
+    >>> with breaking("FILE-02"):
+    ...     raise PtychoError("params.dill: found code; ask where it came from.")
+    Traceback (most recent call last):
+    ptycho_torch.errors.PtychoError: params.dill: found code; ask where it came from. (clause FILE-02)
+    """
+    try:
+        yield
+    except PtychoError as err:
+        if err.clause is None:
+            err.clause = clause
+            err.args = (f"{err} (clause {clause})",)
+        raise

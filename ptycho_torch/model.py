@@ -14,7 +14,6 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
-import scipy.optimize
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
@@ -149,6 +148,8 @@ def head_bias(kind: AmplitudeActivation, amplitude: float) -> float:
         case "relu":
             return amplitude
         case "swish":
+            import scipy.optimize
+
             return float(scipy.optimize.brentq(lambda x: x / (1 + math.exp(-x)) - amplitude, 0, 2))
 
 

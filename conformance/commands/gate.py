@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from conformance.release.gate import Decision
 
 GRANTED, REFUSED, CPU_ONLY = 0, 1, 3
 """Exit codes: granted; a failure, or a file that cannot be read; nothing failed, but there is no CUDA evidence."""
@@ -76,10 +79,7 @@ def run(options: argparse.Namespace) -> int:
     evidence = committed_evidence(options.evidence or EVIDENCE)
     decision = gate.decide(inputs, policy, evidence, evidence_folder=options.evidence or gate.EVIDENCE_FOLDER)
     signed = sign_off(decision, inputs, policy, evidence, decided_by=options.by)
-    lines = [decision.headline, *(f"  {each}" for each in (*decision.violations, *decision.pending))]
-    if decision.remedies:
-        lines += ["To mend it:", *(f"  {' '.join(filter(None, each))}" for each in decision.remedies)]
-    print(*lines, sep="\n")  # noqa: T201 - what the command is for
+    print(*_answer(decision, details=options.verbose), sep="\n")  # noqa: T201 - what the command is for
     written = []
     if options.keep:
         written += [write_evidence(options.keep, each) for each in gate.shown(inputs, policy)]
@@ -99,6 +99,26 @@ def run(options: argparse.Namespace) -> int:
     if decision.is_granted:
         return GRANTED
     return CPU_ONLY if decision.verdict == gate.CPU_ONLY else REFUSED
+
+
+def _answer(decision: Decision, *, details: bool) -> Iterator[str]:
+    """Yield the verdict, the command that mends most of what stands against it, and with ``details`` all of it."""
+    yield decision.headline
+    if not decision.remedies:
+        return
+    first, *others = sorted(decision.remedies, key=lambda each: len(decision.remedies[each]), reverse=True)
+    objections = [*decision.violations, *decision.pending]
+    yield f"To mend {len(decision.remedies[first])} of {len(objections)} objections: {_typed(first)}"
+    if details:
+        yield from (f"To mend {len(decision.remedies[each])} more: {_typed(each)}" for each in others)
+        yield from (f"  {each}" for each in objections)
+    else:
+        rest = f"; {len(others)} more commands mend the others" if others else ""
+        yield f"-v lists every objection{rest}"
+
+
+def _typed(remedy: tuple[str, str]) -> str:
+    return " ".join(filter(None, remedy))
 
 
 def _publish(signed: Mapping[str, Any], page: Path | None) -> None:

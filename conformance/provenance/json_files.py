@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from conformance.errors import DocumentError
 from conformance.spec.loader import check_schema
 from ptycho_torch.contracts.contract import SpecError
+from ptycho_torch.errors import breaking
 from ptycho_torch.files.npz_writer import replacing
 
 
@@ -47,6 +48,7 @@ def write_text(path: Path, text: str) -> Path:
     return path
 
 
+@breaking("FILE-08")
 def read_json(path: Path, schema: str, *, largest_bytes: int) -> dict[str, Any]:
     """Read one JSON file and hold it against a schema of the specs folder.
 

@@ -25,6 +25,7 @@ _SUBJECTS = {
     "batch": "Batches",
     "reconstruction": "Reconstructions",
     "product": "HDF5 products",
+    "file": "Other files that anybody may have written",
 }
 
 

@@ -216,6 +216,8 @@ def _of_report(one: Input, policy: Policy, waivers: Sequence[Waiver], now: datet
 
 
 def _of_run(report: Mapping[str, Any], policy: Policy, now: datetime) -> Iterator[Complaint]:
+    if "candidate" in report:
+        yield f"it judges {report['candidate']['name']}, and not the network of this package.", ""
     if report["numerical_digest"] != numerical_digest():
         yield "stale: it holds for other numerical sources than those that are here; run the suite again.", ""
     age = _age(report["created_utc"], now)

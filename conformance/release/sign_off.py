@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from conformance.errors import DocumentError
 from conformance.judge.waivers import Waiver, load_waivers
 from conformance.provenance.digest import numerical_digest, spec_digest
 from conformance.provenance.evidence import Evidence, now_utc
@@ -22,6 +23,9 @@ from conformance.release.policy import Policy
 
 SCHEMA = "sign_off.json"
 SCHEMA_VERSION = 1
+PACKAGED = Path(__file__).parents[1] / "sign-off.json"
+"""Where a released wheel has its decision; ``hatch_build.py`` puts it there."""
+
 _LARGEST_BYTES = 8 << 20
 
 
@@ -93,3 +97,26 @@ def disagreements(signed: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator
     for name, value in now.items():
         if name not in ("decided_utc", "decided_by", "digest") and signed[name] != value:
             yield f"{name} is {signed[name]!r:.200}; decided now: {value!r:.200}."
+
+
+def signed_for_release(path: Path) -> dict[str, Any]:
+    """Return a decision that grants a release of the sources that are running.
+
+    Raises:
+        DocumentError: there is none, it was changed, grants no release, or is of other sources or clauses.
+    """
+    if not path.is_file():
+        raise DocumentError(
+            f"{path}: not there, so these sources were not signed off for release; released wheels have it, a checkout "
+            "has none. Decide with `python -m conformance gate`."
+        )
+    content = read_sign_off(path)
+    if content["verdict"] != "release":
+        raise DocumentError(f"{path}: the verdict is {content['verdict']!r}; expected 'release'. {content['headline']}")
+    for name, here in (("numerical_digest", numerical_digest()), ("spec_digest", spec_digest())):
+        if content[name] != here:
+            raise DocumentError(
+                f"{path}: signed off for sources with {name} {content[name]}, and these have {here}; install the wheel "
+                "again, without changes."
+            )
+    return content

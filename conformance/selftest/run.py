@@ -87,8 +87,8 @@ def measurement(graph: str) -> Measurement:
     return Measurement(Truth(case), load_measured().limits)
 
 
-def in_network(fault: Fault, dtypes: Sequence[str] = DTYPES) -> Iterator[Finding]:
-    """Put a mistake, or a rewrite, into the network; yield a finding for each dtype."""
+def in_network(fault: Fault, dtypes: Sequence[str] = DTYPES, device: str = "cpu") -> Iterator[Finding]:
+    """Put a mistake, or a rewrite, into the network on a device; yield a finding for each dtype."""
     here, measured = measurement(fault.graph), load_measured()
     for dtype in dtypes:
         # What is right is computed before anything is wrong.
@@ -97,7 +97,7 @@ def in_network(fault: Fault, dtypes: Sequence[str] = DTYPES) -> Iterator[Finding
         with warnings.catch_warnings(), fault.seeded():
             # What a broken network warns of is no finding: its numbers are.
             warnings.simplefilter("ignore")
-            subject = Remembering(TorchSubject("cpu", dtype))
+            subject = Remembering(TorchSubject(device, dtype))
             found = here.of(subject)
         stage_of = {key: quantity.stage for key, quantity in found.items()}
         verdicts = judge(found, measured.gains.envelope, measured.limits, dtype)

@@ -1,31 +1,19 @@
-"""HDF5 files from strangers, read by a process of its own.
-
-A damaged HDF5 file can crash the library or keep it busy for ever, so ``hdf5_child`` beside it opens it, in a
-child process with bounded memory and time that can open no other file. It answers with plain JSON and the bytes of the
-arrays, all of which are checked here:
-
-    parent → child   a line of JSON: the limits, the length of the file; then the file
-    child → parent   a letter (J answer, E refusal), a length in 8 bytes, and JSON; then the arrays' bytes in that order
-"""
+"""HDF5 files of Keras, through the process that reads untrusted HDF5: ``ptycho_torch.files.hdf5_process``."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import re
-import struct
-import tempfile
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from ptycho_tf_bridge.errors import ArchiveError, refusal
-from ptycho_torch.files.child_limits import start_child, why_ended
+from ptycho_torch.errors import breaking
+from ptycho_torch.files.hdf5_process import ChildLimits, Refusal, started
 
 MEMORY_BYTES = 256 * 2**20
 """Address space that the child may take beyond its imports and four times the file: copies and arrays."""
@@ -35,16 +23,14 @@ CPU_S = 1
 
 CPU_BYTES_S = 50 * 10**6
 PATIENCE_S = 30.0
-"""Time from start to answer, for a machine that is busy with other things."""
+"""How long the child may be silent, for a machine that is busy with other things."""
 
 MAX_OBJECTS = 4096
 MAX_ATTRIBUTES = 64
 MAX_DEPTH = 16
 MAX_AXES = 8
 MAX_TEXT_BYTES = 4096
-MAX_ANSWER_BYTES = 8 * 2**20
 
-_MESSAGE = struct.Struct("<cQ")
 _DTYPE = re.compile(r"[<>|]([iu][1248]|f[248])")
 _EXPECTED = "groups, plain numbers and text as Keras writes them"
 
@@ -62,6 +48,7 @@ class Hdf5Content:
     attributes: Mapping[str, Mapping[str, float | int | str]]
 
 
+@breaking("FILE-03")
 def read_hdf5(data: bytes, *, where: str) -> Hdf5Content:
     """Read every dataset and attribute of an HDF5 file.
 
@@ -76,64 +63,27 @@ def read_hdf5(data: bytes, *, where: str) -> Hdf5Content:
     Raises:
         ArchiveError: it is damaged, hostile, or none that Keras writes.
     """
-    request = {
-        "bytes": len(data),
-        "memory_bytes": MEMORY_BYTES + 4 * len(data),
-        "cpu_s": CPU_S + int(len(data) / CPU_BYTES_S),
-        "objects": MAX_OBJECTS,
-        "attributes": MAX_ATTRIBUTES,
-        "depth": MAX_DEPTH,
-        "axes": MAX_AXES,
-        "text_bytes": MAX_TEXT_BYTES,
-    }
-    with tempfile.TemporaryFile() as words, start_child("ptycho_tf_bridge.archives.hdf5_child", errors=words) as child:
-        assert child.stdin is not None
-        assert child.stdout is not None
-        late = threading.Event()
 
-        def end() -> None:
-            late.set()
-            child.kill()
+    def refuse(said: Refusal) -> ArchiveError:
+        return refusal(f"{where}: {said.key}" if said.key else where, said.found, expected=_EXPECTED)
 
-        watch = threading.Timer(PATIENCE_S, end)
-        watch.daemon = True
-        watch.start()
-        try:
-            # A child that has ended says why below.
-            with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
-                pipe.write(json.dumps(request).encode() + b"\n")
-                pipe.write(data)
-            return _answer(child.stdout, len(data), where)
-        except EOFError as err:
-            found = f"content that was not read in {PATIENCE_S:.0f} s" if late.is_set() else why_ended(child, words)
-            raise refusal(where, found, expected=_EXPECTED) from err
-        finally:
-            watch.cancel()
-            child.kill()
-
-
-def _answer(pipe: IO[bytes], file_bytes: int, where: str) -> Hdf5Content:
-    """Read what the child says, and believe nothing that cannot be checked.
-
-    Raises:
-        EOFError: the child has ended.
-        ArchiveError: it refuses the file, or its answer makes no sense.
-    """
-    letter, length = _MESSAGE.unpack(_read_exactly(pipe, _MESSAGE.size))
-    if letter not in (b"J", b"E") or length > MAX_ANSWER_BYTES:
-        raise refusal(where, "an answer of the HDF5 reader that makes no sense", expected=_EXPECTED)
-    try:
-        said = json.loads(_read_exactly(pipe, length))
-        if letter == b"E":
-            place, found = str(said["path"]), str(said["found"])
-            raise refusal(f"{where}: {place}" if place else where, found, expected=_EXPECTED)
-        headers = _headers(said["arrays"], file_bytes)
-        attributes = _attributes(said["attributes"])
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
-        if isinstance(err, ArchiveError):
-            raise
-        raise refusal(where, f"an answer of the HDF5 reader that makes no sense ({err})", expected=_EXPECTED) from err
-    arrays = {path: _read_array(pipe, dtype, shape) for path, (dtype, shape) in headers.items()}
+    memory_bytes, cpu_s = MEMORY_BYTES + 4 * len(data), CPU_S + int(len(data) / CPU_BYTES_S)
+    with started(data, ChildLimits(memory_bytes, cpu_s, PATIENCE_S), refuse) as process, process.understood():
+        process.refuse_closed(0)
+        said = process.whole(
+            {
+                "bytes": len(data),
+                "objects": MAX_OBJECTS,
+                "attributes": MAX_ATTRIBUTES,
+                "depth": MAX_DEPTH,
+                "axes": MAX_AXES,
+                "text_bytes": MAX_TEXT_BYTES,
+            }
+        )
+        headers, attributes = _headers(said["arrays"], len(data)), _attributes(said["attributes"])
+        arrays = {path: np.empty(shape, dtype) for path, (dtype, shape) in headers.items()}
+        for array in arrays.values():
+            process.content(array.reshape(-1).view(np.uint8).data)
     return Hdf5Content(MappingProxyType(arrays), MappingProxyType(attributes))
 
 
@@ -160,24 +110,3 @@ def _attributes(said: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str,
             raise TypeError("an attribute's type")
         attributes[path] = MappingProxyType(dict(values))
     return attributes
-
-
-def _read_array(pipe: IO[bytes], dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    content = np.empty(math.prod(shape) * dtype.itemsize, np.uint8)
-    _fill(pipe, content.data)
-    return content.view(dtype).reshape(shape)
-
-
-def _read_exactly(pipe: IO[bytes], count: int) -> bytes:
-    content = bytearray(count)
-    _fill(pipe, memoryview(content))
-    return bytes(content)
-
-
-def _fill(pipe: IO[bytes], buffer: memoryview) -> None:
-    filled = 0
-    while filled < len(buffer):
-        got = pipe.readinto(buffer[filled:])  # type: ignore[attr-defined]
-        if not got:
-            raise EOFError("the reader has ended")
-        filled += got

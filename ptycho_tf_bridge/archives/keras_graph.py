@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ptycho_tf_bridge.errors import ArchiveError
+from ptycho_torch.errors import breaking
 
 MAX_LAYERS = 400
 """The reference has 59 and at most twice as many; the time to follow a graph grows as the square."""
@@ -96,6 +97,12 @@ class Graph:
         """Return the layers of one class, in the order of the file."""
         return [layer for layer in self.layers.values() if layer.kind == kind]
 
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Names of the dtype policies of layers that compute in something else than float32, sorted."""
+        names = {_policy(layer.config.get("dtype")) for layer in self.layers.values()}
+        return tuple(sorted(names - {"", "float32"}))
+
 
 @dataclass(frozen=True)
 class Roles:
@@ -117,6 +124,7 @@ class Roles:
 # ----------------------------------------------------------------------------------------------------------- reading
 
 
+@breaking("FILE-04")
 def read_graph(content: bytes, where: str) -> Graph:
     """Read ``config.json`` of a functional Keras 3 model.
 
@@ -165,6 +173,13 @@ def _layer(entry: Mapping[str, Any]) -> Layer:
     )
 
 
+def _policy(dtype: Any) -> str:
+    """Return the name of a dtype policy, which Keras writes as a name or as an object with it; empty for neither."""
+    config = dtype.get("config") if isinstance(dtype, Mapping) else None
+    name = config.get("name") if isinstance(config, Mapping) else dtype
+    return name if isinstance(name, str) else ""
+
+
 def _dictionaries(value: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
     """Yield every dictionary among the arguments of a call."""
     if depth > _MAX_DEPTH:
@@ -180,6 +195,7 @@ def _dictionaries(value: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:
 # ------------------------------------------------------------------------------------------------------------- roles
 
 
+@breaking("FILE-04")
 def find_roles(graph: Graph) -> Roles:
     """Say which convolution is which stage, and what the graph does beside convolving.
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ptycho_tf_bridge.errors import ArchiveError, refusal
+from ptycho_torch.errors import breaking
 from ptycho_torch.files.npz import listed
 from ptycho_torch.files.zip_reader import ZipReader, ZipRefusedError
 
@@ -76,6 +77,7 @@ class Members:
             raise refusal(self.place(name), f"no such member; present: {listed(self.names)}", expected=_AN_ARCHIVE)
         return self._sizes[name]
 
+    @breaking("FILE-01")
     def read(self, name: str, limit_bytes: int | None = None) -> bytes:
         """Read one member whole.
 
@@ -131,6 +133,7 @@ def open_members_of(data: bytes, where: str) -> Iterator[Members]:
     yield _of_zip(io.BytesIO(data), where)
 
 
+@breaking("FILE-01")
 def _of_zip(file: BinaryIO, where: str) -> Members:
     def opened() -> contextlib.AbstractContextManager[BinaryIO]:
         file.seek(0)
@@ -183,6 +186,7 @@ def _check_entry(place: str, member: zipfile.ZipInfo) -> None:
         raise refusal(place, found, expected=f"at most {MAX_RATIO} times as many")
 
 
+@breaking("FILE-01")
 def _of_folder(path: Path) -> Members:
     where = str(path)
     sizes: dict[str, int] = {}

@@ -55,6 +55,7 @@ class StoredModel:
     probe: np.ndarray | None = None
     saved: str = ""
     writer: str = ""
+    policies: tuple[str, ...] = ()
 
 
 # ----------------------------------------------------------------------------------------------------------- Keras 3
@@ -85,6 +86,7 @@ def read_keras_model(file: Members) -> StoredModel:
         canvas_px=roles.canvas_px,
         saved=metadata.get("date_saved", ""),
         writer=metadata.get("written_by", ""),
+        policies=graph.policies,
     )
 
 

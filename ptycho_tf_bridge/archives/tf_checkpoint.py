@@ -19,6 +19,7 @@ import google_crc32c
 import numpy as np
 
 from ptycho_tf_bridge.errors import ArchiveError, refusal
+from ptycho_torch.errors import breaking
 
 MAX_INDEX_BYTES = 4 * 2**20
 """Longest index: the reference's has 4 kB."""
@@ -57,6 +58,7 @@ class _DamagedError(Exception):
     """A part of the index that makes no sense."""
 
 
+@breaking("FILE-05")
 def read_tf_checkpoint(index: bytes, data: bytes, *, where: str) -> dict[str, np.ndarray]:
     """Return every tensor of numbers in a checkpoint, by its key.
 

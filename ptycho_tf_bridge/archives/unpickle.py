@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ptycho_tf_bridge.errors import refusal
+from ptycho_torch.errors import breaking
 from ptycho_torch.files.restricted_pickle import PLAIN, RefusedPickleError, read_plain
 
 
+@breaking("FILE-02")
 def read_pickle(data: bytes, *, where: str) -> Any:
     """Return what a pickle holds: plain values, arrays, and paths as text.
 

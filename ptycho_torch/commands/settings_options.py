@@ -23,7 +23,7 @@ import yaml
 from ptycho_torch.config_params import DataSettings, ModelSettings, Settings, TrainingSettings
 from ptycho_torch.contracts.config_schema import hint
 from ptycho_torch.contracts.nicknames import nearest
-from ptycho_torch.errors import ConfigError
+from ptycho_torch.errors import ConfigError, breaking
 
 OWNERS: Mapping[str, type[ModelSettings] | type[TrainingSettings] | type[DataSettings]] = types.MappingProxyType(
     {"model": ModelSettings, "training": TrainingSettings, "data": DataSettings}
@@ -32,6 +32,9 @@ OWNERS: Mapping[str, type[ModelSettings] | type[TrainingSettings] | type[DataSet
 
 MAX_CONFIG_BYTES = 256 * 2**10
 """A configuration has a hundred lines; whatever is longer is another file."""
+
+MAX_BRACKETS = 1000
+"""Lists and mappings in brackets; PyYAML takes a second for some ten thousand inside each other."""
 
 _DEST = "setting."
 _NONE = "none"
@@ -207,6 +210,7 @@ def config_text(settings: Settings) -> str:
     return text
 
 
+@breaking("FILE-07")
 def read_config(path: Path) -> dict[str, Any]:
     """Read the settings that a YAML file names; a name belongs to one section, so sections are gone afterwards.
 
@@ -231,6 +235,8 @@ def compose_yaml(path: Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) ->
         raise ConfigError(f"{path}: the configuration cannot be read ({err.strerror}).") from err
     if len(content) > MAX_CONFIG_BYTES:
         raise ConfigError(f"{path}: longer than {MAX_CONFIG_BYTES // 2**10} KiB; this is no configuration.")
+    if content.count(b"[") + content.count(b"{") > MAX_BRACKETS:
+        raise ConfigError(f"{path}: more than {MAX_BRACKETS} brackets; a configuration has sections and settings.")
     with yaml_errors(path):
         return yaml.compose(content, loader)
 

@@ -39,11 +39,11 @@ from tqdm import tqdm
 
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.contracts.contract import load_contract, violation
-from ptycho_torch.data.grouping import group_scan
+from ptycho_torch.data.grouping import group_file
 from ptycho_torch.data.preparation import FramePreparation
 from ptycho_torch.data.scan import Scan, chosen_positions, open_scan, probe_modes, read_probe
 from ptycho_torch.data.scan_arrays import ScanSource, open_members, path_of
-from ptycho_torch.errors import DataContractError, MapError
+from ptycho_torch.errors import MapError
 from ptycho_torch.files.folders import object_names
 from ptycho_torch.files.system_errors import explain
 
@@ -414,32 +414,6 @@ def prepare_groups(
             )
         )
     return prepared
-
-
-def group_file(scan: Scan, positions_px: np.ndarray, settings: DataSettings) -> dict[int, np.ndarray]:
-    """Make the groups of a file, none of which holds patterns of two scans [clauses GROUP-01 and GROUP-02].
-
-    Args:
-        scan: the file.
-        positions_px: (M, 2) of its patterns.
-        settings: how groups are made.
-
-    Returns:
-        ``scan_index`` in ascending order → (L, C) patterns of each group, counted in the file.
-
-    Raises:
-        DataContractError: GROUP-01 or GROUP-02.
-    """
-    members = {}
-    indices = np.unique(scan.scan_index)
-    for index in indices.tolist():
-        rows = np.flatnonzero(scan.scan_index == index)
-        try:
-            members[index] = rows[group_scan(positions_px[rows], settings)]
-        except DataContractError as err:
-            found = err.found if len(indices) == 1 else f"{err.found} of scan_index {index}"
-            raise violation(str(err.clause), found, path=scan.path, expected=err.expected, remedy=err.remedy) from err
-    return members
 
 
 def build_groups(

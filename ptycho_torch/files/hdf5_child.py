@@ -1,9 +1,10 @@
-"""The process that reads untrusted HDF5 files, for ``ptycho_torch.files.hdf5_files``, which starts it.
+"""The process that reads untrusted HDF5 files, for ``ptycho_torch.files.hdf5_process``, which starts it.
 
-A damaged HDF5 file can crash the library or keep it busy for ever, so h5py is imported here alone, with bounded memory
-and time; once the files that it was started for are open, it can open no other. The two speak over pipes:
+A damaged HDF5 file can crash the library, keep it busy for ever or take control of it, so h5py is imported here alone,
+with bounded memory and time. Before the first byte is parsed, the process gives up all that it does not need:
+``ptycho_torch.files.child_limits``. The two speak over pipes:
 
-    parent → child   a line of JSON that names the files; then a line for each command
+    parent → child   a line of JSON that names the files, or says how many bytes of one follow; a line for each command
     child → parent   messages of a letter (J JSON, A array, E error), a length in 8 bytes, and the content
 
 Clause CXI-02 of <doc-ref type="contract">specs/data_contracts.md</doc-ref>.
@@ -25,7 +26,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ptycho_torch.files.child_limits import limit_cpu, limit_files, limit_memory
+from ptycho_torch.files.child_limits import allow_files, allow_no_files, limit_cpu, limit_memory
 
 MAX_ROW_BYTES = 2**30
 MAX_RATIO = 250
@@ -92,9 +93,8 @@ class _Elsewhere:
 class _File:
     """One open HDF5 file. Links are followed by hand, and datasets are judged before anything is read of them."""
 
-    def __init__(self, file: Any, path: str, request: Mapping[str, Any]) -> None:
-        self._file, self._request = file, request
-        self._file_bytes = Path(path).stat().st_size
+    def __init__(self, file: Any, file_bytes: int, request: Mapping[str, Any]) -> None:
+        self._file, self._file_bytes, self._request = file, file_bytes, request
 
     def listing(self, root: str) -> list[dict[str, Any]]:
         """Describe the object at a path and, if it is a group, all that is in it; paths are relative to it."""
@@ -155,6 +155,18 @@ class _File:
             }
             for part in parts
         ]
+
+    def whole(self, limits: Mapping[str, int], answers: _Answers) -> None:
+        """Send all attributes and datasets of a file of plain arrays."""
+        from ptycho_torch.files.hdf5_whole import NotPlain, WholeFile
+
+        try:
+            file = WholeFile(self._file.id, limits)
+        except NotPlain as err:
+            raise _Refused("CXI-02", err.found, err.path) from err
+        answers.json(b"J", [{"arrays": file.headers(), "attributes": file.attributes}])
+        for array in file.contents():
+            answers.array(array)
 
     def rows(self, key: str, first: int, stop: int, answers: _Answers) -> None:
         """Send the entries first … stop of the first axis of a dataset; a scalar is one entry."""
@@ -415,31 +427,44 @@ def _serve(request: Mapping[str, Any], answers: _Answers) -> None:
         import h5py
     except ImportError as err:
         raise _Refused(None, str(err)) from err
-    with contextlib.suppress(ImportError):
-        importlib.import_module("hdf5plugin")  # which registers its filters
+    if request["paths"]:
+        with contextlib.suppress(ImportError):
+            importlib.import_module("hdf5plugin")  # which registers its filters
+    # What is needed later is imported now: nothing can be opened then.
+    import ptycho_torch.files.hdf5_whole  # noqa: F401
+
     limit_memory(request["memory_bytes"])
     limit_cpu(request["cpu_s"])
-    opened = [_opened(h5py, path, request) for path in request["paths"]]
-    limit_files()
+    image = sys.stdin.buffer.read(request["image_bytes"])
+    allow_files(request["paths"])
+    opened = [_opened(h5py, path, request) for path in request["paths"]] or [_opened(h5py, image, request)]
+    allow_no_files()
     answers.json(b"J", {"files": [each.said if isinstance(each, _Refused) else None for each in opened]})
     for line in sys.stdin.buffer:
         asked = json.loads(line)
         file = opened[asked["file"]]
         if isinstance(file, _Refused):
             raise file
-        if asked["do"] == "list":
-            answers.json(b"J", file.listing(asked["path"]))
-        elif asked["do"] == "check":
-            answers.json(b"J", file.checked(asked["path"]))
-        elif asked["do"] == "sources":
-            answers.json(b"J", file.sources(asked["path"]))
-        else:
-            file.rows(asked["path"], asked["first"], asked["stop"], answers)
+        match asked["do"]:
+            case "list":
+                answers.json(b"J", file.listing(asked["path"]))
+            case "check":
+                answers.json(b"J", file.checked(asked["path"]))
+            case "sources":
+                answers.json(b"J", file.sources(asked["path"]))
+            case "rows":
+                file.rows(asked["path"], asked["first"], asked["stop"], answers)
+            case "whole":
+                file.whole(asked["limits"], answers)
 
 
-def _opened(h5py: Any, path: str, request: Mapping[str, Any]) -> _File | _Refused:
+def _opened(h5py: Any, source: str | bytes, request: Mapping[str, Any]) -> _File | _Refused:
+    from ptycho_torch.files.hdf5_whole import open_image
+
     try:
-        return _File(h5py.File(path, "r"), path, request)
+        if isinstance(source, bytes):
+            return _File(h5py.File(open_image(source)), len(source), request)
+        return _File(h5py.File(source, "r"), Path(source).stat().st_size, request)
     except Exception as err:
         reason = _reason(err)
         if any(words in reason for words in _LOCKED):

@@ -12,22 +12,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-import json
 import math
 import re
-import subprocess
-import tempfile
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from ptycho_torch.contracts.contract import violation
-from ptycho_torch.errors import DataContractError, PtychoError, one_line
-from ptycho_torch.files.child_limits import start_child, why_ended
-from ptycho_torch.files.hdf5_child import MAX_JSON_BYTES, MESSAGE
+from ptycho_torch.errors import DataContractError, one_line
+from ptycho_torch.files.hdf5_process import ChildLimits, Hdf5Process, Refusal, started
 
 MEMORY_BYTES = 4 * 2**30
 """Address space that a child may take beyond what its imports take."""
@@ -77,7 +72,7 @@ class Dataset:
     vector: tuple[float, float, float] | None
     mark: str
     virtual: bool
-    place: tuple[_Reader, int, str] = dataclasses.field(repr=False)
+    place: tuple[Hdf5Process, int, str] = dataclasses.field(repr=False)
 
     @property
     def content_bytes(self) -> int:
@@ -143,7 +138,7 @@ class Hdf5Tree:
         notices: what a user should know.
     """
 
-    def __init__(self, path: Path, reader: _Reader, stack: contextlib.ExitStack) -> None:
+    def __init__(self, path: Path, reader: Hdf5Process, stack: contextlib.ExitStack) -> None:
         self.path = path
         self.datasets: dict[str, Dataset] = {}
         self.groups: dict[str, str] = {}
@@ -151,7 +146,7 @@ class Hdf5Tree:
         self.notices: list[str] = []
         self._stack = stack
         self._known_parts: dict[str, list[_Part]] = {}
-        self._readers: dict[Path, tuple[_Reader, int]] = {path.resolve(): (reader, 0)}
+        self._readers: dict[Path, tuple[Hdf5Process, int]] = {path.resolve(): (reader, 0)}
         self._add("", reader, 0, "/", 0)
 
     def find(self, path: str) -> Dataset | None:
@@ -177,7 +172,7 @@ class Hdf5Tree:
                 self.check(part.source)
             return
         reader, number, inside = dataset.place
-        reader.check(number, inside)
+        reader.ask("check", number, inside)
 
     def marks(self, dataset: Dataset) -> set[str]:
         """Return the marks of a dataset and, of a virtual one, of those that hold its content."""
@@ -228,7 +223,7 @@ class Hdf5Tree:
 
     # ------------------------------------------------------------------------------------------------ the tree
 
-    def _add(self, prefix: str, reader: _Reader, number: int, root: str, hops: int) -> None:
+    def _add(self, prefix: str, reader: Hdf5Process, number: int, root: str, hops: int) -> None:
         """Add what is at a path of a file under a path of the tree, and what that links to."""
         links: dict[str, tuple[str, str]] = {}
         with reader.understood():
@@ -237,8 +232,10 @@ class Hdf5Tree:
             raise violation("CXI-02", f"links to more than {_MAX_OBJECTS} objects", path=self.path)
         self._follow(links, reader.paths[number], hops)
 
-    def _note(self, prefix: str, reader: _Reader, number: int, root: str, links: dict[str, tuple[str, str]]) -> None:
-        for said in reader.describe(number, root):
+    def _note(
+        self, prefix: str, reader: Hdf5Process, number: int, root: str, links: dict[str, tuple[str, str]]
+    ) -> None:
+        for said in reader.ask("list", number, root):
             path, kind = f"{prefix}{said['path']}", said["kind"]
             if kind == "cut":
                 self.notices.append(
@@ -312,7 +309,7 @@ class Hdf5Tree:
     def _parts(self, dataset: Dataset) -> list[_Part]:
         reader, number, inside = dataset.place
         with reader.understood():
-            return self._parts_said(dataset, reader.sources(number, inside), reader.paths[number].resolve())
+            return self._parts_said(dataset, reader.ask("sources", number, inside), reader.paths[number].resolve())
 
     def _parts_said(self, dataset: Dataset, said: list[dict[str, Any]], here: Path) -> list[_Part]:
         files = [here if part["file"] == "." else self._beside(dataset.path, part["file"], here) for part in said]
@@ -324,7 +321,7 @@ class Hdf5Tree:
             reader.refuse_closed(number)
             place = (file, str(part["dataset"]))
             if place not in found:
-                listed = reader.describe(number, place[1])
+                listed = reader.ask("list", number, place[1])
                 if len(listed) != 1 or listed[0]["kind"] != "dataset" or listed[0]["virtual"]:
                     raise violation(
                         "CXI-02",
@@ -361,7 +358,7 @@ def _safe(given: np.dtype, wanted: np.dtype | None) -> bool:
     return wanted is not None and np.can_cast(given, wanted, "safe")
 
 
-def _dataset(path: str, said: Mapping[str, Any], place: tuple[_Reader, int, str]) -> Dataset:
+def _dataset(path: str, said: Mapping[str, Any], place: tuple[Hdf5Process, int, str]) -> Dataset:
     reader, number, _ = place
     shape = tuple(int(length) for length in said["shape"])
     if len(shape) > _MAX_AXES or min(shape, default=0) < 0:
@@ -380,6 +377,17 @@ def _dataset(path: str, said: Mapping[str, Any], place: tuple[_Reader, int, str]
         virtual=bool(said["virtual"]) and dtype is not None,
         place=place,
     )
+
+
+def _started(paths: Sequence[Path]) -> contextlib.AbstractContextManager[Hdf5Process]:
+    def refuse(said: Refusal) -> DataContractError:
+        path = paths[said.number]
+        remedy = said.remedy.replace("FILE", str(path))
+        return violation(
+            said.clause, said.found, path=path, key=said.key or None, expected=said.expected, remedy=remedy
+        )
+
+    return started(paths, ChildLimits(MEMORY_BYTES, CPU_S, SILENCE_S), refuse)
 
 
 # ------------------------------------------------------------------------------------------------------ content
@@ -497,173 +505,3 @@ def _slice(entries: np.ndarray) -> slice | np.ndarray:
     step = (last - first) // max(len(entries) - 1, 1) or 1
     same = len(entries) < 2 or bool((np.diff(entries) == step).all())
     return slice(first, last + 1, step) if same else entries
-
-
-# --------------------------------------------------------------------------------------------------- the parent
-
-
-@contextlib.contextmanager
-def _started(paths: Sequence[Path]) -> Iterator[_Reader]:
-    with tempfile.TemporaryFile() as words:
-        child = start_child("ptycho_torch.files.hdf5_child", errors=words)
-        try:
-            yield _Reader(paths, child, words)
-        finally:
-            child.kill()
-            for pipe in (child.stdin, child.stdout):
-                with contextlib.suppress(OSError):
-                    pipe.close()  # type: ignore[union-attr]
-            child.wait()
-
-
-class _Reader:
-    """Asks one child, and believes nothing that it cannot check.
-
-    Attributes:
-        paths: the files that the child has.
-        closed: number of a file that it could not open → why.
-    """
-
-    def __init__(self, paths: Sequence[Path], child: subprocess.Popen[bytes], words: IO[bytes]) -> None:
-        assert child.stdin is not None
-        assert child.stdout is not None
-        self.paths = tuple(paths)
-        self._child, self._words = child, words
-        self._commands, self._answers = child.stdin, child.stdout
-        self._asked = paths[0]
-        self._left = self._owed = 0
-        self._silent = False
-        request = {"paths": [str(path.resolve()) for path in paths], "memory_bytes": MEMORY_BYTES, "cpu_s": CPU_S}
-        self._send(request)
-        with self.understood():
-            opened = json.loads(self._message(b"J"))["files"]
-            if len(opened) != len(paths):
-                raise ValueError("files")
-            self.closed = {
-                number: self._refusal(said, paths[number]) for number, said in enumerate(opened) if said is not None
-            }
-
-    def refuse_closed(self, number: int) -> None:
-        """Raise where a file could not be opened."""
-        if number in self.closed:
-            raise self.closed[number]
-
-    def describe(self, number: int, path: str) -> list[dict[str, Any]]:
-        """Return what the child says of the object at a path and all that is in it."""
-        return self._told({"do": "list", "path": path}, number)
-
-    def check(self, number: int, path: str) -> None:
-        """Refuse a dataset that may not be read."""
-        self._told({"do": "check", "path": path}, number)
-
-    def sources(self, number: int, path: str) -> list[dict[str, Any]]:
-        """Return what the child says of the parts of a virtual dataset."""
-        return self._told({"do": "sources", "path": path}, number)
-
-    def ask_rows(self, number: int, path: str, first: int, stop: int, content_bytes: int) -> None:
-        """Ask for entries of the first axis of a dataset; ``content`` then gives them."""
-        self._ask({"do": "rows", "path": path, "first": first, "stop": stop}, number)
-        self._owed = content_bytes
-
-    def content(self, buffer: memoryview) -> None:
-        """Fill a buffer from as many array messages as it takes."""
-        filled = 0
-        while filled < len(buffer):
-            if not self._left:
-                self._left = self._begin(b"A")
-            part = buffer[filled : filled + self._left]
-            self._fill(part)
-            filled += len(part)
-            self._left -= len(part)
-        self._owed -= len(buffer)
-
-    def hostile(self, found: str) -> DataContractError:
-        """Return the error for a child that cannot be believed, or that gave up."""
-        return violation("CXI-02", found, path=self._asked)
-
-    def _told(self, command: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
-        self._ask(command, number)
-        with self.understood():
-            said = json.loads(self._message(b"J"))
-            if not isinstance(said, list) or not all(isinstance(each, dict) for each in said):
-                raise ValueError("list")
-            return said
-
-    def _ask(self, command: Mapping[str, Any], number: int) -> None:
-        # A reader that gave up half way has not taken all of what it asked for.
-        rest = np.empty(min(self._owed, _PART_BYTES), np.uint8)
-        while self._owed:
-            self.content(rest[: self._owed].data)
-        self._asked = self.paths[number]
-        self._send({**command, "file": number})
-
-    @contextlib.contextmanager
-    def understood(self) -> Iterator[None]:
-        try:
-            yield
-        except DataContractError:
-            raise
-        except (ValueError, TypeError, KeyError, OverflowError) as err:
-            raise self.hostile(f"an answer that cannot be understood ({err})") from err
-
-    def _send(self, said: Mapping[str, Any]) -> None:
-        try:
-            self._commands.write(json.dumps(said).encode() + b"\n")
-            self._commands.flush()
-        except OSError as err:
-            raise self._ended() from err
-
-    def _message(self, letter: bytes) -> bytes:
-        """Return the next message whole."""
-        length = self._begin(letter)
-        if length > MAX_JSON_BYTES:
-            raise self.hostile(f"an answer of {length} bytes")
-        content = bytearray(length)
-        self._fill(memoryview(content))
-        return bytes(content)
-
-    def _begin(self, letter: bytes) -> int:
-        head = bytearray(MESSAGE.size)
-        self._fill(memoryview(head))
-        got, length = MESSAGE.unpack(head)
-        if got == b"E" and length <= MAX_JSON_BYTES:
-            content = bytearray(length)
-            self._fill(memoryview(content))
-            with self.understood():
-                refusal = self._refusal(json.loads(content), self._asked)
-            raise refusal
-        if got != letter or not length:
-            raise self.hostile("an answer that cannot be understood")
-        return int(length)
-
-    def _fill(self, buffer: memoryview) -> None:
-        filled = 0
-        while filled < len(buffer):
-            watch = threading.Timer(SILENCE_S, self._end_silence)
-            watch.daemon = True
-            watch.start()
-            try:
-                got = self._answers.readinto(buffer[filled:])  # type: ignore[attr-defined]
-            finally:
-                watch.cancel()
-            if not got:
-                raise self._ended()
-            filled += got
-
-    def _end_silence(self) -> None:
-        self._silent = True
-        self._child.kill()
-
-    def _refusal(self, said: Mapping[str, Any], path: Path) -> Any:
-        if said["clause"] is None:
-            return PtychoError(f"{path}: HDF5 files need h5py ({one_line(said['found'])}): pip install h5py")
-        clause = "CXI-01" if said["clause"] == "CXI-01" else "CXI-02"
-        found, key, expected = (one_line(said[name]) for name in ("found", "key", "expected"))
-        remedy = one_line(said["remedy"]).replace("FILE", str(path))
-        return violation(clause, found, path=path, key=key or None, expected=expected, remedy=remedy)
-
-    def _ended(self) -> DataContractError:
-        """Say why no more bytes come."""
-        if self._silent:
-            return self.hostile(f"content that the HDF5 library did not read in {SILENCE_S:.0f} s")
-        return self.hostile(why_ended(self._child, self._words))

@@ -164,12 +164,18 @@ def _bound_directory(file: BinaryIO, max_members: int, max_directory_bytes: int)
     if tail[at : at + 4] != b"PK\5\6":
         at = tail.rfind(b"PK\5\6")
     if at < 0 or len(tail) - at < _END_BYTES:
-        raise ZipRefusedError("no ZIP directory at the end; perhaps truncated")
+        file.seek(0)
+        begun = file.read(2) == b"PK"
+        raise ZipRefusedError("no ZIP directory at the end; perhaps truncated" if begun else "no ZIP archive")
     members, directory_bytes = struct.unpack_from("<HI", tail, at + 10)
-    # Like zipfile: the larger record lies right before its locator, wherever the locator points to.
+    # Like zipfile: the larger record lies right before its locator. Programs that go where the locator points, and find
+    # another record there, would read another archive.
     zip64 = at - _ZIP64_END_BYTES
-    if zip64 >= 0 and (tail[zip64 : zip64 + 4], tail[at - 20 : at - 16]) == (b"PK\6\6", b"PK\6\7"):
-        members, directory_bytes = struct.unpack_from("<QQ", tail, zip64 + 32)
+    if zip64 >= 0 and tail[at - 20 : at - 16] == b"PK\6\7":
+        members, directory_bytes, directory_start = struct.unpack_from("<QQQ", tail, zip64 + 32)
+        (place,) = struct.unpack_from("<Q", tail, at - 12)
+        if tail[zip64 : zip64 + 4] != b"PK\6\6" or place != directory_start + directory_bytes:
+            raise ZipRefusedError("a ZIP64 locator that points elsewhere")
     if members > max_members or directory_bytes > max_directory_bytes:
         raise ZipRefusedError(f"a directory of {members} members, {directory_bytes} bytes", too_large=True)
     file.seek(0)

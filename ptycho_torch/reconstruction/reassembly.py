@@ -330,6 +330,14 @@ class HalfStitcher:
                 self._seen[half, patterns[chosen].flatten()] = True
                 stitcher.add(patches[chosen.to(patches.device)], positions_px[chosen], experiments[chosen])
 
+    def absorb(self, other: "HalfStitcher") -> None:
+        """Add all patches of a stitcher that was made with the same arguments."""
+        for ours, theirs in zip(self._stitchers, other._stitchers, strict=True):
+            for experiment, stitcher in ours.stitchers.items():
+                stitcher.absorb(theirs.stitchers[experiment])
+        self._seen |= other._seen
+        self._scan = torch.maximum(self._scan, other._scan)
+
     def results(self) -> dict[int, Stitched]:
         """Return the object of each experiment; nothing can be added afterwards.
 

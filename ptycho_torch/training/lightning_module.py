@@ -349,7 +349,12 @@ class PtychoPINN(pl.LightningModule):
         return values.sum(0) if rank == 0 else torch.zeros_like(values[0])
 
     def setup(self, stage: str) -> None:
-        """Forget what an interrupted epoch left, before a checkpoint is loaded; have checkpoints written as ours."""
+        """Forget what an interrupted epoch left, before a checkpoint is loaded; have checkpoints written as ours.
+
+        Raises:
+            ConfigError: the Trainer has a precision that it would convert whole batches to.
+        """
+        _check_precision(str(self.trainer.precision))
         self._sums.clear()
         self._accumulated, self._gradients = 0, {}
         strategy = self.trainer.strategy
@@ -711,6 +716,18 @@ class _WarmupCosine:
             return (epoch + 1) / (self.warmup + 1)
         done = min((epoch - self.warmup) / max(self.last - 1 - self.warmup, 1), 1.0)
         return self.least + (1 - self.least) * (1 + math.cos(math.pi * done)) / 2
+
+
+def _check_precision(precision: str) -> None:
+    """Raise for a precision of the Trainer that is no autocast: batches hold whole and complex numbers as well."""
+    if precision == "32-true" or precision.endswith("-mixed"):
+        return
+    ours = '"64-true" is a setting of the module: Settings().override({"precision": "64-true"})'
+    remedy = ours if precision == "64-true" else 'for a network in bfloat16 take Trainer(precision="bf16-mixed")'
+    raise ConfigError(
+        f'Trainer(precision="{precision}"): the Trainer would convert network and batches by itself; expected '
+        f'"32-true" or a mixed precision. Leave it out; {remedy}.'
+    )
 
 
 def load_weights(network: PtychoNet, content: checkpoints.Checkpoint, weights: dict[str, Tensor]) -> None:

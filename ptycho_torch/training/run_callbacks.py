@@ -28,7 +28,7 @@ from ptycho_torch.files.folders import CHECKPOINTS, process_number
 from ptycho_torch.files.npz_writer import replacing
 from ptycho_torch.training.checkpoint import KEY, read_checkpoint
 from ptycho_torch.training.checkpoint_file import run_of
-from ptycho_torch.training.interruption import SIGNALS, RunInterrupted, handlers_of_users, requeue
+from ptycho_torch.training.interruption import SIGNALS, RunInterrupted, handlers_of_users, requeue_at
 from ptycho_torch.training.lightning_module import PtychoPINN, ended_early, of_each_process
 from ptycho_torch.training.run_state import RunState, State, read_state, set_aside, settings_digest, write_state
 
@@ -258,7 +258,6 @@ class SignalStop(Checkpoint):
     def _end(self, trainer: pl.Trainer, number: int) -> None:
         if trainer.is_global_zero:
             name = signal.Signals(number).name
-            log.warning("%s: training ends behind update %d, which is saved.", name, trainer.global_step)
-            if name == "SIGUSR1" and "SLURM_JOB_ID" in os.environ:
-                requeue()
+            log.warning("%s: training ends after update %d, which is saved.", name, trainer.global_step)
+            requeue_at(number)
         raise RunInterrupted(number)

@@ -51,14 +51,17 @@ _BOUNDS = {
     # MLflow prints links to standard output, and reports its own use to its makers.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Its lines about the tables of a new database tell a user nothing.
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
 """What the environment says to MLflow, unless the user has said otherwise."""
 
 _FIRST_ANSWER_S = {"http": 10.0, "https": 10.0}
 """How long the first contact may take; name look-up and several addresses of one host come on top of the tries."""
 
-_DATABASE_S = 60.0
-"""The same for a database, which the first run fills with MLflow's tables."""
+_DATABASE_S = 180.0
+"""The same for a database, which the first run fills with MLflow's tables: 10 s of work, more than 60 s on a busy
+machine."""
 
 _UPLOAD_S = 10.0
 _UPLOAD_BYTES_PER_S = 5e6

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ptycho_torch.commands import convert_scan as command_convert
 from ptycho_torch.data.scan import examine
 from ptycho_torch.errors import ConfigError, DataContractError, PtychoError
-from ptycho_torch.files import child_limits, hdf5_files
+from ptycho_torch.files import hdf5_files, hdf5_process
 from ptycho_torch.importer.beamline import Wanted, open_beamline
 from tests.support.scan_files import Arrays
 
@@ -53,8 +52,8 @@ def write(path: Path, datasets: Datasets, **options: Any) -> Path:
 
 def run(source: Path, target: Path, *arguments: str) -> int:
     parser = argparse.ArgumentParser()
-    command_convert.add_arguments(parser)
-    return command_convert.run(parser.parse_args([str(source), "-o", str(target), *arguments]))
+    convert_scan.add_arguments(parser)
+    return convert_scan.run(parser.parse_args([str(source), "-o", str(target), *arguments]))
 
 
 def imported(datasets: Datasets, folder: Path, *arguments: str, **options: Any) -> Arrays:
@@ -448,7 +447,7 @@ def test_a_reader_that_fails_is_one_line(
     python.write_text(f"#!/bin/bash\n{script}\n")
     python.chmod(python.stat().st_mode | stat.S_IEXEC)
     write(tmp_path / "scan.cxi", draw())
-    monkeypatch.setattr(child_limits.sys, "executable", str(python))
+    monkeypatch.setattr(hdf5_process.sys, "executable", str(python))
     monkeypatch.setattr(hdf5_files, "SILENCE_S", 0.4 if "60" in script else 30.0)
     assert found in refused_file(tmp_path / "scan.cxi", "CXI-02")
 
@@ -474,13 +473,13 @@ def test_a_missing_h5py_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_no_process_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[Any] = []
-    popen = hdf5_files.subprocess.Popen
+    popen = hdf5_process.subprocess.Popen
 
     def start(*arguments: Any, **options: Any) -> Any:
         started.append(popen(*arguments, **options))
         return started[-1]
 
-    monkeypatch.setattr(hdf5_files.subprocess, "Popen", start)
+    monkeypatch.setattr(hdf5_process.subprocess, "Popen", start)
     write(tmp_path / "scan.cxi", draw())
     with open_beamline(tmp_path / "scan.cxi", Wanted()) as scan:
         next(scan.blocks(100))

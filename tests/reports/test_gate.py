@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -427,7 +428,27 @@ def test_the_page_says_what_is_missing_and_the_command_that_mends_it(
     assert text.count('class="verdict') == 1
     command = f"python -m conformance study clean --runs 1000 --evidence {files / 'evidence'}"
     assert command in reader.text
-    assert f"To mend it:\n  {command}\n" in capsys.readouterr().out
+    assert f"To mend 1 of 1 objections: {command}\n" in capsys.readouterr().out
+
+
+def test_the_verdict_comes_first_then_one_command_and_the_rest_where_it_is_asked_for(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("clean-cpu", "updates-cpu"):
+        (files / "evidence" / f"{name}.json").unlink()
+    content = report(CPU)
+    content["results"] = content["results"][:-9]
+    (files / "cpu.json").write_text(json.dumps(content))
+    assert run(files, "cpu", "cuda") == 1
+    verdict, remedy, more = capsys.readouterr().out.splitlines()
+    assert verdict.startswith("FAILED")
+    assert re.fullmatch(r"To mend \d+ of \d+ objections: pytest conformance --parity-device cpu .*", remedy)
+    assert more == "-v lists every objection; 2 more commands mend the others"
+    assert run(files, "cpu", "cuda", "-v") == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [verdict, remedy]
+    assert sum(line.startswith("To mend ") for line in lines) == 3
+    assert sum(line.startswith("  ") for line in lines) == int(remedy.split()[4])
 
 
 def test_a_gpu_that_is_missing_is_told_apart(files: Path) -> None:

@@ -723,3 +723,13 @@ def test_a_resumed_training_goes_on_in_its_mlflow_run(
     client(server.uri).delete_run(first.run_id)
     third = train.main(scan, resume=first.checkpoint, max_epochs=3, **names)
     assert third.run_id not in (None, first.run_id)
+
+
+def test_mlflow_says_no_more_than_warnings_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_LOGGING_LEVEL", raising=False)
+    with tracking._environment():
+        assert os.environ["MLFLOW_LOGGING_LEVEL"] == "WARNING"
+    assert "MLFLOW_LOGGING_LEVEL" not in os.environ
+    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "DEBUG")
+    with tracking._environment():
+        assert os.environ["MLFLOW_LOGGING_LEVEL"] == "DEBUG"

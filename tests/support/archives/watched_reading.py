@@ -60,7 +60,7 @@ _MEMBERS = (
     "model.keras",
     "model.pth",
 )
-_READER = ["-P", "-m", "ptycho_tf_bridge.archives.hdf5_child"]
+_READER = ["-P", "-m", "ptycho_torch.files.hdf5_child"]
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from conformance.judge.waivers import parse_waivers
-from conformance.provenance.clauses import catalogue
+from conformance.provenance.clauses import catalogue, collect
 from conformance.provenance.digest import numerical_digest, spec_digest
 from conformance.provenance.evidence import Evidence, measured_here
 from conformance.provenance.json_files import sealed
@@ -155,3 +156,28 @@ def decided_from(
     known = parse_waivers({"waivers": waivers or []})
     found = measured() if evidence is None else evidence
     return decide(inputs, policy, found, waivers=known, now=NOW, tests=collected)
+
+
+def whole_report(requirement: Requirement) -> dict[str, Any]:
+    """A report of all the tests that the suite really has in a tier, for gates that collect them."""
+    found, cases, recordings, steps = report(requirement), {}, {}, []
+    parts = re.compile(r"\[(?:(?P<stage>[^-\]]+)-)?(?P<clause>[A-Z0-9]+(?:-(?:FREE|FORCED))?)-(?P<case>.+)\]")
+    rows = []
+    for test, clauses in collect(requirement.tier, suite_only=True).items():
+        about = {}
+        if test.startswith("test_network.py::test_stage[") and (match := parts.search(test)):
+            case, device, dtype = match["case"].rsplit("-", 2)
+            about = {"stage": match["stage"], "case": case, "device": device, "dtype": dtype}
+            same = cases.setdefault((case, dtype), found["cases"][0] | {"case": case, "dtype": dtype, "verdicts": []})
+            same["verdicts"].append(verdict(clause=match["clause"], stage=match["stage"]))
+        elif test.startswith("test_network.py::test_recording[") and (match := parts.search(test)):
+            about = {"case": match["case"]}
+            recordings.setdefault(match["case"], []).append(verdict(clause=match["clause"]))
+        elif test.startswith("test_steps.py::test_step["):
+            step = test.partition("[")[2][:-1]
+            steps.append({"step": step, "passed": True, "cause": "", "text": step})
+        elif any(f"{dtype}" in test for dtype in DTYPES) or set(clauses) & {"INVARIANCE", "FLOAT64"}:
+            about = {"device": requirement.device, "dtype": "float64" if "FLOAT64" in clauses else "float32"}
+        rows.append(result(test, clauses, **about))
+    told = [{"case": case, "verdicts": verdicts} for case, verdicts in recordings.items()]
+    return complete(found | {"results": rows, "cases": [*cases.values()], "recordings": told, "steps": steps})

@@ -22,6 +22,11 @@ CONFORMANCE = Program(
             "decide from the reports of all devices whether a release may go out, or a change be merged",
             "python -m conformance gate cpu/parity.json cuda/parity.json -o sign-off.json --page release.html",
         ),
+        "reproduce": Command(
+            "conformance.commands.reproduce",
+            "write a failure of a report as a short program that needs PyTorch, NumPy and ptycho_torch only",
+            "python -m conformance reproduce cpu/parity.json n64_g2_base merged -o repro.py",
+        ),
         "signed": Command(
             "conformance.commands.signed",
             "was this installation signed off for release, and is it what was signed off?",

@@ -473,6 +473,12 @@ def parity_bench(request: pytest.FixtureRequest) -> Bench:
 
 
 @pytest.fixture(scope="session")
+def parity_report_file(request: pytest.FixtureRequest) -> Path:
+    """Return the report that this run writes, or the one that it would write."""
+    return Path(request.config.getoption("--parity-report") or "DIR") / "parity.json"
+
+
+@pytest.fixture(scope="session")
 def parity_notes(request: pytest.FixtureRequest) -> list[str]:
     """Lines that the summary prints: measured numbers that belong to no single stage."""
     return request.config.stash[_NOTES]

@@ -53,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--previous", type=Path, metavar="REPORT", help="show the difference to this report in the page"
     )
+    parser.add_argument(
+        "--signed", type=Path, metavar="FILE", help="fail unless this sign-off is what is decided now from these files"
+    )
     parser.add_argument("--by", metavar="NAME", help="who decides (default: the user)")
 
 
@@ -65,13 +68,14 @@ def run(options: argparse.Namespace) -> int:
     from conformance.provenance.json_files import write_json, write_text
     from conformance.release import gate
     from conformance.release.policy import read_policy
-    from conformance.release.sign_off import sign_off
+    from conformance.release.sign_off import disagreements, read_sign_off, sign_off
     from conformance.report.results import read_report
     from conformance.report.run_page import report_page
 
     policy = read_policy(options.policy)
     inputs = [gate.read_input(path) for path in options.reports]
     previous = read_report(options.previous) if options.previous else None
+    before = read_sign_off(options.signed) if options.signed else None
     evidence = committed_evidence(options.evidence or EVIDENCE)
     decision = gate.decide(inputs, policy, evidence, evidence_folder=options.evidence or gate.EVIDENCE_FOLDER)
     signed = sign_off(decision, inputs, policy, evidence, decided_by=options.by)
@@ -89,6 +93,9 @@ def run(options: argparse.Namespace) -> int:
         print(f"wrote {path}")  # noqa: T201
     if os.environ.get(_URI):
         _publish(signed, options.page)
+    if before and (changed := [f"{options.signed}: {each}" for each in disagreements(before, signed)]):
+        print(*changed, sep="\n")  # noqa: T201
+        return REFUSED
     if decision.is_granted:
         return GRANTED
     return CPU_ONLY if decision.verdict == gate.CPU_ONLY else REFUSED

@@ -17,7 +17,7 @@ from pathlib import Path
 from conformance.errors import DocumentError
 from conformance.provenance import machine
 from conformance.provenance.digest import numerical_digest, spec_digest
-from conformance.provenance.json_files import read_json, write_json
+from conformance.provenance.json_files import read_json, sealed, write_json
 
 EVIDENCE = Path(__file__).parents[1] / "evidence"
 """The evidence that comes with the package."""
@@ -162,18 +162,19 @@ def write_evidence(path: Path | str, evidence: Evidence) -> Path:
         name: {bound: value for bound, value in vars(goal).items() if value is not None}
         for name, goal in evidence.goals.items()
     }
-    return write_json(target, dataclasses.asdict(evidence) | {"goals": goals, "schema": SCHEMA_VERSION})
+    return write_json(target, sealed(dataclasses.asdict(evidence) | {"goals": goals, "schema": SCHEMA_VERSION}))
 
 
 def read_evidence(path: Path | str) -> Evidence:
     """Read one file of evidence.
 
     Raises:
-        DocumentError: it cannot be read, is too large, or does not follow ``specs/schema/evidence.schema.json``.
+        DocumentError: it cannot be read, is too large, does not follow ``specs/schema/evidence.schema.json``, or was
+            changed after it was written.
     """
     path = Path(path)
     content = read_json(path, SCHEMA, largest_bytes=_LARGEST_BYTES)
-    del content["schema"]
+    del content["schema"], content["digest"]
     goals = {name: Goal(**goal) for name, goal in content["goals"].items()}
     try:
         return Evidence(**content | {"goals": goals, "notes": tuple(content["notes"])})

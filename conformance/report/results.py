@@ -26,7 +26,7 @@ from conformance.judge.measure import (
 from conformance.judge.rules import Errors, Verdict
 from conformance.provenance.digest import numerical_digest, spec_digest
 from conformance.provenance.evidence import now_utc
-from conformance.provenance.json_files import finite, read_json, write_json, write_text
+from conformance.provenance.json_files import finite, read_json, sealed, write_json, write_text
 from conformance.provenance.machine import device_name, driver, environment, versions
 from conformance.report.page import share_text
 from conformance.report.run_page import report_page
@@ -136,6 +136,7 @@ def _case(report: CaseReport) -> dict[str, Any]:
     return {
         "case": report.planned.name,
         "kind": report.planned.kind,
+        "settings": dataclasses.asdict(report.planned.settings),
         "device": report.device,
         "dtype": report.dtype,
         "reference": report.reference,
@@ -307,7 +308,8 @@ def read_report(path: Path) -> dict[str, Any]:
     """Read a report that ``pytest conformance --parity-report`` wrote.
 
     Raises:
-        DocumentError: it cannot be read, is too large, or does not follow ``specs/schema/report.schema.json``.
+        DocumentError: it cannot be read, is too large, does not follow ``specs/schema/report.schema.json``, or was
+            changed after it was written.
     """
     return read_json(path, SCHEMA, largest_bytes=LARGEST_BYTES)
 
@@ -323,7 +325,7 @@ def write_report(
         outcome: of the run.
         previous: an earlier report to show the difference to.
     """
-    content = as_json(bench, outcome)
+    content = sealed(as_json(bench, outcome))
     tests = ", ".join(f"{outcome.count(state)} {state}" for state in ("passed", "failed", "skipped", "waived"))
     parts = [*("\n".join(table(report)) for report in bench.reports.values()), "\n".join([*outcome.notes, tests])]
     return [

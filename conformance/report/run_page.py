@@ -12,6 +12,7 @@ from conformance.judge.measure import FORWARD_FREE, NETWORK_CLAUSES
 from conformance.provenance.clauses import Entry, catalogue
 from conformance.report.difference import difference, share_of
 from conformance.report.page import colour_map, line_chart, render
+from conformance.report.reproduction import failing_stages, reproduce_command
 
 Report = Mapping[str, Any]
 Values = dict[str, Any]
@@ -164,8 +165,11 @@ def _case(case: Values) -> Values:
 
 
 def _failures(cases: Sequence[Values], results: Sequence[Values]) -> Values | None:
+    failed = [case for case in cases if not case["passed"]]
+    shown = [(case["case"], stage) for case in failed for stage in failing_stages(case)[:1]]
     found = {
-        "cases": [case for case in cases if not case["passed"]],
+        "cases": failed,
+        "commands": [reproduce_command("parity.json", *each) for each in dict.fromkeys(shown)],
         "tests": [result for result in results if result["outcome"] == "failed"],
     }
     return found if any(found.values()) else None

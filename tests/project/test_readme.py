@@ -12,9 +12,9 @@ import pytest
 from conformance.release.policy import read_policy
 from ptycho_torch.commands.cli import main
 from ptycho_torch.config_params import NetworkSettings
-from tests.reports.test_gate import report
 from tests.support.archives.reference_archives import write_reference_archive
 from tests.support.document_blocks import REPOSITORY, RUN_AS_PYTHON, RUN_AS_SHELL, blocks, prepare, run_blocks
+from tests.support.release_files import whole_report
 
 README = REPOSITORY / "README.md"
 TEXT = README.read_text(encoding="utf-8")
@@ -32,7 +32,7 @@ def test_every_block_runs_in_order_as_printed(tmp_path: Path) -> None:
     write_reference_archive(tmp_path / "wts.h5.zip", network)
     (tmp_path / "parity-report").mkdir()
     (requirement,) = read_policy("merge").devices
-    (tmp_path / "parity-report" / "parity.json").write_text(json.dumps(report(requirement)), encoding="utf-8")
+    (tmp_path / "parity-report" / "parity.json").write_text(json.dumps(whole_report(requirement)), encoding="utf-8")
 
     said = run_blocks(README, tmp_path, activated=False)
 

@@ -61,8 +61,8 @@ _OPTIONS: Mapping[str, tuple[str, tuple[str, ...] | str, str]] = {
     "--parity-dtype": ("all", ("float32", "float64", "all"), "dtypes judged (default: all)"),
     "--parity-reference": (
         *("", "keras|live:PACKAGE|recorded|NAME|PATH.npz"),
-        "judge against live Keras alone, against a reference package, which is judged too (installed, live:ptycho, or "
-        "of a checkout, live:/src/PtychoPINN), against the embedded recordings alone, or against one recording alone, "
+        "judge only against live Keras, against a reference package, which is judged too (installed, live:ptycho, or "
+        "of a checkout, live:/src/PtychoPINN), only against the embedded recordings, or only against one recording, "
         "embedded (n64_g2_base) or a file (default: the embedded ones, and live Keras where TensorFlow is installed)",
     ),
     "--parity-scan": (
@@ -158,7 +158,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "parity_operations: judges a recording of single operations")
     config.addinivalue_line("markers", "parity_keras: judges against live Keras")
     config.addinivalue_line("markers", "parity_tf_config: judges the dataclasses that --parity-tf-config names")
-    config.addinivalue_line("markers", "parity_dtype(name): judges this dtype alone")
+    config.addinivalue_line("markers", "parity_dtype(name): judges only this dtype")
     config.addinivalue_line("markers", "parity_clause(*ids): the clauses of the specification that the test judges")
     config.stash[_NOTES], config.stash[_WRITTEN], config.stash[_KEPT] = [], [], _Kept()
     config.pluginmanager.register(config.stash[_KEPT], "parity_kept")

@@ -36,7 +36,7 @@ def mixed_up() -> str:
     )
     return (
         f"error: the package {_PACKAGE} in {folder or 'no folder'} has files of {owner or 'another project'}, which "
-        f"stand in the place of ours; expected {_DISTRIBUTION} alone. {remedy}. The TensorFlow reference can stay "
+        f"stand in the place of ours; expected only {_DISTRIBUTION}. {remedy}. The TensorFlow reference can stay "
         "a checkout that nobody installs: pytest conformance --parity-reference live:/PATH/OF/CHECKOUT"
     )
 

@@ -80,7 +80,7 @@ class CheckpointError(PtychoError, ValueError):
 
 
 class TrainingError(PtychoError, RuntimeError):
-    """Training that cannot go on: the loss is no number any more."""
+    """Training that cannot go on: the loss is not finite any more."""
 
 
 def one_line(text: str, characters: int = _LINE_CHARACTERS) -> str:

@@ -44,7 +44,7 @@ def shift_matrix(shift_px: Float[Tensor, "n"], out_px: int, in_px: int, start_px
     """
     whole = torch.floor(-shift_px)[:, None]
     fraction = -shift_px[:, None] - whole
-    # As floating-point numbers, which a shift that is no number makes no number in every pixel.
+    # As floating-point numbers, which a shift that is not finite makes every pixel so.
     diagonals = torch.arange(1 - out_px, in_px, device=shift_px.device).to(shift_px.dtype) - start_px
     line = (1 - (diagonals - whole - fraction).abs()).clamp_min(0)  # (n, out + in - 1)
     return line.unfold(1, in_px, 1).flip(1)

@@ -485,7 +485,7 @@ class PtychoNet(nn.Module):
                 )
 
     def predict_patches(self, scaled_amplitude: GroupAmplitude) -> Patches:
-        """Return the complex patches of each group: what the neural part alone predicts."""
+        """Return the complex patches of each group: what only the neural part predicts."""
         features = self.encoder(self.normalized_input(scaled_amplitude, self.log_scale))
         return self.patches(self.decoder_amp(features), self.decoder_phase(features))  # type: ignore[no-any-return]
 

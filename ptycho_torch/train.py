@@ -80,7 +80,7 @@ def make_trainer(
         callbacks: more of them; they run before those that save checkpoints.
         logger: one or several of Lightning's, which get every loss and the learning rate; None for none.
         progress: show progress bars; None shows them in a terminal, and elsewhere prints a line an epoch.
-        resume: checkpoint that the run goes on from; the ``best.ckpt`` beside it is that of its epochs.
+        resume: checkpoint that the run resumes from; the ``best.ckpt`` beside it is that of its epochs.
 
     Raises:
         ConfigError: the device is not there.
@@ -107,8 +107,8 @@ def make_trainer(
                 monitor,
                 min_delta=0.0,
                 patience=training.early_stop_patience,
-                # A validation loss that is no number is one that did not improve, as for Keras; a training loss that is
-                # none has ended the run already.
+                # A validation loss that is not finite did not improve, as for Keras; such a training loss
+                # has ended the run already.
                 check_finite=False,
                 check_on_train_epoch_end=True,
             ),
@@ -220,7 +220,7 @@ def main(
             (``folders.map_folder``).
         remake_map: build the map anew.
         probe: (N, N) or (modes, N, N) probe for every scan, in place of files.
-        resume: checkpoint of a run that was interrupted; it goes on to the same weights. Into another ``output_dir``
+        resume: checkpoint of a run that was interrupted; it resumes to the same weights. Into another ``output_dir``
             it brings the ``best.ckpt`` that lies beside it.
         start_from: checkpoint whose weights a new run starts with.
         overwrite: remove checkpoints, history and reconstructions of another run in ``output_dir``, right before
@@ -238,14 +238,14 @@ def main(
             that the setting ``accept`` does not name.
         DataContractError: a scan or probe that breaks a clause.
         CheckpointError: a checkpoint that cannot be read or does not belong to these data or settings.
-        TrainingError: the loss is no number any more.
+        TrainingError: the loss is not finite any more.
 
     Example:
         train.main("scans", "probes", max_epochs=60, gradient_clip_val=None)
     """
     begun_s = time.monotonic()
     if resume is not None and start_from is not None:
-        raise ConfigError("resume goes on with a run and start_from begins a new one; give one of them.")
+        raise ConfigError("resume continues a run and start_from begins a new one; give one of them.")
     output_dir = Path(output_dir)
     scans = () if isinstance(ptycho_dir, PtychoDataset) else folders.scan_paths(Path(ptycho_dir))
     probes = () if probe_dir is None else folders.probe_paths(scans, Path(probe_dir))
@@ -410,8 +410,8 @@ def _tell_differences(saved: checkpoints.Checkpoint, training: TrainingSettings,
         theirs, ours = getattr(before, name), getattr(training, name)
         if theirs != ours:
             log.warning(
-                "%s = %s, and was %s: training goes on, and its weights will not be bit by bit those of a run that was "
-                "not interrupted.", name, ours, theirs,
+                "%s = %s, and was %s: training continues, but its weights will not be bit by bit those of a run that "
+                "was not interrupted.", name, ours, theirs,
             )  # fmt: skip
 
 

@@ -175,7 +175,7 @@ def listing(clauses: Mapping[str, Entry], tests: Mapping[str, Sequence[str]], *,
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what ``python -m conformance clauses`` takes."""
-    parser.add_argument("ids", nargs="*", metavar="CLAUSE", help="show these alone, with their text and every test")
+    parser.add_argument("ids", nargs="*", metavar="CLAUSE", help="show only these, with their text and every test")
     parser.add_argument("--json", action="store_true", help="write JSON, for programs")
 
 

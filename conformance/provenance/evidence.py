@@ -64,8 +64,8 @@ class Evidence:
         versions: distribution → version; None for what is not installed.
         command: the command line that anyone can repeat.
         created_utc: ``2026-01-31T12:00:00Z``.
-        numerical_digest: of the sources that it holds for: those that its kind of measurement reaches.
-        spec_digest: of the specification that it holds for.
+        numerical_digest: of the sources that it is valid for: those that its kind of measurement reaches.
+        spec_digest: of the specification that it is valid for.
         numbers: name → value. A unit is the end of the name: ``seconds``, ``_px``.
         goals: name → what the number has to reach; a number without a goal is only told.
         meanings: name → what the number is, in a few words.
@@ -97,7 +97,7 @@ class Evidence:
                 raise DocumentError(f"evidence {self.name}: number {name} is {number}; only finite numbers are kept.")
         for name in (*self.goals, *self.meanings):
             if name not in self.numbers:
-                raise DocumentError(f"evidence {self.name}: there is no number {name}; has {', '.join(self.numbers)}.")
+                raise DocumentError(f"evidence {self.name}: found no {name}; it has {', '.join(self.numbers)}.")
 
     @property
     def name(self) -> str:
@@ -110,7 +110,7 @@ class Evidence:
         return tuple(name for name, goal in self.goals.items() if not goal.is_met(self.numbers[name]))
 
     def is_fresh(self) -> bool:
-        """Whether it holds for the sources and the specification that are here."""
+        """Whether it is valid for the sources and the specification that are here."""
         return self.numerical_digest == numerical_digest(self.kind)
 
 

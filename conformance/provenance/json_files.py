@@ -1,4 +1,4 @@
-"""JSON files: written whole or not at all, and read as files from strangers are: bounded, and held against a schema."""
+"""JSON files: written whole or not at all, and read as untrusted files are: bounded, and checked against a schema."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _kind(schema: str) -> str:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number that is kept")
+    raise ValueError(f"{constant} is not finite")
 
 
 def _finite(digits: str) -> float:

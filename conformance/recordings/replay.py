@@ -237,7 +237,7 @@ def envelope_verdicts(run: Mapping[Key, Quantity], truth: Truth, measured: Measu
 
 
 def fresh_verdicts(bundle: Bundle) -> dict[Key, Verdict]:
-    """Judge whether a recording holds for the specification and the code that are here (clause FRESH).
+    """Judge whether a recording is valid for the specification and the code that are here (clause FRESH).
 
     One of format 1 has no digests, so nothing can be said here; clauses FLOAT64 and REFERENCE judge it all the same.
     """

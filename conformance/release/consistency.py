@@ -51,7 +51,7 @@ def contradictions(report: Report) -> Iterator[str]:
     if report.get("digest") != sealed(report)["digest"]:
         yield "has no digest of its content, or another one: it was changed after it was written."
     if report["spec_digest"] != spec_digest():
-        yield "holds for another specification than the one that is here."
+        yield "is valid for another specification than the one that is here."
     results, named = report["results"], [each["device"] for each in report["devices"]]
     for outcome in OUTCOMES:
         count = sum(result["outcome"] == outcome for result in results)

@@ -219,7 +219,7 @@ def _of_run(report: Mapping[str, Any], policy: Policy, now: datetime) -> Iterato
     if "candidate" in report:
         yield f"it judges {report['candidate']['name']}, and not the network of this package.", ""
     if report["numerical_digest"] != numerical_digest():
-        yield "stale: it holds for other numerical sources than those that are here; run the suite again.", ""
+        yield "stale: it is valid for other numerical sources than those that are here; run the suite again.", ""
     age = _age(report["created_utc"], now)
     if age is None:
         yield f"{report['created_utc']} is no time.", ""
@@ -425,7 +425,7 @@ def _of_evidence(
         about = f"evidence {each.name}"
         if not each.is_fresh():
             complaints.append(
-                (f"{about} is stale: it holds for other numerical sources; run again: {each.command}", "")
+                (f"{about} is stale: it is valid for other numerical sources; run again: {each.command}", "")
             )
         age = _age(each.created_utc, now)
         if age is None or age < -_CLOCK_SKEW:

@@ -1,4 +1,4 @@
-"""A red verdict as a program of its own: at most 60 lines that fail with PyTorch, NumPy and ptycho_torch alone.
+"""A red verdict as a program of its own: at most 60 lines that fail with only PyTorch, NumPy and ptycho_torch.
 
 The program draws input, probe and weights, runs the network in one precision, and compares a few values of one stage,
 or of one gradient, with what the oracle gave for the same draws. It is only handed out if it fails here and now.

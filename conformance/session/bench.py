@@ -80,7 +80,7 @@ LIVE_GRAPHS = {
 
 @dataclass(frozen=True)
 class Planned:
-    """One case to judge: a recording, a scan, or a draw judged against live Keras or the oracle alone.
+    """One case to judge: a recording, a scan, or a draw judged against live Keras, or only the oracle.
 
     Attributes:
         name: how test ids and reports call it.

@@ -62,7 +62,7 @@ def differences(
             errors, budget = compare(values, _wide(alone[stage])), budgets[stage]
             if not (errors.e <= budget.e and errors.m <= budget.m):
                 yield (
-                    f"{stage} in {company}: e = {errors.e:.3g}, m = {errors.m:.3g} from the same group alone; "
+                    f"{stage} in {company}: e = {errors.e:.3g}, m = {errors.m:.3g} from the same group by itself; "
                     f"budget e = {budget.e:.3g}, m = {budget.m:.3g}"
                 )
     again, once = (_outputs(model, case, companies[-1]) for _ in range(2))

@@ -143,7 +143,7 @@ def unavailable(device: str, row: str) -> str:
     """Say why a row cannot run on a device; empty if it can."""
     kind = torch.device(device).type
     if row == "tf32" and (kind != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
-        return "TensorFloat-32 exists on CUDA devices of capability 8.0 and above alone"
+        return "TensorFloat-32 exists on CUDA devices of capability 8.0 and above only"
     if row == "bf16" and kind == "cuda" and not torch.cuda.is_bf16_supported():
         return "this CUDA device has no bfloat16"
     if row == "float32-compiled":

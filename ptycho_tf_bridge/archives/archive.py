@@ -63,7 +63,7 @@ class Archive:
     Attributes:
         path: the file or folder.
         digest: SHA-256 of the file, or of its members' names and contents where it is a folder, in hexadecimal.
-        layout: ``keras`` (``model.keras`` in a zip), ``bare_keras`` (a ``.keras`` file alone), ``savedmodel`` (in a
+        layout: ``keras`` (``model.keras`` in a zip), ``bare_keras`` (only a ``.keras`` file), ``savedmodel`` (in a
             zip), ``savedmodel_folder`` or ``torch``.
         era: when such archives were written, in words.
         parameters: the saved parameters (``params.dill``): legacy key → plain value or array; empty if there are none.

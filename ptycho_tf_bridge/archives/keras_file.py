@@ -24,7 +24,7 @@ from ptycho_torch.config_params import OUTER_CHANNELS, NetworkSettings
 WRITER = "ptycho-torch"
 
 KERAS_VERSION = "3.0.0"
-"""The first version with this layout; Keras reads it for its information alone."""
+"""The first version with this layout; Keras reads it only as information."""
 
 _KERAS_LAYERS = "keras.layers"
 

@@ -63,7 +63,7 @@ class Layer:
     """One entry of the graph.
 
     Attributes:
-        name: of this model alone.
+        name: of this model only.
         kind: class name.
         config: its constructor's arguments.
         inputs: names of the layers that it reads, in order.

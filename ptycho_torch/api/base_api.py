@@ -269,7 +269,7 @@ class Trainer:
         Raises:
             ConfigError: settings that do not fit the scans.
             DataContractError: scans that break a clause.
-            TrainingError: the loss is no number any more.
+            TrainingError: the loss is not finite any more.
         """
         for line in self._configs.replaced():
             log.warning("%s", line)

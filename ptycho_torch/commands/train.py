@@ -120,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
     """Train; return 0 where training has come to its end, or 128 and the signal that interrupted it.
 
     Raises:
-        PtychoError: settings, scans or checkpoints that do not fit, or a loss that is no number any more.
+        PtychoError: settings, scans or checkpoints that do not fit, or a loss that is not finite any more.
     """
     resume = _resumed(options)
     if options.print_config:
@@ -184,7 +184,7 @@ def _resumed(options: argparse.Namespace) -> Path | None:
 
 
 def _own_checkpoint(options: argparse.Namespace) -> Path | None:
-    """Return the checkpoint that the run in the folder goes on from, if there is one."""
+    """Return the checkpoint that the run in the folder resumes from, if there is one."""
     from ptycho_torch.training.run_state import own_checkpoint
 
     return own_checkpoint(options.output_dir)

@@ -196,7 +196,7 @@ def open_map(
 
 @contextlib.contextmanager
 def _locked(root: Path) -> Iterator[bool]:
-    """Hold the map alone; yields whether the folder can be written to. A folder that cannot be is shared."""
+    """Lock the map; yields whether the folder can be written to. A folder that cannot be is shared."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         lock = FileLock(root / _LOCK)
@@ -546,7 +546,7 @@ def _scale(scan: Scan, energy: np.ndarray, settings: DataSettings) -> float:
     """Return √((N/2)² / mean Σ_xy amplitude²) over (L, C) energies, or 1 [clause GROUP-04]."""
     mean = float(energy.mean())
     if not mean > 0:
-        raise violation("GROUP-04", "groups of dark patterns alone", path=scan.path, key=scan.stack.key)
+        raise violation("GROUP-04", "groups of only dark patterns", path=scan.path, key=scan.stack.key)
     return settings.N / 2 / math.sqrt(mean) if settings.normalize else 1.0
 
 

@@ -1,6 +1,6 @@
-"""One scan file held against the data contract: headers first, then the small arrays, then the patterns as a stream.
+"""One scan file checked against the data contract: headers first, then the small arrays, then the patterns as a stream.
 
-``open_scan`` raises at the first broken clause; ``examine`` goes on and reports them all. Both run the same checks.
+``open_scan`` raises at the first broken clause; ``examine`` continues and reports them all. Both run the same checks.
 Clauses SCAN-… and PROBE-… of <doc-ref type="contract">specs/data_contracts.md</doc-ref>.
 """
 
@@ -236,7 +236,7 @@ class PatternAudit:
         if self.declared_domain is None and self._whole and self._distinct >= _DISTINCT_COUNTS:
             raise violation(
                 "SCAN-05",
-                f"whole numbers alone, up to {self.largest:.0f}, as counts are",
+                f"only whole numbers, up to {self.largest:.0f}, as counts are",
                 path=self.path,
                 key=self.key,
                 remedy=remedies.of_counts(self._mending),
@@ -761,7 +761,7 @@ def read_probe(path: Path, frame_px: int) -> np.ndarray:
     """Read a probe file.
 
     Args:
-        path: an NPZ file with ``probe``, or ``probeGuess`` alone.
+        path: an NPZ file with ``probe``, or only ``probeGuess``.
         frame_px: N of the scan that it is for.
 
     Returns:

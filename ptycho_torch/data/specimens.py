@@ -172,7 +172,7 @@ def image_object(grey: Float[np.ndarray, "h w"], shape_px: tuple[int, int]) -> O
         shape_px: (H, W).
 
     Raises:
-        ConfigError: the picture has a single grey value, or values that are no numbers.
+        ConfigError: the picture has a single grey value, or values that are not numbers.
     """
     from skimage import transform
 

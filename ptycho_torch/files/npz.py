@@ -1,4 +1,4 @@
-"""NPZ files that may come from strangers and may be larger than the memory.
+"""NPZ files that may be untrusted, and may be larger than the memory.
 
 Headers are read first, no pickle is ever opened, sizes are bounded, and every error is a ``DataContractError`` that
 names file, key and clause (NPZ-01 … NPZ-03 of <doc-ref type="contract">specs/data_contracts.md</doc-ref>).

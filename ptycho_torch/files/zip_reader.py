@@ -1,4 +1,4 @@
-"""ZIP archives from strangers: the directory is looked at before it is parsed, members are never trusted on their word.
+"""Untrusted ZIP archives: the directory is looked at before it is parsed, members are never trusted on their word.
 
 What a file format puts on top, its own limits and the words of its errors, belongs to its reader.
 """
@@ -90,7 +90,7 @@ class ZipReader:
                 raise ZipRefusedError("a stored member of two lengths", name)
 
     def check_headers(self) -> None:
-        """Hold the header before each member against the directory, so that no name is wrong in one of them alone.
+        """Hold the header before each member against the directory, so that no name is wrong only in one of them.
 
         Raises:
             ZipRefusedError: they differ.

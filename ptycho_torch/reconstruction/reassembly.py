@@ -210,7 +210,7 @@ class Stitcher:
         covered = weight > 0
         divisor = torch.where(covered, weight, 1.0)
         variance = square - total.abs().square() / divisor
-        # The other way round, a patch that is no number would agree with everything.
+        # The other way round, a patch that is not finite would agree with everything.
         variance = torch.where(variance <= _ROUNDING * square, 0.0, variance / divisor)
         return Stitched(
             object=total / (weight + STITCH_FLOOR if self.weighting == "uniform" else divisor),

@@ -181,7 +181,7 @@ def _plain(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         if value.is_complex():
             return {"$complex": _put(torch.view_as_real(value.detach().resolve_conj()), place, tensors)}
-        # The order of the axes in memory decides how fast an optimiser goes on with its state.
+        # The order of the axes in memory decides how fast an optimiser is with its state.
         last = value.ndim == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
         return {"$channels_last" if last else "$tensor": _put(value, place, tensors)}
     if isinstance(value, Mapping):

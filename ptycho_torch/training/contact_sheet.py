@@ -1,4 +1,4 @@
-"""The object of a scan as training goes on, in one picture.
+"""The object of a scan while training runs, in one picture.
 
 <doc-ref type="guide">docs/workflows/pytorch.md</doc-ref>
 """

@@ -94,7 +94,7 @@ def requeue_at(number: int) -> None:
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     job = os.environ["SLURM_JOB_ID"] if array is None else f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '')}"
     if not re.fullmatch(r"[0-9]+(_[0-9]+)?", job):
-        log.warning("SLURM job %r is no number and is not requeued; submit it again.", job)
+        log.warning("SLURM job %r is not a number and is not requeued; submit it again.", job)
         return
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=_SCONTROL_S)

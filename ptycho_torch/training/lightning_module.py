@@ -115,7 +115,9 @@ class PtychoPINN(pl.LightningModule):
             # A checkpoint's probe follows with its weights; here is its place.
             probe = torch.zeros(self.statistics["probe_modes"], network.N, network.N, dtype=torch.complex64)
         if network.probe_trainable and not self.statistics["one_probe"]:
-            raise ConfigError("probe_trainable needs one probe for all scans; train each scan alone, or give one.")
+            raise ConfigError(
+                "probe_trainable needs one probe for all scans; train the scans one by one, or give one probe."
+            )
         generator = torch.Generator().manual_seed(settings.training.seed)
         self.network = PtychoNet(network, probe, generator=generator, dtype=self._dtype)
         # A probe of zeros waits for the weights of a checkpoint.
@@ -425,7 +427,7 @@ class PtychoPINN(pl.LightningModule):
             self.log_dict(self._validated, on_step=False, on_epoch=True, batch_size=1, add_dataloader_idx=False)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation loss; while training goes on, it is that of the epoch, the last one if there are several.
+        """Log the validation loss; while training runs, it is that of the epoch, the last one if there are several.
 
         A sanity check before training, and ``trainer.validate``, are no part of the history.
         """
@@ -466,7 +468,7 @@ class PtychoPINN(pl.LightningModule):
                 self._end_epoch()
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log the training loss behind the last batch: callbacks that record an epoch look before its end does.
+        """Log the training loss after the last batch: callbacks that record an epoch look before its end does.
 
         Raises:
             TrainingError: the loss is no finite number.
@@ -659,7 +661,7 @@ def _parts(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _searches_rate(trainer: pl.Trainer) -> bool:
-    """Whether ``Tuner.lr_find`` is at work, which goes on until a rate is too high."""
+    """Whether ``Tuner.lr_find`` is at work, which continues until a rate is too high."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     return any(type(callback).__module__ == lr_finder.__name__ for callback in callbacks)
 

@@ -61,7 +61,7 @@ class RunRecord(Checkpoint):
         self._resumed = False
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Note that a run goes on, and make room for it where it comes from another folder."""
+        """Note that a run resumes, and make room for it where it comes from another folder."""
         self._resumed = True
         there = read_state(self._folder)
         fits = trainer.is_global_zero and trainer.state.fn == TrainerFn.FITTING
@@ -129,7 +129,7 @@ class BestCheckpoint(ModelCheckpoint):
         self._run: str | None = None
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Note which run goes on."""
+        """Note which run resumes."""
         self._run = checkpoint.get(KEY, {}).get("run")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -156,7 +156,7 @@ class BestCheckpoint(ModelCheckpoint):
         return bool(losses) and bool(np.float32(losses[-1]) == np.float32(score))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save a lower loss; that of an epoch that is cut short is none, for the run goes on within it."""
+        """Save a lower loss; that of an epoch that is cut short is none, for the run continues within it."""
         if not is_cut_short(trainer):
             super().on_train_epoch_end(trainer, pl_module)
 
@@ -234,7 +234,7 @@ class SignalStop(Checkpoint):
             self._end(trainer, number)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """End where a signal came behind the last epoch."""
+        """End where a signal came after the last epoch."""
         self.on_train_epoch_end(trainer, pl_module)
 
     def _on_signal(self, trainer: pl.Trainer, number: int, frame: FrameType | None) -> None:

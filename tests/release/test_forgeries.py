@@ -196,7 +196,7 @@ FORGED: dict[str, tuple[Forge, str]] = {
     ),
     "the CPU's report twice": (lambda files: files.update({"cuda.json": files["cpu.json"]}), "no report of cuda"),
     "the report of other sources": (edit(numerical_digest="1" * 64), "stale"),
-    "the report of another specification": (edit(spec_digest="1" * 64), "holds for another specification"),
+    "the report of another specification": (edit(spec_digest="1" * 64), "is valid for another specification"),
     "an old report": (edit(created_utc=written(31)), "31 days old"),
     "a report of tomorrow": (edit(created_utc=written(-1)), "which has not come yet"),
     "a report of no day": (edit(created_utc="2026-13-45T00:00:00Z"), "is no time"),

@@ -132,7 +132,7 @@ def _old(days: float) -> Callable[[dict[str, Any]], None]:
         (lambda found: found["results"][0].update(outcome="waived"), "was excused, but no waiver of waivers.yaml"),
         (lambda found: found["tests"].update(deselected=3), "options left 3 tests out"),
         (lambda found: found.update(tier="quick"), "no report of cpu of tier full; there is one of tier quick"),
-        (lambda found: found.update(numerical_digest="1" * 64), "stale: it holds for other numerical sources"),
+        (lambda found: found.update(numerical_digest="1" * 64), "stale: it is valid for other numerical sources"),
         (_old(31), "31 days old; release_policy.yaml allows 30"),
         (_old(-1), "which has not come yet"),
         (lambda found: found.update(created_utc="2026-13-45T00:00:00Z"), "is no time"),

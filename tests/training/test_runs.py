@@ -636,7 +636,7 @@ def test_other_devices_go_on_with_a_notice_or_are_refused(
             run(tmp_path, scan, resume=last(tmp_path))
     else:
         run(tmp_path, scan, resume=last(tmp_path))
-        assert "devices = 1, and was 2: training goes on, and its weights will not be bit by bit" in caplog.text
+        assert "devices = 1, and was 2: training continues, but its weights will not be bit by bit" in caplog.text
 
 
 # -------------------------------------------------------------------------------------------------------------- signals

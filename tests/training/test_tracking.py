@@ -413,7 +413,7 @@ def test_a_server_that_stops_answering_is_left_alone_after_one_call(
     finally:
         server.signal(signal.SIGCONT)
     assert hook.epochs == EPOCHS
-    # One call while training goes on, and one more try when it ends.
+    # One call while training runs, and one more try when it ends.
     assert len(requests) == 2
     assert len(messages(caplog, logging.WARNING)) == 1
 
@@ -563,7 +563,7 @@ def test_training_ends_although_the_server_is_killed(
     assert len(listeners[0].connections) == 4
     [line] = messages(caplog, logging.WARNING)
     assert f"MLflow at {server.uri} failed" in line
-    assert "Training goes on" in line
+    assert "Training continues" in line
     assert mlflow_state() == before
     assert tracker.run_id is not None
     run = client(f"sqlite:///{server.folder / 'store.db'}").get_run(tracker.run_id)

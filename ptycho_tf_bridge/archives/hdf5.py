@@ -22,8 +22,8 @@ CPU_S = 1
 """CPU time for any file, counted in whole seconds; large ones get more, at ``CPU_BYTES_S``."""
 
 CPU_BYTES_S = 50 * 10**6
-PATIENCE_S = 30.0
-"""How long the child may be silent, for a machine that is busy with other things."""
+PATIENCE_S = 300.0
+"""How long the child may be silent. CPU time decides about files; that a machine is busy is not their fault."""
 
 MAX_OBJECTS = 4096
 MAX_ATTRIBUTES = 64

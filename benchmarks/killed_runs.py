@@ -83,7 +83,7 @@ def draw_settings(draw: random.Random, ddp: float) -> dict[str, Any]:
 
 
 def command(scan: Path, folder: Path, settings: dict[str, Any]) -> list[str]:
-    """Return the arguments of ``ptycho-torch`` for a run that goes on where it was."""
+    """Return the arguments of ``ptycho-torch`` for a run that resumes where it was."""
     flags = [f"--{name.replace('_', '-')}={'none' if value is None else value}" for name, value in settings.items()]
     paths = [str(scan), "-o", str(folder), "--data-dir", str(scan.parent / "map")]
     return ["train", *paths, *flags, "--no-tracking", "--no-reconstruct", "--no-progress", "--resume", "auto"]

@@ -266,7 +266,7 @@ class Result:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Try every mutant; return 0 if enough are killed."""
     parser = argparse.ArgumentParser(description="Mutation testing of the comparer.", epilog="example: make mutation")
-    parser.add_argument("--output", type=Path, help="JSON file with every mutant, in which a run goes on")
+    parser.add_argument("--output", type=Path, help="JSON file with every mutant, in which a run resumes")
     parser.add_argument("--modules", nargs="+", choices=TARGETS, default=TARGETS, help="modules of conformance")
     parser.add_argument("--evidence", type=Path, metavar="DIR", help="folder to write the numbers to, as evidence")
     options = parser.parse_args(arguments)

@@ -164,8 +164,10 @@ def row(lab: Lab, network: Network) -> dict[str, Any]:
     ]
     if not archive.exists():
         timed("training there", lambda: lab.there(*training))
+        predictions.unlink(missing_ok=True)
     where = (scan, network.N, network.gridsize)
-    timed("prediction there", lambda: lab.side("predict", archive, *where, predictions))
+    if not predictions.exists():
+        timed("prediction there", lambda: lab.side("predict", archive, *where, predictions))
     converted = folder / "converted"
     timed("convert", lambda: run(ours("ptycho_tf_bridge", "convert", archive, "-o", converted, "--overwrite"), folder))
     infer = ours("ptycho_torch", "infer", converted, scan, "-o", folder / "objects", "--overwrite", "--weighting")

@@ -22,6 +22,21 @@ CONFORMANCE = Program(
             "decide from the reports of all devices whether a release may go out, or a change be merged",
             "python -m conformance gate cpu/parity.json cuda/parity.json -o sign-off.json --page release.html",
         ),
+        "reproduce": Command(
+            "conformance.commands.reproduce",
+            "write a failure of a report as a short program that needs PyTorch, NumPy and ptycho_torch only",
+            "python -m conformance reproduce cpu/parity.json n64_g2_base merged -o repro.py",
+        ),
+        "signed": Command(
+            "conformance.commands.signed",
+            "was this installation signed off for release, and is it what was signed off?",
+            "python -m conformance signed",
+        ),
+        "history": Command(
+            "conformance.commands.history",
+            "list many reports by time: verdicts, shares of budgets, and what their environments do not share",
+            "python -m conformance history reports -o history.html",
+        ),
         "verify": Command(
             "conformance.commands.verify",
             "hold a converted model against its archive and what the reference recorded (minutes); fails where it is "

@@ -27,5 +27,9 @@ class RecordError(PtychoError, ValueError):
     """A reference or a case of which no recording can be made."""
 
 
+class CandidateError(PtychoError, ValueError):
+    """A candidate that cannot be made, or gives what the judge cannot read."""
+
+
 class StudyError(PtychoError):
     """A study cannot be run or continued."""

@@ -6,6 +6,7 @@ run of the environment, and so imports neither torch nor the rest of the suite b
 
 from __future__ import annotations
 
+import os
 import secrets
 import shlex
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from conformance.commands import words as command_words
-from conformance.suite import DTYPES, TIERS, VARIANTS, clauses_of, short_id
+from conformance.suite import DTYPES, OURS, TIERS, VARIANTS, clauses_of, short_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from conformance.report.results import Outcome, Result
     from conformance.session.bench import Bench, Planned
     from conformance.session.targets import Target
+    from conformance.subjects.candidate import Factory, Origin
 
 _PACKAGE = "conformance."
 _FILES_OF = {
@@ -45,6 +47,7 @@ _PLAN: pytest.StashKey[tuple[Planned, ...]] = pytest.StashKey()
 _NOTES: pytest.StashKey[list[str]] = pytest.StashKey()
 _PREVIOUS: pytest.StashKey[Mapping[str, Any]] = pytest.StashKey()
 _DIGESTS: pytest.StashKey[tuple[str, str]] = pytest.StashKey()
+_CANDIDATE: pytest.StashKey[tuple[Factory, Origin]] = pytest.StashKey()
 _KEPT: pytest.StashKey[_Kept] = pytest.StashKey()
 _WRITTEN: pytest.StashKey[list[str]] = pytest.StashKey()
 
@@ -52,72 +55,80 @@ JUNIT = "parity.xml"
 _LONGEST_REASON = 2000
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the ``--parity-…`` options."""
-    group = parser.getgroup("parity", "parity of the PyTorch network with its TensorFlow reference")
-    group.addoption(
-        "--parity-device",
-        choices=("cpu", "cuda", "auto"),
-        default="auto",
-        help="where the PyTorch network runs; auto (default) judges every device there is",
-    )
-    group.addoption(
-        "--parity-dtype",
-        choices=("float32", "float64", "all"),
-        default="all",
-        help="dtypes judged (default: all)",
-    )
-    group.addoption(
-        "--parity-reference",
-        metavar="keras|live:PACKAGE|recorded|PATH.npz",
-        help="judge against live Keras alone, against a reference package, which is judged too (installed, "
-        "live:ptycho, or of a checkout, live:/src/PtychoPINN), against the embedded recordings alone, or against one "
-        "recording alone (default: the embedded recordings, and live Keras where TensorFlow is installed)",
-    )
-    group.addoption(
-        "--parity-scan",
-        metavar="PATH",
-        help="hold a scan, or every scan of a folder, against the data contract, and judge the network on its "
-        "patterns, positions and probe",
-    )
-    group.addoption(
-        "--parity-tf-config",
-        metavar="PACKAGE.MODULE|PATH",
-        help="compare the dataclasses of a TensorFlow reference (installed, ptycho.config.config, or the path of a "
-        "checkout) with specs/configuration.yaml, and list every drift and what it means; with --parity-report also "
+_OPTIONS: Mapping[str, tuple[str, tuple[str, ...] | str, str]] = {
+    "--parity-candidate": (OURS, "MODULE:FACTORY", "judge another candidate: see docs/judge_your_port.md"),
+    "--parity-device": ("auto", ("cpu", "cuda", "auto"), "where it runs; auto (default) judges every device there is"),
+    "--parity-dtype": ("all", ("float32", "float64", "all"), "dtypes judged (default: all)"),
+    "--parity-reference": (
+        *("", "keras|live:PACKAGE|recorded|NAME|PATH.npz"),
+        "judge only against live Keras, against a reference package, which is judged too (installed, live:ptycho, or "
+        "of a checkout, live:/src/PtychoPINN), only against the embedded recordings, or only against one recording, "
+        "embedded (n64_g2_base) or a file (default: the embedded ones, and live Keras where TensorFlow is installed)",
+    ),
+    "--parity-scan": (
+        *("", "PATH"),
+        "hold a scan, or every scan of a folder, against the data contract, and judge the network on its patterns, "
+        "positions and probe",
+    ),
+    "--parity-tf-config": (
+        *("", "PACKAGE.MODULE|PATH"),
+        "compare the dataclasses of a TensorFlow reference (installed, ptycho.config.config, or a checkout's path) "
+        "with specs/configuration.yaml, and list every drift and what it means; with --parity-report also "
         "configuration.md, a row for each field",
-    )
-    group.addoption(
-        "--parity-report",
-        metavar="DIR",
-        help="write the report to DIR: parity.html to look at, parity.json for `python -m conformance gate`, "
-        "parity.xml (JUnit) and parity.txt",
-    )
-    group.addoption(
-        "--parity-previous",
-        metavar="REPORT.json",
-        help="show in parity.html what has changed since this report, that of the previous release",
-    )
-    group.addoption(
-        "--parity-variants",
-        metavar="none|all|ROW,…",
-        help="judge the recordings in further rows, each with a budget of its own: "
-        + ", ".join(VARIANTS)
-        + " (default: none in tier quick, all in the others)",
-    )
-    group.addoption(
-        "--parity-tier",
-        choices=TIERS,
-        default="quick",
-        help="quick (default, minutes), full (more graphs and draws), study (may take hours)",
-    )
-    group.addoption(
-        "--parity-seed",
-        metavar="N|random",
-        default="0",
-        help="seed of clean draws (default: 0, so that the same code gets the same verdict); random draws afresh, and "
-        "the summary prints the seed",
-    )
+    ),
+    "--parity-report": (
+        *("", "DIR"),
+        "write the report to DIR: parity.html to look at, parity.json for `python -m conformance gate`, parity.xml "
+        "(JUnit) and parity.txt",
+    ),
+    "--parity-previous": ("", "REPORT.json", "show what has changed since this report, that of the previous release"),
+    "--parity-variants": (
+        *("", "none|all|ROW,…"),
+        "judge the recordings in further rows, each with a budget of its own: "
+        f"{', '.join(VARIANTS)} (default: none in tier quick, all in the others)",
+    ),
+    "--parity-tier": ("quick", TIERS, "quick (default, minutes), full (more graphs and draws), study (may take hours)"),
+    "--parity-seed": (
+        *("0", "N|random"),
+        "seed of clean draws (default: 0, so that the same code gets the same verdict); random draws afresh, and the "
+        "summary prints the seed",
+    ),
+}
+"""Option → (default, choices or what the help shows for its value, help); each is a setting of ini files too."""
+
+_OF_FOLDERS = ("--parity-scan", "--parity-report", "--parity-previous")
+"""Options whose paths, in an ini file, begin at its folder."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the ``--parity-…`` options, and each as a setting, ``parity_…``."""
+    group = parser.getgroup("parity", "parity of the PyTorch network with its TensorFlow reference")
+    for option, (_, value, text) in _OPTIONS.items():
+        # No defaults here: what is not said on the command line may be said in the ini file.
+        group.addoption(option, help=text, **{"metavar" if isinstance(value, str) else "choices": value})
+        parser.addini(_setting(option), help=text, default="")
+
+
+def _setting(option: str) -> str:
+    return option.removeprefix("--").replace("-", "_")
+
+
+def _settle(config: pytest.Config) -> None:
+    """Give every option the value of the command line, else of the ini file, else its default."""
+    # An ini file speaks to runs of this suite: no other run is to read recordings or make a folder.
+    is_asked = _is_asked_for(config.args)
+    for option, (default, choices, _) in _OPTIONS.items():
+        name = _setting(option)
+        if getattr(config.option, name) is None:
+            value = str(config.getini(name)) if is_asked else ""
+            if value and not isinstance(choices, str) and value not in choices:
+                raise pytest.UsageError(f"{config.inipath}: {name} = {value!r}; expected one of {', '.join(choices)}.")
+            if value and option in _OF_FOLDERS and config.inipath is not None:
+                value = str(config.inipath.parent / value)
+            setattr(config.option, name, value or default or None)
+    embedded = Path(__file__).with_name("recordings") / f"{config.option.parity_reference}.npz"
+    if embedded.stem == config.option.parity_reference and embedded.is_file():
+        config.option.parity_reference = str(embedded)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -139,13 +150,15 @@ def pytest_cmdline_main(config: pytest.Config) -> int | pytest.ExitCode | None:
 @pytest.hookimpl(tryfirst=True)  # before pytest's own JUnit writer looks where to write
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and refuse options that cannot be met before anything is collected."""
+    _settle(config)
+    config.addinivalue_line("markers", "parity_candidate: judges whom --parity-candidate names")
     config.addinivalue_line("markers", "parity_case: judges the case that --parity-reference names")
     config.addinivalue_line("markers", "parity_recorded: judges what is recorded in the package")
     config.addinivalue_line("markers", "parity_scan: judges the scans that --parity-scan names")
     config.addinivalue_line("markers", "parity_operations: judges a recording of single operations")
     config.addinivalue_line("markers", "parity_keras: judges against live Keras")
     config.addinivalue_line("markers", "parity_tf_config: judges the dataclasses that --parity-tf-config names")
-    config.addinivalue_line("markers", "parity_dtype(name): judges this dtype alone")
+    config.addinivalue_line("markers", "parity_dtype(name): judges only this dtype")
     config.addinivalue_line("markers", "parity_clause(*ids): the clauses of the specification that the test judges")
     config.stash[_NOTES], config.stash[_WRITTEN], config.stash[_KEPT] = [], [], _Kept()
     config.pluginmanager.register(config.stash[_KEPT], "parity_kept")
@@ -175,6 +188,8 @@ def pytest_configure(config: pytest.Config) -> None:
             f"--parity-seed: found {seed!r}; expected a whole number that is not negative, or random."
         )
     _rows(config)
+    if config.getoption("--parity-candidate") != OURS:
+        _load_candidate(config)
     choices = ("--parity-reference", "--parity-scan", "--parity-tf-config")
     named = [each for each in choices if config.getoption(each)]
     if len(named) > 1:
@@ -205,6 +220,33 @@ def pytest_configure(config: pytest.Config) -> None:
             )
     if config.getoption("--parity-reference") or config.getoption("--parity-scan"):
         planned_cases(config)
+
+
+def _load_candidate(config: pytest.Config) -> None:
+    """Import the factory of a candidate of others; what cannot be judged of it is refused."""
+    from conformance.subjects.candidate import load_factory
+    from ptycho_torch.errors import PtychoError
+
+    name = config.getoption("--parity-candidate")
+    if config.getoption("--parity-tf-config") or _rows(config):
+        raise pytest.UsageError(
+            f"--parity-candidate {name}: --parity-tf-config and --parity-variants judge this package and no candidate; "
+            "leave them out."
+        )
+    try:
+        config.stash[_CANDIDATE] = load_factory(name, config.invocation_params.dir)
+    except PtychoError as err:
+        raise pytest.UsageError(f"--parity-candidate: {err}") from err
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say what a run of this suite judges; nothing in runs of others."""
+    if not _is_asked_for(config.args):
+        return None
+    said = {option: config.getoption(option) for option in _OPTIONS}
+    return "parity: " + ", ".join(
+        f"{option.removeprefix('--parity-')} {value}" for option, value in said.items() if value
+    )
 
 
 def _is_asked_for(arguments: Sequence[str]) -> bool:
@@ -254,8 +296,9 @@ def _dtypes(config: pytest.Config) -> tuple[str, ...]:
 
 def _rows(config: pytest.Config) -> tuple[str, ...]:
     """Return the further rows of this run."""
+    is_ours = config.getoption("--parity-candidate") == OURS
     chosen = config.getoption("--parity-variants") or (
-        "none" if config.getoption("--parity-tier") == "quick" else "all"
+        "all" if is_ours and config.getoption("--parity-tier") != "quick" else "none"
     )
     if chosen in ("none", "all"):
         return VARIANTS if chosen == "all" else ()
@@ -351,6 +394,8 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     if collection_path.parent != Path(__file__).parent or not collection_path.name.startswith("test_"):
         return None
     marker = _marker_of_case(config)
+    if _CANDIDATE in config.stash:
+        return True if collection_path.name != "test_network.py" else None
     if _is_file(config.getoption("--parity-reference")) and collection_path.name == "test_config_sync.py":
         return True  # a recording reads no settings
     return True if marker and collection_path.name not in _FILES_OF[marker] else None
@@ -360,6 +405,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Keep to what the options chose: one case, one dtype. Other suites stay as they are."""
     dtype, case = config.getoption("--parity-dtype"), _marker_of_case(config)
     dropped = {item for item in items if _is_ours(item) and not _is_chosen(item, dtype, case)}
+    if _CANDIDATE in config.stash:
+        dropped |= {item for item in items if _is_ours(item) and not item.get_closest_marker("parity_candidate")}
     if case is not None and not _rows(config):
         # Where one case was named, it is enough to say nothing of rows that nobody asked for.
         dropped |= {item for item in items if _is_ours(item) and getattr(item, "originalname", "") in _OF_ROWS}
@@ -421,8 +468,14 @@ def parity_bench(request: pytest.FixtureRequest) -> Bench:
 
     stash = request.config.stash
     if _BENCH not in stash:
-        stash[_BENCH] = Bench()
+        stash[_BENCH] = Bench(factory=stash[_CANDIDATE][0]) if _CANDIDATE in stash else Bench()
     return stash[_BENCH]
+
+
+@pytest.fixture(scope="session")
+def parity_report_file(request: pytest.FixtureRequest) -> Path:
+    """Return the report that this run writes, or the one that it would write."""
+    return Path(request.config.getoption("--parity-report") or "DIR") / "parity.json"
 
 
 @pytest.fixture(scope="session")
@@ -477,21 +530,33 @@ class _Kept:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Write the report, where one was asked for."""
+    """Write the report, where one was asked for, and what GitHub shows, where it runs the suite."""
     config = session.config
-    directory = config.getoption("--parity-report")
-    if not directory or hasattr(config, "workerinput"):
+    directory, previous = config.getoption("--parity-report"), config.stash.get(_PREVIOUS, None)
+    on_github = os.environ.get("GITHUB_STEP_SUMMARY") if config.stash[_KEPT].reports else None
+    if hasattr(config, "workerinput") or not (directory or on_github):
         return
-    from conformance.report.results import run_headline, write_report
+    from conformance.report.difference import told
+    from conformance.report.results import as_json, run_headline, write_report
     from conformance.session.bench import Bench
 
     bench = config.stash.get(_BENCH, None) or Bench()
-    notes = config.stash[_NOTES]
-    outcome = _outcome(config.stash[_KEPT], int(exitstatus), notes, config)
-    written = write_report(Path(directory), bench, outcome, config.stash.get(_PREVIOUS, None))
-    junit = getattr(config.option, "xmlpath", None)
-    lines = [f"wrote {path}" for path in (*written, *([Path(junit)] if junit else []))]
-    config.stash[_WRITTEN].extend([run_headline(bench, outcome), *lines])
+    measured = config.stash[_NOTES]
+    outcome = _outcome(config.stash[_KEPT], int(exitstatus), measured, config)
+    content = as_json(bench, outcome)
+    change = told(previous, content) if previous else ""
+    lines = [run_headline(bench, outcome), *([change] if change else [])]
+    if directory:
+        written = write_report(Path(directory), bench, outcome, previous)
+        junit = getattr(config.option, "xmlpath", None)
+        lines += [f"wrote {path}" for path in (*written, *([Path(junit)] if junit else []))]
+    if on_github:
+        from conformance.report.github import notes, summary
+
+        with Path(on_github).open("a", encoding="utf-8") as file:
+            file.write(summary(content, change) + "\n")
+        lines += notes(bench, outcome, Path(os.environ.get("GITHUB_WORKSPACE", ".")))
+    config.stash[_WRITTEN].extend(lines)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
@@ -500,7 +565,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatu
     bench = config.stash.get(_BENCH, None)
     directory = config.getoption("--parity-report")
     scan = config.getoption("--parity-scan")
-    if bench is None and not notes and not directory and not scan:
+    if bench is None and not notes and not directory and not scan and not config.stash[_WRITTEN]:
         return
     terminalreporter.section("parity")
     if scan:
@@ -535,6 +600,7 @@ def _outcome(kept: _Kept, exit_status: int, notes: Sequence[str], config: pytest
         devices=_devices(config),
         command=shlex.join(["pytest", *map(str, config.invocation_params.args)]),
         digests=config.stash.get(_DIGESTS, None),
+        candidate=config.stash[_CANDIDATE][1] if _CANDIDATE in config.stash else None,
         package=next((case.package for case in config.stash.get(_PLAN, ()) if case.package is not None), None),
     )
 

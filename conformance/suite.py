@@ -11,6 +11,9 @@ import pytest
 
 TIERS = ("quick", "full", "study")
 DTYPES = ("float64", "float32")
+OURS = "conformance.subjects.torch:TorchSubject"
+"""The default candidate: MODULE:FACTORY."""
+
 VARIANTS = ("float32-contiguous", "float32-compiled", "bf16", "tf32")
 
 

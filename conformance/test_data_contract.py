@@ -26,7 +26,7 @@ SETTINGS = DataSettings(N=8, gridsize=2, K=5)
 
 @pytest.mark.parity_scan
 def test_scan_clause(parity_scan_clause: tuple[Path, str] | None) -> None:
-    """One clause of the data contract holds for one file."""
+    """One file keeps one clause of the data contract."""
     if parity_scan_clause is None:
         pytest.skip("no scan was named: pytest conformance --parity-scan SCAN.npz")
     path, clause = parity_scan_clause

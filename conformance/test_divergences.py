@@ -349,7 +349,7 @@ def test_settings_count_as_they_were_written(tmp_path: Path) -> None:
 
 @pytest.mark.parity_clause("SCORE-01")
 def test_a_flat_phase_has_no_correlation() -> None:
-    """The correlation of a flat phase is no number; that of a broken object is worse than that of the true one (54)."""
+    """The correlation of a flat phase is undefined; that of a broken object is worse than that of the true one (54)."""
     draw = np.random.default_rng(0)
     smooth = draw.standard_normal((96, 96)).cumsum(0).cumsum(1)
     truth = np.exp(0.5j * smooth / np.abs(smooth).max()) * (1 + 0.2 * np.abs(smooth) / np.abs(smooth).max())

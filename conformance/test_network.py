@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
 from conformance.judge.measure import Key
 from conformance.judge.rules import Verdict
+from conformance.report.reproduction import reproduce_command
 from conformance.session.bench import NO_TENSORFLOW, Bench
 from conformance.session.targets import Target
 from conformance.subjects.precision import KINDS, measure_precision
@@ -40,25 +42,30 @@ def test_recording(parity_bench: Bench, parity_target: Target) -> None:
     assert all(verdict.passed for verdict in verdicts), _explain(verdicts)
 
 
-def test_stage(parity_bench: Bench, parity_target: Target) -> None:
+@pytest.mark.parity_candidate
+def test_stage(parity_bench: Bench, parity_target: Target, parity_report_file: Path) -> None:
     """The candidate holds to one clause at one stage."""
     _need_tensorflow(parity_target)
     report = parity_bench.report(parity_target.planned, parity_target.device, parity_target.dtype)
+    if parity_target.clause in report.not_given:
+        pytest.skip(report.not_given[parity_target.clause])
     verdicts = report.of(parity_target.clause, parity_target.stage)
     assert verdicts, f"nothing was measured for {parity_target.id}; {report.error}"
     ruling = report.ruling(parity_target.clause, parity_target.stage)
     if ruling is not None and ruling.holds:
         pytest.xfail(str(ruling))
-    assert ruling is None, f"{ruling}\n{_explain(verdicts)}"
-    assert all(verdict.passed for verdict in verdicts), _explain(verdicts)
+    command = reproduce_command(parity_report_file, parity_target.planned.name, parity_target.stage)
+    told = f"{_explain(verdicts)}\nAs a program that fails by itself: {command}" if command else _explain(verdicts)
+    assert ruling is None, f"{ruling}\n{told}"
+    assert all(verdict.passed for verdict in verdicts), told
 
 
-def test_variant(parity_bench: Bench, parity_target: Target) -> None:
+def test_variant(parity_bench: Bench, parity_target: Target, parity_report_file: Path) -> None:
     """Run another way, the candidate holds to one clause at one stage, within the budget of that way."""
     reason = unavailable(parity_target.device, parity_target.dtype)
     if reason:
         pytest.skip(f"{parity_target.dtype} on {parity_target.device}: {reason}")
-    test_stage(parity_bench, parity_target)
+    test_stage(parity_bench, parity_target, parity_report_file)
 
 
 @pytest.mark.parity_clause("FORWARD-FREE")

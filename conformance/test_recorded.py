@@ -1,4 +1,4 @@
-"""What a reference recorded beside its archive, held against the converted model (clause RECORDED).
+"""What a reference recorded beside its archive, compared with the converted model (clause RECORDED).
 
 `python -m conformance verify` judges archives of users. Here the judge itself is shown a model that recorded the truth,
 and predictions of another model.

@@ -56,7 +56,7 @@ def test_ref_01_one_object_per_group() -> None:
 
 @pytest.mark.parity_clause("REF-02")
 def test_ref_02_scale_and_probe_train_when_asked() -> None:
-    """The reference's saved network holds convolutions alone; here scale and probe train when asked, else not."""
+    """The reference's saved network holds only convolutions; here scale and probe train when asked, else not."""
     assert len(tensorflow_shapes(SETTINGS)) == recorded("REF-02")["weights_of_the_network"]
     moved = {}
     for trainable in (True, False):

@@ -5,7 +5,7 @@ Both directions read one table, <doc-ref type="contract">specs/configuration.yam
 * What a source states is taken as stated, spelled as it is spelled here.
 * What it does not state has the reference's default, not this project's: that of the dataclass or of the legacy
   dictionary, or what TensorFlow's code does whatever a field says.
-* Many fields are read by the reference's PyTorch side alone. With backend ``tensorflow`` they count as stated where
+* Many fields are read only by the reference's PyTorch side. With backend ``tensorflow`` they count as stated where
   they are not at their default, since this is a PyTorch side; with ``as_run`` what TensorFlow did counts.
 * Names that mean something else here, and names without a counterpart, are reported and change nothing.
 
@@ -317,7 +317,7 @@ def _without_setting(name: str, entry: _Stated, what: Foreign | Setting | None, 
         )
     if what.only and shown is not None and shown not in what.only:
         raise ConfigError(
-            f"{entry.at} = {shown!r}; this project has {', '.join(map(str, what.only))} alone. {what.reason}"
+            f"{entry.at} = {shown!r}; this project has only {', '.join(map(str, what.only))}. {what.reason}"
         )
     # The setting that takes its place keeps its own value.
     reason = f"{what.reason} See the setting {what.here}." if what.here else what.reason
@@ -392,7 +392,7 @@ def _with_needs(finding: Finding, found: list[Finding]) -> Finding:
     for name, needed in setting.needs.items():
         value = chosen.get(name, schema.settings[name].default)
         if value != needed if isinstance(needed, str) else not value:
-            why = f"It counts with {name} = {needed} alone, and {name} is {shown_as(value)}."
+            why = f"It counts only with {name} = {needed}, and {name} is {shown_as(value)}."
             return dataclasses.replace(finding, value_here=setting.default, change="not here", reason=why)
     return finding
 

@@ -111,7 +111,7 @@ def _export_finding(
             reasons.append("Being the default there, it could not be told from a field that nobody has set.")
             return Finding(name, theirs, setting.name, value, "ignored", " ".join(reasons), in_effect=False)
     if setting.name == "K" and settings.data.group_sampler != "reference":
-        reasons.append("There a group is drawn from the neighbours alone, without the point itself.")
+        reasons.append("There a group is drawn only from the neighbours, without the point itself.")
     changed = implied or not same_value(theirs, value)
     return Finding(
         name,

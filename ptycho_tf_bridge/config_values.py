@@ -66,7 +66,7 @@ def spelled_here(setting: Setting, value: Any) -> Value:
         try:
             value = float(value)
         except ValueError:
-            raise NoCounterpartError(f"is no number; expected {setting.type}.") from None
+            raise NoCounterpartError(f"is not a number; expected {setting.type}.") from None
     if setting.choices and value not in setting.choices:
         known = sorted({*map(str, setting.values_there), *setting.choices})
         raise NoCounterpartError(f"has no counterpart here; there is one for {', '.join(known)}.")

@@ -196,7 +196,7 @@ class LiveReference:
         return self._whole_model(_BUILDERS[self._model_module].call)
 
     def _find_builder(self) -> Any:
-        """Try every public function that needs gridsize and N alone; keep the one that gives the model.
+        """Try every public function that needs only gridsize and N; keep the one that gives the model.
 
         Of several that give the same graph, one that does not compile it is taken, the first in the file.
 
@@ -451,7 +451,7 @@ def _attribute(package: str, module: ModuleType, name: str, kind: Any) -> Any:
 
 
 def _may_build(value: Any, module: str) -> bool:
-    """Whether a value of a module is a public function of its own that can be called with gridsize and N alone."""
+    """Whether a value of a module is a public function of its own that can be called with only gridsize and N."""
     if not inspect.isfunction(value) or value.__name__.startswith("_") or value.__module__ != module:
         return False
     parameters = inspect.signature(value).parameters

@@ -177,7 +177,7 @@ def convert(
 
 
 def _settings(archive: Archive, network: NetworkSettings) -> tuple[Settings, tuple[Finding, ...]]:
-    """Return the settings of a run that goes on as the archive was trained, and what became of every field."""
+    """Return the settings of a run that resumes as the archive was trained, and what became of every field."""
     translation = from_legacy(archive.parameters, where=f"{archive.path}: params.dill", as_run=True)
     settings = translation.settings
     known = {*settings.model.field_names(), *settings.data.field_names()}

@@ -1,8 +1,8 @@
 """Where the commands start, before anything of ``ptycho_torch`` is imported.
 
 The TensorFlow reference's project installs a package ``ptycho_torch`` too. With both in one environment their files
-mix in one folder, and of files with one name the last that was installed stays. This module has a name that the other project has not. It looks for that, and for modules that our record has
-not, and says it in one line.
+mix in one folder, and of files with one name the last that was installed stays. This module has a name that the other
+project has not. It looks for that, and for modules that our record has not, and says it in one line.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def mixed_up() -> str:
     )
     return (
         f"error: the package {_PACKAGE} in {folder or 'no folder'} has files of {owner or 'another project'}, which "
-        f"stand in the place of ours; expected {_DISTRIBUTION} alone. {remedy}. The TensorFlow reference can stay "
+        f"stand in the place of ours; expected only {_DISTRIBUTION}. {remedy}. The TensorFlow reference can stay "
         "a checkout that nobody installs: pytest conformance --parity-reference live:/PATH/OF/CHECKOUT"
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.contracts.contract import load_contract
-from ptycho_torch.data.memory_map import group_file
+from ptycho_torch.data.grouping import group_file
 from ptycho_torch.data.photons import METADATA, normalised_notice
 from ptycho_torch.data.preparation import derive, median_step
 from ptycho_torch.data.scan import Examination, Finding, Scan, examine, open_scan, read_probe, sample_patterns

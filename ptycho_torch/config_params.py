@@ -38,7 +38,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 def _check_type(owner: str, name: str, value: object, annotation: str) -> None:
-    # bool is a subclass of int in Python, but a flag is no number in a configuration.
+    # bool is a subclass of int in Python, but a flag is not a number in a configuration.
     accepted: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
     optional = annotation.endswith(" | None")
     if optional and value is None:

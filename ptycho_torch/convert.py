@@ -132,7 +132,7 @@ class Frames:
         return self.oriented(positions_px * window, scale)
 
     def oriented(self, positions_px: np.ndarray, scale: float) -> np.ndarray:
-        """Return (M, 2) positions after swapping, flipping and scaling alone."""
+        """Return (M, 2) positions after only swapping, flipping and scaling."""
         if self.preparation is not None:
             positions_px = self.preparation.positions(positions_px)
         return positions_px * scale

@@ -699,7 +699,7 @@ class TensorDictDataLoader:
             start = self._position[1]
         self._resumed = False
         self._position = (epoch, start)
-        # An epoch that is broken off is over as well; the next one has a permutation of its own.
+        # An epoch that is interrupted is over as well; the next one has a permutation of its own.
         self.batch_sampler.set_epoch(epoch + 1)
         batches = self.batch_sampler.batches(epoch, start)
         for number, batch in enumerate(self._gathered(batches), start=start + 1):

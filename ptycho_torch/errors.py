@@ -61,6 +61,16 @@ class DataContractError(PtychoError, ValueError):
         self.remedy = remedy
 
 
+class IncompleteFileError(DataContractError):
+    """A file that leaves several things open, which options of the command can say.
+
+    Attributes:
+        options: those options, as one types them; words in capitals are for the user to replace.
+    """
+
+    options: str = ""
+
+
 class MapError(PtychoError, OSError):
     """A memory map that cannot be built or read: no space, no right to write, damaged folders."""
 
@@ -70,7 +80,7 @@ class CheckpointError(PtychoError, ValueError):
 
 
 class TrainingError(PtychoError, RuntimeError):
-    """Training that cannot go on: the loss is no number any more."""
+    """Training that cannot go on: the loss is not finite any more."""
 
 
 def one_line(text: str, characters: int = _LINE_CHARACTERS) -> str:

@@ -1,4 +1,4 @@
-"""``ptycho-torch evaluate``: a reconstruction held against the object that is known.
+"""``ptycho-torch evaluate``: a reconstruction compared with the object that is known.
 
 ``compare`` aligns the two and ``score`` gives the five numbers by which reconstructions of one scan are compared;
 ``evaluate`` gives those, errors of amplitude and phase as images, the Fourier ring correlation, and how well object and

@@ -22,13 +22,14 @@ MERGE_FLOOR = 0.001
 
 
 def shift_matrix(shift_px: Float[Tensor, "n"], out_px: int, in_px: int, start_px: int = 0) -> Float[Tensor, "n out in"]:
-    """Write a one-dimensional bilinear shift as one sparse-looking matrix for each shift.
+    """Write a one-dimensional bilinear shift as one banded matrix for each shift.
 
     Row i samples the input at i + start − shift:  A[i, j] = (1 − f)·[j = k] + f·[j = k + 1],
     where k + f = i + start − shift, k an integer and 0 ≤ f < 1. Samples outside the input are zero.
 
     A matrix product in place of gathered pixels: its adjoint is a product too, so that gradients on a
-    GPU do not depend on the order of atomic additions.
+    GPU do not depend on the order of atomic additions. Along a diagonal, j − i, the matrix is constant, so that
+    one line of ``out + in − 1`` numbers is all that is computed.
 
     Args:
         shift_px: pixels; positive moves content to larger indices.
@@ -41,30 +42,22 @@ def shift_matrix(shift_px: Float[Tensor, "n"], out_px: int, in_px: int, start_px
             [0.2500, 0.7500, 0.0000],
             [0.0000, 0.2500, 0.7500]])
     """
-    whole = torch.floor(-shift_px)
-    fraction = (-shift_px - whole)[:, None, None]
-    outputs = torch.arange(out_px, device=shift_px.device)
-    inputs = torch.arange(in_px, device=shift_px.device)
-    distance = (inputs[None, :] - outputs[:, None] - start_px).to(shift_px.dtype)[None]  # (1, out, in)
-    lower = distance == whole[:, None, None]
-    upper = distance == whole[:, None, None] + 1
-    zero = 0 * fraction  # Not a plain zero, so that a shift that is no number shows in every pixel.
-    return torch.where(lower, 1 - fraction, zero) + torch.where(upper, fraction, zero)
+    whole = torch.floor(-shift_px)[:, None]
+    fraction = -shift_px[:, None] - whole
+    # As floating-point numbers, which a shift that is not finite makes every pixel so.
+    diagonals = torch.arange(1 - out_px, in_px, device=shift_px.device).to(shift_px.dtype) - start_px
+    line = (1 - (diagonals - whole - fraction).abs()).clamp_min(0)  # (n, out + in - 1)
+    return line.unfold(1, in_px, 1).flip(1)
 
 
-def _resample(
-    images: Num[Tensor, "n H W"], offsets_px: Float[Tensor, "n 2"], out_px: tuple[int, int], start_px: int
-) -> Num[Tensor, "n h w"]:
-    """Shift images by (x, y) offsets and keep ``out_px`` rows and columns from ``start_px`` on."""
-    _, height, width = images.shape
-    along_x = shift_matrix(offsets_px[:, 0], out_px[1], width, start_px)
-    along_y = shift_matrix(offsets_px[:, 1], out_px[0], height, start_px)
-    if images.is_complex():
-        # The shift is real: two real products cost half of one complex product.
-        real = along_y @ images.real @ along_x.mT
-        imag = along_y @ images.imag @ along_x.mT
-        return torch.complex(real, imag)
-    return along_y @ images @ along_x.mT
+def _planes(images: Complex[Tensor, "*any H W"]) -> Float[Tensor, "*any H 2 W"]:
+    """Put the real above the imaginary part of each row, so that one real product shifts both."""
+    return torch.view_as_real(images.resolve_conj()).mT.contiguous()
+
+
+def _joined(planes: Float[Tensor, "*any H 2 W"]) -> Complex[Tensor, "*any H W"]:
+    """Undo ``_planes``."""
+    return torch.complex(planes[..., 0, :], planes[..., 1, :])
 
 
 def translate(images: Num[Tensor, "n H W"], offsets_px: Float[Tensor, "n 2"]) -> Num[Tensor, "n H W"]:
@@ -82,61 +75,26 @@ def translate(images: Num[Tensor, "n H W"], offsets_px: Float[Tensor, "n 2"]) ->
             [0., 0., 1.],
             [0., 0., 0.]])
     """
+    if images.is_complex():
+        return torch.complex(translate(images.real, offsets_px), translate(images.imag, offsets_px))
     _, height, width = images.shape
-    return _resample(images, offsets_px, (height, width), 0)
+    along_x, along_y = shift_matrix(offsets_px[:, 0], width, width), shift_matrix(offsets_px[:, 1], height, height)
+    return along_y @ images @ along_x.mT
 
 
-def doubled_kernel(kernel: Float[Tensor, "G F 3 3"]) -> Float[Tensor, "4*G F 2 2"]:
-    """Write a 3 × 3 kernel that reads doubled pixels as four 2 × 2 kernels that read the pixels themselves.
+def doubled_kernel(kernel: Float[Tensor, "G F 3 3"]) -> Float[Tensor, "G F 4 4"]:
+    """Write a 3 × 3 kernel that reads doubled pixels as what one pixel adds to the 4 × 4 pixels around its double.
 
-    After doubling, the three rows around an even row are pixel rows r − 1, r, r, those around an odd row r, r, r + 1:
-    kernel rows (k₀, k₁, k₂) become (k₀, k₁ + k₂) and (k₀ + k₁, k₂). Columns likewise. The outputs are in the order
-    (row parity, column parity, G).
+    Pixel r lies at 2r and 2r + 1 after doubling, so rows 2r − 1 to 2r + 2 see it: through kernel row k₂ alone, through
+    k₁ and k₂, through k₀ and k₁, through k₀ alone. Columns likewise.
 
-    >>> doubled_kernel(torch.ones(1, 1, 3, 3))[:, 0, 0]
-    tensor([[1., 2.],
-            [2., 1.],
-            [2., 4.],
-            [4., 2.]])
+    >>> doubled_kernel(torch.ones(1, 1, 3, 3))[0, 0]
+    tensor([[1., 2., 2., 1.],
+            [2., 4., 4., 2.],
+            [2., 4., 4., 2.],
+            [1., 2., 2., 1.]])
     """
-    G, F, _, _ = kernel.shape
-    first, middle, last = kernel.unbind(2)
-    rows = torch.stack([first, middle + last, first + middle, last], dim=2).reshape(G, F, 2, 2, 3)
-    first, middle, last = rows.unbind(-1)
-    both = torch.stack([first, middle + last, first + middle, last], dim=-1).reshape(G, F, 2, 2, 2, 2)
-    kernels = both.permute(2, 4, 0, 1, 3, 5).reshape(4 * G, F, 2, 2)
-    return kernels.contiguous(memory_format=torch.channels_last)
-
-
-class _Interleave(torch.autograd.Function):
-    """Put the four parities of ``doubled_kernel`` in their places: out[2r + a, 2c + b] = parities[r + a, c + b, a, b].
-
-    Every output pixel has an input of its own, so both directions are one copy.
-    """
-
-    @staticmethod
-    def _placed(parities: Tensor) -> Tensor:
-        B, rows, columns, channels = parities.shape
-        G = channels // 4
-        row, pixel = columns * channels, channels
-        size = (B, rows - 1, 2, columns - 1, 2, G)
-        return parities.as_strided(size, (rows * row, row, row + 2 * G, pixel, pixel + G, 1))
-
-    @staticmethod
-    def forward(parities: Tensor) -> Tensor:
-        B, rows, columns, channels = parities.shape
-        return _Interleave._placed(parities).reshape(B, 2 * (rows - 1), 2 * (columns - 1), channels // 4)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.shape = inputs[0].shape
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        parities = grad.new_zeros(ctx.shape)
-        placed = _Interleave._placed(parities)
-        placed.copy_(grad.reshape(placed.shape))
-        return parities
+    return torch.nn.functional.avg_pool2d(kernel.flip(2, 3), 2, stride=1, padding=1, divisor_override=1)
 
 
 def convolve_doubled(
@@ -151,10 +109,8 @@ def convolve_doubled(
     tensor([[4., 4.],
             [4., 4.]])
     """
-    parities = torch.nn.functional.conv2d(features, doubled_kernel(kernel), bias.repeat(4), padding=1)
-    channels_last = parities.permute(0, 2, 3, 1).contiguous()
-    doubled: Tensor = _Interleave.apply(channels_last)  # type: ignore[no-untyped-call]  # (B, h, w, G)
-    return doubled.permute(0, 3, 1, 2)
+    pixels_to_doubled = doubled_kernel(kernel).transpose(0, 1)
+    return torch.nn.functional.conv_transpose2d(features, pixels_to_doubled, bias, stride=2, padding=1)
 
 
 def central_mask(N: int, *, device: torch.device | None = None, dtype: torch.dtype) -> Float[Tensor, "N N"]:
@@ -204,15 +160,16 @@ def merge_patches(patches: Patches, offsets_px: OffsetsPx, canvas_px: int) -> Ca
         )
     start = -((canvas_px - N) // 2)
     to_place = -offsets_px.reshape(B * C, 2)
-    along_x = shift_matrix(to_place[:, 0], canvas_px, N, start)
+    along_x = shift_matrix(to_place[:, 0], canvas_px, N, start)  # (B*C, P, N)
     along_y = shift_matrix(to_place[:, 1], canvas_px, N, start)
-    placed = _resample(patches.reshape(B * C, N, N), to_place, (canvas_px, canvas_px), start)  # (B*C, P, P)
     line = _central_line(N, device=patches.device, dtype=to_place.dtype)
-    # The mask is an outer product, and so is its shift.
-    covered = (along_y @ line)[:, :, None] * (along_x @ line)[:, None, :]  # (B*C, P, P)
-    total = placed.reshape(B, C, canvas_px, canvas_px).sum(1, keepdim=True)
-    count = covered.reshape(B, C, canvas_px, canvas_px).sum(1, keepdim=True)
-    return total / (count + MERGE_FLOOR)
+    # The mask is an outer product, and so is its shift; both sums over the group are part of a product.
+    covered_x, covered_y = ((along @ line).reshape(B, C, canvas_px) for along in (along_x, along_y))
+    count = covered_y.mT @ covered_x  # (B, P, P)
+    rows = _planes(patches).reshape(B * C, 2 * N, N) @ along_x.mT  # (B*C, 2*N, P)
+    group_y = along_y.reshape(B, C, canvas_px, N).transpose(1, 2).reshape(B, canvas_px, C * N)
+    total = (group_y @ rows.reshape(B, C * N, 2 * canvas_px)).reshape(B, canvas_px, 2, canvas_px)
+    return _joined(total / (count[:, :, None] + MERGE_FLOOR))[:, None]
 
 
 def trim_canvas(canvas: Canvas, N: int) -> Complex[Tensor, "B 1 N N"]:
@@ -228,9 +185,11 @@ def extract_views(canvas: Canvas, offsets_px: OffsetsPx, N: int) -> GroupViews:
     """
     B, C, _, _ = offsets_px.shape
     _, _, P, _ = canvas.shape
-    repeated = canvas.expand(B, C, P, P).reshape(B * C, P, P)
-    views = _resample(repeated, offsets_px.reshape(B * C, 2), (N, N), (P - N) // 2)  # (B*C, N, N)
-    return views.reshape(B, C, N, N)
+    shifts = offsets_px.reshape(B * C, 2)
+    along_x, along_y = (shift_matrix(shifts[:, axis], N, P, (P - N) // 2) for axis in (0, 1))  # (B*C, N, P)
+    rows = along_y.reshape(B, C * N, P) @ _planes(canvas).reshape(B, P, 2 * P)  # (B, C*N, 2*P)
+    views = rows.reshape(B * C, 2 * N, P) @ along_x.mT  # (B*C, 2*N, N)
+    return _joined(views.reshape(B, C, N, 2, N))
 
 
 def illuminate(
@@ -266,6 +225,23 @@ def smooth(images: Num[Tensor, "*any H W"], sigma_px: float) -> Num[Tensor, "*an
     return smoothed
 
 
+class _FiniteSqrt(torch.autograd.Function):
+    """√x of x ≥ 0, whose gradient g / (2√x) is zero at zero."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.sqrt()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (root,) = ctx.saved_tensors
+        return torch.where(root == 0, 0, grad / (2 * root))
+
+
 def diffract(exit_wave: ExitWave) -> GroupAmplitude:
     """Propagate to the detector: the amplitude of the summed intensity of all modes.
 
@@ -273,12 +249,10 @@ def diffract(exit_wave: ExitWave) -> GroupAmplitude:
 
     Its gradient at a field of exactly zero is zero; the reference's is not finite there (REF-05).
     """
-    N = exit_wave.shape[-1]
-    field = torch.fft.fft2(exit_wave)
-    intensity = (field.real.square() + field.imag.square()).sum(dim=2) / N**2  # (B, C, N, N)
-    intensity = torch.fft.fftshift(intensity, dim=(-2, -1))
-    positive = intensity > 0
-    return torch.where(positive, torch.where(positive, intensity, 1).sqrt(), 0)
+    field = torch.fft.fft2(exit_wave, norm="ortho")
+    intensity = (field.real.square() + field.imag.square()).sum(dim=2)  # (B, C, N, N)
+    amplitude: Tensor = _FiniteSqrt.apply(torch.fft.fftshift(intensity, dim=(-2, -1)))  # type: ignore[no-untyped-call]
+    return amplitude
 
 
 def relative_offsets(positions_px: Float[Tensor, "B C 1 2"]) -> OffsetsPx:

@@ -12,7 +12,10 @@ import hashlib
 import importlib.metadata
 import logging
 import math
-from collections.abc import Mapping
+import multiprocessing
+import pickle
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,20 +26,23 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from ptycho_torch.config_params import DataSettings
+from ptycho_torch.contracts.contract import violation
 from ptycho_torch.data.photons import METADATA
 from ptycho_torch.data.scan import open_scan
-from ptycho_torch.data.scan_arrays import path_of
+from ptycho_torch.data.scan_arrays import ScanArrays, ScanSource, path_of
 from ptycho_torch.dset_loader_pt_mmap import PtychoBatch, PtychoDataset, TensorDictDataLoader
 from ptycho_torch.errors import ConfigError
 from ptycho_torch.files import folders
 from ptycho_torch.files.json_numbers import write_numbers
 from ptycho_torch.importer.hints import heed_patterns, heed_scans
+from ptycho_torch.reconstruction.cxi import write_cxi
 from ptycho_torch.reconstruction.half_split import split_patterns
 from ptycho_torch.reconstruction.pictures import plot_reconstruction, write_images
 from ptycho_torch.reconstruction.products import Geometry, Reconstruction, write_product, write_reconstruction
 from ptycho_torch.reconstruction.reassembly import ExperimentStitcher, HalfStitcher, Stitched, Weighting
 from ptycho_torch.reconstruction.reconstruction_scores import ReconstructionScores, score_reconstruction
 from ptycho_torch.training.blank import ObjectCheck, check_objects
+from ptycho_torch.training.freed_memory import keep_freed_memory
 from ptycho_torch.training.lightning_module import ObjectPatches, PtychoPINN, accelerator, quiet_lightning
 from ptycho_torch.training.progress import ProgressBar, log_above_bars, shows_bars
 
@@ -67,6 +73,7 @@ class InferenceResult:
         npz: the reconstruction, clause REC-01.
         pictures: overview, amplitude, phase and colour wheel as PNG.
         product: the HDF5 product, or None where the geometry is unknown.
+        cxi: the CXI file, or None where it was not asked for.
         reconstruction: the same as values.
         scores: without a known object.
         json: the scores as a file.
@@ -77,6 +84,7 @@ class InferenceResult:
     npz: Path
     pictures: tuple[Path, ...]
     product: Path | None
+    cxi: Path | None
     reconstruction: Reconstruction
     scores: ReconstructionScores
     json: Path
@@ -140,30 +148,63 @@ def reconstruct(
         DataContractError: of ``Stitcher``.
     """
     if not isinstance(dataset, PtychoDataset):
-        dataset = PtychoDataset.from_arrays(dataset, settings=module.settings.data)
+        scan = ScanArrays("scan-0", dataset)
+        dataset = PtychoDataset.from_arrays(scan, settings=within_points(module.settings.data, [scan]))
+    how = _How(batch_size, weighting, crop_px, device, progress)
+    return _predicted(module, dataset, how).results()
+
+
+@dataclasses.dataclass(frozen=True)
+class _How:
+    """How groups are predicted and stitched: the arguments of ``reconstruct``."""
+
+    batch_size: int
+    weighting: Weighting
+    crop_px: int | None
+    device: str
+    progress: bool | None
+
+
+def _predicted(module: PtychoPINN, dataset: PtychoDataset, how: _How, share: tuple[int, int] = (0, 1)) -> HalfStitcher:
+    """Predict and stitch every n-th batch, from batch r on.
+
+    Args:
+        module: trained module.
+        dataset: of the groups.
+        how: as the caller of ``reconstruct`` asks.
+        share: (r, n). The batches are the same for every n, so that each group is predicted alike.
+    """
     network, data = module.network.settings, dataset.settings
     if (data.N, data.gridsize) != (network.N, network.gridsize):
         raise ConfigError(
             f"The network has N = {network.N}, gridsize = {network.gridsize}; the dataset has N = {data.N}, "
             f"gridsize = {data.gridsize}. Make the dataset with the settings of the checkpoint."
         )
+    crop_px = how.crop_px
     if crop_px is None:
-        crop_px = REFERENCE_CROP_PX if weighting == "uniform" else network.N // 2
+        crop_px = REFERENCE_CROP_PX if how.weighting == "uniform" else network.N // 2
     centres, experiments = dataset.centres_px, dataset.experiment_ids
     positions = {int(number): centres[experiments == number] for number in experiments.unique()}
     stitcher = HalfStitcher(
-        ExperimentStitcher(positions, network.N, crop_px, weighting),
-        ExperimentStitcher(positions, network.N, crop_px, weighting),
+        ExperimentStitcher(positions, network.N, crop_px, how.weighting),
+        ExperimentStitcher(positions, network.N, crop_px, how.weighting),
         torch.from_numpy(split_patterns(len(dataset.positions_px))),
     )
-    # One process predicts, also where several have trained.
-    loader = TensorDictDataLoader(dataset, batch_size, num_workers=1, rank=0, world_size=1)
+    keep_freed_memory()
+    rank, count = share
+    batches = torch.arange(len(dataset)).split(how.batch_size)[rank::count]
+    if not batches:
+        return stitcher
+    # Whatever processes have trained: here each has a loader of its own.
+    loader = TensorDictDataLoader(
+        dataset, how.batch_size, groups=torch.cat(batches), num_workers=1, rank=0, world_size=1
+    )
     training = module.training
-    bars = shows_bars(progress)
+    bars = shows_bars(how.progress)
     with quiet_lightning(), log_above_bars(bars):
         trainer = pl.Trainer(
-            accelerator=accelerator(device),
-            devices=1,
+            accelerator=accelerator(how.device),
+            devices=[rank] if count > 1 and _on_cuda(how.device) else 1,
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
@@ -173,7 +214,47 @@ def reconstruct(
         )
         trainer.predict(module, loader, return_predictions=False)
     module.train(training)
-    return stitcher.results()
+    return stitcher
+
+
+def _on_cuda(device: str) -> bool:
+    return device == "cuda" or (device == "auto" and torch.cuda.is_available())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """What a process needs to open checkpoint and dataset by itself."""
+
+    checkpoint: Path
+    ptycho_dir: Path
+    probe_dir: Path | None
+    data_dir: Path | None
+    data: DataSettings
+
+
+def _in_processes(source: _Source, how: _How, devices: int) -> dict[int, Stitched]:
+    """Predict in several processes, each on a device of its own or on its part of the cores, and add up their sums."""
+    threads = max(1, torch.get_num_threads() // devices)
+    jobs = [(source, how, (rank, devices), threads) for rank in range(devices)]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(devices, mp_context=context) as pool:
+        whole, *others = (pickle.loads(each) for each in pool.map(_share, jobs))
+    for other in others:
+        whole.absorb(other)
+    return dict(whole.results())
+
+
+def _share(job: tuple[_Source, _How, tuple[int, int], int]) -> bytes:
+    """Predict one share in a process of its own; the stitcher is pickled whole, without shared memory."""
+    source, how, share, threads = job
+    torch.set_num_threads(threads)
+    if share[0] > 0:
+        # The first process speaks for all.
+        logging.disable(logging.WARNING)
+        how = dataclasses.replace(how, progress=False)
+    module = PtychoPINN.from_checkpoint(source.checkpoint)
+    dataset = PtychoDataset(source.ptycho_dir, source.probe_dir, source.data_dir, settings=source.data, progress=False)
+    return pickle.dumps(_predicted(module, dataset, how, share))
 
 
 def write_results(
@@ -185,6 +266,7 @@ def write_results(
     source: Path,
     geometries: Mapping[int, Geometry] | None = None,
     weighting: Weighting = "smooth",
+    cxi: bool = False,
     overwrite: bool = False,
 ) -> tuple[InferenceResult, ...]:
     """Write NPZ, scores, pictures and, where the geometry is known, the HDF5 product of each scan; warn of blank ones.
@@ -197,11 +279,15 @@ def write_results(
         source: checkpoint; its digest goes into the provenance.
         geometries: by number of the scan.
         weighting: how they were stitched, for the provenance.
+        cxi: also write a CXI file of each scan.
         overwrite: whether files may be there.
 
     Raises:
+        DataContractError: PRODUCT-02, a CXI file of a scan whose geometry is unknown; before anything is written.
         ConfigError: a file is there and may not be overwritten.
     """
+    if cxi:
+        _refuse_cxi_without_metres(dataset, geometries)
     output_dir.mkdir(parents=True, exist_ok=True)
     program = f"ptycho-torch {importlib.metadata.version('ptycho-torch')}"
     common = {
@@ -236,26 +322,49 @@ def write_results(
         write_numbers(numbers, scores.numbers(), overwrite=overwrite)
         plot_reconstruction(reconstruction, overview, scores=scores)
         pictures = (overview, *write_images(reconstruction, output_dir, stem))
-        product = None
-        if geometry is None and overwrite:
-            # The product of an object that was there before would be taken for this one's.
-            (output_dir / f"{stem}.h5").unlink(missing_ok=True)
+        product, file = output_dir / f"{stem}.h5", output_dir / f"{stem}{folders.CXI_ENDING}"
+        positions = dataset.positions_px[torch.from_numpy(dataset.rows[number])].numpy()
+        indexes = dataset.pattern_numbers(number)
+        if overwrite:
+            # Files of an object that was there before would be taken for this one's.
+            for path in (product, file):
+                path.unlink(missing_ok=True)
         if geometry is not None:
-            product = output_dir / f"{stem}.h5"
             write_product(
                 product,
                 reconstruction,
                 geometry,
-                positions_px=dataset.positions_px[torch.from_numpy(dataset.rows[number])].numpy(),
-                indexes=dataset.pattern_numbers(number),
+                positions_px=positions,
+                indexes=indexes,
                 name=stem,
                 comments=program,
                 photons=photons,
                 losses=np.array(module.history.get("train_loss", [])),
-                overwrite=overwrite,
             )
-        results.append(InferenceResult(stem, npz, pictures, product, reconstruction, scores, numbers, check))
+        if cxi:
+            write_cxi(
+                file, reconstruction, geometry, positions_px=positions, indexes=indexes, name=stem, program=program
+            )
+        results.append(
+            InferenceResult(
+                stem,
+                npz,
+                pictures,
+                None if geometry is None else product,
+                file if cxi else None,
+                reconstruction,
+                scores,
+                numbers,
+                check,
+            )
+        )
     return tuple(results)
+
+
+def _refuse_cxi_without_metres(dataset: PtychoDataset, geometries: Mapping[int, Geometry] | None) -> None:
+    for number, name in enumerate(dataset.names):
+        if number not in (geometries or {}):
+            raise violation("PRODUCT-02", "a scan of unknown geometry", path=Path(name))
 
 
 def _photons(module: PtychoPINN, dataset: PtychoDataset, number: int) -> tuple[float | None, str]:
@@ -317,6 +426,8 @@ def infer(
     group_seed: int | None = None,
     n_groups: int | None = None,
     K: int | None = None,
+    devices: int = 1,
+    cxi: bool = False,
 ) -> tuple[InferenceResult, ...]:
     """Reconstruct scans with a checkpoint, and write the objects.
 
@@ -339,21 +450,27 @@ def infer(
         detector_distance_m: z, likewise.
         detector_pixel_m: p, likewise.
         group_seed: draws other groups, at random also where training took the scan points in sequence.
-        n_groups: how many groups, for models whose groups are drawn by the sampler ``reference``.
+        n_groups: how many groups, for models whose groups are drawn by the sampler ``reference``; None takes the
+            checkpoint's number, or one of each scan point where a scan has fewer.
         K: nearest neighbours that groups are drawn from.
+        devices: processes that predict, each on a GPU of its own where there are GPUs. The objects are those of one,
+            to the rounding of float64 sums. Python starts the processes anew, so a script calls this below
+            ``if __name__ == "__main__":``.
+        cxi: also write each object as a CXI file.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
-        ConfigError: a file is there and may not be overwritten, the device is not there, or ``n_groups`` is given for
-            a model of another sampler.
-        DataContractError: a scan or probe that breaks a clause.
+        ConfigError: a file is there and may not be overwritten, the device is not there, there are fewer GPUs than
+            ``devices``, or ``n_groups`` is given for a model of another sampler.
+        DataContractError: a scan or probe that breaks a clause; PRODUCT-02, CXI of a scan of unknown geometry.
     """
     checkpoint, output_dir = Path(checkpoint), Path(output_dir)
+    _refuse_devices(devices, device)
     scans = folders.scan_paths(Path(ptycho_dir))
     probes = () if probe_dir is None else folders.probe_paths(scans, Path(probe_dir))
     folders.refuse_results(output_dir, scans, overwrite=overwrite, inputs=(checkpoint, *probes))
     module = PtychoPINN.from_checkpoint(checkpoint)
-    data = _with_groups(module.settings.data, group_seed, n_groups, K)
+    data = _with_groups(module.settings.data, scans, group_seed, n_groups, K)
     heed_scans(scans, data, None)
     output_dir.mkdir(parents=True, exist_ok=True)
     dataset = PtychoDataset(ptycho_dir, probe_dir, data_dir, settings=data, progress=progress)
@@ -364,15 +481,14 @@ def infer(
     }
     heed_patterns(dataset, None)
     geometries = geometries_of(dataset, given)
-    objects = reconstruct(
-        module,
-        dataset,
-        batch_size=BATCH_SIZE if batch_size is None else batch_size,
-        weighting=weighting,
-        crop_px=crop_px,
-        device=device,
-        progress=progress,
-    )
+    if cxi:
+        _refuse_cxi_without_metres(dataset, geometries)
+    how = _How(BATCH_SIZE if batch_size is None else batch_size, weighting, crop_px, device, progress)
+    if devices == 1:
+        objects = _predicted(module, dataset, how).results()
+    else:
+        probes_from, map_in = (None if path is None else Path(path) for path in (probe_dir, data_dir))
+        objects = _in_processes(_Source(checkpoint, Path(ptycho_dir), probes_from, map_in, data), how, devices)
     return write_results(
         objects,
         module,
@@ -381,11 +497,24 @@ def infer(
         source=checkpoint,
         geometries=geometries,
         weighting=weighting,
+        cxi=cxi,
         overwrite=overwrite,
     )
 
 
-def _with_groups(data: DataSettings, group_seed: int | None, n_groups: int | None, K: int | None) -> DataSettings:
+def _refuse_devices(devices: int, device: str) -> None:
+    if devices < 1:
+        raise ConfigError(f"devices = {devices}; expected 1 or more.")
+    if devices > 1 and _on_cuda(device) and devices > torch.cuda.device_count():
+        raise ConfigError(
+            f"devices = {devices}, but PyTorch sees {torch.cuda.device_count()} CUDA devices here; "
+            "take as many, or device = 'cpu'."
+        )
+
+
+def _with_groups(
+    data: DataSettings, scans: Iterable[ScanSource], group_seed: int | None, n_groups: int | None, K: int | None
+) -> DataSettings:
     """Return settings that draw other groups, more or fewer of them, or from other neighbours."""
     if n_groups is not None and data.group_sampler != "reference":
         raise ConfigError(
@@ -395,9 +524,35 @@ def _with_groups(data: DataSettings, group_seed: int | None, n_groups: int | Non
         )
     if group_seed is not None:
         data = dataclasses.replace(data, group_seed=group_seed, sequential_sampling=False)
-    return dataclasses.replace(
-        data, n_groups=data.n_groups if n_groups is None else n_groups, K=data.K if K is None else K
-    )
+    if K is not None:
+        data = dataclasses.replace(data, K=K)
+    return within_points(data, scans) if n_groups is None else dataclasses.replace(data, n_groups=n_groups)
+
+
+def within_points(data: DataSettings, scans: Iterable[ScanSource]) -> DataSettings:
+    """Return settings that draw no more groups than each scan has points, where a training drew more of its own scan.
+
+    One group of each point is made then, of every scan, and a warning says so.
+
+    Args:
+        data: of the checkpoint.
+        scans: to be reconstructed.
+
+    Raises:
+        DataContractError: a scan that breaks a clause.
+    """
+    if data.group_sampler != "reference" or data.n_groups is None or data.enable_oversampling or data.C == 1:
+        return data
+    for source in scans:
+        scan = open_scan(source)
+        points = int(np.unique(scan.scan_index, return_counts=True)[1].min())
+        if points < data.n_groups:
+            log.warning(
+                "%s: %d scan points, and the checkpoint draws n_groups = %d. One group of each point is made; another "
+                "number: --n-groups.", scan.path, points, data.n_groups,
+            )  # fmt: skip
+            return dataclasses.replace(data, n_groups=None)
+    return data
 
 
 def geometries_of(dataset: PtychoDataset, given: Mapping[str, float | None] = NOTHING_GIVEN) -> dict[int, Geometry]:

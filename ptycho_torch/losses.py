@@ -77,7 +77,7 @@ def amplitude_mae(
 def total_variation(images: Complex[Tensor, "B K N N"]) -> Float[Tensor, ""]:
     """Sum, over batch and pixels, the squared differences of neighbours, real and imaginary parts alike.
 
-    The reference as it runs under Keras 3 sees the real part alone (REF-06).
+    The reference as it runs under Keras 3 sees only the real part (REF-06).
     """
     parts = torch.view_as_real(images)
     return parts.diff(dim=-3).square().sum() + parts.diff(dim=-2).square().sum()

@@ -14,7 +14,6 @@ import math
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
-import scipy.optimize
 import torch
 from jaxtyping import Complex, Float
 from torch import Tensor, nn
@@ -149,6 +148,8 @@ def head_bias(kind: AmplitudeActivation, amplitude: float) -> float:
         case "relu":
             return amplitude
         case "swish":
+            import scipy.optimize
+
             return float(scipy.optimize.brentq(lambda x: x / (1 + math.exp(-x)) - amplitude, 0, 2))
 
 
@@ -484,7 +485,7 @@ class PtychoNet(nn.Module):
                 )
 
     def predict_patches(self, scaled_amplitude: GroupAmplitude) -> Patches:
-        """Return the complex patches of each group: what the neural part alone predicts."""
+        """Return the complex patches of each group: what only the neural part predicts."""
         features = self.encoder(self.normalized_input(scaled_amplitude, self.log_scale))
         return self.patches(self.decoder_amp(features), self.decoder_phase(features))  # type: ignore[no-any-return]
 

@@ -157,7 +157,7 @@ class KerasPlateau:
     A loss improves where loss + threshold < best, compared in float32. After ``patience`` epochs without improvement,
     the last of them included, the rate is multiplied by ``factor``, down to ``min_lr``. ``torch``'s schedule waits one
     epoch longer and compares in float64. Keras takes the first loss for the best whatever it is, so that a NaN there
-    is never improved on; here what is no number is never the best.
+    is never improved on; here what is not finite is never the best.
 
     Args:
         optimizer: whose groups get the new rate.

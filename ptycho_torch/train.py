@@ -14,12 +14,14 @@ import logging
 import math
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
@@ -33,7 +35,9 @@ from ptycho_torch.importer.hints import heed_patterns, heed_scans
 from ptycho_torch.training import checkpoint as checkpoints
 from ptycho_torch.training import run_state
 from ptycho_torch.training.blank import check_objects
+from ptycho_torch.training.contact_sheet import ContactSheet
 from ptycho_torch.training.data_module import PtychoDataModule, loaders
+from ptycho_torch.training.freed_memory import keep_freed_memory
 from ptycho_torch.training.lightning_module import ObjectPatches, PtychoPINN, accelerator, load_weights, quiet_lightning
 from ptycho_torch.training.progress import ProgressBar, log_above_bars, shows_bars
 from ptycho_torch.training.run_callbacks import BestCheckpoint, LastCheckpoint, RunRecord, SignalStop
@@ -76,11 +80,12 @@ def make_trainer(
         callbacks: more of them; they run before those that save checkpoints.
         logger: one or several of Lightning's, which get every loss and the learning rate; None for none.
         progress: show progress bars; None shows them in a terminal, and elsewhere prints a line an epoch.
-        resume: checkpoint that the run goes on from; the ``best.ckpt`` beside it is that of its epochs.
+        resume: checkpoint that the run resumes from; the ``best.ckpt`` beside it is that of its epochs.
 
     Raises:
         ConfigError: the device is not there.
     """
+    keep_freed_memory()
     folder = output_dir / folders.CHECKPOINTS
     record = RunRecord(output_dir, RESUMABLE_WITH)
     last = LastCheckpoint(folder / "last.ckpt", training.checkpoint_every_n_steps, record)
@@ -102,8 +107,8 @@ def make_trainer(
                 monitor,
                 min_delta=0.0,
                 patience=training.early_stop_patience,
-                # A validation loss that is no number is one that did not improve, as for Keras; a training loss that is
-                # none has ended the run already.
+                # A validation loss that is not finite did not improve, as for Keras; such a training loss
+                # has ended the run already.
                 check_finite=False,
                 check_on_train_epoch_end=True,
             ),
@@ -197,6 +202,7 @@ def main(
     start_from: str | Path | None = None,
     overwrite: bool = False,
     reconstruct: bool = True,
+    contact_sheet: bool = False,
     progress: bool | None = None,
     callbacks: Sequence[Callback] = (),
     logger: Logger | Sequence[Logger] | None = None,
@@ -214,13 +220,15 @@ def main(
             (``folders.map_folder``).
         remake_map: build the map anew.
         probe: (N, N) or (modes, N, N) probe for every scan, in place of files.
-        resume: checkpoint of a run that was interrupted; it goes on to the same weights. Into another ``output_dir``
+        resume: checkpoint of a run that was interrupted; it resumes to the same weights. Into another ``output_dir``
             it brings the ``best.ckpt`` that lies beside it.
         start_from: checkpoint whose weights a new run starts with.
         overwrite: remove checkpoints, history and reconstructions of another run in ``output_dir``, right before
             training begins. Without it such a folder is refused.
         reconstruct: write the objects of the training scans at the end.
-        progress: show progress bars; None shows them in a terminal, and elsewhere prints a line an epoch.
+        contact_sheet: draw the object of the first scan after some epochs, into ``contact_sheet.png``.
+        progress: show progress bars; None shows them in a terminal, and elsewhere prints a line an epoch. False also
+            leaves out the line about what is trained, which comes first.
         callbacks: of Lightning, beside those of training.
         logger: one or several of Lightning's, beside the tracking with MLflow that the setting ``tracking`` decides.
         overrides: settings by name, whoever owns them: ``max_epochs``, ``devices``, ``gradient_clip_val`` …
@@ -230,14 +238,14 @@ def main(
             that the setting ``accept`` does not name.
         DataContractError: a scan or probe that breaks a clause.
         CheckpointError: a checkpoint that cannot be read or does not belong to these data or settings.
-        TrainingError: the loss is no number any more.
+        TrainingError: the loss is not finite any more.
 
     Example:
         train.main("scans", "probes", max_epochs=60, gradient_clip_val=None)
     """
     begun_s = time.monotonic()
     if resume is not None and start_from is not None:
-        raise ConfigError("resume goes on with a run and start_from begins a new one; give one of them.")
+        raise ConfigError("resume continues a run and start_from begins a new one; give one of them.")
     output_dir = Path(output_dir)
     scans = () if isinstance(ptycho_dir, PtychoDataset) else folders.scan_paths(Path(ptycho_dir))
     probes = () if probe_dir is None else folders.probe_paths(scans, Path(probe_dir))
@@ -264,7 +272,8 @@ def main(
         ptycho_dir, probe_dir, settings, data_dir=data_dir, remake_map=remake_map, probe=probe, progress=progress
     )
     heed_patterns(data.dataset, accepted)
-    epochs = settings.training.max_epochs or epochs_for(len(data.dataset))
+    asked = settings.training.max_epochs
+    epochs = asked or epochs_for(len(data.dataset))
     settings = settings.override({"max_epochs": epochs})
     module = PtychoPINN.for_dataset(data.dataset, settings)
     if saved is not None:
@@ -280,6 +289,10 @@ def main(
     # The environment decides where runs are tracked. To decide it here, uncomment:
     # import os
     # os.environ["MLFLOW_TRACKING_URI"] = "http://127.0.0.1:5000"
+    done = 0 if saved is None else len(saved.history.get("train_loss", ()))
+    if progress is not False and folders.process_number() == 0:
+        # Making MLflow's database and the first epoch take a minute on a slow machine, and show nothing.
+        print(_start_line(data, module, output_dir, done, asked), file=sys.stderr, flush=True)  # noqa: T201
     state = None if saved is None else run_state.read_state(saved.path.parents[1])
     tags = _tags(scans) if settings.training.tracking and folders.process_number() == 0 else {}
     with (
@@ -293,11 +306,12 @@ def main(
         quiet_lightning(),
         log_above_bars(shows_bars(progress)),
     ):
+        sheet = (ContactSheet(data.dataset, output_dir, epochs),) if contact_sheet else ()
         trainer = make_trainer(
             settings.training,
             output_dir,
             validate=validate,
-            callbacks=(*tracker.callbacks, BlankWatch(data.dataset), *callbacks),
+            callbacks=(*tracker.callbacks, BlankWatch(data.dataset), *sheet, *callbacks),
             logger=logger,
             progress=progress,
             resume=None if saved is None else saved.path,
@@ -319,6 +333,35 @@ def main(
         return _finish(
             module, trainer, data.dataset, output_dir, tracker, begun_s, reconstruct=reconstruct, progress=progress
         )
+
+
+def _start_line(data: PtychoDataModule, module: PtychoPINN, output_dir: Path, done: int, asked: int | None) -> str:
+    """Return what a training is about to do, in one line.
+
+    Args:
+        data: of the run.
+        module: to be trained; its settings have the number of epochs.
+        output_dir: of the run.
+        done: epochs that a resumed run has trained before.
+        asked: ``max_epochs`` as the user has it; None lets the number of groups decide.
+    """
+    dataset, training = data.dataset, module.settings.training
+    train, validation = loaders(dataset, training)
+    counts = {
+        "scan": len(dataset.names),
+        "pattern": len(dataset.positions_px),
+        "group": len(dataset),
+    }
+    counted = ", ".join(f"{number} {name}" + "s" * (number != 1) for name, number in counts.items())
+    held_back = "" if validation is None else f", {len(validation.batch_sampler.groups)} of them for validation"
+    epochs = f"{training.max_epochs} epochs" + ("" if asked else " (--max-epochs N for another number)")
+    after = f" after {done} done" if done else ""
+    parameters = sum(each.numel() for each in module.network.parameters())
+    device = training.device if training.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return (
+        f"training on {counted}{held_back}: {epochs}{after}, {len(train)} batches of {training.batch_size} each; "
+        f"{parameters:,} parameters, on {device}; results go to {output_dir}"
+    )
 
 
 def _settings_of(saved: checkpoints.Checkpoint | None, settings: Settings | None) -> Settings:
@@ -367,8 +410,8 @@ def _tell_differences(saved: checkpoints.Checkpoint, training: TrainingSettings,
         theirs, ours = getattr(before, name), getattr(training, name)
         if theirs != ours:
             log.warning(
-                "%s = %s, and was %s: training goes on, and its weights will not be bit by bit those of a run that was "
-                "not interrupted.", name, ours, theirs,
+                "%s = %s, and was %s: training continues, but its weights will not be bit by bit those of a run that "
+                "was not interrupted.", name, ours, theirs,
             )  # fmt: skip
 
 

@@ -7,7 +7,9 @@ bundles. Complex cotangents follow one convention: ∂L/∂Re + i·∂L/∂Im.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,9 +45,17 @@ class Case:
         return np.asarray(self.diffraction.astype(dtype) * scale)
 
 
+NOT_GIVEN: Mapping[str, Any] = MappingProxyType({})
+"""What a candidate does not offer at all. Its clauses are skipped by name; a mapping that lacks something fails."""
+
+
+def _not_given() -> Mapping[str, Any]:
+    return NOT_GIVEN
+
+
 @dataclass(frozen=True)
 class FreeRun:
-    """A subject run end to end.
+    """A subject run end to end; of a candidate of others only the stages are required.
 
     Attributes:
         stages: stage id → output.
@@ -57,9 +67,9 @@ class FreeRun:
     """
 
     stages: Mapping[str, np.ndarray]
-    cotangents: Mapping[str, np.ndarray]
-    gradients: Mapping[str, np.ndarray]
-    losses: Mapping[str, float]
+    cotangents: Mapping[str, np.ndarray] = field(default_factory=_not_given)
+    gradients: Mapping[str, np.ndarray] = field(default_factory=_not_given)
+    losses: Mapping[str, float] = field(default_factory=_not_given)
     watched: FreeRun | None = None
 
 
@@ -79,10 +89,10 @@ class ForcedRun:
         losses: ``nll``, ``mae``, ``total`` from the truth's predictions.
     """
 
-    stages: Mapping[str, np.ndarray]
-    pulled: Mapping[str, Mapping[str, np.ndarray]]
-    gradients: Mapping[str, np.ndarray]
-    losses: Mapping[str, float]
+    stages: Mapping[str, np.ndarray] = field(default_factory=_not_given)
+    pulled: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=_not_given)
+    gradients: Mapping[str, np.ndarray] = field(default_factory=_not_given)
+    losses: Mapping[str, float] = field(default_factory=_not_given)
 
 
 NOTHING_FORCED = ForcedRun({}, {}, {}, {})

@@ -1,4 +1,4 @@
-"""Archives of the reference, written from the facts about its files alone: neither Keras nor TensorFlow is needed."""
+"""Archives of the reference, written from only the facts about its files: neither Keras nor TensorFlow is needed."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ def _today() -> Kind:
 
 
 def _old() -> Kind:
-    """One model, without names in its file of weights, with the scale in ``model.h5`` alone."""
+    """One model, without names in its file of weights, with the scale only in ``model.h5``."""
     stored = draw_stored(OLD, 2)
     parameters = saved_parameters(OLD, probe=stored.probe)
     members = {
@@ -280,7 +280,7 @@ def _compared(kinds: Mapping[str, Kind]) -> Compared:
 
 
 def keras_archives() -> Compared:
-    """Read a zip of today, one of the year before, and a ``.keras`` file alone."""
+    """Read a zip of today, one of the year before, and only a ``.keras`` file."""
     return _compared(keras_kinds())
 
 

@@ -160,7 +160,7 @@ def masked_loss() -> Compared:
     nothing = np.where(good, batch.images, np.nan)
     cases = {
         "bright bad pixels": (batch.images, batch.masks, batch.loss(good)),
-        "bad pixels that are no number": (nothing, batch.masks, batch.loss(good)),
+        "bad pixels that are not finite": (nothing, batch.masks, batch.loss(good)),
         "no good pixel": (batch.images, np.zeros_like(batch.masks), batch.loss(np.zeros_like(good))),
         "no mask": (batch.images, None, batch.loss(np.ones_like(good))),
     }

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from conformance.release.gate import Decision
 
 GRANTED, REFUSED, CPU_ONLY = 0, 1, 3
 """Exit codes: granted; a failure, or a file that cannot be read; nothing failed, but there is no CUDA evidence."""
@@ -19,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     parser.description = (
         "Merge the reports of all devices and decide by a policy: nothing failed, nothing required was skipped, no "
-        "waiver expired, and everything holds for the sources that are here."
+        "waiver expired, and everything is valid for the sources that are here."
     )
     parser.epilog = (
         "exit codes: 0 granted; 1 failed, or a file cannot be read; 2 the command line is wrong; 3 CPU only: nothing\n"
@@ -50,6 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--previous", type=Path, metavar="REPORT", help="show the difference to this report in the page"
     )
+    parser.add_argument(
+        "--signed", type=Path, metavar="FILE", help="fail unless this sign-off is what is decided now from these files"
+    )
     parser.add_argument("--by", metavar="NAME", help="who decides (default: the user)")
 
 
@@ -62,20 +68,18 @@ def run(options: argparse.Namespace) -> int:
     from conformance.provenance.json_files import write_json, write_text
     from conformance.release import gate
     from conformance.release.policy import read_policy
-    from conformance.release.sign_off import sign_off
+    from conformance.release.sign_off import disagreements, read_sign_off, sign_off
     from conformance.report.results import read_report
     from conformance.report.run_page import report_page
 
     policy = read_policy(options.policy)
     inputs = [gate.read_input(path) for path in options.reports]
     previous = read_report(options.previous) if options.previous else None
+    before = read_sign_off(options.signed) if options.signed else None
     evidence = committed_evidence(options.evidence or EVIDENCE)
     decision = gate.decide(inputs, policy, evidence, evidence_folder=options.evidence or gate.EVIDENCE_FOLDER)
     signed = sign_off(decision, inputs, policy, evidence, decided_by=options.by)
-    lines = [decision.headline, *(f"  {each}" for each in (*decision.violations, *decision.pending))]
-    if decision.remedies:
-        lines += ["To mend it:", *(f"  {' '.join(filter(None, each))}" for each in decision.remedies)]
-    print(*lines, sep="\n")  # noqa: T201 - what the command is for
+    print(*_answer(decision, details=options.verbose), sep="\n")  # noqa: T201 - what the command is for
     written = []
     if options.keep:
         written += [write_evidence(options.keep, each) for each in gate.shown(inputs, policy)]
@@ -89,9 +93,32 @@ def run(options: argparse.Namespace) -> int:
         print(f"wrote {path}")  # noqa: T201
     if os.environ.get(_URI):
         _publish(signed, options.page)
+    if before and (changed := [f"{options.signed}: {each}" for each in disagreements(before, signed)]):
+        print(*changed, sep="\n")  # noqa: T201
+        return REFUSED
     if decision.is_granted:
         return GRANTED
     return CPU_ONLY if decision.verdict == gate.CPU_ONLY else REFUSED
+
+
+def _answer(decision: Decision, *, details: bool) -> Iterator[str]:
+    """Yield the verdict, the command that mends most of what stands against it, and with ``details`` all of it."""
+    yield decision.headline
+    if not decision.remedies:
+        return
+    first, *others = sorted(decision.remedies, key=lambda each: len(decision.remedies[each]), reverse=True)
+    objections = [*decision.violations, *decision.pending]
+    yield f"To mend {len(decision.remedies[first])} of {len(objections)} objections: {_typed(first)}"
+    if details:
+        yield from (f"To mend {len(decision.remedies[each])} more: {_typed(each)}" for each in others)
+        yield from (f"  {each}" for each in objections)
+    else:
+        rest = f"; {len(others)} more commands mend the others" if others else ""
+        yield f"-v lists every objection{rest}"
+
+
+def _typed(remedy: tuple[str, str]) -> str:
+    return " ".join(filter(None, remedy))
 
 
 def _publish(signed: Mapping[str, Any], page: Path | None) -> None:

@@ -31,13 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="PATH",
         help="folder of the trainings (default study), or log of the clean runs (default study/clean.jsonl); a study "
-        "that was broken off goes on there",
+        "that was interrupted resumes there",
     )
     parser.add_argument("--evidence", type=Path, metavar="DIR", help="folder to write the numbers to, as evidence")
     training = parser.add_argument_group("study training")
     training.add_argument("--seeds", type=whole, help="trainings of each backend (default 5)")
     training.add_argument("--epochs", type=whole, help="of each training (default: enough for the reference)")
-    training.add_argument("--backend", choices=("torch", "keras"), help="train this backend alone")
+    training.add_argument("--backend", choices=("torch", "keras"), help="train only this backend")
     clean = parser.add_argument_group("study clean")
     clean.add_argument("--runs", type=whole, help="draws, those of the log included (default 1000)")
     clean.add_argument("--device", choices=("cpu", "cuda"), help="where the network runs (default cpu)")

@@ -201,7 +201,7 @@ def draw_damage(rng: np.random.Generator, members: Mapping[str, np.ndarray]) -> 
             changed["diff3d"][0, 0, 0] = np.nan
         case "a negative amplitude":
             changed["diff3d"] = -changed["diff3d"]
-        case "a position that is no number":
+        case "a position that is not finite":
             changed["ycoords"] = changed["ycoords"].copy()
             changed["ycoords"][1] = np.inf
         case "probe of another side":
@@ -225,7 +225,7 @@ DAMAGES = (
     "none", "a key is missing", "nominal positions are missing", "one position too few", "all positions too few",
     "positions in a column", "older order of axes", "a singleton channel", "two channels", "frames that are not square",
     "one frame alone", "the older name", "both names", "counts", "complex patterns", "a NaN in a pattern",
-    "a negative amplitude", "a position that is no number", "probe of another side", "modes of the probe",
+    "a negative amplitude", "a position that is not finite", "probe of another side", "modes of the probe",
     "object of three axes", "an object", "scan index of another length", "a member that nobody knows",
 )  # fmt: skip
 """What ``draw_damage`` does to a file."""

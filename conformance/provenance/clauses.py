@@ -85,18 +85,23 @@ def _entries(content: Any) -> Iterator[Mapping[str, Any]]:
     yield from (each for every in lists for each in every if isinstance(each, dict) and {"id", "title"} <= set(each))
 
 
-def collect(tier: str = "full") -> dict[str, tuple[str, ...]]:
+def collect(tier: str = "full", *, suite_only: bool = False) -> dict[str, tuple[str, ...]]:
     """Return every test of the suite, and of the repository those that name a clause, with the ids of their clauses.
 
-    No test runs.
+    No test runs. Tests that run on a device are those of the CPU.
+
+    Args:
+        tier: of the suite.
+        suite_only: whether to leave the repository's tests out.
 
     Raises:
         DocumentError: the tests cannot be collected.
     """
     collector, said = _Collector(), io.StringIO()
     options = ["--collect-only", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--parity-tier", tier]
+    options += ["--parity-device", "cpu"]
     plugins = [collector]
-    places = [str(path) for path in (HERE, *files_with_clauses())]
+    places = [str(path) for path in (HERE, *(() if suite_only else files_with_clauses()))]
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         status = pytest.main([*options, *places], plugins=plugins)
     if status != pytest.ExitCode.OK or not collector.tests:
@@ -170,7 +175,7 @@ def listing(clauses: Mapping[str, Entry], tests: Mapping[str, Sequence[str]], *,
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what ``python -m conformance clauses`` takes."""
-    parser.add_argument("ids", nargs="*", metavar="CLAUSE", help="show these alone, with their text and every test")
+    parser.add_argument("ids", nargs="*", metavar="CLAUSE", help="show only these, with their text and every test")
     parser.add_argument("--json", action="store_true", help="write JSON, for programs")
 
 

@@ -1,7 +1,7 @@
 """Digests: for which code and which specification does a number hold?
 
-A measured number holds for what the sources do and the specification demands, not for how that is worded: the digest of
-a Python source is taken over its syntax tree without docstrings, that of a specification over its content without
+A measured number is valid for what the sources do and the specification demands, not for its wording: the digest of a
+Python source is taken over its syntax tree without docstrings, that of a specification over its content without
 prose. So comments, line ends, docstrings and the layout of a file do not count.
 """
 
@@ -45,7 +45,7 @@ POLICY_FILES = frozenset({"release_policy.yaml", "merge_policy.yaml", "waivers.y
 """What the specs folder says about releases and not about the network."""
 
 PROSE = frozenset({"meaning", "note", "reason", "remedy", "symptom", "text", "title"})
-"""Keys of specifications that speak to people alone."""
+"""Keys of specifications that speak only to people."""
 
 SELFTEST = "selftest"
 """Folder of ``conformance`` that no wheel has and no verdict needs."""
@@ -151,7 +151,7 @@ def _read(path: Path) -> _Said:
 
 
 def spec_digest() -> str:
-    """Return the SHA-256, as 64 hexadecimal digits, of the specification alone."""
+    """Return the SHA-256, as 64 hexadecimal digits, of only the specification."""
     return meaning_digest(specification())
 
 

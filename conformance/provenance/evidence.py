@@ -17,7 +17,7 @@ from pathlib import Path
 from conformance.errors import DocumentError
 from conformance.provenance import machine
 from conformance.provenance.digest import numerical_digest, spec_digest
-from conformance.provenance.json_files import read_json, write_json
+from conformance.provenance.json_files import read_json, sealed, write_json
 
 EVIDENCE = Path(__file__).parents[1] / "evidence"
 """The evidence that comes with the package."""
@@ -64,8 +64,8 @@ class Evidence:
         versions: distribution → version; None for what is not installed.
         command: the command line that anyone can repeat.
         created_utc: ``2026-01-31T12:00:00Z``.
-        numerical_digest: of the sources that it holds for: those that its kind of measurement reaches.
-        spec_digest: of the specification that it holds for.
+        numerical_digest: of the sources that it is valid for: those that its kind of measurement reaches.
+        spec_digest: of the specification that it is valid for.
         numbers: name → value. A unit is the end of the name: ``seconds``, ``_px``.
         goals: name → what the number has to reach; a number without a goal is only told.
         meanings: name → what the number is, in a few words.
@@ -97,7 +97,7 @@ class Evidence:
                 raise DocumentError(f"evidence {self.name}: number {name} is {number}; only finite numbers are kept.")
         for name in (*self.goals, *self.meanings):
             if name not in self.numbers:
-                raise DocumentError(f"evidence {self.name}: there is no number {name}; has {', '.join(self.numbers)}.")
+                raise DocumentError(f"evidence {self.name}: found no {name}; it has {', '.join(self.numbers)}.")
 
     @property
     def name(self) -> str:
@@ -110,7 +110,7 @@ class Evidence:
         return tuple(name for name, goal in self.goals.items() if not goal.is_met(self.numbers[name]))
 
     def is_fresh(self) -> bool:
-        """Whether it holds for the sources and the specification that are here."""
+        """Whether it is valid for the sources and the specification that are here."""
         return self.numerical_digest == numerical_digest(self.kind)
 
 
@@ -162,18 +162,19 @@ def write_evidence(path: Path | str, evidence: Evidence) -> Path:
         name: {bound: value for bound, value in vars(goal).items() if value is not None}
         for name, goal in evidence.goals.items()
     }
-    return write_json(target, dataclasses.asdict(evidence) | {"goals": goals, "schema": SCHEMA_VERSION})
+    return write_json(target, sealed(dataclasses.asdict(evidence) | {"goals": goals, "schema": SCHEMA_VERSION}))
 
 
 def read_evidence(path: Path | str) -> Evidence:
     """Read one file of evidence.
 
     Raises:
-        DocumentError: it cannot be read, is too large, or does not follow ``specs/schema/evidence.schema.json``.
+        DocumentError: it cannot be read, is too large, does not follow ``specs/schema/evidence.schema.json``, or was
+            changed after it was written.
     """
     path = Path(path)
     content = read_json(path, SCHEMA, largest_bytes=_LARGEST_BYTES)
-    del content["schema"]
+    del content["schema"], content["digest"]
     goals = {name: Goal(**goal) for name, goal in content["goals"].items()}
     try:
         return Evidence(**content | {"goals": goals, "notes": tuple(content["notes"])})

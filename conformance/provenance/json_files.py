@@ -1,9 +1,11 @@
-"""JSON files: written whole or not at all, and read as files from strangers are: bounded, and held against a schema."""
+"""JSON files: written whole or not at all, and read as untrusted files are: bounded, and checked against a schema."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,6 +31,15 @@ def write_json(path: Path, content: Any) -> Path:
     return write_text(path, as_text(content))
 
 
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return content with the SHA-256 of all of it that is not the key ``digest`` itself.
+
+    It shows damage and careless edits. It is no secret signature: whoever can write the file can write another digest.
+    """
+    rest = {name: value for name, value in content.items() if name != "digest"}
+    return rest | {"digest": hashlib.sha256(as_text(rest).encode()).hexdigest()}
+
+
 def write_text(path: Path, text: str) -> Path:
     """Write a text file in one rename, and return its path; its folder is made, and a file that is there replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +58,8 @@ def read_json(path: Path, schema: str, *, largest_bytes: int) -> dict[str, Any]:
         largest_bytes: a longer file is refused before it is read.
 
     Raises:
-        DocumentError: the file cannot be read, is too large, no JSON, or does not follow the schema.
+        DocumentError: the file cannot be read, is too large, no JSON, does not follow the schema, or was changed after
+            it was sealed.
     """
     try:
         with path.open("rb") as file:
@@ -77,6 +89,11 @@ def read_json(path: Path, schema: str, *, largest_bytes: int) -> dict[str, Any]:
         detail = str(err).removeprefix(f"{schema}: ")[:_LONGEST_DETAIL]
         raise DocumentError(f"{path}: is no {_kind(schema)} file: {detail}") from err
     assert isinstance(content, dict)
+    if "digest" in content and content["digest"] != sealed(content)["digest"]:
+        raise DocumentError(
+            f"{path}: was changed after it was written: its content does not have the digest that it names; "
+            f"make the {_kind(schema)} again."
+        )
     return content
 
 
@@ -89,7 +106,7 @@ def _kind(schema: str) -> str:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number that is kept")
+    raise ValueError(f"{constant} is not finite")
 
 
 def _finite(digits: str) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from importlib import metadata
@@ -10,6 +11,45 @@ from pathlib import Path
 _DISTRIBUTIONS = ("ptycho-torch", "torch", "numpy", "tensorflow-cpu", "tensorflow", "keras")
 _CPU = Path("/proc/cpuinfo")
 _NVIDIA = Path("/proc/driver/nvidia/version")
+
+
+_FEATURES = (
+    "sse4_2",
+    "avx",
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_bf16",
+    "asimd",
+    "sve",
+    "bf16",
+)
+_FLAGS = (
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "MKL_CBWR", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"),
+    *("ONEDNN_DEFAULT_FPMATH_MODE", "TF_ENABLE_ONEDNN_OPTS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"),
+    *("TF_DETERMINISTIC_OPS", "XLA_FLAGS", "CUBLAS_WORKSPACE_CONFIG", "NVIDIA_TF32_OVERRIDE"),
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+)
+"""Variables that change what libraries compute. No others are kept: a variable may hold a secret."""
+
+
+def environment() -> dict[str, str]:
+    """Return what a verdict may depend on beside versions: threads, CPU features, flags that are set."""
+    import torch
+
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _read(_CPU), flags=re.MULTILINE)
+    features = set(found[1].split()) if found else set()
+    return {
+        "threads": str(torch.get_num_threads()),
+        "cores": str(os.cpu_count()),
+        "CPU features": " ".join(each for each in _FEATURES if each in features),
+        "CPU capability of torch": torch.backends.cpu.get_cpu_capability(),
+        "float32 products of torch": torch.get_float32_matmul_precision(),
+        "deterministic torch": str(torch.are_deterministic_algorithms_enabled()),
+        **{name: os.environ[name] for name in _FLAGS if name in os.environ},
+    }
 
 
 def versions() -> dict[str, str | None]:

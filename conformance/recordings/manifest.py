@@ -1,4 +1,4 @@
-"""What a recording says about itself: format, digests of its members, and the specification and code it holds for.
+"""What a recording says about itself: format, digests of its members, the specification and code that it is valid for.
 
 Described in <doc-ref type="contract">specs/README.md</doc-ref>, "Bundles". A recording of format 1 has no manifest.
 """
@@ -36,8 +36,8 @@ _CODE_FILES = (
 """What computes the reference's numbers, which nobody computes anew in a replay.
 
 What hands them to the judge is not among it: a mistake there puts them far from the truth, as REFERENCE sees.
-The truth is computed each time and held against what is stored, the judge judges each time, and the candidate is what a
-recording is there to judge.
+The truth is computed each time and compared with what is stored, the judge judges each time, and the candidate is
+what a recording is there to judge.
 """
 
 _HUGE = 1e300

@@ -46,6 +46,7 @@ from conformance.oracle.network import Moments, keras_adam
 from conformance.recordings.bundle import Bundle, rms
 from conformance.recordings.manifest import RecordedErrors
 from conformance.recordings.pieces import recorded_pieces
+from conformance.subjects.candidate import CandidateSubject
 from conformance.subjects.torch import TorchSubject
 from conformance.subjects.torch_training import train_torch
 from conformance.training.state import TrainingRun
@@ -236,7 +237,7 @@ def envelope_verdicts(run: Mapping[Key, Quantity], truth: Truth, measured: Measu
 
 
 def fresh_verdicts(bundle: Bundle) -> dict[Key, Verdict]:
-    """Judge whether a recording holds for the specification and the code that are here (clause FRESH).
+    """Judge whether a recording is valid for the specification and the code that are here (clause FRESH).
 
     One of format 1 has no digests, so nothing can be said here; clauses FLOAT64 and REFERENCE judge it all the same.
     """
@@ -394,7 +395,7 @@ def _adam_sensitivity(gradients: Sequence[np.ndarray], noise: Sequence[float]) -
 
 
 def train_verdicts(
-    bundle: Bundle, training: TrainingTruth, subject: TorchSubject, measured: Measured
+    bundle: Bundle, training: TrainingTruth, subject: CandidateSubject | TorchSubject, measured: Measured
 ) -> dict[Key, Verdict]:
     """Judge the recorded training steps: losses before each update, and the whole update of every part.
 

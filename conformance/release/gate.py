@@ -1,17 +1,16 @@
 """The gate: reports, evidence and a policy in, one decision out.
 
-A report is believed only as far as it agrees with itself, with the waivers and with the sources that are here.
+A report is believed only as far as it agrees with itself (``consistency``), with the waivers and with the sources that
+are here.
 Everything that stands against a release is listed. What is only missing because no CUDA device was at hand is pending.
 """
 
 from __future__ import annotations
 
-import ast
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,8 @@ from conformance.judge.waivers import HOLDS, Waiver, for_case, load_waivers
 from conformance.provenance.clauses import catalogue
 from conformance.provenance.digest import file_digest, numerical_digest
 from conformance.provenance.evidence import Evidence, Goal
-from conformance.release.policy import RELEASE, Policy, Requirement
+from conformance.release.consistency import Collect, collected, contradictions, not_run
+from conformance.release.policy import RELEASE, EvidenceRequirement, Policy, Requirement
 from conformance.report.difference import share_of
 from conformance.report.results import read_report
 from conformance.suite import TIERS
@@ -140,6 +140,7 @@ def decide(
     waivers: Sequence[Waiver] | None = None,
     now: datetime | None = None,
     evidence_folder: Path | str = EVIDENCE_FOLDER,
+    tests: Collect = collected,
 ) -> Decision:
     """Decide.
 
@@ -150,6 +151,7 @@ def decide(
         waivers: None takes those of ``specs/waivers.yaml``.
         now: the time, with UTC; None takes the clock.
         evidence_folder: to which the commands that measure evidence again write it.
+        tests: collects the tests of a tier.
     """
     now = datetime.now(UTC) if now is None else now
     known = load_waivers() if waivers is None else waivers
@@ -169,10 +171,10 @@ def decide(
     for requirement in policy.devices:
         is_shown = any(requirement.device in one.devices for one in inputs)
         against = violations if is_shown or requirement.device != "cuda" else pending
-        against += _of_device(requirement, inputs, evidence, evidence_folder)
+        against += _of_device(requirement, inputs, evidence, evidence_folder, tests, now)
     for each in policy.evidence:
         against = violations if each.device != "cuda" else pending
-        against += _of_evidence(each.kind, each.device, evidence, evidence_folder)
+        against += _of_evidence(each, evidence, evidence_folder, now)
     if violations:
         return Decision(FAILED, _headline(inputs, violations), tuple(violations), tuple(pending))
     if pending:
@@ -201,7 +203,11 @@ def _of_report(one: Input, policy: Policy, waivers: Sequence[Waiver], now: datet
     # A report that is made again is to be one that the policy takes.
     tiers = [one.report["tier"], *(each.tier for each in policy.devices if each.device in one.devices)]
     again = _suite_command(one.devices, max(tiers, key=TIERS.index), one.path.parent)
+    twofold = list(contradictions(one.report))
     complaints = [*_of_run(one.report, policy, now), *_of_tests(one.report, waivers)]
+    complaints += [(text, "") for text in twofold[:_LISTED]]
+    if len(twofold) > _LISTED:
+        complaints.append((f"{len(twofold) - _LISTED} more contradictions.", ""))
     complaints += [(text, _WAIVE) for case in one.report["cases"] for text in _of_case(case, waivers, now)]
     for recording in one.report["recordings"]:
         wrong = [each for each in recording["verdicts"] if not _holds(each)]
@@ -210,11 +216,12 @@ def _of_report(one: Input, policy: Policy, waivers: Sequence[Waiver], now: datet
 
 
 def _of_run(report: Mapping[str, Any], policy: Policy, now: datetime) -> Iterator[Complaint]:
+    if "candidate" in report:
+        yield f"it judges {report['candidate']['name']}, and not the network of this package.", ""
     if report["numerical_digest"] != numerical_digest():
-        yield "stale: it holds for other numerical sources than those that are here; run the suite again.", ""
-    try:
-        age = now - datetime.strptime(report["created_utc"], _TIME).replace(tzinfo=UTC)
-    except ValueError:
+        yield "stale: it is valid for other numerical sources than those that are here; run the suite again.", ""
+    age = _age(report["created_utc"], now)
+    if age is None:
         yield f"{report['created_utc']} is no time.", ""
         return
     if age > timedelta(days=policy.largest_age_days):
@@ -222,6 +229,14 @@ def _of_run(report: Mapping[str, Any], policy: Policy, now: datetime) -> Iterato
     if age < -_CLOCK_SKEW:
         late = f"was written at {report['created_utc']}, which has not come yet; check the clocks."
         yield late, "With the clocks set:"
+
+
+def _age(created_utc: str, now: datetime) -> timedelta | None:
+    """Return how long ago something was written; None where the text is no time."""
+    try:
+        return now - datetime.strptime(created_utc, _TIME).replace(tzinfo=UTC)
+    except ValueError:
+        return None
 
 
 def _of_tests(report: Mapping[str, Any], waivers: Sequence[Waiver]) -> Iterator[Complaint]:
@@ -236,8 +251,8 @@ def _of_tests(report: Mapping[str, Any], waivers: Sequence[Waiver]) -> Iterator[
     status = report["tests"]["exit_status"]
     if not report["passed"] and not failed:
         yield f"the run did not pass (pytest ended with status {status}).", ""
-    if report["passed"] and status != 0:
-        yield f"contradicts itself: passed, with exit status {status}.", ""
+    if report["passed"] != (status == 0 and report["tests"]["passed"] > 0):
+        yield f"contradicts itself: passed is {report['passed']}, with exit status {status}.", ""
 
 
 def _holds(verdict: Mapping[str, Any]) -> bool:
@@ -276,21 +291,27 @@ def _of_case(case: Mapping[str, Any], waivers: Sequence[Waiver], now: datetime) 
 
 
 def _of_device(
-    requirement: Requirement, inputs: Sequence[Input], evidence: Sequence[Evidence], folder: Path | str
+    requirement: Requirement,
+    inputs: Sequence[Input],
+    evidence: Sequence[Evidence],
+    folder: Path | str,
+    tests: Collect,
+    now: datetime,
 ) -> list[Objection]:
     device = requirement.device
     mine = [one for one in inputs if device in one.devices]
     first = "" if device == "cpu" else f"On a machine with a {device.upper()} device:"
     again = _suite_command((device,), requirement.tier, mine[0].path.parent if mine else device)
     if not mine and requirement.or_evidence is not None:
-        wanting = _of_evidence(requirement.or_evidence, device, evidence, folder)
+        wanted = EvidenceRequirement(requirement.or_evidence, device, _SHOWN_GOALS)
+        wanting = _of_evidence(wanted, evidence, folder, now)
         complaints = [f"no report of {device}, and {each}" for each in wanting[:1]]
     else:
-        complaints = list(_of_requirement(requirement, mine))
+        complaints = list(_of_requirement(requirement, mine, tests))
     return [Objection(text, again, first) for text in complaints]
 
 
-def _of_requirement(requirement: Requirement, inputs: Sequence[Input]) -> Iterator[str]:
+def _of_requirement(requirement: Requirement, inputs: Sequence[Input], tests: Collect) -> Iterator[str]:
     """Yield what the reports of a device lack."""
     device = requirement.device
     large_enough = [one for one in inputs if TIERS.index(one.report["tier"]) >= TIERS.index(requirement.tier)]
@@ -307,10 +328,8 @@ def _of_requirement(requirement: Requirement, inputs: Sequence[Input]) -> Iterat
         needed = sorted(requirement.required & set(clauses))
         if outcome == "skipped" and needed and not test.startswith(requirement.may_skip):
             yield f"{device}: {test} was skipped, and {', '.join(needed)} is required."
-    there = {test.partition("[")[0] for test, _, _ in outcomes}
-    for function in sorted(suite_functions() - there):
-        if not function.startswith(requirement.may_skip):
-            yield f"{device}: {function} was not run."
+    there = {test: clauses for (test, _, _), (_, clauses) in outcomes.items()}
+    yield from (f"{device}: {each}" for each in not_run(tests(requirement.tier), there, device, requirement.may_skip))
 
 
 Outcomes = dict[tuple[str, str, str], tuple[str, tuple[str, ...]]]
@@ -346,30 +365,23 @@ def _unjudged(requirement: Requirement, outcomes: Outcomes) -> Iterator[str]:
                 yield f"{where}: nothing judged clause {clause}, which is required."
 
 
-@cache
-def suite_functions() -> frozenset[str]:
-    """Return the test functions of the suite, as ``test_network.py::test_stage``."""
-    return frozenset(
-        f"{path.name}::{node.name}"
-        for path in Path(__file__).parents[1].glob("test_*.py")
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-    )
-
-
 # ---------------------------------------------------------------------------------------------------------- evidence
 
 
-def shown(inputs: Sequence[Input], policy: Policy) -> Iterator[Evidence]:
+_SHOWN_GOALS = {"tests_passed": Goal(at_least=1), "verdicts": Goal(at_least=1), "largest_share": Goal(at_most=1)}
+"""What evidence that stands in for a report has to reach."""
+
+
+def shown(inputs: Sequence[Input], policy: Policy, *, tests: Collect = collected) -> Iterator[Evidence]:
     """Yield evidence of what reports show on devices that need not be at hand for every decision.
 
-    Only reports of a device that show all that the policy asks of it are evidence.
+    Only reports of a device that show all that the policy asks of it are evidence; `tests` collects those of a tier.
     """
     now = datetime.now(UTC)
     for requirement in policy.devices:
         device = requirement.device
         mine = [one for one in inputs if device in one.devices]
-        if requirement.or_evidence is None or not mine or list(_of_requirement(requirement, mine)):
+        if requirement.or_evidence is None or not mine or list(_of_requirement(requirement, mine, tests)):
             continue
         if any(_of_report(one, policy, load_waivers(), now) for one in mine):
             continue
@@ -392,7 +404,7 @@ def shown(inputs: Sequence[Input], policy: Policy) -> Iterator[Evidence]:
                 "largest_share": max((share_of(each) for each in verdicts if not each["waived"]), default=0.0),
                 "run_to_run": max((float(case["run_to_run"] or 0) for case in cases), default=0.0),
             },
-            goals={"tests_passed": Goal(at_least=1), "verdicts": Goal(at_least=1), "largest_share": Goal(at_most=1)},
+            goals=_SHOWN_GOALS,
             meanings={
                 "tests_passed": "tests that passed",
                 "tests_waived": "tests that failed and are excused",
@@ -403,15 +415,29 @@ def shown(inputs: Sequence[Input], policy: Policy) -> Iterator[Evidence]:
         )
 
 
-def _of_evidence(kind: str, device: str, evidence: Sequence[Evidence], folder: Path | str) -> list[Objection]:
-    command = _EVIDENCE_COMMANDS.get(kind, "").format(folder=shlex.quote(str(folder)))
-    mine = [each for each in evidence if (each.kind, each.device) == (kind, device)]
-    complaints = [] if mine else [(f"no evidence of kind {kind} for {device}.", "")]
+def _of_evidence(
+    wanted: EvidenceRequirement, evidence: Sequence[Evidence], folder: Path | str, now: datetime
+) -> list[Objection]:
+    command = _EVIDENCE_COMMANDS.get(wanted.kind, "").format(folder=shlex.quote(str(folder)))
+    mine = [each for each in evidence if (each.kind, each.device) == (wanted.kind, wanted.device)]
+    complaints = [] if mine else [(f"no evidence of kind {wanted.kind} for {wanted.device}.", "")]
     for each in mine:
+        about = f"evidence {each.name}"
         if not each.is_fresh():
-            stale = "is stale: it holds for other numerical sources; run again"
-            complaints.append((f"evidence {each.name} {stale}: {each.command}", ""))
-        for name in each.missed:
-            goal = f"{name} is {each.numbers[name]:g}; the goal is {each.goals[name]}."
-            complaints.append((f"evidence {each.name}: {goal}", _REPAIR))
+            complaints.append(
+                (f"{about} is stale: it is valid for other numerical sources; run again: {each.command}", "")
+            )
+        age = _age(each.created_utc, now)
+        if age is None or age < -_CLOCK_SKEW:
+            complaints.append((f"{about} was written at {each.created_utc}, which has not come yet.", ""))
+        if (each.driver is None) != (each.device == "cpu"):
+            complaints.append((f"{about} contradicts itself: {each.device} with driver {each.driver}.", ""))
+        missed = {name: each.goals[name] for name in each.missed}
+        for name, goal in wanted.goals.items():
+            if name not in each.numbers:
+                complaints.append((f"{about} has no number {name}; the goal is {goal}.", ""))
+            elif not goal.is_met(each.numbers[name]):
+                missed[name] = goal
+        for name, goal in missed.items():
+            complaints.append((f"{about}: {name} is {each.numbers[name]:g}; the goal is {goal}.", _REPAIR))
     return [Objection(text, command, first) for text, first in complaints]

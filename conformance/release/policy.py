@@ -11,6 +11,7 @@ import yaml
 
 from conformance.provenance.clauses import catalogue
 from conformance.provenance.digest import file_digest
+from conformance.provenance.evidence import Goal
 from conformance.spec.loader import check_schema
 from ptycho_torch.contracts.contract import SpecError, specs_dir
 
@@ -48,10 +49,11 @@ class Requirement:
 
 @dataclass(frozen=True)
 class EvidenceRequirement:
-    """Evidence that has to be there, fresh, and reach its goals."""
+    """Evidence that has to be there and fresh, and the bounds that its numbers have to keep, by name."""
 
     kind: str
     device: str
+    goals: Mapping[str, Goal]
 
 
 @dataclass(frozen=True)
@@ -115,5 +117,8 @@ def _parse(content: Any, path: Path) -> Policy:
         raise SpecError(f"no file of specs has clause {', '.join(sorted(unknown))}.")
     if content["grants"] == RELEASE and "cuda" not in names:
         raise SpecError("a release has to be shown on cuda; list it under devices, or grant a merge only.")
-    evidence = tuple(EvidenceRequirement(**entry) for entry in content["evidence"])
+    evidence = tuple(
+        EvidenceRequirement(**entry | {"goals": {name: Goal(**goal) for name, goal in entry["goals"].items()}})
+        for entry in content["evidence"]
+    )
     return Policy(path.name, file_digest(path), **content | {"devices": devices, "evidence": evidence})

@@ -1,17 +1,15 @@
 """The signed-off decision of the gate: who decided what, when, and from which files.
 
-Its digest is over everything else in it. It shows damage and careless edits. It is no secret signature: whoever can
-write the file can write another digest. What it stands on, the digests of reports, policy and sources, can be computed
-again from the files themselves.
+Its digest shows damage and careless edits. Whoever can write the file can write another digest, so a sign-off is only
+believed where the files that it names lead to the same decision again.
 """
 
 from __future__ import annotations
 
 import getpass
-import hashlib
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +17,15 @@ from conformance.errors import DocumentError
 from conformance.judge.waivers import Waiver, load_waivers
 from conformance.provenance.digest import numerical_digest, spec_digest
 from conformance.provenance.evidence import Evidence, now_utc
-from conformance.provenance.json_files import as_text, read_json
+from conformance.provenance.json_files import read_json, sealed
 from conformance.release.gate import Decision, Input
 from conformance.release.policy import Policy
 
 SCHEMA = "sign_off.json"
 SCHEMA_VERSION = 1
+PACKAGED = Path(__file__).parents[1] / "sign-off.json"
+"""Where a released wheel has its decision; ``hatch_build.py`` puts it there."""
+
 _LARGEST_BYTES = 8 << 20
 
 
@@ -71,7 +72,7 @@ def sign_off(
         "numerical_digest": numerical_digest(),
         "spec_digest": spec_digest(),
     }
-    return content | {"digest": _digest(content)}
+    return sealed(content)
 
 
 def _who() -> str:
@@ -82,20 +83,40 @@ def _who() -> str:
     return f"{user} on {platform.node() or 'an unnamed machine'}"
 
 
-def _digest(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(as_text(dict(content)).encode()).hexdigest()
-
-
 def read_sign_off(path: Path) -> dict[str, Any]:
     """Read a signed-off decision and check its digest.
 
     Raises:
         DocumentError: it cannot be read, does not follow ``specs/schema/sign_off.schema.json``, or was changed.
     """
-    content = read_json(path, SCHEMA, largest_bytes=_LARGEST_BYTES)
-    if _digest({name: value for name, value in content.items() if name != "digest"}) != content["digest"]:
+    return read_json(path, SCHEMA, largest_bytes=_LARGEST_BYTES)
+
+
+def disagreements(signed: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Say where a sign-off differs from what is decided now from the files that it claims to stand on."""
+    for name, value in now.items():
+        if name not in ("decided_utc", "decided_by", "digest") and signed[name] != value:
+            yield f"{name} is {signed[name]!r:.200}; decided now: {value!r:.200}."
+
+
+def signed_for_release(path: Path) -> dict[str, Any]:
+    """Return a decision that grants a release of the sources that are running.
+
+    Raises:
+        DocumentError: there is none, it was changed, grants no release, or is of other sources or clauses.
+    """
+    if not path.is_file():
         raise DocumentError(
-            f"{path}: was changed after it was signed off: its content has not the digest that it names; "
-            "decide again with `python -m conformance gate`."
+            f"{path}: not there, so these sources were not signed off for release; released wheels have it, a checkout "
+            "has none. Decide with `python -m conformance gate`."
         )
+    content = read_sign_off(path)
+    if content["verdict"] != "release":
+        raise DocumentError(f"{path}: the verdict is {content['verdict']!r}; expected 'release'. {content['headline']}")
+    for name, here in (("numerical_digest", numerical_digest()), ("spec_digest", spec_digest())):
+        if content[name] != here:
+            raise DocumentError(
+                f"{path}: signed off for sources with {name} {content[name]}, and these have {here}; install the wheel "
+                "again, without changes."
+            )
     return content

@@ -34,7 +34,8 @@ class Difference:
     """What is different in a report from an earlier one.
 
     Attributes:
-        versions: name → (before, now).
+        environment: what a verdict may depend on → (before, now): versions, devices, threads, CPU features, flags, and
+            the candidate.
         broken: tests that fail now and did not before.
         repaired: tests that failed before and do not now.
         gone: tests that are no longer there, of a tier that the later run has too.
@@ -42,7 +43,7 @@ class Difference:
         shares: changes of the largest share, those that grew most first.
     """
 
-    versions: Mapping[str, tuple[str | None, str | None]]
+    environment: Mapping[str, tuple[str | None, str | None]]
     broken: tuple[str, ...]
     repaired: tuple[str, ...]
     gone: tuple[str, ...]
@@ -55,16 +56,61 @@ def difference(previous: Report, report: Report) -> Difference:
     before, now = _outcomes(previous), _outcomes(report)
     both = [test for test in now if test in before]
     wider = TIERS.index(previous["tier"]) > TIERS.index(report["tier"])
-    names = sorted({*previous["versions"], *report["versions"]})
-    versions = {name: (previous["versions"].get(name), report["versions"].get(name)) for name in names}
     return Difference(
-        versions={name: pair for name, pair in versions.items() if pair[0] != pair[1]},
+        environment=environment_difference(previous, report),
         broken=tuple(test for test in both if now[test] == "failed" != before[test]),
         repaired=tuple(test for test in both if before[test] == "failed" != now[test]),
         gone=() if wider else tuple(test for test in before if test not in now),
         new=tuple(test for test in now if test not in before),
         shares=tuple(sorted(_changes(previous, report), key=_growth, reverse=True)),
     )
+
+
+def environment_difference(previous: Report, report: Report) -> dict[str, tuple[str | None, str | None]]:
+    """Return what two reports were made with that is not the same, as name → (before, now)."""
+    before, now = _environment(previous), _environment(report)
+    # Reports of older releases say nothing of threads, features and flags.
+    both = "environment" in previous and "environment" in report
+    names = sorted({*before, *now} if both else {*before, *now}.difference(_told(previous), _told(report)))
+    return {name: (before.get(name), now.get(name)) for name in names if before.get(name) != now.get(name)}
+
+
+def _told(report: Report) -> Mapping[str, str]:
+    told: Mapping[str, str] = report.get("environment", {})
+    return told
+
+
+def _environment(report: Report) -> dict[str, str | None]:
+    devices = {each["device"]: " ".join(filter(None, (each["name"], each["driver"]))) for each in report["devices"]}
+    judged = report.get("candidate", {"name": None, "sha256": ""})
+    candidate = None if judged["name"] is None else f"{judged['name']} {judged['sha256'][:_SHOWN_DIGITS]}"
+    return {**report["versions"], **devices, **_told(report), "candidate": candidate}
+
+
+def in_words(found: Mapping[str, tuple[str | None, str | None]]) -> str:
+    """Return a difference of environments in one line.
+
+    >>> in_words({"threads": ("2", "8"), "torch": ("2.6.0", None)})
+    'threads 2 → 8; torch 2.6.0 → none'
+    """
+    return "; ".join(f"{name} {before or 'none'} → {now or 'none'}" for name, (before, now) in found.items())
+
+
+_SHOWN_DIGITS = 12
+
+
+def told(previous: Report, report: Report) -> str:
+    """Say in one line which verdicts differ, and then what the environments do not share; empty where none differs."""
+    found = difference(previous, report)
+    parts = [
+        f"{len(tests)} {what}, {tests[0]} first"
+        for what, tests in (("tests fail that did not", found.broken), ("failed and do not now", found.repaired))
+        if tests
+    ]
+    if not parts:
+        return ""
+    environment = in_words(found.environment) or "no difference is known"
+    return f"since {previous['created_utc']}: {'; '.join(parts)}. Environment: {environment}"
 
 
 def _outcomes(report: Report) -> dict[str, str]:

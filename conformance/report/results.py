@@ -26,11 +26,12 @@ from conformance.judge.measure import (
 from conformance.judge.rules import Errors, Verdict
 from conformance.provenance.digest import numerical_digest, spec_digest
 from conformance.provenance.evidence import now_utc
-from conformance.provenance.json_files import finite, read_json, write_json, write_text
-from conformance.provenance.machine import device_name, driver, versions
+from conformance.provenance.json_files import finite, read_json, sealed, write_json, write_text
+from conformance.provenance.machine import device_name, driver, environment, versions
 from conformance.report.page import share_text
 from conformance.report.run_page import report_page
 from conformance.session.bench import Bench, CaseReport
+from conformance.subjects.candidate import Origin
 from conformance.subjects.package import ReferencePackage
 
 SCHEMA = "report.json"
@@ -58,7 +59,8 @@ def headline(report: CaseReport) -> str:
         what += f" ({report.error.splitlines()[0][:_LONGEST_LINE]})"
     if report.first_failing is not None:
         cause = f"; cause: {report.cause}" if report.cause else ""
-        return f"FAILED  {what}: first failing teacher-forced stage: {report.first_failing}{cause}"
+        how = "" if FORWARD_FORCED in report.not_given else "teacher-forced "
+        return f"FAILED  {what}: first failing {how}stage: {report.first_failing}{cause}"
     if report.failed:
         stage = report.first_free
         told = [each for key, each in report.verdicts.items() if report.stage_of[key] == stage and not each.passed]
@@ -74,7 +76,8 @@ def headline(report: CaseReport) -> str:
     most = worst(report.verdicts)
     assert most is not None
     use = f"most of a budget used: {most.share:.0%}, {most.clause} {most.stage}"
-    return f"passed  {what}: {len(report.verdicts)} verdicts; {use}; run-to-run spread {report.run_to_run:.1e}"
+    lacks = f"; not given: {', '.join(report.not_given)}" if report.not_given else ""
+    return f"passed  {what}: {len(report.verdicts)} verdicts; {use}; run-to-run spread {report.run_to_run:.1e}{lacks}"
 
 
 def table(report: CaseReport) -> Iterator[str]:
@@ -133,6 +136,7 @@ def _case(report: CaseReport) -> dict[str, Any]:
     return {
         "case": report.planned.name,
         "kind": report.planned.kind,
+        "settings": dataclasses.asdict(report.planned.settings),
         "device": report.device,
         "dtype": report.dtype,
         "reference": report.reference,
@@ -203,6 +207,7 @@ class Outcome:
         command: the command line.
         digests: of the numerical sources and of the specification when the run began; None takes those of now.
         package: of the reference that was driven live; None for none.
+        candidate: who was judged; None for this package's own network.
     """
 
     exit_status: int
@@ -214,6 +219,7 @@ class Outcome:
     command: str = ""
     digests: tuple[str, str] | None = None
     package: ReferencePackage | None = None
+    candidate: Origin | None = None
 
     def count(self, outcome: str) -> int:
         """Return how many tests had an outcome."""
@@ -279,7 +285,9 @@ def as_json(bench: Bench, outcome: Outcome) -> dict[str, Any]:
         "numerical_digest": numerical,
         "spec_digest": specified,
         "versions": versions(),
+        "environment": environment(),
         **({} if outcome.package is None else {"package": dataclasses.asdict(outcome.package)}),
+        **({} if outcome.candidate is None else {"candidate": dataclasses.asdict(outcome.candidate)}),
         "tests": {
             "exit_status": outcome.exit_status,
             **{state: outcome.count(state) for state in OUTCOMES},
@@ -300,7 +308,8 @@ def read_report(path: Path) -> dict[str, Any]:
     """Read a report that ``pytest conformance --parity-report`` wrote.
 
     Raises:
-        DocumentError: it cannot be read, is too large, or does not follow ``specs/schema/report.schema.json``.
+        DocumentError: it cannot be read, is too large, does not follow ``specs/schema/report.schema.json``, or was
+            changed after it was written.
     """
     return read_json(path, SCHEMA, largest_bytes=LARGEST_BYTES)
 
@@ -316,7 +325,7 @@ def write_report(
         outcome: of the run.
         previous: an earlier report to show the difference to.
     """
-    content = as_json(bench, outcome)
+    content = sealed(as_json(bench, outcome))
     tests = ", ".join(f"{outcome.count(state)} {state}" for state in ("passed", "failed", "skipped", "waived"))
     parts = [*("\n".join(table(report)) for report in bench.reports.values()), "\n".join([*outcome.notes, tests])]
     return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from conformance.judge.measure import FORWARD_FREE, NETWORK_CLAUSES
 from conformance.provenance.clauses import Entry, catalogue
 from conformance.report.difference import difference, share_of
 from conformance.report.page import colour_map, line_chart, render
+from conformance.report.reproduction import failing_stages, reproduce_command
 
 Report = Mapping[str, Any]
 Values = dict[str, Any]
@@ -42,7 +44,7 @@ def report_page(
     previous: Report | None = None,
     *,
     template: str = "report",
-    title: str = "Is the PyTorch network the TensorFlow network?",
+    title: str = "",
     **more: Any,
 ) -> str:
     """Return the page.
@@ -51,7 +53,7 @@ def report_page(
         reports: one for each run; their columns stand side by side.
         previous: an earlier report, to show the difference of the first one to.
         template: ``report``, or one that extends it.
-        title: of the page.
+        title: of the page; empty asks whether the candidate is the TensorFlow network.
         more: what the template needs beside the reports.
     """
     cases = [case for report in reports for case in report["cases"]]
@@ -67,8 +69,19 @@ def report_page(
         "skipped": _skipped(reports, results),
         "runs": [_run(report) for report in reports],
     }
+    title = title or f"Is {candidate_name(reports[0])} the TensorFlow network?"
     sections = {name: shown for name, shown in _SECTIONS.items() if parts.get(name, True)}
     return render(template, title=title, sections=sections, listed=_LISTED, **parts, **more)
+
+
+def candidate_name(report: Report) -> str:
+    """Say who was judged."""
+    return str(report["candidate"]["name"]) if "candidate" in report else "the PyTorch network"
+
+
+def _begins(who: str) -> str:
+    """Return a name as the beginning of a sentence; names of modules keep their letters."""
+    return who if ":" in who else who[0].upper() + who[1:]
 
 
 def sentence(report: Report) -> str:
@@ -83,12 +96,15 @@ def sentence(report: Report) -> str:
         if closest is None:
             return f"{checks} passed; the network itself was not among them."
         excused = f", {tests['waived']} of them excused by a waiver" if tests["waived"] else ""
-        partial = "As far as it was checked, the" if tests["deselected"] else "The"
+        # A candidate of others may leave out what it does not offer.
+        partial = tests["deselected"] or ("candidate" in report and tests["skipped"])
+        who = f"As far as it was checked, {candidate_name(report)}" if partial else _begins(candidate_name(report))
         call = f"{max(closest[0], 0.01):.0%}".replace("%", " %")
         return (
-            f"{partial} PyTorch network is the TensorFlow network: {checks}{excused}, closest call "
+            f"{who} is the TensorFlow network: {checks}{excused}, closest call "
             f"{'less than ' if closest[0] < 0.01 else ''}{call} of its budget."
         )
+    who = _begins(candidate_name(report))
     counted = f"{tests['failed']:,} of {checks} failed"
     step = next((each for each in report["steps"] if report["headline"].startswith(each["text"])), None)
     if step is not None and not step["passed"]:
@@ -98,9 +114,9 @@ def sentence(report: Report) -> str:
     if first:
         cause = f", probably because of: {first[0]['cause']}" if first[0]["cause"] else ""
         stage = first[0]["first_failing_stage"]
-        return f"The PyTorch network is not the TensorFlow network: {counted}; the first wrong stage is {stage}{cause}."
+        return f"{who} is not the TensorFlow network: {counted}; the first wrong stage is {stage}{cause}."
     if wrong:
-        return f"The PyTorch network was not shown to be the TensorFlow network: {counted}, but no stage by itself."
+        return f"{who} was not shown to be the TensorFlow network: {counted}, but no stage by itself."
     if tests["failed"]:
         agrees = "the network itself agrees" if report["cases"] else "the network itself was not checked"
         clauses = next(each["clauses"] for each in report["results"] if each["outcome"] == "failed")
@@ -149,8 +165,11 @@ def _case(case: Values) -> Values:
 
 
 def _failures(cases: Sequence[Values], results: Sequence[Values]) -> Values | None:
+    failed = [case for case in cases if not case["passed"]]
+    shown = [(case["case"], stage) for case in failed for stage in failing_stages(case)[:1]]
     found = {
-        "cases": [case for case in cases if not case["passed"]],
+        "cases": failed,
+        "commands": [reproduce_command("parity.json", *each) for each in dict.fromkeys(shown)],
         "tests": [result for result in results if result["outcome"] == "failed"],
     }
     return found if any(found.values()) else None
@@ -161,8 +180,19 @@ def _skipped(reports: Sequence[Report], results: Sequence[Values]) -> Values | N
     for result in results:
         if result["outcome"] == "skipped":
             reasons.setdefault(result["reason"] or "no reason was given", []).append(result["test"])
-    found = {"reasons": reasons, "deselected": sum(report["tests"]["deselected"] for report in reports)}
-    return found if any(found.values()) else None
+    deselected = sum(report["tests"]["deselected"] for report in reports)
+    if not reasons and not deselected:
+        return None
+    # A file that options made needless is not even read, so none of its tests is counted as left out.
+    ran = {result["test"].partition("::")[0] for result in results}
+    judged = {clause for result in results if result["outcome"] != "skipped" for clause in result["clauses"]}
+    return {
+        "reasons": reasons,
+        "deselected": deselected,
+        "files": sorted(path.name for path in Path(__file__).parents[1].glob("test_*.py") if path.name not in ran),
+        "clauses": [each for each in catalogue() if each not in judged],
+        "of_clauses": len(catalogue()),
+    }
 
 
 def _difference(previous: Report, report: Report) -> Values:
@@ -173,12 +203,12 @@ def _difference(previous: Report, report: Report) -> Values:
         "are no longer there": found.gone,
         "are new": found.new,
     }
-    is_none = not (found.shares or found.versions or any(tests.values()))
+    is_none = not (found.shares or found.environment or any(tests.values()))
     return {
         "previous": previous,
         "tests": tests,
         "shares": found.shares,
-        "versions": found.versions,
+        "environment": found.environment,
         "is_none": is_none,
     }
 

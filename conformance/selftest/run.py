@@ -10,11 +10,13 @@ from functools import cache
 
 from conformance.cases.draws import GRAPHS, draw_case
 from conformance.checks.table import CHECKS, checked
+from conformance.errors import DocumentError
 from conformance.judge.causes import cause_of, ranked_stages
 from conformance.judge.measure import Measurement, judge
 from conformance.judge.measured import load_measured
 from conformance.judge.truth import Truth
 from conformance.provenance.evidence import Evidence, Goal, measured_here
+from conformance.report.reproduction import ran, reproduction
 from conformance.selftest.fault import Fault
 from conformance.selftest.network import NETWORK
 from conformance.selftest.outside import OUTSIDE
@@ -85,8 +87,8 @@ def measurement(graph: str) -> Measurement:
     return Measurement(Truth(case), load_measured().limits)
 
 
-def in_network(fault: Fault, dtypes: Sequence[str] = DTYPES) -> Iterator[Finding]:
-    """Put a mistake, or a rewrite, into the network; yield a finding for each dtype."""
+def in_network(fault: Fault, dtypes: Sequence[str] = DTYPES, device: str = "cpu") -> Iterator[Finding]:
+    """Put a mistake, or a rewrite, into the network on a device; yield a finding for each dtype."""
     here, measured = measurement(fault.graph), load_measured()
     for dtype in dtypes:
         # What is right is computed before anything is wrong.
@@ -95,7 +97,7 @@ def in_network(fault: Fault, dtypes: Sequence[str] = DTYPES) -> Iterator[Finding
         with warnings.catch_warnings(), fault.seeded():
             # What a broken network warns of is no finding: its numbers are.
             warnings.simplefilter("ignore")
-            subject = Remembering(TorchSubject("cpu", dtype))
+            subject = Remembering(TorchSubject(device, dtype))
             found = here.of(subject)
         stage_of = {key: quantity.stage for key, quantity in found.items()}
         verdicts = judge(found, measured.gains.envelope, measured.limits, dtype)
@@ -111,6 +113,22 @@ def outside(fault: Fault) -> Finding:
         warnings.simplefilter("ignore")
         found = checked(check)
     return Finding(fault, "", () if found.passed else (check.id,), found.cause.name if found.cause else "")
+
+
+def reproduced(fault: Fault) -> str:
+    """Return the program that fails with a mistake in the network and ends without it.
+
+    Raises:
+        DocumentError: no program shows the mistake, or it fails without it too.
+    """
+    with warnings.catch_warnings(), fault.seeded():
+        warnings.simplefilter("ignore")
+        script = reproduction(GRAPHS[fault.graph], fault.where)
+    try:
+        ran(script)
+    except Exception as err:
+        raise DocumentError(f"{fault.name}: the program fails in the right network, too: {err!r}") from err
+    return script
 
 
 def run(progress: Callable[[str], None] = lambda line: None) -> tuple[dict[str, float], list[str]]:

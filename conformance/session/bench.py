@@ -12,13 +12,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from conformance.cases.case import NOTHING_FORCED, NOTHING_FREE, Case, ForcedRun, FreeRun
+from conformance.cases.case import NOT_GIVEN, NOTHING_FORCED, NOTHING_FREE, Case, ForcedRun, FreeRun
 from conformance.cases.draws import GRAPHS, draw_case
 from conformance.cases.scan import examined, feeds_network, scan_case
 from conformance.checks.table import Check, Checked, checked
+from conformance.errors import CandidateError
 from conformance.judge.causes import cause_of, ranked_stages
 from conformance.judge.gains import Gains, widest
-from conformance.judge.measure import Key, Measurement, Quantity, envelope, first_failing_stage, judge
+from conformance.judge.measure import (
+    BACKWARD_FORCED,
+    BACKWARD_FREE,
+    FLOAT64,
+    FORWARD_FORCED,
+    GRADIENT_FORCED,
+    GRADIENT_FREE,
+    LOSS,
+    TRAIN,
+    Key,
+    Measurement,
+    Quantity,
+    envelope,
+    first_failing_stage,
+    judge,
+)
 from conformance.judge.measured import load_measured
 from conformance.judge.rules import Errors, Verdict, compare
 from conformance.judge.truth import Truth
@@ -37,6 +53,7 @@ from conformance.recordings.replay import (
     stored_truth_verdicts,
     train_verdicts,
 )
+from conformance.subjects.candidate import CandidateSubject, Factory
 from conformance.subjects.package import ReferencePackage, identify
 from conformance.subjects.torch import TorchSubject
 from conformance.subjects.variants import PLAIN, subject_of
@@ -63,7 +80,7 @@ LIVE_GRAPHS = {
 
 @dataclass(frozen=True)
 class Planned:
-    """One case to judge: a recording, a scan, or a draw judged against live Keras or the oracle alone.
+    """One case to judge: a recording, a scan, or a draw judged against live Keras, or only the oracle.
 
     Attributes:
         name: how test ids and reports call it.
@@ -99,8 +116,10 @@ class CaseReport:
         reference: what stood for the reference.
         verdicts: by clause and quantity.
         stage_of: the stage each quantity belongs to.
-        first_failing: first stage that fails when fed with the truth; None if none does.
+        first_failing: first stage that fails when fed with the truth, or running free where a candidate is not fed with
+            it; None if none does.
         first_free: where none does, the stage that the failures running free point to; None if there are none.
+        not_given: judgement clause → why a candidate cannot be judged by it.
         run_to_run: largest scale-free difference between two equal runs of the candidate.
         seconds: time it took.
         error: what the candidate raised; empty if nothing.
@@ -124,6 +143,7 @@ class CaseReport:
     places: Mapping[Key, Place] = dataclasses.field(default_factory=dict)
     cause: str = ""
     first_free: str | None = None
+    not_given: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def passed(self) -> bool:
@@ -324,9 +344,11 @@ class Bench:
 
     Args:
         on_run: is called after each run of a live reference, which take long.
+        factory: of the candidate.
     """
 
-    def __init__(self, on_run: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, on_run: Callable[[], None] = lambda: None, factory: Factory = TorchSubject) -> None:
+        self.factory = factory
         self.reports: dict[tuple[str, str, str], CaseReport] = {}
         self.records: dict[str, Mapping[Key, Verdict]] = {}
         self.checks: dict[str, Checked] = {}
@@ -361,7 +383,7 @@ class Bench:
         if key not in self.reports:
             # Nothing else asks for the truth of a draw beside the oracle, and the largest are large.
             work = _Work(planned) if planned.kind == "drawn" else self._work(planned)
-            self.reports[key] = _judge(work, subject_of(device, dtype))
+            self.reports[key] = _judge(work, subject_of(device, dtype, self.factory))
         return self.reports[key]
 
     def judge(self, planned: Planned, subject: TorchSubject) -> CaseReport:
@@ -388,7 +410,24 @@ class Bench:
         return self._work(planned).truth
 
 
-def _judge(work: _Work, subject: TorchSubject) -> CaseReport:
+def _not_given(subject: CandidateSubject | TorchSubject, free: FreeRun, forced: ForcedRun) -> dict[str, str]:
+    """Return the judgement clauses for which a candidate offers nothing, with the reason."""
+    parts = {
+        BACKWARD_FREE: ("FreeRun.cotangents", free.cotangents),
+        GRADIENT_FREE: ("FreeRun.gradients", free.gradients),
+        FORWARD_FORCED: ("ForcedRun.stages", forced.stages),
+        BACKWARD_FORCED: ("ForcedRun.pulled", forced.pulled),
+        GRADIENT_FORCED: ("ForcedRun.gradients", forced.gradients),
+        LOSS: ("FreeRun.losses", free.losses),
+    }
+    found = {clause: f"the candidate gives no {name}" for clause, (name, given) in parts.items() if given is NOT_GIVEN}
+    if isinstance(subject, CandidateSubject) and not subject.is_ours:
+        found[TRAIN] = "training is judged of this package's own network only"
+        found[FLOAT64] = "the truth is computed here; that it is the recorded one is judged without a candidate"
+    return found
+
+
+def _judge(work: _Work, subject: CandidateSubject | TorchSubject) -> CaseReport:
     started = time.perf_counter()
     limits = load_measured().limits
     remembering = Remembering(subject)
@@ -396,13 +435,24 @@ def _judge(work: _Work, subject: TorchSubject) -> CaseReport:
     is_float32 = subject.dtype == "float32"
     gains = work.gains if is_float32 else load_measured().gains
     verdicts = judge(measured, gains.envelope, limits, subject.dtype, work.shown if is_float32 else None)
-    verdicts = {key: verdict for key, verdict in verdicts.items() if subject.shows(key)}
+    not_given = _not_given(subject, remembering.last, remembering.last_forced)
+    left_out = {*not_given} | ({(LOSS, "forced")} if remembering.last_forced.losses is NOT_GIVEN else set())
+    verdicts = {
+        key: verdict
+        for key, verdict in verdicts.items()
+        if subject.shows(key) and not left_out & {key[0], (key[0], key[1].partition(".")[0])}
+    }
     stage_of = {key: quantity.stage for key, quantity in measured.items() if key in verdicts}
-    if work.planned.training and subject.row in PLAIN and not remembering.error:
+    if work.planned.training and subject.row in PLAIN and TRAIN not in not_given and not remembering.error:
         training = train_verdicts(work.bundle, work.training, subject, load_measured())
         verdicts |= training
         stage_of |= dict.fromkeys(training, "train")
-    if work.planned.kind == "bundle" and subject.dtype == "float64" and not remembering.error:
+    if (
+        work.planned.kind == "bundle"
+        and subject.dtype == "float64"
+        and not remembering.error
+        and FLOAT64 not in not_given
+    ):
         run = remembering.last
         stored = stored_truth_verdicts(
             work.bundle, run.stages, run.gradients, run.losses, work.measurement.condition, limits
@@ -412,7 +462,10 @@ def _judge(work: _Work, subject: TorchSubject) -> CaseReport:
     rulings = _rulings(work.planned.name, subject, verdicts, stage_of)
     waived = {key for key in verdicts for each in rulings if each.holds and each.waiver.covers(key[0], stage_of[key])}
     judged = {key: verdict for key, verdict in verdicts.items() if key not in waived}
-    first = first_failing_stage(judged, measured)
+    # Where a candidate is not fed with the truth, the first stage that is wrong running free is all that can be named.
+    is_fed = FORWARD_FORCED not in not_given
+    first = first_failing_stage(judged, measured) if is_fed else None
+    cause = _cause(work.truth, remembering, verdicts, first)
     free = next(ranked_stages(judged, stage_of, work.truth.oracle.inputs), None) if first is None else None
     return CaseReport(
         planned=work.planned,
@@ -421,14 +474,15 @@ def _judge(work: _Work, subject: TorchSubject) -> CaseReport:
         reference=work.reference_label,
         verdicts=verdicts,
         stage_of=stage_of,
-        first_failing=first,
+        first_failing=first if is_fed else free,
         run_to_run=remembering.run_to_run(work.truth.case),
         error=remembering.error,
         seconds=time.perf_counter() - started,
         rulings=rulings,
         places=_places(verdicts, measured),
-        cause=_cause(work.truth, remembering, verdicts, first),
+        cause=cause,
         first_free=free,
+        not_given=not_given,
     )
 
 
@@ -441,7 +495,10 @@ def _cause(truth: Truth, subject: Remembering, verdicts: Mapping[Key, Verdict], 
 
 
 def _rulings(
-    case: str, subject: TorchSubject, verdicts: Mapping[Key, Verdict], stage_of: Mapping[Key, str]
+    case: str,
+    subject: CandidateSubject | TorchSubject,
+    verdicts: Mapping[Key, Verdict],
+    stage_of: Mapping[Key, str],
 ) -> tuple[Ruling, ...]:
     return tuple(
         rule(waiver, [each for key, each in verdicts.items() if waiver.covers(key[0], stage_of[key])])
@@ -470,7 +527,7 @@ class Remembering:
     A candidate that raises has given nothing: every quantity is then missing, and the error is kept for the report.
     """
 
-    subject: TorchSubject
+    subject: CandidateSubject | TorchSubject
     last: FreeRun = NOTHING_FREE
     last_forced: ForcedRun = NOTHING_FORCED
     error: str = ""
@@ -490,7 +547,7 @@ class Remembering:
         try:
             self.last = self.subject.free(case)
         except CANDIDATE_ERRORS as err:
-            self.error = f"{type(err).__name__}: {err}"
+            self.error = str(err) if isinstance(err, CandidateError) else f"{type(err).__name__}: {err}"
         return self.last
 
     def forced(
@@ -500,7 +557,7 @@ class Remembering:
         try:
             self.last_forced = self.subject.forced(case, truth_stages, truth_cotangents)
         except CANDIDATE_ERRORS as err:
-            self.error = f"{type(err).__name__}: {err}"
+            self.error = str(err) if isinstance(err, CandidateError) else f"{type(err).__name__}: {err}"
             self.last_forced = NOTHING_FORCED
         return self.last_forced
 

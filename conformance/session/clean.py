@@ -45,7 +45,7 @@ class CleanRun:
         verdicts: how many there were.
         alarms: what failed, in words.
         shares: judgement clause → largest share of the budgets of e and of m, each with its quantity.
-        code: digest of the numerical sources that it holds for.
+        code: digest of the numerical sources that it is valid for.
     """
 
     graph: str

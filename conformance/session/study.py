@@ -1,6 +1,6 @@
 """End to end: both backends trained on one simulated scan, each seed from the same weights, and their ends compared.
 
-It takes hours, so that every run leaves a file of its own, and a study that was broken off goes on where it was.
+It takes hours, so that every run leaves a file of its own, and a study that was interrupted resumes where it was.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Outcome:
         amplitude_error: relative.
         phase_error_rad: mean.
         seconds: it took.
-        code: digest of the numerical sources that it holds for.
+        code: digest of the numerical sources that it is valid for.
     """
 
     backend: str

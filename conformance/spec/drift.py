@@ -339,7 +339,7 @@ def _refused(
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Compare values, or sets of them; a truth value is no number."""
+    """Compare values, or sets of them; a truth value is not a number."""
     if isinstance(one, tuple) and isinstance(other, tuple):
         return {(type(each), each) for each in one} == {(type(each), each) for each in other}
     return same_value(one, other)

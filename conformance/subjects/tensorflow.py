@@ -83,7 +83,7 @@ class TensorFlowSubject:
     def forced(
         self, case: Case, truth_stages: Mapping[str, np.ndarray], truth_cotangents: Mapping[str, np.ndarray]
     ) -> ForcedRun:
-        """Run every stage on the truth's inputs, and pull the truth's cotangents back through it alone.
+        """Run every stage on the truth's inputs, and pull the truth's cotangents back through each.
 
         Args:
             case: inputs and weights.

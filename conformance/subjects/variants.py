@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from conformance.cases.case import Case, FreeRun
 from conformance.judge.measure import FORWARD_FREE, GRADIENT_FREE, LOSS, Key
+from conformance.subjects.candidate import CandidateSubject, Factory
 from conformance.subjects.torch import (
     TorchSubject,
     doublings_of,
@@ -129,20 +130,20 @@ VARIANTS: Mapping[str, Callable[[str], TorchSubject]] = MappingProxyType(
 """Row → subject of a device."""
 
 
-def subject_of(device: str, row: str) -> TorchSubject:
-    """Return the candidate of a row on a device.
+def subject_of(device: str, row: str, factory: Factory = TorchSubject) -> CandidateSubject | TorchSubject:
+    """Return the candidate of a row on a device; further rows than float32 and float64 are of our own network.
 
     >>> subject_of("cpu", "bf16").products
     'bfloat16'
     """
-    return TorchSubject(device, row) if row in PLAIN else VARIANTS[row](device)
+    return CandidateSubject(factory, device, row) if row in PLAIN else VARIANTS[row](device)
 
 
 def unavailable(device: str, row: str) -> str:
     """Say why a row cannot run on a device; empty if it can."""
     kind = torch.device(device).type
     if row == "tf32" and (kind != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
-        return "TensorFloat-32 exists on CUDA devices of capability 8.0 and above alone"
+        return "TensorFloat-32 exists on CUDA devices of capability 8.0 and above only"
     if row == "bf16" and kind == "cuda" and not torch.cuda.is_bf16_supported():
         return "this CUDA device has no bfloat16"
     if row == "float32-compiled":

@@ -16,7 +16,7 @@ _SPECIAL = (np.nan, np.inf, -np.inf)
 def draw_curves(count: int, seed: int, epochs: int = 24) -> list[Curve]:
     """Draw curves of up to ``epochs`` epochs; the same seed gives the same curves.
 
-    A loss goes up or down by one of a few steps, returns to one that was there, or is no number.
+    A loss goes up or down by one of a few steps, returns to one that was there, or is not finite.
     """
     rng = np.random.default_rng(seed)
     return [_curve(rng, int(rng.integers(1, epochs + 1))) for _ in range(count)]

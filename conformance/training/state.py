@@ -40,7 +40,7 @@ class TrainingRun:
     clip_algorithm: str = "norm"
 
     def first(self, updates: int) -> TrainingRun:
-        """Return the run with its first updates alone."""
+        """Return the run with only its first updates."""
         return dataclasses.replace(self, batches=self.batches[:updates])
 
     @classmethod

@@ -232,7 +232,7 @@ def scan_amplitude(predictions: Predictions, scan_path: Path, network: NetworkSe
         energy[first : first + len(some)] = energies
     mean = energy[stitched.nn_indices].mean()
     if not mean > 0:
-        raise PredictionsError(f"{predictions.path}: the groups hold dark patterns of {scan_path} alone.")
+        raise PredictionsError(f"{predictions.path}: the groups hold only dark patterns of {scan_path}.")
     amplitude *= network.N / 2 / np.sqrt(mean)
     groups = GroupAmplitude(amplitude, stitched.nn_indices)
     n = len(predictions.diffraction)

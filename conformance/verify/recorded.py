@@ -196,7 +196,7 @@ def _oracle(
     draws: int,
     progress: Progress,
 ) -> _Run:
-    """Run the oracle over groups, one at a time and some side by side; keep the named outputs alone."""
+    """Run the oracle over groups, one at a time and some side by side; keep only the named outputs."""
 
     def outputs(some: slice) -> list[dict[str, np.ndarray]]:
         part = Truth(dataclasses.replace(case, diffraction=diffraction(some), offsets_px=offsets_px[some]))

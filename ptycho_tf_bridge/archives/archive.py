@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,23 @@ _MANIFEST, _PARAMETERS, _KERAS, _SCALE_FILE = "manifest.dill", "params.dill", "m
 _SAVED_MODEL = ("saved_model.pb", "variables/variables.index")
 _PREDICTING = "diffraction_to_obj"
 
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+_WEIGHTS_ALONE = (
+    "weights that Keras saved without their model (HDF5), which do not say what network they are of. Load them into "
+    "the model where they were saved, and save it as model.keras."
+)
+_HDF5_KINDS = (
+    (
+        b"model_config",
+        "a model that Keras saved as HDF5, the format before .keras. Where it was saved, load it with "
+        "keras.models.load_model and save it as model.keras.",
+    ),
+    (b"layer_names", _WEIGHTS_ALONE),
+    (b"vars\0\0\0\0", _WEIGHTS_ALONE),
+)
+"""Names in HDF5 files that Keras writes, and what such a file is; the first that is there decides."""
+_OTHER_HDF5 = "an HDF5 file that Keras did not write, perhaps a scan or a reconstruction."
+
 _MANIFEST_BYTES = 2**16
 _SCALE_BYTES = 2**20
 
@@ -44,7 +63,7 @@ class Archive:
     Attributes:
         path: the file or folder.
         digest: SHA-256 of the file, or of its members' names and contents where it is a folder, in hexadecimal.
-        layout: ``keras`` (``model.keras`` in a zip), ``bare_keras`` (a ``.keras`` file alone), ``savedmodel`` (in a
+        layout: ``keras`` (``model.keras`` in a zip), ``bare_keras`` (only a ``.keras`` file), ``savedmodel`` (in a
             zip), ``savedmodel_folder`` or ``torch``.
         era: when such archives were written, in words.
         parameters: the saved parameters (``params.dill``): legacy key → plain value or array; empty if there are none.
@@ -92,6 +111,7 @@ def read_archive(path: str | Path, *, model: str | None = None) -> Archive:
             the message says which and why.
     """
     path = archive_of(Path(path))
+    _refuse_hdf5(path)
     with open_members(path) as members:
         if is_torch_bundle(members):
             raise torch_bundle_error(members)
@@ -112,6 +132,11 @@ def read_archive(path: str | Path, *, model: str | None = None) -> Archive:
         )
     network, unknown = settle(stored, parameters, f"{path}: {source or name or 'config.json'}")
     notes += peculiarities(layout, network)
+    if stored.policies:
+        notes.append(
+            f"Layers compute in Keras' {listed(stored.policies)} there and in float32 here: the weights are the same, "
+            "and predictions differ by what the shorter numbers lose."
+        )
     # Of the two models of a SavedModel archive, one alone has the probe.
     probed, lit = next(((other, each) for other, each in models.items() if each.probe is not None), (name, stored))
     probe, probe_source = choose_probe(lit, f"{prefixes[probed]}variables", parameters, source, str(path), notes)
@@ -148,6 +173,19 @@ def archive_of(path: Path) -> Path:
     if len(found) > 1:
         raise ArchiveError(f"{path}: holds {listed([each.name for each in found])}; give one of them, not the folder.")
     return found[0] if found else path
+
+
+def _refuse_hdf5(path: Path) -> None:
+    """Raise for an HDF5 file, and say what it is from the names in it; the HDF5 library does not open it."""
+    if not path.is_file():
+        return
+    # A file that cannot be read is reported where archives are opened.
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(len(_HDF5)) != _HDF5:
+            return
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            kind = next((kind for name, kind in _HDF5_KINDS if content.find(name) >= 0), _OTHER_HDF5)
+        raise ArchiveError(f"{path}: {kind} Expected the wts.h5.zip of a training, or a .keras file.")
 
 
 # ------------------------------------------------------------------------------------------------------------- layout

@@ -24,7 +24,7 @@ from ptycho_torch.config_params import OUTER_CHANNELS, NetworkSettings
 WRITER = "ptycho-torch"
 
 KERAS_VERSION = "3.0.0"
-"""The first version with this layout; Keras reads it for its information alone."""
+"""The first version with this layout; Keras reads it only as information."""
 
 _KERAS_LAYERS = "keras.layers"
 
@@ -254,7 +254,8 @@ class _Network:
         self.entries[name] = {
             "module": module,
             "class_name": kind,
-            "config": {"name": layer_name(name), **config},
+            # Without a dtype a layer takes that of the program that opens it, float16 under its mixed precision.
+            "config": {"name": layer_name(name), **({"dtype": "float32"} if module == _KERAS_LAYERS else {}), **config},
             "registered_name": None if module == _KERAS_LAYERS else kind,
             "name": layer_name(name),
             "inbound_nodes": [{"args": [first, *arguments], "kwargs": {}}] if sources else [],

@@ -63,7 +63,7 @@ class Layer:
     """One entry of the graph.
 
     Attributes:
-        name: of this model alone.
+        name: of this model only.
         kind: class name.
         config: its constructor's arguments.
         inputs: names of the layers that it reads, in order.
@@ -96,6 +96,12 @@ class Graph:
     def of_kind(self, kind: str) -> list[Layer]:
         """Return the layers of one class, in the order of the file."""
         return [layer for layer in self.layers.values() if layer.kind == kind]
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Names of the dtype policies of layers that compute in something else than float32, sorted."""
+        names = {_policy(layer.config.get("dtype")) for layer in self.layers.values()}
+        return tuple(sorted(names - {"", "float32"}))
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,13 @@ def _layer(entry: Mapping[str, Any]) -> Layer:
         operation=".ops" in str(entry.get("module")),
         slices=tuple((config.get("start"), config.get("stop")) for kind, config in parts if kind == _SLICE),
     )
+
+
+def _policy(dtype: Any) -> str:
+    """Return the name of a dtype policy, which Keras writes as a name or as an object with it; empty for neither."""
+    config = dtype.get("config") if isinstance(dtype, Mapping) else None
+    name = config.get("name") if isinstance(config, Mapping) else dtype
+    return name if isinstance(name, str) else ""
 
 
 def _dictionaries(value: Any, depth: int = 0) -> Iterator[Mapping[str, Any]]:

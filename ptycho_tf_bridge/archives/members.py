@@ -1,4 +1,4 @@
-"""Members of an archive from strangers: of a ZIP file, of a ZIP inside a ZIP, or of a folder.
+"""Members of an untrusted archive: of a ZIP file, of a ZIP inside a ZIP, or of a folder.
 
 Names and sizes are checked before anything is read, sizes and checksums while it is, and nothing is ever written to a
 disk. Every error is an ``ArchiveError``.
@@ -178,7 +178,7 @@ def _check_entry(place: str, member: zipfile.ZipInfo) -> None:
     kind = stat.S_IFMT(member.external_attr >> 16)
     if kind not in (0, stat.S_IFDIR if member.is_dir() else stat.S_IFREG):
         found = "a link" if kind == stat.S_IFLNK else f"a special file (mode {kind:o})"
-        raise refusal(place, found, expected="files and folders alone")
+        raise refusal(place, found, expected="only files and folders")
     if member.is_dir() and member.file_size:
         raise refusal(place, f"a folder of {member.file_size} bytes", expected="folders without content")
     if member.file_size > max(RATIO_FROM_BYTES, MAX_RATIO * member.compress_size):
@@ -240,13 +240,13 @@ def _walk(folder: Path, where: str, prefix: str) -> Iterator[tuple[str, os.DirEn
     for entry in few:
         name = prefix + entry.name
         if entry.is_symlink():
-            raise refusal(f"{where}: {name}", "a link", expected="files and folders alone")
+            raise refusal(f"{where}: {name}", "a link", expected="only files and folders")
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(Path(entry.path), where, f"{name}/")
         elif entry.is_file(follow_symlinks=False):
             yield name, entry
         else:
-            raise refusal(f"{where}: {name}", "a special file", expected="files and folders alone")
+            raise refusal(f"{where}: {name}", "a special file", expected="only files and folders")
 
 
 def _checked_name(where: str, name: str) -> str:

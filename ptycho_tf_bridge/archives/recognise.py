@@ -1,4 +1,4 @@
-"""Which network do weights belong to? Found from their shapes, and held against what was saved beside them."""
+"""Which network do weights belong to? Found from their shapes, and checked against what was saved beside them."""
 
 from __future__ import annotations
 

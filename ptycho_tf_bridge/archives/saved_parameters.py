@@ -1,4 +1,4 @@
-"""What an archive's saved parameters say, held against its weights and its graph.
+"""What an archive's saved parameters say, checked against its weights and its graph.
 
 The reference saves its whole dictionary of parameters beside a model. It is global there, so it may be that of another
 model; weights and graph never are. Where both speak, they have to agree.
@@ -121,7 +121,7 @@ def _refuse_unmasked(stored: StoredModel, parameters: Mapping[str, Any], where: 
     if stored.masks_border is False or before:
         raise ArchiveError(
             f"{where}: this model is from before 2024-08-20, when the reference added the outer path everywhere "
-            "and not in the border alone. No network here does that, so it would predict something else. Train anew, "
+            "and not only in the border. No network here does that, so it would predict something else. Train anew, "
             "or load the weights with a reference of that time."
         )
 
@@ -138,7 +138,7 @@ def choose_scale(found: Sequence[tuple[str, Any]], where: str, notes: list[str])
         notes: for the report.
 
     Raises:
-        ArchiveError: a value that is no number above 0.
+        ArchiveError: a value that is not a number above 0.
     """
     for source, value in found:
         number = isinstance(value, int | float) and not isinstance(value, bool)

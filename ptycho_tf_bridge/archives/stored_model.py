@@ -55,6 +55,7 @@ class StoredModel:
     probe: np.ndarray | None = None
     saved: str = ""
     writer: str = ""
+    policies: tuple[str, ...] = ()
 
 
 # ----------------------------------------------------------------------------------------------------------- Keras 3
@@ -85,6 +86,7 @@ def read_keras_model(file: Members) -> StoredModel:
         canvas_px=roles.canvas_px,
         saved=metadata.get("date_saved", ""),
         writer=metadata.get("written_by", ""),
+        policies=graph.policies,
     )
 
 
@@ -181,7 +183,7 @@ def read_savedmodel(members: Members, prefix: str) -> StoredModel:
             "expected layer_with_weights-0/kernel, layer_with_weights-0/bias, …"
         )
     if len(probes) > 1:
-        raise ArchiveError(f"{where}: {len(probes)} layers have a variable w; expected the probe alone.")
+        raise ArchiveError(f"{where}: {len(probes)} layers have a variable w; expected only the probe.")
     network = find_network([layer["kernel"].shape for layer in convolutions], where)
     table = weight_table(network.settings)
     found_weights = {

@@ -1,7 +1,7 @@
 """Checkpoints of TensorFlow (``variables.index`` and ``variables.data-00000-of-00001``), read without TensorFlow.
 
 No library that is kept up reads them on its own, and TensorFlow's import alone takes seconds and hundreds of megabytes,
-more than a file from strangers is worth. The format is small: the index is a sorted table of keys and values in the
+more than an untrusted file is worth. The format is small: the index is a sorted table of keys and values in the
 layout of LevelDB's tables, each value is a protocol buffer (``BundleEntryProto``) that says dtype, shape, place and
 checksum of one tensor, and the data file is the bytes of the tensors. Everything here is plain Python on bounded
 numbers; CRC-32C comes from ``google-crc32c``.

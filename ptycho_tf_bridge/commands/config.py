@@ -22,7 +22,7 @@ _TITLES: tuple[tuple[Change, str], ...] = (
     ("unknown", "Not read: the reference drops such keys without a word"),
     ("collision", "A name that has another meaning too"),
     ("ignored", "Stated, but the reference does something else"),
-    ("default", "Stated on one side alone; the other has its default"),
+    ("default", "Stated only on one side; the other has its default"),
     ("converted", "Spelled differently"),
     ("renamed", "Another name, the same value"),
     ("not here", "No counterpart here"),

@@ -23,7 +23,6 @@ from ptycho_torch.api.client_scans import object_on_frame, scan_of_arrays, scan_
 from ptycho_torch.api.configs import DataConfig, DatagenConfig, InferenceConfig, ModelConfig, TrainingConfig
 from ptycho_torch.api.installation import foreign_files
 from ptycho_torch.api.translate import KEY, Configs
-from ptycho_torch.config_params import DataSettings
 from ptycho_torch.data.scan_arrays import ScanArrays
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 from ptycho_torch.errors import ConfigError
@@ -160,10 +159,11 @@ class PtychoDataLoader:
     @cached_property
     def dataset(self) -> PtychoDataset:
         """The groups of the scans, made as the settings say."""
-        return self.grouped(self._settings)
+        return PtychoDataset.from_arrays(*self._scans, settings=self._settings)
 
-    def grouped(self, settings: DataSettings) -> PtychoDataset:
-        """Return the groups of the scans, made by other settings."""
+    def grouped_for(self, module: PtychoPINN) -> PtychoDataset:
+        """Return the groups of the scans, made as for the training of a model."""
+        settings = inference.within_points(module.settings.data, self._scans)
         return PtychoDataset.from_arrays(*self._scans, settings=settings)
 
 
@@ -269,7 +269,7 @@ class Trainer:
         Raises:
             ConfigError: settings that do not fit the scans.
             DataContractError: scans that break a clause.
-            TrainingError: the loss is no number any more.
+            TrainingError: the loss is not finite any more.
         """
         for line in self._configs.replaced():
             log.warning("%s", line)
@@ -302,7 +302,7 @@ class InferenceEngine:
             DataContractError: a scan that breaks a clause.
         """
         module, wanted = self._model.module, self._configs.inference
-        dataset = data_loader.grouped(module.settings.data)
+        dataset = data_loader.grouped_for(module)
         if wanted.experiment_number >= len(dataset.names):
             raise ConfigError(
                 f"InferenceConfig.experiment_number = {wanted.experiment_number}, and the scans are 0 … "

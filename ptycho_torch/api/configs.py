@@ -98,8 +98,8 @@ class ModelConfig(Ruled):
     num_datasets: int = used(1, "the number of scans that training finds; another number is refused", least=1)
     C_model: int = used(4, "C of DataConfig; another number is refused", least=1)
     C_forward: int = used(4, "C of DataConfig; another number is refused", least=1)
-    amp_loss: str | None = only(None, "only None: the loss is of diffraction alone", None)
-    phase_loss: str | None = only(None, "only None: the loss is of diffraction alone", None)
+    amp_loss: str | None = only(None, "only None: the loss is of diffraction only", None)
+    phase_loss: str | None = only(None, "only None: the loss is of diffraction only", None)
     amp_loss_coeff: float = belongs_to(1.0, "amp_loss")
     phase_loss_coeff: float = belongs_to(1.0, "phase_loss")
     n_filters_scale: int = becomes(2, "n_filters_scale")
@@ -125,7 +125,7 @@ class ModelConfig(Ruled):
     eca_encoder: bool = only(False, _NO_ATTENTION, False)
     offset: int = becomes(6, "offset")
     probe_reference_coeff: float = only(0.0, "only 0: the loss has no term of the probe", 0.0, 0)
-    amplitude_variance_loss: bool = only(False, "only False: the loss is of diffraction alone", False)
+    amplitude_variance_loss: bool = only(False, "only False: the loss is of diffraction only", False)
     amplitude_variance_coeff: float = belongs_to(0.01, "amplitude_variance_loss")
 
     def _together(self) -> list[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ptycho_torch.commands.arguments import add_probe_dir
 from ptycho_torch.errors import DataContractError
-from ptycho_torch.files.folders import distinct_stems, refuse_folder, refuse_outputs, scan_paths
+from ptycho_torch.files.folders import distinct_stems, refuse_damaged, refuse_folder, refuse_outputs, scan_paths
 
 if TYPE_CHECKING:
     from ptycho_torch.check import Verdict
@@ -39,9 +39,16 @@ def run(options: argparse.Namespace) -> int:
     scans: list[Path] = []
     for path in options.paths:
         try:
-            scans += scan_paths(path)
+            found = scan_paths(path)
         except DataContractError as err:
             conclusion.append(f"  {err}")
+            continue
+        for scan in found:
+            try:
+                refuse_damaged((scan,))
+                scans.append(scan)
+            except DataContractError as err:
+                conclusion.append(f"  {err}")
     pictures: dict[Path, Path] = {}
     if options.plot is not None:
         refuse_folder(options.plot)

@@ -7,12 +7,13 @@ import importlib
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from ptycho_torch.contracts.nicknames import nearest
-from ptycho_torch.errors import PtychoError, one_line
+from ptycho_torch.errors import IncompleteFileError, PtychoError, one_line
 from ptycho_torch.files.system_errors import explain
 
 
@@ -189,7 +190,8 @@ def parser_of(name: str, program: Program = PTYCHO_TORCH) -> argparse.ArgumentPa
 def main(arguments: Sequence[str] | None = None, program: Program = PTYCHO_TORCH) -> int:
     """Run one command; return its exit code, and say in one line on standard error why it failed."""
     top = parser(program)
-    if not (sys.argv[1:] if arguments is None else arguments):
+    typed = sys.argv[1:] if arguments is None else arguments
+    if not typed:
         top.print_help(sys.stderr)
         return USAGE_ERROR
     options = top.parse_args(arguments)
@@ -210,6 +212,8 @@ def main(arguments: Sequence[str] | None = None, program: Program = PTYCHO_TORCH
         if options.debug:
             raise
         said = str(err) if isinstance(err, PtychoError) else explain(err)
+        if isinstance(err, IncompleteFileError):
+            said += f" The whole command: {shlex.join([program.name, *typed])} {err.options}"
         return _fail(f"error: {one_line(said, _MESSAGE_CHARACTERS)}")
     except Exception as err:
         if options.debug:

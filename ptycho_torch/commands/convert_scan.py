@@ -13,7 +13,7 @@ from typing import Literal
 
 from ptycho_torch.commands.arguments import positive, whole, zero_or_more
 from ptycho_torch.errors import ConfigError
-from ptycho_torch.files.folders import refuse_outputs
+from ptycho_torch.files.folders import refuse_damaged, refuse_outputs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -169,6 +169,10 @@ def run(options: argparse.Namespace) -> int:
     if options.centre is not None and options.crop is None:
         raise ConfigError("--centre says around which pixel frames are cut; say to what side: --crop N.")
     refuse_outputs([target], [options.source, *filter(None, [options.positions_file])], overwrite=options.overwrite)
+    from ptycho_torch.files.hdf5_files import is_hdf5
+
+    if not is_hdf5(options.source):
+        refuse_damaged((options.source,))
     from ptycho_torch import convert
 
     code = convert.run(options)

@@ -11,7 +11,14 @@ from typing import get_args
 
 from ptycho_torch.commands.arguments import add_data_dir, add_probe_dir, add_progress, positive, seed, whole
 from ptycho_torch.config_params import Device
-from ptycho_torch.files.folders import checkpoint_of, map_folder, probe_paths, refuse_results, scan_paths
+from ptycho_torch.files.folders import (
+    checkpoint_of,
+    map_folder,
+    probe_paths,
+    refuse_damaged,
+    refuse_results,
+    scan_paths,
+)
 
 WEIGHTINGS = ("smooth", "uniform")
 
@@ -36,6 +43,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
     parser.add_argument(
         "--device", choices=get_args(Device), default="auto", help="auto takes a GPU if there is one (default auto)"
+    )
+    parser.add_argument(
+        "--devices",
+        type=whole,
+        default=1,
+        metavar="INT",
+        help="processes that predict, each on a GPU of its own where there are GPUs (default 1)",
+    )
+    parser.add_argument(
+        "--cxi",
+        action="store_true",
+        help="also write each object as CXI, with NeXus classes; it needs the geometry",
     )
     add_probe_dir(parser)
     parser.add_argument("--batch-size", type=whole, metavar="INT", help="groups predicted at once (default 64)")
@@ -80,7 +99,11 @@ def run(options: argparse.Namespace) -> int:
         PtychoError: a checkpoint or scan that cannot be read or does not fit, or files that are there.
     """
     checkpoint, scans = checkpoint_of(options.checkpoint), scan_paths(options.ptycho_dir)
+    from ptycho_torch.training.checkpoint_file import read_tree
+
+    read_tree(checkpoint)
     probes = () if options.probe_dir is None else probe_paths(scans, options.probe_dir)
+    refuse_damaged((*scans, *probes))
     refuse_results(options.output_dir, scans, overwrite=options.overwrite, inputs=(checkpoint, *probes))
     from ptycho_torch import inference
 
@@ -102,6 +125,8 @@ def run(options: argparse.Namespace) -> int:
         group_seed=options.group_seed,
         n_groups=options.n_groups,
         K=options.K,
+        devices=options.devices,
+        cxi=options.cxi,
     )
     for result in results:
         height, width = result.reconstruction.object.shape
@@ -111,7 +136,7 @@ def run(options: argparse.Namespace) -> int:
             print(f"  {line}")  # noqa: T201
         if (photons := result.reconstruction.provenance["nphotons"]) is not None:
             print(f"  nphotons = {photons:.6g} ({result.reconstruction.provenance['nphotons_source']})")  # noqa: T201
-        products = () if result.product is None else (result.product,)
+        products = tuple(path for path in (result.product, result.cxi) if path is not None)
         for path in (result.npz, result.json, *products, *result.pictures):
             print(f"  {path}")  # noqa: T201
     used = map_folder(options.ptycho_dir, options.data_dir)

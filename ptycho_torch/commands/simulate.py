@@ -77,6 +77,9 @@ def run(options: argparse.Namespace) -> int:
     inputs = [Path(options.probe), Path(options.object.removeprefix("image:"))]
     outputs = [target] if options.plot is None else [target, options.plot]
     refuse_outputs(outputs, inputs, overwrite=options.overwrite)
+    from ptycho_torch.data.specimens import refuse_choice
+
+    refuse_choice(options.object)
     from ptycho_torch import simulate
 
     return simulate.run(options)

@@ -26,11 +26,12 @@ from ptycho_torch.files.folders import (
     map_folder,
     probe_paths,
     process_number,
+    refuse_damaged,
     refuse_run,
     run_files,
     scan_paths,
 )  # fmt: skip
-from ptycho_torch.training.interruption import RunInterrupted, ending_at_signals
+from ptycho_torch.training.interruption import RunInterrupted, ending_at_signals, is_requeued_at
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -100,6 +101,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="write the objects of the scans at the end (default)",
     )
+    parser.add_argument(
+        "--contact-sheet",
+        action="store_true",
+        help="draw the object of the first scan after some epochs, in one picture: contact_sheet.png",
+    )
     add_progress(parser)
     parser.add_argument(
         "--print-config", action="store_true", help="print the settings as a file for --config, and do nothing else"
@@ -114,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
     """Train; return 0 where training has come to its end, or 128 and the signal that interrupted it.
 
     Raises:
-        PtychoError: settings, scans or checkpoints that do not fit, or a loss that is no number any more.
+        PtychoError: settings, scans or checkpoints that do not fit, or a loss that is not finite any more.
     """
     resume = _resumed(options)
     if options.print_config:
@@ -140,6 +146,7 @@ def run(options: argparse.Namespace) -> int:
                 start_from=start_from,
                 overwrite=overwrite,
                 reconstruct=options.reconstruct,
+                contact_sheet=options.contact_sheet,
                 progress=options.progress,
             )
     except (KeyboardInterrupt, SystemExit) as err:
@@ -149,7 +156,8 @@ def run(options: argparse.Namespace) -> int:
         ):
             raise
         if process_number() == 0:
-            print(_advice(options), file=sys.stderr)  # noqa: T201
+            requeued = isinstance(err, RunInterrupted) and is_requeued_at(err.signal)
+            print(_advice(options, requeued=requeued), file=sys.stderr)  # noqa: T201
         return 128 + err.signal if isinstance(err, RunInterrupted) else INTERRUPTED
     # Of several processes the first one speaks.
     if result.module.global_rank == 0:
@@ -176,7 +184,7 @@ def _resumed(options: argparse.Namespace) -> Path | None:
 
 
 def _own_checkpoint(options: argparse.Namespace) -> Path | None:
-    """Return the checkpoint that the run in the folder goes on from, if there is one."""
+    """Return the checkpoint that the run in the folder resumes from, if there is one."""
     from ptycho_torch.training.run_state import own_checkpoint
 
     return own_checkpoint(options.output_dir)
@@ -190,6 +198,7 @@ def _check_paths(options: argparse.Namespace, resume: Path | None) -> bool:
     """
     scans = scan_paths(options.ptycho_dir)
     probes = () if options.probe_dir is None else probe_paths(scans, options.probe_dir)
+    refuse_damaged((*scans, *probes))
     if options.config is not None:
         read_config(options.config)
     # A run that was interrupted before its first checkpoint leaves losses, which nobody can resume.
@@ -241,8 +250,12 @@ def _outcome(history: Mapping[str, Sequence[float]], max_epochs: int | None, sec
     return lines
 
 
-def _advice(options: argparse.Namespace) -> str:
-    """Return how to go on after an interrupt."""
+def _advice(options: argparse.Namespace, *, requeued: bool) -> str:
+    """Return how to resume after an interrupt; SLURM starts a requeued job with the command in its script."""
+    if requeued and options.resume is not None:
+        return "interrupted; the run resumes when SLURM starts the job again"
+    if requeued:
+        return f"interrupted; to resume when SLURM starts it again, the job's script needs: {_resuming(options)}"
     if _own_checkpoint(options) is None:
         return "interrupted before the first checkpoint; restart, with --checkpoint-every-n-steps for earlier ones"
     return f"interrupted; resume with: {_resuming(options)}"

@@ -47,7 +47,7 @@ class Setting:
         there: its names there, by source: ``tensorflow`` (dataclasses), ``legacy`` (dictionary), ``seed`` (singletons
             of the guide's era).
         values_there: value of the dataclass or the legacy dictionary → value here, where they are not the same.
-        backend: the backend of the reference that alone reads its counterpart, ``tensorflow`` or ``pytorch``; empty if
+        backend: the only backend of the reference that reads its counterpart, ``tensorflow`` or ``pytorch``; empty if
             both do.
         defaults_there: the defaults there, in the terms of this setting; ``tensorflow_code`` is what TensorFlow's
             training code does whatever a field says.
@@ -165,7 +165,7 @@ class ConfigurationSchema:
 
     Attributes:
         settings: by name, in the order of the file.
-        only_there: what the other sides have alone.
+        only_there: what only the other sides have.
         readers: who reads a setting, by its name.
         reference: the reference's dataclass fields, by name with section.
         counterparts: source → name there → the setting that it is here, or why there is none.
@@ -356,7 +356,7 @@ def _frozen(value: Any) -> Any:
 
 
 def same_value(one: Value, other: Value) -> bool:
-    """Compare values; a truth value is no number, and 1 is 1.0.
+    """Compare values; a truth value is not a number, and 1 is 1.0.
 
     >>> same_value(1, 1.0), same_value(True, 1)
     (True, False)

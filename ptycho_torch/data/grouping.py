@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.spatial import cKDTree
 
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.contracts.contract import violation
+from ptycho_torch.errors import DataContractError
+
+if TYPE_CHECKING:
+    from ptycho_torch.data.scan import Scan
 
 _POINTS_AT_ONCE = 2**17
 _MOST_SUBSETS = 2**62
@@ -87,6 +92,32 @@ def group_scan(positions_px: np.ndarray, settings: DataSettings) -> np.ndarray:
         if with_centre:
             part[..., 0] = points[:, None]
     return groups.reshape(-1, C)
+
+
+def group_file(scan: Scan, positions_px: np.ndarray, settings: DataSettings) -> dict[int, np.ndarray]:
+    """Make the groups of a file, none of which holds patterns of two scans [clauses GROUP-01 and GROUP-02].
+
+    Args:
+        scan: the file.
+        positions_px: (M, 2) of its patterns.
+        settings: how groups are made.
+
+    Returns:
+        ``scan_index`` in ascending order → (L, C) patterns of each group, counted in the file.
+
+    Raises:
+        DataContractError: GROUP-01 or GROUP-02.
+    """
+    members = {}
+    indices = np.unique(scan.scan_index)
+    for index in indices.tolist():
+        rows = np.flatnonzero(scan.scan_index == index)
+        try:
+            members[index] = rows[group_scan(positions_px[rows], settings)]
+        except DataContractError as err:
+            found = err.found if len(indices) == 1 else f"{err.found} of scan_index {index}"
+            raise violation(str(err.clause), found, path=scan.path, expected=err.expected, remedy=err.remedy) from err
+    return members
 
 
 def _more_groups(settings: DataSettings, M: int, drawn: int, subsets: int) -> str:
@@ -191,7 +222,7 @@ def reference_groups(
                 "GROUP-02",
                 f"n_groups = {n_groups} for {M} scan points",
                 expected="no more groups than scan points",
-                remedy=f"Make fewer: `--n-groups {M}`; training may draw points again: `--enable-oversampling`",
+                remedy=f"Make fewer: `--n-groups {M}`; train alone can draw points again: `--enable-oversampling`",
             )
         return _oversampled(draw, positions_px, C, pool, n_groups, sequential=sequential)
     if sequential:

@@ -39,11 +39,11 @@ from tqdm import tqdm
 
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.contracts.contract import load_contract, violation
-from ptycho_torch.data.grouping import group_scan
+from ptycho_torch.data.grouping import group_file
 from ptycho_torch.data.preparation import FramePreparation
 from ptycho_torch.data.scan import Scan, chosen_positions, open_scan, probe_modes, read_probe
 from ptycho_torch.data.scan_arrays import ScanSource, open_members, path_of
-from ptycho_torch.errors import DataContractError, MapError
+from ptycho_torch.errors import MapError
 from ptycho_torch.files.folders import object_names
 from ptycho_torch.files.system_errors import explain
 
@@ -196,7 +196,7 @@ def open_map(
 
 @contextlib.contextmanager
 def _locked(root: Path) -> Iterator[bool]:
-    """Hold the map alone; yields whether the folder can be written to. A folder that cannot be is shared."""
+    """Lock the map; yields whether the folder can be written to. A folder that cannot be is shared."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         lock = FileLock(root / _LOCK)
@@ -416,32 +416,6 @@ def prepare_groups(
     return prepared
 
 
-def group_file(scan: Scan, positions_px: np.ndarray, settings: DataSettings) -> dict[int, np.ndarray]:
-    """Make the groups of a file, none of which holds patterns of two scans [clauses GROUP-01 and GROUP-02].
-
-    Args:
-        scan: the file.
-        positions_px: (M, 2) of its patterns.
-        settings: how groups are made.
-
-    Returns:
-        ``scan_index`` in ascending order → (L, C) patterns of each group, counted in the file.
-
-    Raises:
-        DataContractError: GROUP-01 or GROUP-02.
-    """
-    members = {}
-    indices = np.unique(scan.scan_index)
-    for index in indices.tolist():
-        rows = np.flatnonzero(scan.scan_index == index)
-        try:
-            members[index] = rows[group_scan(positions_px[rows], settings)]
-        except DataContractError as err:
-            found = err.found if len(indices) == 1 else f"{err.found} of scan_index {index}"
-            raise violation(str(err.clause), found, path=scan.path, expected=err.expected, remedy=err.remedy) from err
-    return members
-
-
 def build_groups(
     folder: Path, settings: DataSettings, scans: Sequence[Scan], prepared: Sequence[ScanGroups], energy: np.ndarray
 ) -> None:
@@ -572,7 +546,7 @@ def _scale(scan: Scan, energy: np.ndarray, settings: DataSettings) -> float:
     """Return √((N/2)² / mean Σ_xy amplitude²) over (L, C) energies, or 1 [clause GROUP-04]."""
     mean = float(energy.mean())
     if not mean > 0:
-        raise violation("GROUP-04", "groups of dark patterns alone", path=scan.path, key=scan.stack.key)
+        raise violation("GROUP-04", "groups of only dark patterns", path=scan.path, key=scan.stack.key)
     return settings.N / 2 / math.sqrt(mean) if settings.normalize else 1.0
 
 

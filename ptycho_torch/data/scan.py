@@ -1,6 +1,6 @@
-"""One scan file held against the data contract: headers first, then the small arrays, then the patterns as a stream.
+"""One scan file checked against the data contract: headers first, then the small arrays, then the patterns as a stream.
 
-``open_scan`` raises at the first broken clause; ``examine`` goes on and reports them all. Both run the same checks.
+``open_scan`` raises at the first broken clause; ``examine`` continues and reports them all. Both run the same checks.
 Clauses SCAN-… and PROBE-… of <doc-ref type="contract">specs/data_contracts.md</doc-ref>.
 """
 
@@ -20,7 +20,6 @@ from ptycho_torch.config_params import DataSettings
 from ptycho_torch.contracts.contract import Key, load_contract, shape_fits, violation
 from ptycho_torch.data.photons import METADATA, PATTERNS_LOOKED_AT, StatedPhotons, are_counts, stated_photons
 from ptycho_torch.data.preparation import object_pixel_m
-from ptycho_torch.data.probe import disk_mask
 from ptycho_torch.data.scan_arrays import Members, ScanArrays, ScanSource, open_members, path_of
 from ptycho_torch.errors import DataContractError
 from ptycho_torch.files import remedies
@@ -237,7 +236,7 @@ class PatternAudit:
         if self.declared_domain is None and self._whole and self._distinct >= _DISTINCT_COUNTS:
             raise violation(
                 "SCAN-05",
-                f"whole numbers alone, up to {self.largest:.0f}, as counts are",
+                f"only whole numbers, up to {self.largest:.0f}, as counts are",
                 path=self.path,
                 key=self.key,
                 remedy=remedies.of_counts(self._mending),
@@ -602,12 +601,24 @@ def probe_modes(values: np.ndarray, frame_px: int, clause: str, path: Path, key:
         modes = modes.astype(np.complex64)
     if not np.isfinite(modes).all():
         raise violation(clause, "NaN, infinity, or a number beyond float32", path=path, key=key, remedy=remedy)
-    disk = disk_mask(frame_px).numpy() > 0
+    disk = central_disk(frame_px)
     # Frames below 4 × 4 are smaller than the disk's least radius, and so have only themselves to judge.
     if not modes[:, disk if disk.any() else ~disk].any():
         found = f"zeros within {frame_px // 4} pixels of the centre"
         raise violation(clause, found, path=path, key=key, remedy=remedy)
     return modes
+
+
+def central_disk(N: int) -> np.ndarray:
+    """Return where the probe has to have light, (N, N) bool: ``ptycho_torch.data.probe.disk_mask`` without PyTorch.
+
+    >>> int(central_disk(4).sum())
+    4
+    """
+    position = np.arange(N) - N / 2 + 0.5
+    squared_radius = np.square(position)[:, None] + np.square(position)
+    inside: np.ndarray = squared_radius < (N // 4) ** 2
+    return inside
 
 
 def open_scan(source: ScanSource, *, named: Path | None = None) -> Scan:
@@ -750,7 +761,7 @@ def read_probe(path: Path, frame_px: int) -> np.ndarray:
     """Read a probe file.
 
     Args:
-        path: an NPZ file with ``probe``, or ``probeGuess`` alone.
+        path: an NPZ file with ``probe``, or only ``probeGuess``.
         frame_px: N of the scan that it is for.
 
     Returns:

@@ -172,7 +172,7 @@ def image_object(grey: Float[np.ndarray, "h w"], shape_px: tuple[int, int]) -> O
         shape_px: (H, W).
 
     Raises:
-        ConfigError: the picture has a single grey value, or values that are no numbers.
+        ConfigError: the picture has a single grey value, or values that are not numbers.
     """
     from skimage import transform
 
@@ -242,6 +242,19 @@ SPECIMENS: Mapping[str, Callable[[tuple[int, int], np.random.Generator], Object]
 """Name → function of (shape_px, rng). Pictures go by ``image:NAME`` or ``image:PATH``, see ``draw_specimen``."""
 
 
+def refuse_choice(choice: str) -> None:
+    """Raise where an object is no one that ``draw_specimen`` knows; an image is looked for when it is read.
+
+    Raises:
+        ConfigError: no such object, with the nearest name.
+    """
+    if choice in SPECIMENS or choice.startswith(IMAGE_PREFIX):
+        return
+    near = next((name for name in SPECIMENS if choice and (choice in name or name in choice)), "")
+    meant = f"; did you mean {near}?" if near else "."
+    raise ConfigError(f"There is no object {choice!r}{meant} Choose {', '.join(SPECIMENS)}, or image:NAME_OR_PATH.")
+
+
 def draw_specimen(choice: str, shape_px: tuple[int, int], rng: np.random.Generator) -> Object:
     """Draw the object that a user chose.
 
@@ -258,10 +271,9 @@ def draw_specimen(choice: str, shape_px: tuple[int, int], rng: np.random.Generat
             f"An object of {shape_px[0]} × {shape_px[1]} pixels; its sides have 8 to {MAX_OBJECT_PX}. Choose another "
             "size, fewer patterns, or a smaller step."
         )
+    refuse_choice(choice)
     if choice.startswith(IMAGE_PREFIX):
         return image_object(read_image(choice.removeprefix(IMAGE_PREFIX)), shape_px)
-    if choice not in SPECIMENS:
-        raise ConfigError(f"There is no object {choice!r}. Choose {', '.join(SPECIMENS)}, or image:NAME_OR_PATH.")
     return SPECIMENS[choice](shape_px, rng)
 
 

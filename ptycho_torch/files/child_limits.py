@@ -113,7 +113,7 @@ def _allow_files_alone(libc: ctypes.CDLL, paths: Sequence[str]) -> None:
 
 
 def _allow_calls(numbers: Iterable[tuple[int, ...]]) -> None:
-    """Let every call of the system fail but these; limits may be changed of this process alone."""
+    """Let every call of the system fail but these; limits may be changed only of this process."""
     if _libc is None or platform.machine() not in _MACHINES:
         return
     place, machine, set_limits = _MACHINES[platform.machine()]

@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import itertools
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -30,13 +31,16 @@ MAPS = Path("data/memmap")
 CHECKPOINTS = Path("checkpoints")
 """Where a run has its checkpoints."""
 
-RUN_FILES = ("checkpoints/*.ckpt", "hpc_ckpt_*.ckpt", "history.json", "history.png", "run.json")
+RUN_FILES = ("checkpoints/*.ckpt", "hpc_ckpt_*.ckpt", "history.json", "history.png", "contact_sheet.png", "run.json")
 """What a run leaves in its folder, beside the objects in ``reconstructions``."""
 
 PICTURE_ENDINGS = (".png", "_amplitude.png", "_phase.png", "_colour.png")
 """Endings of the pictures of one reconstruction; before them comes the stem of its scan."""
 
-RESULT_ENDINGS = (".npz", ".h5", ".json", *PICTURE_ENDINGS)
+# Not .cxi: the scan itself may have been imported from such a file in the same folder.
+CXI_ENDING = "_object.cxi"
+
+RESULT_ENDINGS = (".npz", ".h5", CXI_ENDING, ".json", *PICTURE_ENDINGS)
 """Endings of the files of one reconstruction; before them comes the stem of its scan."""
 
 _OF_KERAS = frozenset({"wts.h5.zip", "model.keras", "saved_model.pb", "model.weights.h5"})
@@ -64,6 +68,18 @@ def scan_paths(folder: Path) -> tuple[Path, ...]:
     if _is_file(folder, "SCAN-14"):
         return (folder,)
     return _npz_files(folder, "SCAN-14")
+
+
+def refuse_damaged(files: Iterable[Path]) -> None:
+    """Raise where a file of a scan or a probe is no NPZ file, or a damaged one; its members are not read.
+
+    Raises:
+        DataContractError: NPZ-01 or NPZ-03.
+    """
+    from ptycho_torch.files.npz import NpzFile
+
+    for path in dict.fromkeys(files):
+        NpzFile(path)
 
 
 def probe_paths(scans: tuple[Path, ...], folder: Path) -> tuple[Path, ...]:
@@ -128,7 +144,7 @@ def checkpoint_of(path: Path) -> Path:
     """Return the checkpoint that a path means: the file, or the last one of a run's folder.
 
     Raises:
-        CheckpointError: there is no such file, or it is a model of the TensorFlow program.
+        CheckpointError: there is no such file, or it is a scan or a model of the TensorFlow program.
     """
     path = Path(path)
     found = path / CHECKPOINTS / "last.ckpt" if path.is_dir() else path
@@ -139,10 +155,48 @@ def checkpoint_of(path: Path) -> Path:
             "convert, reconstruct and verify in one."
         )
     if not found.is_file():
-        raise CheckpointError(
-            f"{found}: no such checkpoint. Training writes checkpoints/last.ckpt and checkpoints/best.ckpt."
-        )
+        raise CheckpointError(_without_checkpoint(path))
+    if found.suffix.lower() == ".npz":
+        raise CheckpointError(f"{path}: a scan, where a checkpoint is needed. {_GIVE_RUN}{_runs_near(path)}.")
     return found
+
+
+_GIVE_RUN = "Give the folder of a run, or a .ckpt file"
+_MOST_LISTED = 3
+
+
+def _without_checkpoint(path: Path) -> str:
+    """Return what is where a checkpoint was looked for, and what to do."""
+    if not path.exists():
+        near = _nearest_path(path) or _runs_near(path)
+        return f"{path}: no such checkpoint{near}. {_GIVE_RUN}; `ptycho-torch train` makes one."
+    if not path.is_dir():
+        return f"{path}: neither a file nor a folder. {_GIVE_RUN}."
+    levels = ("*.ckpt", "*/*.ckpt", "*/*/*.ckpt", "*/*/*/*.ckpt")
+    there = itertools.chain.from_iterable(path.glob(level) for level in levels)
+    found = sorted(itertools.islice(there, 1024), key=lambda each: (len(each.parts), each.name != "last.ckpt", each))
+    if found:
+        names = ", ".join(str(each) for each in found[:_MOST_LISTED]) + (", …" if len(found) > _MOST_LISTED else "")
+        return f"{path}: a folder without checkpoints/last.ckpt. Give one of those that it holds: {names}."
+    if run_files(path):
+        return (
+            f"{path}: a run without a checkpoint, which ended within its first epoch. Train again: `ptycho-torch train "
+            f"SCANS -o {shlex.quote(str(path))} --resume auto`."
+        )
+    if any(each.suffix.lower() == ".npz" for each in itertools.islice(path.iterdir(), 1024)):
+        return f"{path}: a folder of scans or objects, and no checkpoint in it. {_GIVE_RUN}{_runs_near(path)}."
+    return f"{path}: a folder without a checkpoint. {_GIVE_RUN}{_runs_near(path)}; `ptycho-torch train` makes one."
+
+
+def _runs_near(path: Path) -> str:
+    """Return the runs with a checkpoint in the working directory and beside a path; nothing where there are none."""
+    runs: dict[Path, None] = {}
+    for folder in dict.fromkeys((Path(), path.parent)):
+        with contextlib.suppress(OSError):
+            runs |= dict.fromkeys(each.parents[1] for each in sorted(folder.glob(f"*/{CHECKPOINTS}/last.ckpt")))
+    if not runs:
+        return ""
+    return "; runs here: " + ", ".join(str(each) for each in itertools.islice(runs, _MOST_LISTED))
 
 
 def _holds_keras_model(path: Path) -> bool:

@@ -290,7 +290,7 @@ class Hdf5Tree:
             path=self.path,
             key=path,
             expected="linked files in the same folder",
-            remedy=f"Put {one_line(Path(name).name)} beside {self.path.name} and link to it by its name alone, or "
+            remedy=f"Put {one_line(Path(name).name)} beside {self.path.name} and link to it by its name only, or "
             "repack both into one file (h5repack, h5copy).",
         )
 

@@ -1,4 +1,4 @@
-"""NPZ files that may come from strangers and may be larger than the memory.
+"""NPZ files that may be untrusted, and may be larger than the memory.
 
 Headers are read first, no pickle is ever opened, sizes are bounded, and every error is a ``DataContractError`` that
 names file, key and clause (NPZ-01 … NPZ-03 of <doc-ref type="contract">specs/data_contracts.md</doc-ref>).
@@ -104,8 +104,10 @@ class NpzFile:
     ) -> None:
         self.path = Path(path)
         with self._guard(None, "a file that cannot be read"):
-            if not stat.S_ISREG(self.path.stat().st_mode):
-                raise violation("NPZ-01", "something that is no regular file", path=self.path, remedy="Name a file.")
+            mode = self.path.stat().st_mode
+            if not stat.S_ISREG(mode):
+                found = "a folder and no regular file" if stat.S_ISDIR(mode) else "something that is no regular file"
+                raise violation("NPZ-01", found, path=self.path, remedy="Name a file.")
             told, remedy = no_archive(self.path)
             if told:
                 raise violation("NPZ-01", told, path=self.path, remedy=remedy)

@@ -128,6 +128,7 @@ def no_archive(path: Path) -> tuple[str, str]:
             head = file.read(_USER_BLOCKS[-1] + len(_HDF5_SIGNATURE))
             is_hdf5 = any(head.startswith(_HDF5_SIGNATURE, start) for start in _USER_BLOCKS)
             more = file.read(_LOOKED_AT_BYTES) if is_hdf5 else b""
+        is_zip = zipfile.is_zipfile(path)
     except OSError:
         return "", ""
     if is_hdf5:
@@ -137,17 +138,55 @@ def no_archive(path: Path) -> tuple[str, str]:
                 _of_reconstruction(path.with_suffix(".npz")),
             )
         return "an HDF5 file, where an NPZ file is needed", f"Import it: {converting(path)}"
+    quoted = shlex.quote(str(path))
+    images = "Store the frames and their positions as one NPZ file, or import the HDF5 file of the detector."
     kinds: Mapping[bytes, tuple[str, str]] = {
         b"\x93NUMPY": (
             "a single array (.npy), where a scan has several members",
             'Store it with the positions: `python -c "import numpy as np; help(np.savez)"` tells how.',
         ),
         b"MATLAB 5.0": ("a MATLAB file of the older kind", "Save it again with -v7.3, which is HDF5, and import that."),
-        b"\x1f\x8b": ("a gzip file", f"Unpack it: `gunzip -k {shlex.quote(str(path))}`"),
-        b"BZh": ("a bzip2 file", f"Unpack it: `bunzip2 -k {shlex.quote(str(path))}`"),
-        b"II*\0": ("a TIFF file", "Import the HDF5 file of the detector, or store the frames as NPZ."),
+        b"\x1f\x8b": ("a gzip file", f"Unpack it: `gunzip -k {quoted}`"),
+        b"BZh": ("a bzip2 file", f"Unpack it: `bunzip2 -k {quoted}`"),
+        b"\xfd7zXZ": ("an xz file", f"Unpack it: `unxz -k {quoted}`"),
+        b"7z\xbc\xaf": ("a 7z archive", "Unpack it, and give the scan that is in it."),
+        b"II*\0": ("a TIFF file", images),
+        b"MM\0*": ("a TIFF file", images),
+        b"\x89PNG": ("a PNG picture", images),
+        b"\xff\xd8\xff": ("a JPEG picture", images),
+        b"%PDF": ("a PDF document", "Give the scan itself."),
+        b"###CBF": ("a CBF frame", images),
+        **{
+            bytes((0x80, protocol)): ("a pickle, which is not read", "Store its arrays with numpy.savez.")
+            for protocol in (2, 3, 4, 5)
+        },
     }
-    return next((told for magic, told in kinds.items() if head.startswith(magic)), ("", ""))
+    told = next((told for magic, told in kinds.items() if head.startswith(magic)), None)
+    if told is not None or is_zip:
+        return told or ("", "")
+    if not head.strip(b"\0"):
+        found = "an empty file" if not head else "a file that begins with zeros only, as after a copy that failed"
+        return found, "Copy or write it again."
+    if (text := _as_text(head)) is not None:
+        kind = "a JSON file" if text.startswith(("{", "[")) else "a web page" if text.startswith("<") else "a text file"
+        return f"{kind}, no scan", f"Give the scan itself, one NPZ file with patterns and positions{_beside(path)}."
+    return "", ""
+
+
+def _as_text(head: bytes) -> str | None:
+    """Return the first characters of a text, or None where bytes are none."""
+    try:
+        # The last character may be cut.
+        text = head.decode("utf-8-sig", "ignore" if len(head) > _USER_BLOCKS[-1] else "strict")
+    except UnicodeDecodeError:
+        return None
+    return text.lstrip() if all(letter.isprintable() or letter.isspace() for letter in text) else None
+
+
+def _beside(path: Path) -> str:
+    """Return which scan lies in the folder of a file; nothing where none does."""
+    scan = next((each for each in sorted(path.parent.glob("*.npz")) if zipfile.is_zipfile(each)), None)
+    return "; docs/file_formats.md has an example" if scan is None else f", for example {scan}"
 
 
 def _of_reconstruction(npz: Path) -> str:

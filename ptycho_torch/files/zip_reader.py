@@ -1,4 +1,4 @@
-"""ZIP archives from strangers: the directory is looked at before it is parsed, members are never trusted on their word.
+"""Untrusted ZIP archives: the directory is looked at before it is parsed, members are never trusted on their word.
 
 What a file format puts on top, its own limits and the words of its errors, belongs to its reader.
 """
@@ -90,7 +90,7 @@ class ZipReader:
                 raise ZipRefusedError("a stored member of two lengths", name)
 
     def check_headers(self) -> None:
-        """Hold the header before each member against the directory, so that no name is wrong in one of them alone.
+        """Hold the header before each member against the directory, so that no name is wrong only in one of them.
 
         Raises:
             ZipRefusedError: they differ.
@@ -164,7 +164,9 @@ def _bound_directory(file: BinaryIO, max_members: int, max_directory_bytes: int)
     if tail[at : at + 4] != b"PK\5\6":
         at = tail.rfind(b"PK\5\6")
     if at < 0 or len(tail) - at < _END_BYTES:
-        raise ZipRefusedError("no ZIP directory at the end; perhaps truncated")
+        file.seek(0)
+        begun = file.read(2) == b"PK"
+        raise ZipRefusedError("no ZIP directory at the end; perhaps truncated" if begun else "no ZIP archive")
     members, directory_bytes = struct.unpack_from("<HI", tail, at + 10)
     # Like zipfile: the larger record lies right before its locator. Programs that go where the locator points, and find
     # another record there, would read another archive.

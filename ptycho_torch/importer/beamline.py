@@ -14,13 +14,14 @@ import dataclasses
 import functools
 import math
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ptycho_torch.contracts.contract import violation
-from ptycho_torch.errors import DataContractError
+from ptycho_torch.errors import DataContractError, IncompleteFileError
 from ptycho_torch.files.hdf5_child import MAX_ROW_BYTES
 from ptycho_torch.files.hdf5_files import Dataset, Hdf5Tree, is_matlab, open_hdf5
 from ptycho_torch.files.npz import listed
@@ -182,6 +183,21 @@ class _Patterns:
         return frame_axes(self.shape, self.axes)
 
 
+class _AbsentError(DataContractError):
+    """Something that a file does not have at all."""
+
+
+def _is_absent(find: Callable[[], object]) -> bool:
+    """Return whether nothing is there; what is there and wrong is told when it is read."""
+    try:
+        find()
+    except _AbsentError:
+        return True
+    except DataContractError:
+        pass
+    return False
+
+
 class _Finder:
     """Finds in one tree what a scan needs."""
 
@@ -205,6 +221,7 @@ class _Finder:
         Raises:
             DataContractError: CXI-01 or CXI-02.
         """
+        self._refuse_incomplete()
         patterns = self._patterns()
         self._say("patterns", patterns.datasets[0])
         count, rows, columns = patterns.frame
@@ -242,6 +259,75 @@ class _Finder:
         read = ", ".join(f"{what} from {' and '.join(names)}" for what, names in self._read.items())
         self._notices.insert(0, f"read {read}")
         return dataclasses.replace(scan, notices=(*self._tree.notices, *self._notices))
+
+    # -------------------------------------------------------------------------------------- what is not there
+
+    def _refuse_incomplete(self) -> None:
+        """Raise where several things are missing, with all options that say them; one alone is told where it is read.
+
+        Raises:
+            IncompleteFileError: CXI-01.
+        """
+        missing: dict[str, str] = {}
+        noticed = len(self._notices)
+        stack: Sequence[Dataset] = ()
+        try:
+            stack = self._pattern_datasets()
+        except _AbsentError:
+            stack = sorted(self._stacks(), key=lambda each: math.prod(each.shape))[-1:]
+            missing["patterns"] = f"--data-path {shlex.quote(stack[0].path) if stack else 'PATH'}"
+        except DataContractError:
+            return
+        if not self._wanted.positions_paths and _is_absent(lambda: self._position_datasets(self._places)):
+            missing["positions"] = self._naming_positions(stack[0].shape if stack else ())
+        for name, option in _OPTIONS.items():
+            if name not in self._wanted.given and _is_absent(getattr(self, f"_{name}")):
+                missing[name.removesuffix("_m")] = f"{option} METRES"
+        # All of it is looked for again, and noted, when it is read.
+        self._used.clear()
+        self._read.clear()
+        for name in ("_basis", "_detector_group"):
+            self.__dict__.pop(name, None)
+        del self._notices[noticed:]
+        if len(missing) < 2:
+            return
+        arrays = [f"{each.path} {each.shape}" for each in self._tree.datasets.values() if math.prod(each.shape) > 1]
+        options = " ".join(missing.values())
+        elsewhere = "; positions in another file: --positions-file FILE" if "positions" in missing else ""
+        error = violation(
+            "CXI-01", f"no {', no '.join(missing)} where files of beamlines have them; arrays there: {listed(arrays)}",
+            path=self._tree.path,
+            remedy=f"Say what they are: {options}{elsewhere}",
+        )  # fmt: skip
+        incomplete = IncompleteFileError(
+            str(error), path=error.path, clause=error.clause, found=error.found, expected=error.expected,
+            remedy=error.remedy,
+        )  # fmt: skip
+        incomplete.options = options
+        raise incomplete
+
+    def _naming_positions(self, shape: tuple[int, ...]) -> str:
+        """Return the options that name the positions of a stack of patterns: arrays of its length, where they are."""
+        count = shape[0] if shape else 0
+        arrays = [
+            each
+            for each in self._places.datasets.values()
+            if each.dtype is not None and each.dtype.kind in "fiu" and count > 1
+        ]
+        whole = [each for each in arrays if each.shape in ((count, 2), (count, 3), (2, count), (3, count))]
+        single = sorted((each for each in arrays if each.shape == (count,)), key=lambda each: each.path)
+        chosen = whole[:1] or (single if len(single) == 2 else [])
+        paths = " ".join(shlex.quote(each.path) for each in chosen) or "X Y"
+        stated = self._wanted.positions_units is not None or (bool(chosen) and all(each.units for each in chosen))
+        return f"--positions-path {paths}" + ("" if stated else " --positions-units UNIT")
+
+    def _stacks(self) -> list[Dataset]:
+        """Return what may be patterns, by its axes."""
+        return [
+            dataset
+            for dataset in self._tree.datasets.values()
+            if len(dataset.shape) in (3, 4) and dataset.dtype is not None and dataset.dtype.kind in "fiu"
+        ]
 
     # ------------------------------------------------------------------------------------------------ patterns
 
@@ -331,14 +417,10 @@ class _Finder:
                 rest = listed([dataset.path for dataset in by_class[1:]])
                 self._notices.append(f"patterns: {by_class[0].path}; other stacks are {rest}: --data-path PATH")
             return [self._use(by_class[0])]
-        there = [
-            dataset
-            for dataset in self._tree.datasets.values()
-            if len(dataset.shape) in (3, 4) and dataset.dtype is not None and dataset.dtype.kind in "fiu"
-        ]
+        there = self._stacks()
         names = listed([f"{dataset.path} {dataset.shape}" for dataset in there])
         option = f"`--data-path {there[0].path}`" if len(there) == 1 else "--data-path PATH"
-        raise self._wrong(
+        raise self._absent(
             f"no such dataset{f'; with three or four axes there are {names}' if there else ''}",
             f"{self._entry or '/entry_1'}/data_1/data",
             "the patterns",
@@ -405,7 +487,7 @@ class _Finder:
                 both = [tree.datasets.get(f"{folder}/{name}") for name in pair]
                 if all(each is not None and math.prod(each.shape) > 1 and each.dtype is not None for each in both):
                     return [each for each in both if each is not None]
-        raise self._wrong(
+        raise self._absent(
             "no such dataset",
             f"{self._entry or '/entry_1'}/sample_1/geometry_1/translation",
             "the translations of the sample",
@@ -556,7 +638,7 @@ class _Finder:
         if not found and doubts:
             raise doubts[0]
         if not found:
-            raise self._wrong(
+            raise self._absent(
                 "nothing there",
                 f"{self._entry or '/entry_1'}/instrument_1/source_1/wavelength or energy",
                 "wavelength, one number above 0",
@@ -838,7 +920,7 @@ class _Finder:
     def _length(self, what: str, name: str, dataset: Dataset | None, where: str) -> float:
         remedy = f"Give it in metres: {_OPTIONS[name]} METRES"
         if dataset is None:
-            raise self._wrong("nothing there", where, f"{what}, one number above 0", remedy)
+            raise self._absent("nothing there", where, f"{what}, one number above 0", remedy)
         self._say(what, dataset)
         return self._one(dataset, _OPTIONS[name]) * self._factor(dataset, "length", None, remedy)
 
@@ -886,6 +968,12 @@ class _Finder:
         if left:
             self._notices.append(f"arrays that are not used: {listed(left)}")
         self._notices += [f"{path} is left out: {error.found}" for path, error in self._tree.broken.items()]
+
+    def _absent(self, found: str, key: str, expected: str, remedy: str) -> _AbsentError:
+        error = self._wrong(found, key, expected, remedy)
+        return _AbsentError(
+            str(error), path=error.path, key=key, clause=error.clause, found=found, expected=expected, remedy=remedy
+        )
 
     def _wrong(self, found: str, key: str, expected: str, remedy: str = "") -> DataContractError:
         return violation("CXI-01", found, path=self._tree.path, key=key, expected=expected, remedy=remedy)

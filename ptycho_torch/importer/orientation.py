@@ -425,7 +425,7 @@ def _corners(positions_px: np.ndarray, N: int) -> tuple[np.ndarray, tuple[int, i
 
 
 def _read(scan: Scan, chosen: np.ndarray, preparation: FramePreparation) -> np.ndarray:
-    """Read the chosen patterns, in order; what lies behind the last one is not read."""
+    """Read the chosen patterns, in order; what lies after the last one is not read."""
     parts = []
     for first, amplitude, _ in scan.stack.chunks(scan.stack.audit()):
         here = chosen[(chosen >= first) & (chosen < first + len(amplitude))] - first

@@ -52,7 +52,7 @@ class Choice:
         )
 
     def passes(self, passes: Passes) -> Passes:
-        """Return a function that starts a pass over the patterns taken alone."""
+        """Return a function that starts a pass over only the patterns taken."""
         if len(self.numbers) == self.total:
             return passes
         taken = np.zeros(self.total, bool)

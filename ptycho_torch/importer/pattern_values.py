@@ -260,7 +260,7 @@ class ValueReader:
         )
 
     def _leave_out(self, pixels: np.ndarray, pattern: int) -> str:
-        """Return what to do about pixels, (n, 2), and a pattern that hold no numbers."""
+        """Return what to do about a pattern with pixels, (n, 2), that are not finite."""
         if len(pixels) <= MOST_PIXELS:
             places = ";".join(f"{row + self._rows.start},{column + self._columns.start}" for row, column in pixels)
             return f"If these pixels measure nothing, say so: {adding('--bad-pixels', places)}"

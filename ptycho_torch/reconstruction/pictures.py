@@ -28,6 +28,13 @@ _SHOWN_PX = 2048
 _SCORES_IN = 2.6
 """Height of the row of scores."""
 
+_LIT = 0.5
+"""Share of the median coverage from which on a pixel counts for the ranges. At the border of a scan few patches
+overlap, and what they say there may be anything."""
+
+_WIDEST_HUE_RAD = 2 * np.pi / 3
+"""From red to green, or to blue: phases that reach less far are stretched to it, for else a weak object is all red."""
+
 _NOTHING = "0.8"
 """Grey of pixels that no patch covers."""
 
@@ -37,10 +44,11 @@ def plot_reconstruction(
 ) -> None:
     """Draw an overview of one object as a PNG, in one rename: amplitude, phase, both as colour, and how sure they are.
 
-    The mean phase is taken off. Ranges go from the 1st to the 99th percentile of the covered pixels; pixels that no
-    patch covers are grey. Axes are in pixels of the scan's frame; where the size of a pixel is known, a bar shows the
-    scale instead. The disagreement of patches is shown in parts of the object's contrast, from 0 to 1 whatever the
-    object, so that a flat one does not look more certain than one with structure.
+    The mean phase is taken off. Ranges go from the 1st to the 99th percentile of the pixels that enough patches cover;
+    pixels that no patch covers are grey. Hues of weak phases are stretched, and the wheel says how far. Axes are in
+    pixels of the scan's frame; where the size of a pixel is known, a bar shows the scale instead. The disagreement of
+    patches is shown in parts of the object's contrast, from 0 to 1 whatever the object, so that a flat one does not
+    look more certain than one with structure.
 
     Args:
         reconstruction: what is drawn; a file that is there is replaced.
@@ -56,9 +64,11 @@ def plot_reconstruction(
     from matplotlib import colormaps
     from matplotlib.colors import to_rgb
 
-    amplitude, phase, covered = _polar(reconstruction)
+    amplitude, phase, covered, lit = _polar(reconstruction)
     step = -(-max(amplitude.shape) // _SHOWN_PX)
     thin = (slice(None, None, step), slice(None, None, step))
+    amplitude_limits, phase_limits = _limits(amplitude[lit]), _limits(phase[lit])
+    reach_rad = _reach(phase_limits)
     amplitude, phase, covered = amplitude[thin], phase[thin], covered[thin]
     height, width = reconstruction.object.shape
     x, y = reconstruction.origin_px
@@ -84,11 +94,12 @@ def plot_reconstruction(
         axes.set_title(name)
         _add_scale(axes, reconstruction)
 
-    show(amplitude_axes, amplitude, "Amplitude", "viridis", _limits(amplitude[covered]), "amplitude")
-    show(phase_axes, phase, "Phase, mean taken off", "cividis", _limits(phase[covered]), "phase (rad)")
-    colour = _colour(amplitude, phase, _limits(amplitude[covered])[1])
+    show(amplitude_axes, amplitude, "Amplitude", "viridis", amplitude_limits, "amplitude")
+    show(phase_axes, phase, "Phase, mean taken off", "cividis", phase_limits, "phase (rad)")
+    colour = _colour(amplitude, phase, amplitude_limits[1], reach_rad)
     colour[~covered] = to_rgb(_NOTHING)
     colour_axes.imshow(colour, extent=extent)
+    _add_wheel(colour_axes, reach_rad)
     colour_axes.set_title("Brightness: amplitude, colour: phase")
     _add_scale(colour_axes, reconstruction)
     if reconstruction.disagreement is None:
@@ -101,7 +112,7 @@ def plot_reconstruction(
     coverage = np.asarray(reconstruction.coverage)[thin]
     show(coverage_axes, coverage, "Coverage", "magma", (0, _limits(coverage[covered])[1]), "sum of weights")
     _draw_probe(probe_axes, reconstruction.probe)
-    _add_wheel(probe_axes)
+    _add_wheel(probe_axes, _WIDEST_HUE_RAD)
     if scores is not None:
         curve_axes, text_axes = below[0].subplots(1, 2, width_ratios=(1, 2))
         _draw_half_split(curve_axes, scores)
@@ -123,8 +134,9 @@ def write_images(reconstruction: Reconstruction, folder: Path, stem: str) -> tup
     """Write an object as three plain PNGs, one pixel for each of its pixels.
 
     ``<stem>_amplitude.png`` and ``<stem>_phase.png`` are grey, from black at the 1st to white at the 99th percentile
-    of the covered pixels; ``<stem>_colour.png`` has brightness for amplitude and hue for phase. The mean phase is
-    taken off. Pixels that no patch covers are transparent. Files that are there are replaced.
+    of the pixels that enough patches cover; ``<stem>_colour.png`` has brightness for amplitude and hue for phase, where
+    weak phases are stretched. The mean phase is taken off. Pixels that no patch covers are transparent. Files that are
+    there are replaced.
 
     Returns:
         The three paths.
@@ -136,17 +148,17 @@ def write_images(reconstruction: Reconstruction, folder: Path, stem: str) -> tup
     """
     from matplotlib.image import imsave
 
-    amplitude, phase, covered = _polar(reconstruction)
+    amplitude, phase, covered, lit = _polar(reconstruction)
 
     def grey(values: np.ndarray) -> np.ndarray:
-        low, high = _limits(values[covered])
+        low, high = _limits(values[lit])
         return np.repeat(np.clip((values - low) / (high - low), 0, 1)[..., None], 3, axis=2)
 
     paths = []
     for name, colours in (
         ("amplitude", grey(amplitude)),
         ("phase", grey(phase)),
-        ("colour", _colour(amplitude, phase, _limits(amplitude[covered])[1])),
+        ("colour", _colour(amplitude, phase, _limits(amplitude[lit])[1], _reach(_limits(phase[lit])))),
     ):
         pixels = np.zeros((*covered.shape, 4), np.uint8)
         pixels[covered, :3] = np.rint(255 * colours[covered])
@@ -233,8 +245,8 @@ def leave_blank(axes: Axes, title: str, reason: str) -> None:
     axes.text(0.5, 0.5, reason, ha="center", va="center", transform=axes.transAxes)
 
 
-def _polar(reconstruction: Reconstruction) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return amplitude, phase without its mean in (−π, π], and which pixels have values; all (H, W)."""
+def _polar(reconstruction: Reconstruction) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return amplitude, phase without its mean in (−π, π], which pixels have values and which are lit; all (H, W)."""
     values = np.asarray(reconstruction.object)
     covered = (np.asarray(reconstruction.coverage) > 0) & np.isfinite(values)
     if not covered.any():
@@ -242,10 +254,12 @@ def _polar(reconstruction: Reconstruction) -> tuple[np.ndarray, np.ndarray, np.n
             f"The object of {values.shape[1]} × {values.shape[0]} pixels has no covered pixel with a finite value, so "
             "there is nothing to draw. Check the training loss for values that are not finite, and the positions."
         )
+    coverage = np.asarray(reconstruction.coverage)
+    lit = covered & (coverage >= _LIT * np.median(coverage[covered]))
     values = np.where(covered, values, 0)
-    mean = values.sum(dtype=np.complex128)
+    mean = values[lit].sum(dtype=np.complex128)
     rotated = values * np.exp(-1j * np.angle(mean)).astype(values.dtype)
-    return np.abs(rotated), np.angle(rotated), covered
+    return np.abs(rotated), np.angle(rotated), covered, lit
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:
@@ -258,11 +272,21 @@ def _limits(values: np.ndarray) -> tuple[float, float]:
     return (low, high) if high - low > least else (low - least, high + least)
 
 
-def _colour(amplitude: np.ndarray, phase: np.ndarray, bright: float) -> np.ndarray:
-    """Return (H, W, 3) colours: hue = phase / 2π, red at phase 0, and brightness = amplitude / ``bright``."""
+def _reach(limits: tuple[float, float]) -> float:
+    """Return the phase that gets the hue green, in radians: that of a green phase, or less where none reaches it."""
+    return min(max(abs(limits[0]), abs(limits[1])), _WIDEST_HUE_RAD)
+
+
+def _colour(amplitude: np.ndarray, phase: np.ndarray, bright: float, reach_rad: float = _WIDEST_HUE_RAD) -> np.ndarray:
+    """Return (H, W, 3) colours: red at phase 0, green at ``reach_rad``, and brightness = amplitude / ``bright``.
+
+    Hue = phase / 2π where the reach is 2π/3. Where it is less, hues are stretched and end at green and blue.
+    """
     from matplotlib.colors import hsv_to_rgb
 
     brightness = np.clip(amplitude / bright, 0, 1) if bright > 0 else np.zeros_like(amplitude)
+    if reach_rad < _WIDEST_HUE_RAD:
+        phase = np.clip(phase / reach_rad, -1, 1) * _WIDEST_HUE_RAD
     hsv = np.stack([phase / (2 * np.pi) % 1, np.ones_like(phase), brightness], axis=-1)
     # The rest of a division of a tiny negative number can round to 1.
     colours: np.ndarray = hsv_to_rgb(np.clip(hsv, 0, 1))
@@ -297,20 +321,27 @@ def _add_scale(axes: Axes, reconstruction: Reconstruction) -> None:
     axes.text(share + 0.02, 0, _metres(length_m), transform=below, va="center")
 
 
-def _add_wheel(axes: Axes) -> None:
-    """Put the disk of phases beside an image."""
+def _add_wheel(axes: Axes, reach_rad: float) -> None:
+    """Put the disk of phases beside an image; of stretched hues the part that they use."""
     line = np.linspace(-1, 1, 101)
     x, y = np.meshgrid(line, line)
     wheel = np.ones((101, 101, 4))
-    radius = np.hypot(x, y)
-    wheel[..., :3] = _colour(radius, np.arctan2(y, x), 1)
-    wheel[..., 3] = radius <= 1
+    radius, angle = np.hypot(x, y), np.arctan2(y, x)
+    wheel[..., :3] = _colour(radius, angle, 1)
+    labels = {0.0: "0", np.pi / 2: "π/2", np.pi: "π", -np.pi / 2: "−π/2"}
+    used = radius <= 1
+    if reach_rad < _WIDEST_HUE_RAD:
+        used &= np.abs(angle) <= _WIDEST_HUE_RAD
+        labels = {0.0: "0", _WIDEST_HUE_RAD: f"{reach_rad:.2g} rad", -_WIDEST_HUE_RAD: f"−{reach_rad:.2g} rad"}
+    wheel[..., 3] = used
     legend = axes.inset_axes((1.05, 0.78, 0.2, 0.2))
     legend.imshow(wheel, origin="lower")
     legend.axis("off")
-    for angle, label in ((0, "0"), (1, "π/2"), (2, "π"), (3, "−π/2")):
-        where = (50 + 68 * np.cos(angle * np.pi / 2), 50 + 68 * np.sin(angle * np.pi / 2))
-        legend.text(*where, label, ha="center", va="center", fontsize=8, clip_on=False)
+    for at_rad, label in labels.items():
+        where = (50 + 68 * np.cos(at_rad), 50 + 68 * np.sin(at_rad))
+        # Longer labels would reach into the image on the left.
+        align = "center" if reach_rad == _WIDEST_HUE_RAD else "left"
+        legend.text(*where, label, ha=align, va="center", fontsize=8, clip_on=False)
 
 
 def _draw_half_split(axes: Axes, scores: ReconstructionScores) -> None:

@@ -193,6 +193,13 @@ def _check_pixel(path: Path, pixel_size_m: float | None) -> None:
         raise violation("REC-02", f"{pixel_size_m}", path=path, key="pixel_size_m")
 
 
+def positions_m(reconstruction: Reconstruction, geometry: Geometry, positions_px: np.ndarray) -> np.ndarray:
+    """Return (M, 2) positions in metres relative to the centre of the object: (x − origin_x − W/2) · pixel."""
+    height, width = reconstruction.object.shape
+    centre_px = np.array(reconstruction.origin_px) + np.array([width, height]) / 2
+    return np.asarray((np.asarray(positions_px, np.float64) - centre_px) * geometry.object_pixel_m)
+
+
 def write_product(
     path: Path,
     reconstruction: Reconstruction,
@@ -236,9 +243,7 @@ def write_product(
 
     pixel = geometry.object_pixel_m
     _check_pixel(path, pixel)
-    height, width = reconstruction.object.shape
-    centre = np.array(reconstruction.origin_px) + np.array([width, height]) / 2
-    positions_m = (np.asarray(positions_px, np.float64) - centre) * pixel
+    places_m = positions_m(reconstruction, geometry, positions_px)
     losses = np.empty(0) if losses is None else np.asarray(losses, np.float64)
     probe = np.asarray(reconstruction.probe, np.complex64)
     with replacing(path, overwrite=overwrite) as file, h5py.File(file, "w") as product:
@@ -252,7 +257,7 @@ def write_product(
         product.attrs["format_id"] = "ptychodus.product.hdf5"
         product.attrs["format_version"] = "1.0"
         product["probe_position_indexes"] = np.asarray(indexes, np.int64)
-        product["probe_position_x_m"], product["probe_position_y_m"] = positions_m[:, 0], positions_m[:, 1]
+        product["probe_position_x_m"], product["probe_position_y_m"] = places_m[:, 0], places_m[:, 1]
         product["probe"] = probe.reshape(-1, *probe.shape[-2:])
         product["object"] = np.asarray(reconstruction.object, np.complex64)[None]
         for dataset in ("probe", "object"):

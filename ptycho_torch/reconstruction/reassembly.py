@@ -210,7 +210,7 @@ class Stitcher:
         covered = weight > 0
         divisor = torch.where(covered, weight, 1.0)
         variance = square - total.abs().square() / divisor
-        # The other way round, a patch that is no number would agree with everything.
+        # The other way round, a patch that is not finite would agree with everything.
         variance = torch.where(variance <= _ROUNDING * square, 0.0, variance / divisor)
         return Stitched(
             object=total / (weight + STITCH_FLOOR if self.weighting == "uniform" else divisor),
@@ -329,6 +329,14 @@ class HalfStitcher:
             if bool(chosen.any()):
                 self._seen[half, patterns[chosen].flatten()] = True
                 stitcher.add(patches[chosen.to(patches.device)], positions_px[chosen], experiments[chosen])
+
+    def absorb(self, other: "HalfStitcher") -> None:
+        """Add all patches of a stitcher that was made with the same arguments."""
+        for ours, theirs in zip(self._stitchers, other._stitchers, strict=True):
+            for experiment, stitcher in ours.stitchers.items():
+                stitcher.absorb(theirs.stitchers[experiment])
+        self._seen |= other._seen
+        self._scan = torch.maximum(self._scan, other._scan)
 
     def results(self) -> dict[int, Stitched]:
         """Return the object of each experiment; nothing can be added afterwards.

@@ -175,7 +175,7 @@ def _deciding(counts: np.ndarray, n: int) -> range:
 
 
 def _crossing(curve: np.ndarray, threshold: np.ndarray, noise: np.ndarray, deciding: range) -> float:
-    """Return the ring, in parts, where a curve falls below a threshold behind the first band above it.
+    """Return the ring, in parts, where a curve falls below a threshold after the first band above it.
 
     Infinity where it does not fall; NaN where there is no band.
 

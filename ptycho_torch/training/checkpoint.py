@@ -107,7 +107,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not isinstance(own, dict) or own.get("format") != FORMAT:
         found = own.get("format") if isinstance(own, dict) else None
         raise CheckpointError(
-            f"{path}: format {found!r} under {KEY!r}, expected {FORMAT}. The file is of another program or version."
+            f"{path}: format {found!r} under {KEY!r}, expected {FORMAT}. The file is of another program, or of a "
+            "version of ptycho-torch whose checkpoints are others: train again, or use that version."
         )
     try:
         return Checkpoint(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import shutil
 import struct
 from collections.abc import Callable, Mapping
@@ -95,14 +96,23 @@ def read_content(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def read_tree(path: Path) -> dict[str, Any]:
+    """Return the JSON tree of a checkpoint, in which tensors are names. Needs no PyTorch.
+
+    Raises:
+        CheckpointError: as ``read_content``, as far as the header tells.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return _tree_of(path, file.read(8), file.read, path.stat().st_size)
+
+
 def run_of(path: Path) -> str | None:
     """Return the id of the run that a checkpoint is of; None where it has none, or cannot be read. Needs no PyTorch."""
     try:
-        with path.open("rb") as file:
-            tree = _tree_of(path, file.read(8), file.read, path.stat().st_size)
+        own = read_tree(path).get(KEY)
     except (CheckpointError, OSError):
         return None
-    own = tree.get(KEY)
     run = own.get("run") if isinstance(own, dict) else None
     return run if isinstance(run, str) else None
 
@@ -127,18 +137,23 @@ def _tree_of(path: str | Path, start: bytes, rest: Callable[[int], bytes], size:
     fits = 2 <= length <= min(_MAX_HEADER_BYTES, size - 8)
     if start[:4] == b"PK\x03\x04" or (start[:2] == b"\x80\x02" and not fits):
         raise CheckpointError(
-            f"{path}: an older checkpoint or another file of torch.save, which is a pickle and is not read. If it is "
-            f"yours, `ptycho-torch convert-checkpoint {path} -o NEW.ckpt --trust` makes one of today of it."
+            f"{path}: an older checkpoint, or one of another program, which is a pickle and is not read. If an older "
+            f"ptycho-torch wrote it for you, `ptycho-torch convert-checkpoint {shlex.quote(str(path))} -o NEW.ckpt "
+            "--trust` makes one of today of it; networks of other programs are others: train one with `ptycho-torch "
+            "train`."
         )
     if not fits:
-        raise CheckpointError(f"{path}: no checkpoint, or a truncated one; give a .ckpt file of training.")
+        raise CheckpointError(
+            f"{path}: no checkpoint, or a truncated one. Give a .ckpt file that `ptycho-torch train` has written, or "
+            "copy it again."
+        )
     try:
         header = json.loads(rest(length))
         tree = json.loads(header["__metadata__"][KEY])
     except (ValueError, KeyError, TypeError, RecursionError) as err:
         raise CheckpointError(
             f"{path}: the header of this file has no {KEY!r} ({type(err).__name__}), so it is of another program, or "
-            "damaged; give a .ckpt file of training."
+            "damaged. Give a .ckpt file that `ptycho-torch train` has written."
         ) from err
     if not isinstance(tree, dict):
         raise CheckpointError(f"{path}: {KEY!r} in its header is no table.")
@@ -166,7 +181,7 @@ def _plain(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         if value.is_complex():
             return {"$complex": _put(torch.view_as_real(value.detach().resolve_conj()), place, tensors)}
-        # The order of the axes in memory decides how fast an optimiser goes on with its state.
+        # The order of the axes in memory decides how fast an optimiser is with its state.
         last = value.ndim == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
         return {"$channels_last" if last else "$tensor": _put(value, place, tensors)}
     if isinstance(value, Mapping):

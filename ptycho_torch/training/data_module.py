@@ -118,7 +118,7 @@ class PtychoDataModule(pl.LightningDataModule):
         """
         if isinstance(self._ptycho_dir, PtychoDataset):
             return self._ptycho_dir
-        # Processes that a launcher starts behind the first one find the map that it made.
+        # Processes that a launcher starts after the first one find the map that it made.
         remake = self._remake_map and process_number() == 0
         return PtychoDataset(
             self._ptycho_dir,

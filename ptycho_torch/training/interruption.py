@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from ptycho_torch.files.folders import process_number
+
 log = logging.getLogger(__name__)
 
 SIGNALS = tuple(
@@ -42,18 +44,22 @@ class _Interrupter:
     """A handler that interrupts whatever runs."""
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        if process_number() == 0:
+            requeue_at(number)
         raise RunInterrupted(number)
 
 
 @contextlib.contextmanager
 def ending_at_signals() -> Iterator[None]:
-    """Raise ``RunInterrupted`` where SIGTERM or SIGINT comes outside of training, which has handlers of its own."""
+    """Raise ``RunInterrupted`` where a signal comes outside of training, which has handlers of its own.
+
+    A SLURM job that SIGUSR1 reaches while it builds the memory map, or reconstructs, is queued again as well.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number in numbers:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
         signal.signal(number, _Interrupter())
     try:
         yield
@@ -76,12 +82,19 @@ def handlers_of_users(handler: Any) -> list[Callable[..., Any]]:
     ]
 
 
-def requeue() -> None:
-    """Have SLURM queue this job again."""
+def is_requeued_at(number: int) -> bool:
+    """Return True where a signal asks for this job to be queued again: SIGUSR1 under SLURM."""
+    return signal.Signals(number).name == "SIGUSR1" and "SLURM_JOB_ID" in os.environ
+
+
+def requeue_at(number: int) -> None:
+    """Have SLURM queue this job again where the signal asks for it."""
+    if not is_requeued_at(number):
+        return
     array = os.environ.get("SLURM_ARRAY_JOB_ID")
     job = os.environ["SLURM_JOB_ID"] if array is None else f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID', '')}"
     if not re.fullmatch(r"[0-9]+(_[0-9]+)?", job):
-        log.warning("SLURM job %r is no number and is not requeued; submit it again.", job)
+        log.warning("SLURM job %r is not a number and is not requeued; submit it again.", job)
         return
     try:
         done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=_SCONTROL_S)

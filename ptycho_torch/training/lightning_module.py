@@ -115,7 +115,9 @@ class PtychoPINN(pl.LightningModule):
             # A checkpoint's probe follows with its weights; here is its place.
             probe = torch.zeros(self.statistics["probe_modes"], network.N, network.N, dtype=torch.complex64)
         if network.probe_trainable and not self.statistics["one_probe"]:
-            raise ConfigError("probe_trainable needs one probe for all scans; train each scan alone, or give one.")
+            raise ConfigError(
+                "probe_trainable needs one probe for all scans; train the scans one by one, or give one probe."
+            )
         generator = torch.Generator().manual_seed(settings.training.seed)
         self.network = PtychoNet(network, probe, generator=generator, dtype=self._dtype)
         # A probe of zeros waits for the weights of a checkpoint.
@@ -349,7 +351,12 @@ class PtychoPINN(pl.LightningModule):
         return values.sum(0) if rank == 0 else torch.zeros_like(values[0])
 
     def setup(self, stage: str) -> None:
-        """Forget what an interrupted epoch left, before a checkpoint is loaded; have checkpoints written as ours."""
+        """Forget what an interrupted epoch left, before a checkpoint is loaded; have checkpoints written as ours.
+
+        Raises:
+            ConfigError: the Trainer has a precision that it would convert whole batches to.
+        """
+        _check_precision(str(self.trainer.precision))
         self._sums.clear()
         self._accumulated, self._gradients = 0, {}
         strategy = self.trainer.strategy
@@ -420,7 +427,7 @@ class PtychoPINN(pl.LightningModule):
             self.log_dict(self._validated, on_step=False, on_epoch=True, batch_size=1, add_dataloader_idx=False)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation loss; while training goes on, it is that of the epoch, the last one if there are several.
+        """Log the validation loss; while training runs, it is that of the epoch, the last one if there are several.
 
         A sanity check before training, and ``trainer.validate``, are no part of the history.
         """
@@ -461,7 +468,7 @@ class PtychoPINN(pl.LightningModule):
                 self._end_epoch()
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        """Log the training loss behind the last batch: callbacks that record an epoch look before its end does.
+        """Log the training loss after the last batch: callbacks that record an epoch look before its end does.
 
         Raises:
             TrainingError: the loss is no finite number.
@@ -654,7 +661,7 @@ def _parts(batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _searches_rate(trainer: pl.Trainer) -> bool:
-    """Whether ``Tuner.lr_find`` is at work, which goes on until a rate is too high."""
+    """Whether ``Tuner.lr_find`` is at work, which continues until a rate is too high."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     return any(type(callback).__module__ == lr_finder.__name__ for callback in callbacks)
 
@@ -711,6 +718,18 @@ class _WarmupCosine:
             return (epoch + 1) / (self.warmup + 1)
         done = min((epoch - self.warmup) / max(self.last - 1 - self.warmup, 1), 1.0)
         return self.least + (1 - self.least) * (1 + math.cos(math.pi * done)) / 2
+
+
+def _check_precision(precision: str) -> None:
+    """Raise for a precision of the Trainer that is no autocast: batches hold whole and complex numbers as well."""
+    if precision == "32-true" or precision.endswith("-mixed"):
+        return
+    ours = '"64-true" is a setting of the module: Settings().override({"precision": "64-true"})'
+    remedy = ours if precision == "64-true" else 'for a network in bfloat16 take Trainer(precision="bf16-mixed")'
+    raise ConfigError(
+        f'Trainer(precision="{precision}"): the Trainer would convert network and batches by itself; expected '
+        f'"32-true" or a mixed precision. Leave it out; {remedy}.'
+    )
 
 
 def load_weights(network: PtychoNet, content: checkpoints.Checkpoint, weights: dict[str, Tensor]) -> None:

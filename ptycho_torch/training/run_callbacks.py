@@ -28,7 +28,7 @@ from ptycho_torch.files.folders import CHECKPOINTS, process_number
 from ptycho_torch.files.npz_writer import replacing
 from ptycho_torch.training.checkpoint import KEY, read_checkpoint
 from ptycho_torch.training.checkpoint_file import run_of
-from ptycho_torch.training.interruption import SIGNALS, RunInterrupted, handlers_of_users, requeue
+from ptycho_torch.training.interruption import SIGNALS, RunInterrupted, handlers_of_users, requeue_at
 from ptycho_torch.training.lightning_module import PtychoPINN, ended_early, of_each_process
 from ptycho_torch.training.run_state import RunState, State, read_state, set_aside, settings_digest, write_state
 
@@ -61,7 +61,7 @@ class RunRecord(Checkpoint):
         self._resumed = False
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Note that a run goes on, and make room for it where it comes from another folder."""
+        """Note that a run resumes, and make room for it where it comes from another folder."""
         self._resumed = True
         there = read_state(self._folder)
         fits = trainer.is_global_zero and trainer.state.fn == TrainerFn.FITTING
@@ -129,7 +129,7 @@ class BestCheckpoint(ModelCheckpoint):
         self._run: str | None = None
 
     def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Note which run goes on."""
+        """Note which run resumes."""
         self._run = checkpoint.get(KEY, {}).get("run")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -156,7 +156,7 @@ class BestCheckpoint(ModelCheckpoint):
         return bool(losses) and bool(np.float32(losses[-1]) == np.float32(score))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save a lower loss; that of an epoch that is cut short is none, for the run goes on within it."""
+        """Save a lower loss; that of an epoch that is cut short is none, for the run continues within it."""
         if not is_cut_short(trainer):
             super().on_train_epoch_end(trainer, pl_module)
 
@@ -234,7 +234,7 @@ class SignalStop(Checkpoint):
             self._end(trainer, number)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """End where a signal came behind the last epoch."""
+        """End where a signal came after the last epoch."""
         self.on_train_epoch_end(trainer, pl_module)
 
     def _on_signal(self, trainer: pl.Trainer, number: int, frame: FrameType | None) -> None:
@@ -258,7 +258,6 @@ class SignalStop(Checkpoint):
     def _end(self, trainer: pl.Trainer, number: int) -> None:
         if trainer.is_global_zero:
             name = signal.Signals(number).name
-            log.warning("%s: training ends behind update %d, which is saved.", name, trainer.global_step)
-            if name == "SIGUSR1" and "SLURM_JOB_ID" in os.environ:
-                requeue()
+            log.warning("%s: training ends after update %d, which is saved.", name, trainer.global_step)
+            requeue_at(number)
         raise RunInterrupted(number)

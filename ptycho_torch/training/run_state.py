@@ -74,7 +74,7 @@ def settings_digest(settings: Mapping[str, Mapping[str, Any]], without: Sequence
 
 
 def own_checkpoint(output_dir: Path) -> Path | None:
-    """Return the checkpoint that the run in a folder goes on from: its last one, else its best one.
+    """Return the checkpoint that the run in a folder resumes from: its last one, else its best one.
 
     Those of another run than ``run.json`` names are passed over. Where there is no ``run.json``, or a checkpoint has no
     id, they count as of one run.

@@ -1,8 +1,8 @@
 """Tracking of training with MLflow, which never stops training.
 
 ``track`` opens a run, has MLflow's autologging record what Lightning does inside, and ends the run. Where MLflow is
-not installed, training goes on without a record. What a server that is away misses is sent when it is back. How to use
-it:
+not installed, training continues without a record. What a server that is away misses is sent when it is back. How to
+use it:
 <doc-ref type="guide">docs/workflows/pytorch.md</doc-ref>.
 """
 
@@ -51,14 +51,17 @@ _BOUNDS = {
     # MLflow prints links to standard output, and reports its own use to its makers.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    # Its lines about the tables of a new database tell a user nothing.
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
 """What the environment says to MLflow, unless the user has said otherwise."""
 
 _FIRST_ANSWER_S = {"http": 10.0, "https": 10.0}
 """How long the first contact may take; name look-up and several addresses of one host come on top of the tries."""
 
-_DATABASE_S = 60.0
-"""The same for a database, which the first run fills with MLflow's tables."""
+_DATABASE_S = 180.0
+"""The same for a database, which the first run fills with MLflow's tables: 10 s of work, more than 60 s on a busy
+machine."""
 
 _UPLOAD_S = 10.0
 _UPLOAD_BYTES_PER_S = 5e6
@@ -139,7 +142,7 @@ def track(
         output_dir: where training writes its files, noted with the run; the run has its name where the settings give
             none.
         tags: more of them, cut after 500 characters.
-        continues: ``uri`` and ``run_id`` of the MLflow run that a resumed training goes on with, if it is still there.
+        continues: ``uri`` and ``run_id`` of the MLflow run that a resumed training continues, if it is still there.
             Parameters that are others now are tags ``resumed.NAME`` there, for MLflow lets none change.
     """
     reason = _why_not(settings)
@@ -532,7 +535,7 @@ class _Link:
         self._pointer.point_to(_NOWHERE)
         if not again:
             log.warning(
-                "MLflow at %s failed %s (%s). Training goes on; run %s gets what it misses when MLflow answers again.",
+                "MLflow at %s failed %s (%s). Training continues; run %s gets what it misses when MLflow is back.",
                 _without_password(self.uri), what, reason, self.run_id,
             )  # fmt: skip
 
@@ -650,7 +653,7 @@ class _Link:
             with _without_mlflow_deprecations():
                 self._client.log_artifact(self.run_id, str(path), folder)
         except Exception as err:
-            # The store of the files may be another machine than the server, which goes on.
+            # The store of the files may be another machine than the server, which runs on.
             self._refused[path.name] = _reason(err)
             self._failed_uploads_s += time.monotonic() - begun_s
             return

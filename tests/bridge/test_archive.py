@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping
@@ -31,6 +32,7 @@ from tests.support.archives.reference_archives import (
     keras_file,
     run_parameters,
     savedmodel_archive,
+    unzipped,
     write_reference_archive,
 )
 
@@ -439,6 +441,51 @@ def test_a_checkpoint_of_this_project_is_told_from_an_archive(tmp_path: Path) ->
     torch.save({"state_dict": {"weight": torch.zeros(3)}}, tmp_path / "last.ckpt")
     with pytest.raises(ArchiveError, match=r"last\.ckpt: no archive .* a file of torch\.save.*ptycho-torch infer"):
         read_archive(tmp_path / "last.ckpt")
+
+
+def written_by_keras_as_hdf5(kind: str, path: Path) -> None:
+    """A file with the names that Keras 2 (.h5) and Keras 3 (.weights.h5) give what they write."""
+    with h5py.File(path, "w") as file:
+        if kind == "model":
+            file.attrs["model_config"] = "{}"
+            file.create_group("model_weights").attrs["layer_names"] = [b"conv2d"]
+        elif kind == "old weights":
+            file.attrs["layer_names"] = [b"conv2d"]
+        elif kind == "weights":
+            file["layers/conv2d/vars/0"] = np.zeros(3)
+        else:
+            file["entry/data"] = np.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("model", r"a model that Keras saved as HDF5.*save it as model\.keras"),
+        ("old weights", r"weights that Keras saved without their model"),
+        ("weights", r"weights that Keras saved without their model"),
+        ("scan", r"an HDF5 file that Keras did not write"),
+    ],
+)
+def test_a_bare_hdf5_file_is_called_what_it_is(kind: str, words: str, tmp_path: Path) -> None:
+    written_by_keras_as_hdf5(kind, tmp_path / "wts.h5")
+    with pytest.raises(ArchiveError, match=rf"wts\.h5: {words}.*wts\.h5\.zip of a training"):
+        read_archive(tmp_path / "wts.h5")
+
+
+@pytest.mark.parametrize("as_object", [True, False])
+def test_a_mixed_precision_policy_is_noted(as_object: bool, tmp_path: Path) -> None:
+    """Keras 3.5 writes an object, later ones a name where there is no more to say."""
+    content = unzipped(keras_file(Graph(SETTINGS), draw_weights(SETTINGS)))
+    config = json.loads(content["config.json"])
+    policy = {"module": "keras", "class_name": "DTypePolicy", "config": {"name": "mixed_float16"}}
+    for layer in config["config"]["layers"]:
+        if layer["class_name"] == "Conv2D":
+            layer["config"]["dtype"] = policy if as_object else "mixed_float16"
+    path = written(tmp_path / "model.keras", content | {"config.json": json.dumps(config).encode()})
+    archive = read_archive(path)
+    (note,) = (note for note in archive.notes if "mixed_float16" in note)
+    assert "float32 here" in note
+    assert same_weights(archive, draw_weights(SETTINGS))
 
 
 def test_code_in_an_archive_is_never_opened(tmp_path: Path) -> None:

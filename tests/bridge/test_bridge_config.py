@@ -505,7 +505,7 @@ def test_a_file_without_any_field_is_refused_with_every_key(tmp_path: Path) -> N
         ("model: {N: 64}\ndata: {N: 64}", r"line 2: 'data' is a section of .* ptycho-torch; .*--to tf-yaml"),
         ("model: 3", r"'model' holds no fields of the model"),
         ("nepochs: 3\nnepochs: 4", r"line 2: 'nepochs' is there twice"),
-        ("nepochs: many", r"line 1: 'nepochs' = 'many' is no number"),
+        ("nepochs: many", r"line 1: 'nepochs' = 'many' is not a number"),
         ("nepochs: 0", r"line 1: 'nepochs': TrainingSettings\.max_epochs = 0"),
         ("model: {probe_scale: -1}", r"line 1: 'model.probe_scale': ModelSettings\.probe_scale = -1"),
         ("model: {probe_big: 1}", r"'model\.probe_big' = 1 is no value of this kind here; expected bool"),

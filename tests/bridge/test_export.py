@@ -289,6 +289,22 @@ def test_our_keras_reference_agrees_with_the_exported_model(network: NetworkSett
         assert np.array_equal(ours, theirs)
 
 
+def test_the_exported_model_computes_in_float32_under_any_policy(tmp_path: Path) -> None:
+    """A program that trains in mixed precision sets a policy for all of its layers."""
+    module = keras()
+    network = NetworkSettings(N=64, gridsize=1, n_filters_scale=1)
+    (tmp_path / "model.keras").write_bytes(write_keras(network, draw_weights(network)))
+    before = module.config.dtype_policy()
+    module.config.set_dtype_policy("mixed_float16")
+    try:
+        loaded = module.models.load_model(tmp_path / "model.keras")
+    finally:
+        module.config.set_dtype_policy(before)
+    layers = [layer for layer in loaded.layers if isinstance(layer, module.layers.Conv2D)]
+    assert {layer.compute_dtype for layer in layers} == {"float32"}
+    assert {str(output.dtype) for output in loaded.outputs} == {"float32"}
+
+
 def test_keras_opens_the_model_with_pytorch_as_its_backend(tmp_path: Path) -> None:
     keras()
     network = NetworkSettings(N=64, gridsize=2, n_filters_scale=1, intensity_scale=2.5)

@@ -286,7 +286,7 @@ def test_a_missing_member_is_named_with_those_that_are_there() -> None:
 
 @pytest.mark.parametrize("content", [b"", b"PK\5\6", b"text " * 100, b"\x89HDF\r\n\x1a\n" + bytes(100)])
 def test_what_is_no_archive_is_refused(content: bytes) -> None:
-    refused(content, "no ZIP directory")
+    refused(content, "no ZIP directory at the end" if content.startswith(b"PK") else "no ZIP archive")
 
 
 def test_every_truncation_is_refused(tmp_path: Path) -> None:

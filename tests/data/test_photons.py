@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import types
@@ -15,10 +16,12 @@ from ptycho_torch import check, inference
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.data.photons import are_counts, stated_photons
 from ptycho_torch.data.scan import examine, open_scan
+from ptycho_torch.data.scan_arrays import ScanArrays
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 from ptycho_torch.errors import ConfigError
 from ptycho_torch.files.npz import NpzFile
 from tests.support.scan_files import write_scan
+from tests.support.scenes import draw_scene
 
 SETTINGS = DataSettings(N=16, gridsize=2)
 
@@ -216,13 +219,32 @@ def test_inference_takes_the_number_of_the_scan(
 
 def test_inference_draws_the_groups_that_are_asked_for() -> None:
     trained = DataSettings(group_sampler="reference", n_groups=7, sequential_sampling=True)
-    assert inference._with_groups(trained, None, None, None) == trained
-    drawn = inference._with_groups(trained, 45, 80, 9)
+    assert inference._with_groups(trained, [], None, None, None) == trained
+    drawn = inference._with_groups(trained, [], 45, 80, 9)
     # In sequence, the seed would decide nothing.
     assert (drawn.group_seed, drawn.n_groups, drawn.K, drawn.sequential_sampling) == (45, 80, 9, False)
 
 
 def test_a_number_of_groups_is_refused_where_every_point_has_its_own() -> None:
-    assert inference._with_groups(DataSettings(), 45, None, None).group_seed == 45
+    assert inference._with_groups(DataSettings(), [], 45, None, None).group_seed == 45
     with pytest.raises(ConfigError, match=r"n_groups = 80: this model has group_sampler = 'with_centre'"):
-        inference._with_groups(DataSettings(), None, 80, None)
+        inference._with_groups(DataSettings(), [], None, 80, None)
+
+
+def test_a_scan_with_fewer_points_than_the_checkpoint_has_groups_gets_one_of_each_point(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    scene = ScanArrays("new", draw_scene(5, 32))
+    trained = DataSettings(N=32, group_sampler="reference", n_groups=26)
+    drawn = inference._with_groups(trained, [scene], None, None, None)
+    assert drawn.n_groups is None
+    assert "new: 25 scan points, and the checkpoint draws n_groups = 26" in caplog.text
+    assert len(PtychoDataset.from_arrays(scene, settings=drawn)) == 25
+    caplog.clear()
+    # What was given by hand stays, and so does what fits or may draw points again.
+    assert inference._with_groups(trained, [scene], None, 26, None).n_groups == 26
+    fits = dataclasses.replace(trained, n_groups=25)
+    again = dataclasses.replace(trained, enable_oversampling=True)
+    assert inference._with_groups(fits, [scene], None, None, None) == fits
+    assert inference._with_groups(again, [scene], None, None, None) == again
+    assert not caplog.text

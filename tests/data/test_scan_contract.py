@@ -332,7 +332,7 @@ class Damage:
 
 
 def place(drawn: Drawn, key: str, value: float) -> Arrays:
-    """A position that is no number."""
+    """A position that is not finite."""
     values = np.asarray(drawn.arrays.get(key, drawn.arrays["xcoords"])).astype(float)
     values[drawn.rng.integers(drawn.M)] = value
     partner = {"xcoords_start": "ycoords_start", "ycoords_start": "xcoords_start"}.get(key, key)
@@ -670,7 +670,7 @@ def test_counts_in_place_of_amplitude_are_told_with_the_command_that_converts_th
     with pytest.raises(DataContractError) as caught:
         read_all(path)
     assert str(caught.value) == (
-        f"{path}: key 'diff3d': found whole numbers alone, up to {counts.max():.0f}, as counts are; "
+        f"{path}: key 'diff3d': found only whole numbers, up to {counts.max():.0f}, as counts are; "
         f"expected amplitude (√counts) (clause SCAN-05). Take the root: `ptycho-torch convert-scan {path} -o "
         "repaired/star.npz --from-intensity`; if it is amplitude, say so: `ptycho-torch convert-scan "
         f"{path} -o repaired/star.npz --declare-amplitude`"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ptycho_torch.commands.cli import main
 from ptycho_torch.data.scan import open_scan
 from ptycho_torch.errors import ConfigError, DataContractError, PtychoError
 from ptycho_torch.files.remedies import adding
@@ -64,6 +66,43 @@ def npz(folder: Path, **changes: object) -> Path:
     members = {key: value for key, value in {**members, **changes}.items() if value is not None}
     np.savez(folder / "scan.npz", **members)  # type: ignore[arg-type]
     return folder / "scan.npz"
+
+
+# --------------------------------------------------------------------------------------------------- not whole
+
+
+def test_all_that_a_file_lacks_is_asked_for_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    frames, places = "/scan/frames", "/motors/place of x"
+    x_m, y_m, _ = KNOWN.translation_m.T
+    content = {frames: KNOWN.counts.astype(np.uint32), "/motors/y": y_m, places: x_m, "/motors/t": 3.0}
+    write_hdf5(Path("scan.h5"), content)
+    typed = ["convert-scan", "scan.h5", "-o", "new.npz"]
+    assert main(typed) == 1
+    said = capsys.readouterr().err
+    assert "no patterns, no positions, no wavelength, no distance, no pixel" in said
+    assert f"{frames} {KNOWN.counts.shape}" in said
+    whole = said.strip().partition(" The whole command: ptycho-torch ")[2]
+    given = shlex.split(whole.replace("UNIT", "m").replace("METRES", "1e-4"))
+    assert given[: len(typed)] == typed
+    assert given[len(typed) :] == [
+        "--data-path", frames, "--positions-path", places, "/motors/y", "--positions-units", "m",
+        "--wavelength-m", "1e-4", "--distance-m", "1e-4", "--pixel-m", "1e-4",
+    ]  # fmt: skip
+    assert main(given) == 0
+    # What the user has said is not asked for again, and one thing alone has the words of its own.
+    capsys.readouterr()
+    assert main([*typed, "--overwrite", *given[len(typed) : -4]]) == 1
+    said = capsys.readouterr().err
+    assert "no distance, no pixel" in said
+    assert "--data-path /scan/frames --positions-path '/motors/place of x' /motors/y --positions-units m " in said
+    assert said.endswith("--wavelength-m 1e-4 --distance-m METRES --pixel-m METRES\n")
+    assert main([*typed, "--overwrite", *given[len(typed) : -2]]) == 1
+    said = capsys.readouterr().err
+    assert "Give it in metres: --pixel-m METRES" in said
+    assert "The whole command" not in said
 
 
 # ------------------------------------------------------------------------------------------------ whole files
@@ -283,7 +322,11 @@ def test_units_without_pint_name_the_extra(tmp_path: Path, monkeypatch: pytest.M
     [((0, -1, 0), (-1, 0, 0)), ((0, 1, 0), (1, 0, 0)), ((1, 0, 0), (0, -1, 0)), ((0.6, 0.8, 0), (0.8, -0.6, 0))],
 )
 def test_basis_vectors_turn_positions_into_the_frame(
-    tmp_path: Path, shape: tuple[int, int], slow: tuple[float, ...], fast: tuple[float, ...]
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    shape: tuple[int, int],
+    slow: tuple[float, ...],
+    fast: tuple[float, ...],
 ) -> None:
     """The sample moves in the laboratory; what counts is how it moves along the rows and columns of the detector."""
     along_columns, along_rows = KNOWN.translation_m[:, 0], KNOWN.translation_m[:, 1]
@@ -297,6 +340,8 @@ def test_basis_vectors_turn_positions_into_the_frame(
     found = imported(tmp_path, content)
     assert_is(found, KNOWN)
     assert float(found["detector_pixel_m"]) == pytest.approx(PIXEL_M)
+    turned = (slow, fast) != ((0, 1, 0), (1, 0, 0))
+    assert capsys.readouterr().err.count("positions are turned into this frame") == turned
 
 
 def test_basis_vectors_that_are_skew_are_refused(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ REFUSED: dict[str, Arrays] = {
     | {"xcoords_start": SCENE["xcoords"] * np.nan, "ycoords_start": SCENE["ycoords"]},
     "a probe of other frames": changed("probeGuess", np.ones((N + 2, N + 2), np.complex64)),
     "a probe of zeros": changed("probeGuess", np.zeros((N, N), np.complex64)),
-    "a probe that is no number": changed("probeGuess", np.full((N, N), np.nan, np.complex64)),
+    "a probe that is not finite": changed("probeGuess", np.full((N, N), np.nan, np.complex64)),
     "an object of three axes": SCENE | {"objectGuess": np.ones((2, 9, 9), np.complex64)},
     "an index of another length": SCENE | {"scan_index": np.zeros(M + 1, np.int64)},
     "an index of fractions": SCENE | {"scan_index": np.zeros(M)},

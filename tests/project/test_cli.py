@@ -66,12 +66,20 @@ def replace(monkeypatch: pytest.MonkeyPatch, name: str, **members: Any) -> None:
     monkeypatch.setattr(importlib.import_module(package), last, module, raising=False)
 
 
+def put(folder: Path, *names: str) -> None:
+    """Make files, and their folders, with nothing in them but what tells a ZIP archive or a checkpoint."""
+    tree = json.dumps({"__metadata__": {"ptycho_torch": "{}"}}).encode()
+    content = {".npz": b"PK\5\6" + bytes(18), ".ckpt": len(tree).to_bytes(8, "little") + tree}
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.get(path.suffix, b""))
+
+
 @pytest.fixture
 def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Work in a folder with scans, probes and a checkpoint by name; nothing is in the files."""
-    for name in ("scans/a.npz", "my scans/a.npz", "probes/a.npz", "old.ckpt", "last.ckpt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
+    """Work in a folder with scans, probes and checkpoints by name; nothing is in the files but what they begin with."""
+    put(tmp_path, "scans/a.npz", "my scans/a.npz", "probes/a.npz", "old.ckpt", "last.ckpt")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -141,9 +149,10 @@ def outcomes(package: str, lines: list[list[str]], folder: Path) -> tuple[list[t
     Returns:
         Code, standard output and standard error of each, and the packages that the process has imported by then.
     """
+    module = "conformance.cli" if package == "conformance" else f"{package}.commands.cli"
     code = (
         "import contextlib, importlib, io, json, sys\n"
-        f"main, found = importlib.import_module({package + '.commands.cli'!r}).main, []\n"
+        f"main, found = importlib.import_module({module!r}).main, []\n"
         "for line in json.loads(sys.argv[1]):\n"
         "    out, err = io.StringIO(), io.StringIO()\n"
         "    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):\n"
@@ -189,6 +198,7 @@ WRONG_PATHS = {
     "ptycho_torch": [
         "check-data no",
         "simulate -o scan.npz",
+        "simulate -o new.npz --object star",
         "convert-scan no.npz -o new.npz",
         "train no",
         "train scans --probe-dir no",
@@ -197,6 +207,12 @@ WRONG_PATHS = {
         "train scans --config no.yaml",
         "train scans -o run",
         "train scans -o last.ckpt/run",
+        "train notes.npz",
+        "check-data notes.npz",
+        "infer last.ckpt notes.npz",
+        "infer notes.txt scans",
+        "infer scan.npz scans",
+        "convert-scan notes.npz -o new.npz",
         "infer no scans",
         "infer last.ckpt no",
         "infer last.ckpt scans -o filled",
@@ -217,7 +233,8 @@ WRONG_PATHS = {
 
 @pytest.mark.parametrize("package", PROGRAMS)
 def test_a_wrong_path_is_told_before_a_framework_loads(package: str, place: Path) -> None:
-    put(place, "run/checkpoints/last.ckpt", "filled/a_phase.png", "scan.npz")
+    put(place, "run/checkpoints/last.ckpt", "filled/a_phase.png", "scan.npz", "notes.npz", "notes.txt")
+    (place / "notes.npz").write_text("x y\n1 2\n")
     lines = WRONG_PATHS[package]
     found, modules = outcomes(package, [line.split() for line in lines], place)
     for line, (code, out, err) in zip(lines, found, strict=True):
@@ -226,8 +243,58 @@ def test_a_wrong_path_is_told_before_a_framework_loads(package: str, place: Path
         assert err.startswith("error: ") or line.startswith("check-data")
     assert not modules & {"torch", "lightning", "tensordict", "matplotlib"}
     assert sorted(path.name for path in place.iterdir()) == [
-        "filled", "last.ckpt", "my scans", "old.ckpt", "probes", "run", "scan.npz", "scans",
+        "filled", "last.ckpt", "my scans", "notes.npz", "notes.txt", "old.ckpt", "probes", "run", "scan.npz", "scans",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "an empty file"),
+        (bytes(5000), "zeros only"),
+        ("x y\n1.5 2.5 µm\n".encode() * 900, "a text file"),
+        (b'\xef\xbb\xbf {"scan": 3}\n', "a JSON file"),
+        (b"<!DOCTYPE html>\n<html>", "a web page"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(99), "a PNG picture"),
+        (b"MM\0*" + bytes(99), "a TIFF file"),
+        (b"\x80\x04\x95" + bytes(99), "a pickle"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(99), "an HDF5 file"),
+        (b"PK\3\4" + bytes(99), "perhaps truncated"),
+        (b"\x01\x02\x03\xff" * 99, "no ZIP archive"),
+    ],
+)
+def test_what_is_no_scan_is_told_by_its_first_bytes(content: bytes, words: str, run: Run, place: Path) -> None:
+    (place / "x.npz").write_bytes(content)
+    code, out, _ = run("check-data", "x.npz")
+    assert code == 1
+    assert words in out
+    assert words == "perhaps truncated" or "truncated" not in out
+    if words == "an HDF5 file":
+        return
+    for line in (("train", "x.npz"), ("infer", "last.ckpt", "x.npz"), ("convert-scan", "x.npz", "-o", "new.npz")):
+        code, out, err = run(*line)
+        assert (code, out) == (1, "")
+        assert words in err
+
+
+def test_a_checkpoint_that_is_not_there_is_told_with_what_to_give(run: Run, place: Path) -> None:
+    put(place, "run/checkpoints/last.ckpt", "logs/version_0/checkpoints/epoch=3.ckpt", "begun/history.json")
+    (place / "bare").mkdir()
+    (place / "pickle.ckpt").write_bytes(b"PK\3\4" + bytes(99))
+    told = {
+        "rum": ("rum: no such checkpoint; did you mean run?", "ptycho-torch train"),
+        "elsewhere": ("elsewhere: no such checkpoint; runs here: run.", "Give the folder of a run"),
+        "bare": ("bare: a folder without a checkpoint", "runs here: run"),
+        "logs": ("logs: a folder without checkpoints/last.ckpt", "logs/version_0/checkpoints/epoch=3.ckpt"),
+        "begun": ("begun: a run without a checkpoint", "ptycho-torch train SCANS -o begun --resume auto"),
+        "scans": ("scans: a folder of scans or objects", "runs here: run"),
+        "scans/a.npz": ("scans/a.npz: a scan, where a checkpoint is needed", "runs here: run"),
+        "pickle.ckpt": ("pickle.ckpt: an older checkpoint, or one of another program", "train one with"),
+    }
+    for given, words in told.items():
+        code, out, err = run("infer", given, "scans")
+        assert (code, out) == (1, "")
+        assert all(each in err for each in words), err
 
 
 @pytest.mark.parametrize("package", PROGRAMS)
@@ -669,13 +736,6 @@ def test_resuming_takes_the_settings_of_the_run(
     assert trained[-1]["start_from"] == Path("run/checkpoints/last.ckpt")
     code, out, _ = run("train", "--print-config", "--resume", "old.ckpt")
     assert (code, out) == (0, config_text(theirs))
-
-
-def put(folder: Path, *names: str) -> None:
-    """Make empty files, and their folders."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).touch()
 
 
 RUN = ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "history.json", "reconstructions/a.npz")

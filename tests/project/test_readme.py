@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,9 @@ import pytest
 from conformance.release.policy import read_policy
 from ptycho_torch.commands.cli import main
 from ptycho_torch.config_params import NetworkSettings
-from tests.reports.test_gate import report
 from tests.support.archives.reference_archives import write_reference_archive
 from tests.support.document_blocks import REPOSITORY, RUN_AS_PYTHON, RUN_AS_SHELL, blocks, prepare, run_blocks
+from tests.support.release_files import whole_report
 
 README = REPOSITORY / "README.md"
 TEXT = README.read_text(encoding="utf-8")
@@ -30,7 +32,7 @@ def test_every_block_runs_in_order_as_printed(tmp_path: Path) -> None:
     write_reference_archive(tmp_path / "wts.h5.zip", network)
     (tmp_path / "parity-report").mkdir()
     (requirement,) = read_policy("merge").devices
-    (tmp_path / "parity-report" / "parity.json").write_text(json.dumps(report(requirement)), encoding="utf-8")
+    (tmp_path / "parity-report" / "parity.json").write_text(json.dumps(whole_report(requirement)), encoding="utf-8")
 
     said = run_blocks(README, tmp_path, activated=False)
 
@@ -87,3 +89,36 @@ def test_blocks_share_one_terminal(tmp_path: Path) -> None:
     page.write_text("```\ncd bin\nword=here\n```\n\n```\necho $word; pwd\nmake help\n```\n", encoding="utf-8")
     said = run_blocks(page, tmp_path, activated=False)
     assert said.split() == ["here", str(tmp_path / "bin")]
+
+
+def test_the_demo_takes_no_folder_that_it_has_not_made(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(REPOSITORY / name, tmp_path)
+    for name in ("ptycho_torch", "ptycho_tf_bridge", "conformance", "tests"):
+        (tmp_path / name).mkdir()  # make clean looks for caches in them
+    program = tmp_path / "fake" / "bin" / "ptycho-torch"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\necho $*\n")
+    program.chmod(0o755)
+    (tmp_path / "fake" / ".installed-dev").touch()
+
+    def make(*targets: str) -> subprocess.CompletedProcess[str]:
+        line = ["make", *targets, "VENV=fake", "EXTRAS=dev"]
+        return subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    mine = tmp_path / "demo" / "mine.txt"
+    mine.parent.mkdir()
+    mine.touch()
+    refused = make("demo")
+    assert refused.returncode != 0
+    assert "demo is there, and make demo did not make it: rename or remove it" in refused.stderr
+    assert make("clean").returncode == 0
+    assert mine.is_file()
+    mine.unlink()
+    mine.parent.rmdir()
+    for _ in range(2):
+        done = make("demo")
+        assert done.returncode == 0, done.stderr
+        assert "train scans/star.npz -o run --overwrite" in done.stdout
+    assert make("clean").returncode == 0
+    assert not mine.parent.exists()

@@ -29,6 +29,20 @@ WITHOUT_TORCH = {
 }
 """Rooms that import no PyTorch; ``conformance.provenance`` asks it for its version and device, when called."""
 
+LIGHT = (
+    "ptycho_torch.check",
+    "ptycho_torch.commands",
+    "ptycho_torch.config_params",
+    "ptycho_torch.convert",
+    "ptycho_torch.errors",
+    "ptycho_tf_bridge.commands",
+    "conformance.cli",
+    "conformance.plugin",
+)
+"""What is imported before a command knows what it works on, or to look at scans alone: none waits for PyTorch."""
+
+HEAVY = {"torch", "lightning", "tensordict", "matplotlib", "mlflow", "tensorflow", "keras"}
+
 ROOMS = [name for name in ORDER if (ROOT / name.replace(".", "/")).is_dir()]
 LARGEST = 15
 
@@ -42,6 +56,22 @@ def names_imported(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.module or ""
+
+
+def imported_on_load(module: str) -> Iterator[str]:
+    """Yield what importing a module imports: what stands at its top, the packages that it lies in, and their rooms."""
+    place = ROOT / module.replace(".", "/")
+    path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    if not path.is_file():
+        return
+    if "." in module:
+        yield module.rpartition(".")[0]
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def row_of(dotted: str) -> str:
@@ -98,3 +128,17 @@ def test_a_room_says_what_may_be_changed_in_it(room: str) -> None:
 @pytest.mark.parametrize("room", [f"{package}.{room}" for package, rooms in WITHOUT_TORCH.items() for room in rooms])
 def test_a_room_without_pytorch_imports_none(room: str) -> None:
     assert [path for path in modules_of(room) if "torch" in {n.split(".")[0] for n in names_imported(path)}] == []
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_what_commands_load_first_waits_for_nothing_heavy(name: str) -> None:
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in modules_of(name)]
+    ways = {module: module for module in modules}
+    left = list(modules)
+    while left:
+        module = left.pop()
+        for each in imported_on_load(module):
+            if each not in ways:
+                ways[each] = f"{ways[module]} → {each}"
+                left.append(each)
+    assert [way for each, way in ways.items() if each.split(".")[0] in HEAVY] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def wrong(content: Any) -> Iterator[str]:
             arguments = step.get("with", {}).get("arguments", "")
             if "${{" not in arguments:
                 yield from complaints(f"```\npytest conformance {arguments}\n```")
-        elif uses and not re.fullmatch(r"[\w-]+/[\w-]+@v\d+", uses):
+        elif uses and not re.fullmatch(r"[\w-]+/[\w-]+@(v\d+|[0-9a-f]{40})", uses):
             yield f"{uses} has no version"
 
 
@@ -71,6 +72,27 @@ def test_what_the_document_shows_for_other_repositories_is_there(snippet: str) -
     assert not HOST.search(snippet)
 
 
+@pytest.mark.parametrize("path", [*WORKFLOWS, ACTION], ids=lambda path: path.stem)
+def test_actions_are_pinned_by_digest_and_name_their_version(path: Path) -> None:
+    """A tag can be moved to other code; a digest cannot. One digest stands for one version everywhere."""
+    used = re.findall(r"uses: (?!\./)(\S+)(.*)", path.read_text(encoding="utf-8"))
+    for name, comment in used:
+        assert re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", name), name
+        assert re.fullmatch(r"  # v\d+\.\d+\.\d+", comment), name
+
+
+def test_continuous_integration_runs_what_runs_here_and_every_python_that_is_named() -> None:
+    content = read((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    assert ".ci/run" in [step.get("run") for step in content["jobs"]["all"]["steps"]]
+    rows = content["jobs"]["tests"]["strategy"]["matrix"]["include"]
+    assert [(row["python"], row["versions"]) for row in rows] == [
+        *(("3.11", "oldest"), ("3.12", "newest"), ("3.13", "newest"), ("3.14", "newest")),
+    ]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for row in rows:
+        assert set(row["extras"].split(",")) <= set(project["optional-dependencies"])
+
+
 def test_there_is_a_gate_for_merges_and_one_for_releases() -> None:
     merge, release = (
         read((ROOT / ".github" / "workflows" / name).read_text()) for name in ("parity.yml", "release-gate.yml")
@@ -83,6 +105,19 @@ def test_there_is_a_gate_for_merges_and_one_for_releases() -> None:
     (decision,) = [step["run"] for step in release["jobs"]["decide"]["steps"] if "gate" in step.get("run", "")]
     assert "--policy release" in decision
     assert merge["permissions"] == {"contents": "read"}
+
+
+def test_a_release_is_built_after_the_gate_and_carries_its_decision() -> None:
+    release = read((ROOT / ".github" / "workflows" / "release.yml").read_text())
+    jobs = release["jobs"]
+    assert release["on"] == {"push": {"tags": ["v*"]}}
+    assert jobs["gate"]["uses"] == "./.github/workflows/release-gate.yml"
+    assert (jobs["build"]["needs"], jobs["publish"]["needs"]) == ("gate", "build")
+    assert {"id-token": "write", "attestations": "write"}.items() <= jobs["build"]["permissions"].items()
+    (build,) = [step for step in jobs["build"]["steps"] if "hatchling build" in step.get("run", "")]
+    assert build["env"] == {"PTYCHO_SIGN_OFF": "decision/sign-off.json"}
+    assert any("conformance signed" in step.get("run", "") for step in jobs["build"]["steps"])
+    assert any("attest-build-provenance" in step.get("uses", "") for step in jobs["build"]["steps"])
 
 
 def test_a_report_is_kept_when_a_test_fails() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
@@ -251,3 +252,28 @@ def test_pictures_need_no_global_state_of_matplotlib(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_weak_phases_show_all_colours_whatever_the_border_says(
+    reconstruction: Reconstruction, tmp_path: Path, figures: list[Figure]
+) -> None:
+    rows, columns = np.mgrid[:40, :60]
+    phase = 0.05 * np.sin(2 * np.pi * columns / 20)
+    border = (rows < 6) | (rows > 33)
+    phase = np.where(border, np.random.default_rng(0).uniform(-3, 3, phase.shape), phase)
+    weak = dataclasses.replace(
+        reconstruction, object=np.exp(1j * phase).astype(np.complex64), coverage=np.where(border, 0.4, 3.0)
+    )
+    colour, grey = (imread(write_images(weak, tmp_path, "weak")[number])[6:34] for number in (2, 1))
+    # From blue over red to green; without the stretch all of it is red.
+    assert (colour[..., 1] > 0.9).any()
+    assert (colour[..., 2] > 0.9).any()
+    assert np.ptp(grey[..., 0]) == 1
+    plot_reconstruction(weak, tmp_path / "weak.png")
+    panels = {axes.get_title(): axes for axes in figures[0].findobj(Axes)}
+    low, high = panels["Phase, mean taken off"].images[0].get_clim()
+    assert (low, high) == pytest.approx((-0.05, 0.05), abs=0.002)
+    wheel = panels["Brightness: amplitude, colour: phase"].child_axes[0]
+    assert [text.get_text() for text in wheel.texts] == ["0", "0.05 rad", "−0.05 rad"]
+    # A probe has every phase.
+    assert [text.get_text() for text in panels["Probe"].child_axes[0].texts] == ["0", "π/2", "π", "−π/2"]

@@ -1,4 +1,4 @@
-"""Evidence is kept with what it holds for, and a damaged or hostile file of it is refused by name."""
+"""Evidence is kept with what it is valid for, and a damaged or hostile file of it is refused by name."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_a_missed_goal_is_named() -> None:
     ("change", "complaint"),
     [
         ({"numbers": {"runs": math.inf}, "goals": {}, "meanings": {}}, "number runs is inf"),
-        ({"goals": {"speed": Goal(at_least=1)}}, "there is no number speed"),
+        ({"goals": {"speed": Goal(at_least=1)}}, "found no speed"),
         ({"kind": "../up"}, "kind '../up' is no name"),
     ],
 )
@@ -108,9 +108,9 @@ def test_evidence_that_says_nothing_is_refused(change: dict[str, Any], complaint
     ("damage", "complaint"),
     [
         (lambda text: text[:200], "is no JSON"),
-        (lambda text: text.replace('"runs": 1000', '"runs": NaN'), "NaN is no number"),
-        (lambda text: text.replace('"runs": 1000', '"runs": 1e999'), "1e999 is no number"),
-        (lambda text: text.replace('"runs": 1000', '"runs": ' + "9" * 400), "999… is no number"),
+        (lambda text: text.replace('"runs": 1000', '"runs": NaN'), "NaN is not finite"),
+        (lambda text: text.replace('"runs": 1000', '"runs": 1e999'), "1e999 is not finite"),
+        (lambda text: text.replace('"runs": 1000', '"runs": ' + "9" * 400), "999… is not finite"),
         (lambda text: text.replace('"runs": 1000', '"runs": 1, "runs": 2'), "key 'runs' is there twice"),
         (lambda text: text.replace('"kind": "clean"', '"kind": "../up"'), "kind"),
         (lambda text: text.replace('"kind": "clean"', '"kind": "clean", "more": 1'), "'more' was unexpected"),

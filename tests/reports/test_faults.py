@@ -5,8 +5,11 @@ A dozen of the hundred that ``python -m conformance.selftest`` has.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 
 from conformance.checks.table import CHECKS, checked
 from conformance.judge.causes import ranked_stages
@@ -15,7 +18,7 @@ from conformance.judge.measured import load_measured
 from conformance.judge.truth import Truth
 from conformance.recordings.bundle import RECORDINGS, read_bundle
 from conformance.report.results import headline
-from conformance.selftest.fault import Fault, after
+from conformance.selftest.fault import Fault, after, argument
 from conformance.selftest.network import NETWORK
 from conformance.selftest.outside import OUTSIDE
 from conformance.selftest.rewrites import REWRITES
@@ -31,19 +34,27 @@ COPIES = (
     "views through a function of its own gradient",
     "decoders recomputed in the backward pass",
 )
+
+
+class _Mirrored(torch.autograd.Function):
+    """Passes values on, and the gradient mirrored."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return gradient.flip(-1)
+
+
 FREE = {
-    "parities of doublings in the wrong order": (
-        Fault("", "decoder_amp.1.conv1", helper, "doubled_kernel", after(lambda kernel: kernel.flip(0))),
+    "pixels of doublings in the wrong order": (
+        Fault("", "decoder_amp.1.conv1", helper, "doubled_kernel", after(lambda kernel: kernel.flip(-1))),
         "FORWARD-FREE decoder_",
     ),
     "gradients of doublings in the wrong order": (
-        Fault(
-            "",
-            "decoder_phase.outer.up",
-            helper._Interleave,
-            "backward",
-            lambda right: staticmethod(lambda context, gradient: right(context, gradient).flip(-1)),
-        ),
+        Fault("", "decoder_phase.outer.up", helper, "convolve_doubled", argument(0, _Mirrored.apply)),
         "BACKWARD-FREE",
     ),
 }
@@ -154,7 +165,7 @@ def test_the_headline_names_stage_and_cause(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_headline_of_a_network_that_is_wrong_running_free_alone_names_the_stage() -> None:
-    fault, _ = FREE["parities of doublings in the wrong order"]
+    fault, _ = FREE["pixels of doublings in the wrong order"]
     (planned,) = plan(str(RECORDINGS / "n64_g2_base.npz"), None, "quick")
     with fault.seeded():
         report = Bench().report(planned, "cpu", "float64")

@@ -14,7 +14,9 @@ from conformance.errors import DocumentError
 from conformance.judge.rules import Errors, Verdict
 from conformance.judge.waivers import parse_waivers, rule
 from conformance.judge.worst import locate
+from conformance.provenance.clauses import catalogue
 from conformance.recordings.bundle import RECORDINGS
+from conformance.report import run_page
 from conformance.report.difference import difference
 from conformance.report.results import Outcome, Result, as_json, headline, read_report, run_headline, write_report
 from conformance.report.run_page import report_page, sentence
@@ -123,7 +125,7 @@ def test_infinite_errors_are_null() -> None:
         (lambda text: text.replace('"schema": 2', '"schema": 1'), "2 was expected"),
         (lambda text: text.replace('"outcome": "passed"', '"outcome": "fine"', 1), "'fine' is not one of"),
         (lambda text: text.replace('"share": 0.3', '"share": -1', 1), "less than the minimum"),
-        (lambda text: text.replace('"share": 0.3', '"share": Infinity', 1), "Infinity is no number"),
+        (lambda text: text.replace('"share": 0.3', '"share": Infinity', 1), "Infinity is not finite"),
         (lambda text: text.replace('"passed": true', '"passed": "yes"', 1), "is not of type 'boolean'"),
     ],
 )
@@ -274,6 +276,21 @@ def test_a_test_without_a_case_is_not_listed_as_unjudged() -> None:
     assert "no scan was named" in report_page([found])
 
 
+def test_what_options_left_out_is_counted_with_the_files_and_clauses_that_nothing_judged() -> None:
+    found = content(case(GOOD))
+    found["tests"]["deselected"] = 2
+    text = " ".join("".join(check(report_page([found])).text).split())
+    files = sorted(path.name for path in Path(run_page.__file__).parents[1].glob("test_*.py"))
+    ran = {result["test"].partition("::")[0] for result in found["results"]}
+    judged = {clause for result in found["results"] for clause in result["clauses"]}
+    unread = [name for name in files if name not in ran]
+    assert 0 < len(unread) < len(files)
+    assert f"Options left 2 tests out of the files that were read, and ran no test of {len(unread)} more files" in text
+    assert ", ".join(unread) in text
+    assert f"so {len(catalogue()) - len(judged)} of the {len(catalogue())} clauses were judged by no test here" in text
+    assert "REFERENCE" in text
+
+
 @pytest.mark.parametrize("keep", [(), ("clause", "clauses", "dtype", "outcome", "state")], ids=["all", "all but kinds"])
 def test_a_page_of_hostile_text_is_safe(keep: tuple[str, ...]) -> None:
     """What a hand-made report could say, in every field that the page knows."""
@@ -339,7 +356,7 @@ def before() -> dict[str, Any]:
 
 def test_nothing_changes_between_equal_reports(before: dict[str, Any]) -> None:
     found = difference(before, before)
-    assert not any((found.broken, found.repaired, found.gone, found.new, found.shares, found.versions))
+    assert not any((found.broken, found.repaired, found.gone, found.new, found.shares, found.environment))
     assert "Nothing has changed." in report_page([before], before)
 
 
@@ -369,7 +386,7 @@ def test_a_test_that_is_gone_is_told_unless_the_tier_is_smaller(before: dict[str
 def test_versions_that_changed_are_told(before: dict[str, Any]) -> None:
     now = copy.deepcopy(before)
     now["versions"]["torch"] = "99.0"
-    assert difference(before, now).versions == {"torch": (before["versions"]["torch"], "99.0")}
+    assert difference(before, now).environment == {"torch": (before["versions"]["torch"], "99.0")}
 
 
 def test_a_waiver_reaches_the_bench(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The study of training: what it keeps, what it goes on from, and when its goals are missed."""
+"""The study of training: what it keeps, what it resumes from, and when its goals are missed."""
 
 from __future__ import annotations
 

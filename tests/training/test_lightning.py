@@ -145,6 +145,14 @@ def test_history_has_one_entry_an_epoch(
         assert seen["learning_rate"] == module.history["learning_rate"][:number]
 
 
+@pytest.mark.parametrize(("precision", "remedy"), [("64-true", '"precision": "64-true"'), ("bf16-true", "bf16-mixed")])
+def test_a_precision_that_converts_batches_is_refused_with_what_to_do(
+    data: PtychoDataModule, tmp_path: Path, precision: str, remedy: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf'precision="{precision}".*Leave it out.*{remedy}'):
+        trainer_of(tmp_path, precision=precision, max_epochs=1).fit(module_of(data), datamodule=data)
+
+
 def test_time_ends_an_epoch(data: PtychoDataModule, tmp_path: Path) -> None:
     witness, module = Witness(), module_of(data)
     trainer = trainer_of(tmp_path, max_epochs=-1, max_time={"seconds": 1}, callbacks=[witness])

@@ -21,6 +21,7 @@ from ptycho_torch import train
 from ptycho_torch.config_params import Settings
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 from ptycho_torch.training import progress, training_callbacks
+from ptycho_torch.training.data_module import PtychoDataModule
 from ptycho_torch.training.training_callbacks import TrainingLog
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
@@ -46,6 +47,13 @@ def test_without_a_terminal_every_epoch_has_its_line(
     result = run(tmp_path, scan)
     out, err = capfd.readouterr()
     assert out == ""
+    first = err.splitlines()[0]
+    parameters = sum(each.numel() for each in result.module.network.parameters())
+    assert re.fullmatch(
+        r"training on 1 scan, 20 patterns, 20 groups, 2 of them for validation: 3 epochs, 5 batches of 4 each; "
+        rf"{parameters:,} parameters, on cpu; results go to {re.escape(str(tmp_path))}",
+        first,
+    )
     lines = [line for line in err.splitlines() if line.startswith("epoch") and "blank" not in line]
     assert len(lines) == 3
     for number, line in enumerate(lines):
@@ -66,6 +74,7 @@ def test_progress_that_is_not_wanted_is_not_shown(
     out, err = capfd.readouterr()
     assert out == ""
     assert "epoch 1/3: loss" not in err
+    assert "training on" not in err
     assert "%" not in err.replace("diffraction error", "").partition("training")[2]
 
 
@@ -95,6 +104,18 @@ def test_a_bar_that_resumes_counts_from_where_the_run_stood(
     bars = capfd.readouterr().err.replace("\r", "\n").splitlines()
     counts = [re.search(r"(\d+)/10 ", bar) for bar in bars if bar.startswith("training")]
     assert next(count[1] for count in counts if count) == "5"
+
+
+def test_the_first_line_says_who_chose_the_epochs_and_what_is_done_already(scan: Path, tmp_path: Path) -> None:
+    settings = Settings().override(SMALL | {"validation_fraction": 0.0})
+    data = PtychoDataModule(scan, settings=settings, data_dir=tmp_path)
+    module = train.PtychoPINN.for_dataset(data.dataset, settings)
+    asked = train._start_line(data, module, Path("run"), 0, 3)
+    assert ": 3 epochs, " in asked
+    assert "validation" not in asked
+    assert ": 3 epochs (--max-epochs N for another number) after 2 done, " in train._start_line(
+        data, module, Path("run"), 2, None
+    )
 
 
 @pytest.mark.parametrize("terminal", [True, False])

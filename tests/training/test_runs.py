@@ -636,12 +636,28 @@ def test_other_devices_go_on_with_a_notice_or_are_refused(
             run(tmp_path, scan, resume=last(tmp_path))
     else:
         run(tmp_path, scan, resume=last(tmp_path))
-        assert "devices = 1, and was 2: training goes on, and its weights will not be bit by bit" in caplog.text
+        assert "devices = 1, and was 2: training continues, but its weights will not be bit by bit" in caplog.text
 
 
 # -------------------------------------------------------------------------------------------------------------- signals
 
 
+@pytest.fixture
+def _outlives_signals(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A signal that training does not take, and a second one from outside, fail the test; they would end pytest."""
+
+    def end(code: int) -> None:
+        raise AssertionError(f"os._exit({code}): a second signal came")
+
+    monkeypatch.setattr(os, "_exit", end)
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1")]
+    before = [signal.signal(number, lambda *_: None) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_outlives_signals")
 @pytest.mark.parametrize(
     ("number", "where", "overrides"),
     [
@@ -673,6 +689,17 @@ def test_a_signal_ends_a_run_that_goes_on_exactly(
     assert_same(tmp_path, wholes(**overrides))
 
 
+@pytest.mark.usefixtures("_outlives_signals")
+def test_a_second_signal_ends_at_once(scan: Path, tmp_path: Path) -> None:
+    def twice(_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(AssertionError, match=r"os\._exit\(130\)"):
+        run(tmp_path, scan, At(0, 1, twice))
+
+
+@pytest.mark.usefixtures("_outlives_signals")
 def test_handlers_of_the_user_are_called_too(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
@@ -684,10 +711,8 @@ def test_handlers_of_the_user_are_called_too(scan: Path, tmp_path: Path, monkeyp
     assert seen == [signal.SIGTERM]
 
 
-@pytest.mark.parametrize(("array", "job"), [(False, "77"), (True, "70_3")])
-def test_slurm_is_asked_to_requeue(
-    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, array: bool, job: str
-) -> None:
+def scontrol(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make this a SLURM job, whose ``scontrol`` notes in ``asked`` what it is asked for."""
     tools = tmp_path / "bin"
     tools.mkdir()
     tool = tools / "scontrol"
@@ -695,6 +720,15 @@ def test_slurm_is_asked_to_requeue(
     tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     monkeypatch.setenv("SLURM_JOB_ID", "77")
+    return tool
+
+
+@pytest.mark.usefixtures("_outlives_signals")
+@pytest.mark.parametrize(("array", "job"), [(False, "77"), (True, "70_3")])
+def test_slurm_is_asked_to_requeue(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, array: bool, job: str
+) -> None:
+    tool = scontrol(tmp_path, monkeypatch)
     if array:
         monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "70")
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
@@ -742,7 +776,8 @@ def test_the_command_says_how_to_go_on_and_its_exit_code_why(scan: Path, tmp_pat
     assert process.returncode in (130, 143)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.usefixtures("_outlives_signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
 def test_a_signal_outside_of_training_has_its_exit_code_too(
     scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, number: int, code: int
 ) -> None:
@@ -751,3 +786,19 @@ def test_a_signal_outside_of_training_has_its_exit_code_too(
     assert cli.main(["train", str(scan), "-o", str(tmp_path / "run"), "--no-tracking"]) == code
     assert "interrupted before the first checkpoint" in capsys.readouterr().err
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.usefixtures("_outlives_signals")
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [(["--resume", "auto"], "the run resumes when SLURM starts"), ([], "script needs: ptycho-torch train")],
+)
+def test_a_job_is_requeued_outside_of_training_too(
+    scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, flags: list[str], words: str
+) -> None:
+    """A memory map of a large scan takes longer to build than SLURM waits."""
+    scontrol(tmp_path, monkeypatch)
+    monkeypatch.setattr(train, "PtychoDataModule", lambda *_, **__: os.kill(os.getpid(), signal.SIGUSR1))
+    assert cli.main(["train", str(scan), "-o", str(tmp_path / "run"), "--no-tracking", *flags]) == 138
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    assert words in capsys.readouterr().err

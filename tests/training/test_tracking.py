@@ -413,7 +413,7 @@ def test_a_server_that_stops_answering_is_left_alone_after_one_call(
     finally:
         server.signal(signal.SIGCONT)
     assert hook.epochs == EPOCHS
-    # One call while training goes on, and one more try when it ends.
+    # One call while training runs, and one more try when it ends.
     assert len(requests) == 2
     assert len(messages(caplog, logging.WARNING)) == 1
 
@@ -563,7 +563,7 @@ def test_training_ends_although_the_server_is_killed(
     assert len(listeners[0].connections) == 4
     [line] = messages(caplog, logging.WARNING)
     assert f"MLflow at {server.uri} failed" in line
-    assert "Training goes on" in line
+    assert "Training continues" in line
     assert mlflow_state() == before
     assert tracker.run_id is not None
     run = client(f"sqlite:///{server.folder / 'store.db'}").get_run(tracker.run_id)
@@ -723,3 +723,13 @@ def test_a_resumed_training_goes_on_in_its_mlflow_run(
     client(server.uri).delete_run(first.run_id)
     third = train.main(scan, resume=first.checkpoint, max_epochs=3, **names)
     assert third.run_id not in (None, first.run_id)
+
+
+def test_mlflow_says_no_more_than_warnings_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_LOGGING_LEVEL", raising=False)
+    with tracking._environment():
+        assert os.environ["MLFLOW_LOGGING_LEVEL"] == "WARNING"
+    assert "MLFLOW_LOGGING_LEVEL" not in os.environ
+    monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "DEBUG")
+    with tracking._environment():
+        assert os.environ["MLFLOW_LOGGING_LEVEL"] == "DEBUG"

@@ -239,7 +239,7 @@ def test_inference_takes_the_map_of_training_and_looks_at_its_outputs_first(
     def infer(**names: Any) -> Any:
         return inference.infer(result.checkpoint, scan, output_dir="objects", progress=False, **names)
 
-    infer(wavelength_m=1e-10, detector_distance_m=2.0, detector_pixel_m=75e-6)
+    infer(cxi=True, wavelength_m=1e-10, detector_distance_m=2.0, detector_pixel_m=75e-6)
     assert (place / "manifest.json").read_bytes() == manifest
     assert sorted(path.name for path in Path("objects").iterdir()) == [
         f"a{ending}" for ending in sorted(folders.RESULT_ENDINGS)
@@ -254,6 +254,7 @@ def test_inference_takes_the_map_of_training_and_looks_at_its_outputs_first(
     # The product of the old object would be taken for the new one's: nothing says its geometry.
     infer(overwrite=True)
     assert not Path("objects/a.h5").exists()
+    assert not Path("objects/a_object.cxi").exists()
     shutil.copy(scan, "objects/a.npz")
     with pytest.raises(ConfigError, match="is an input of this command"):
         inference.infer(result.checkpoint, "objects/a.npz", output_dir="objects", overwrite=True, progress=False)

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ptycho_torch.contracts.contract import violation
-from ptycho_torch.errors import DataContractError, PtychoError, one_line
+from ptycho_torch.errors import DataContractError, one_line
 from ptycho_torch.files.hdf5_process import ChildLimits, Hdf5Process, Refusal, started
 
 MEMORY_BYTES = 4 * 2**30
@@ -142,7 +142,7 @@ class Hdf5Tree:
         self.path = path
         self.datasets: dict[str, Dataset] = {}
         self.groups: dict[str, str] = {}
-        self.broken: dict[str, PtychoError] = {}
+        self.broken: dict[str, DataContractError] = {}
         self.notices: list[str] = []
         self._stack = stack
         self._known_parts: dict[str, list[_Part]] = {}

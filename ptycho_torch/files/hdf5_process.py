@@ -128,7 +128,7 @@ class Hdf5Process:
             opened = json.loads(self._message(b"J"))["files"]
             if len(opened) != max(len(self.paths), 1):
                 raise ValueError("files")
-            self.closed = {
+            self.closed: dict[int, Any] = {
                 number: self._refusal(said, number) for number, said in enumerate(opened) if said is not None
             }
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ptycho_torch.commands import convert_scan
 from ptycho_torch.data.scan import examine
 from ptycho_torch.errors import ConfigError, DataContractError, PtychoError
 from ptycho_torch.files import hdf5_files, hdf5_process

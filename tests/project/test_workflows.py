@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.project.test_docs import complaints
+from tests.documents.test_docs import complaints
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))

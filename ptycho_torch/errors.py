@@ -94,6 +94,8 @@ def one_line(text: str, characters: int = _LINE_CHARACTERS) -> str:
 def breaking(clause: str) -> Iterator[None]:
     """Name the clause of a block, or of a function that this decorates, in each of our errors that names none yet.
 
+    A file that the system cannot read breaks no clause.
+
     >>> with breaking("FILE-02"):
     ...     raise PtychoError("params.dill: found code; ask where it came from.")
     Traceback (most recent call last):
@@ -102,7 +104,7 @@ def breaking(clause: str) -> Iterator[None]:
     try:
         yield
     except PtychoError as err:
-        if err.clause is None:
+        if err.clause is None and not isinstance(err.__cause__, OSError):
             err.clause = clause
             err.args = (f"{err} (clause {clause})",)
         raise

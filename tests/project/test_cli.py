@@ -671,6 +671,7 @@ def test_train_hands_over_what_was_asked_for(trained: Calls, run: Run) -> None:
             "start_from": Path("old.ckpt"),
             "overwrite": False,
             "reconstruct": False,
+            "contact_sheet": False,
             "progress": True,
         }
     ]
@@ -845,6 +846,7 @@ def test_infer_hands_over_what_was_asked_for(
             npz=Path("out/a.npz"),
             pictures=(Path("out/a.png"),),
             product=Path("out/a.h5"),
+            cxi=None,
             reconstruction=reconstruction,
             scores=types.SimpleNamespace(describe=lambda: ("contrast 0.1", "R-factor 0.2")),
             json=Path("out/a.json"),
@@ -891,6 +893,8 @@ def test_infer_hands_over_what_was_asked_for(
             "group_seed": 45,
             "n_groups": 80,
             "K": 4,
+            "devices": 1,
+            "cxi": False,
         }
     ]
 

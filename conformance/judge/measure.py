@@ -148,9 +148,7 @@ class _Ruler:
         deviations = [_typed_deviation(part, self.dtype) for part in parts]
         found = errors(deviations)
         mismatch = next((each.mismatch for each in deviations if each.mismatch), "")
-        # What is missing fails whatever its condition is.
-        is_missing = any(part.values is None for part in parts)
-        amplified = NONE if found.e <= self.settled or is_missing else _pooled_condition(parts, unit)
+        amplified = NONE if found.e <= self.settled else _pooled_condition(parts, unit)
         place = locate(deviations[0].values, axes) if self.locating and not mismatch else None
         return Quantity(stage, Errors(found.e, max(found.m, margin)), amplified, mismatch, place, unit)
 

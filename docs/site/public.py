@@ -19,5 +19,5 @@ PUBLIC = {
         "api.base_api",
     ),
     "ptycho_tf_bridge": ("config", "archives.archive", "export"),
-    "conformance": ("judge.agreement",),
+    "conformance": ("judge.agreement", "judge.truth", "cases.case", "recordings.bundle"),
 }

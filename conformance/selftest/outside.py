@@ -290,15 +290,15 @@ OUTSIDE: tuple[Fault, ...] = (
         after(lambda each: {name: array.astype(np.float16).astype(np.float32) for name, array in each.items()}),
     ),
     # Data
-    Fault("seed of groups ignored", "data.groups", memory_map, "group_scan", argument(1, _settings(group_seed=0))),
+    Fault("seed of groups ignored", "data.groups", grouping, "group_scan", argument(1, _settings(group_seed=0))),
     Fault(
         "one neighbour too few",
         "data.groups",
-        memory_map,
+        grouping,
         "group_scan",
         argument(1, lambda settings: dataclasses.replace(settings, K=settings.K - 1)),
     ),
-    Fault("groups sorted", "data.groups", memory_map, "group_scan", after(lambda rows: np.sort(rows, axis=1))),
+    Fault("groups sorted", "data.groups", grouping, "group_scan", after(lambda rows: np.sort(rows, axis=1))),
     Fault("seed points never in sequence", "data.samplers", grouping, "reference_groups", with_named(sequential=False)),
     Fault(
         "centre in every group",

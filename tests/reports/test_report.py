@@ -254,7 +254,7 @@ def test_a_clause_shows_its_text_and_equations() -> None:
     text = "".join(check(report_page([content(case(GOOD))])).text)
     assert "merged = Σ_c T(pad(patch_c), −o_c) / (Σ_c T(pad(central_mask), −o_c) + 0.001)" in text
     assert "merged = pad(patch)   where not object_big" in text
-    assert "Each stage gets the truth's input, so an error belongs to that stage alone." in text
+    assert "Each stage gets the truth's input, so an error belongs to that stage." in text
 
 
 def test_every_word_of_the_verdicts_is_explained() -> None:
@@ -282,7 +282,7 @@ def test_what_options_left_out_is_counted_with_the_files_and_clauses_that_nothin
     text = " ".join("".join(check(report_page([found])).text).split())
     files = sorted(path.name for path in Path(run_page.__file__).parents[1].glob("test_*.py"))
     ran = {result["test"].partition("::")[0] for result in found["results"]}
-    judged = {clause for result in found["results"] for clause in result["clauses"]}
+    judged = {"FORWARD-FREE", "FORWARD-FORCED", "merged", "encoder.{i}.conv1"}
     unread = [name for name in files if name not in ran]
     assert 0 < len(unread) < len(files)
     assert f"Options left 2 tests out of the files that were read, and ran no test of {len(unread)} more files" in text

@@ -99,9 +99,9 @@ class Graph:
 
     @property
     def policies(self) -> tuple[str, ...]:
-        """Names of the dtype policies of layers that compute in something else than float32, sorted."""
+        """Names of the dtype policies of layers that compute in other real numbers than float32, sorted."""
         names = {_policy(layer.config.get("dtype")) for layer in self.layers.values()}
-        return tuple(sorted(names - {"", "float32"}))
+        return tuple(sorted(names - {"", "float32", "complex64"}))
 
 
 @dataclass(frozen=True)

@@ -291,6 +291,8 @@ class _Finder:
         del self._notices[noticed:]
         if len(missing) < 2:
             return
+        if "patterns" not in missing:
+            self._patterns()  # Whether they can be read at all comes first.
         arrays = [f"{each.path} {each.shape}" for each in self._tree.datasets.values() if math.prod(each.shape) > 1]
         options = " ".join(missing.values())
         elsewhere = "; positions in another file: --positions-file FILE" if "positions" in missing else ""

@@ -220,7 +220,7 @@ def test_every_field_of_the_reference_ends_in_a_setting_or_in_a_finding(field: R
     chosen = [others["inference"]] if field.section == "inference" else [others["training"], others["execution"]]
     what = SCHEMA.counterparts["tensorflow"][field.full_name]
     if isinstance(what, Foreign) and what.only:
-        with pytest.raises(ConfigError, match=f"{field.name}.* = .*{value}.*alone"):
+        with pytest.raises(ConfigError, match=f"{field.name}.* = .*{value}.*has only"):
             from_dataclass(*chosen)
         return
     if isinstance(what, Foreign) and what.same_as:
@@ -509,7 +509,7 @@ def test_a_file_without_any_field_is_refused_with_every_key(tmp_path: Path) -> N
         ("nepochs: 0", r"line 1: 'nepochs': TrainingSettings\.max_epochs = 0"),
         ("model: {probe_scale: -1}", r"line 1: 'model.probe_scale': ModelSettings\.probe_scale = -1"),
         ("model: {probe_big: 1}", r"'model\.probe_big' = 1 is no value of this kind here; expected bool"),
-        ("model: {architecture: fno}", r"architecture.* = 'fno'; this project has cnn alone"),
+        ("model: {architecture: fno}", r"architecture.* = 'fno'; this project has only cnn"),
         ("model: {amp_activation: tanh}", r"amp_activation.*'tanh' has no counterpart here; .*sigmoid"),
         ("backend: jax", r"'backend' = 'jax'; the reference has tensorflow and pytorch"),
         ("backend: pytorch\noptimizer: sgd", r"'optimizer' = 'sgd' has no counterpart here; .*adamw"),
@@ -520,7 +520,7 @@ def test_a_file_without_any_field_is_refused_with_every_key(tmp_path: Path) -> N
         ("- nepochs", "the file holds no fields of the reference"),
         ("nepochs: !!python/object/apply:os.system ['true']", "a list|no valid YAML"),
         ("nepochs: !!python/name:os.system x", "no valid YAML"),
-        ("[" * 100000, "nested too deeply|no valid YAML"),
+        ("[" * 100000, "more than 1000 brackets"),
         ("nepochs: [", "no valid YAML"),
         ("x" * 300000, "longer than 256 KiB"),
         ("nepochs: !!int ''", r"'nepochs' cannot be read \(''"),
@@ -576,7 +576,7 @@ def test_every_legacy_key_ends_in_a_setting_or_in_a_finding(key: str) -> None:
     what = SCHEMA.counterparts["legacy"][key]
     value = changed(fields[0]) if fields else 6
     if isinstance(what, Foreign) and what.only:
-        with pytest.raises(ConfigError, match="alone"):
+        with pytest.raises(ConfigError, match="has only"):
             from_legacy({key: value})
         return
     base, read = from_legacy({}), from_legacy({key: value})

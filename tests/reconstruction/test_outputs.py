@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +16,19 @@ from ptycho_tf_bridge.commands.cli import main as bridge
 from ptycho_torch.commands.cli import main
 from ptycho_torch.errors import ConfigError
 from ptycho_torch.files.folders import distinct_stems, refuse_outputs
+from ptycho_torch.training.checkpoint_file import KEY
 
-CONTENT = b"what must not be lost"
+
+def _npz() -> bytes:
+    file = io.BytesIO()
+    np.savez(file, what_must_not_be_lost=np.ones(3))
+    return file.getvalue()
+
+
+CONTENT = _npz()
+
+_HEADER = json.dumps({"__metadata__": {KEY: "{}"}}).encode()
+CHECKPOINT = struct.pack("<Q", len(_HEADER)) + _HEADER
 
 Link = Callable[[Path, Path], None]
 LINKS: dict[str, Link] = {
@@ -37,7 +50,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name in ("scans/scan.npz", "probes/scan.npz", "run/checkpoints/last.ckpt", "run/settings.yaml", "raw/raw.h5"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"training: {seed: 1}\n" if name.endswith(".yaml") else CONTENT)
+        content = {".yaml": b"training: {seed: 1}\n", ".ckpt": CHECKPOINT}.get(Path(name).suffix, CONTENT)
+        (tmp_path / name).write_bytes(content)
     np.savez(tmp_path / "object.npz", object=np.ones((4, 4)), objectGuess=np.ones((4, 4)))
     (tmp_path / "history.json").write_text(json.dumps({"train_loss": [2.0, 1.0]}))
     return tmp_path

@@ -116,7 +116,7 @@ def test_the_mistake_of_the_page_is_named(
     assert ("teacher-forced" in headline(report)) is is_fed
     target = Target(GRADIENT_FREE, "encoder.0.conv1", PLANNED, "cpu", "float64")
     with pytest.raises(pytest.skip.Exception, match=r"gives no FreeRun\.gradients"):
-        test_network.test_stage(BENCH, target)
+        test_network.test_stage(BENCH, target, Path("parity.json"))
 
 
 def test_the_mistake_is_noted_at_its_line(ports: Mapping[str, types.ModuleType]) -> None:

@@ -235,7 +235,7 @@ def test_an_unknown_clause_is_named():
 
 def test_the_specs_of_a_wheel_come_before_those_of_a_checkout(tmp_path, monkeypatch):
     package = tmp_path / "ptycho_torch"
-    monkeypatch.setattr(contract, "__file__", str(package / "contract.py"))
+    monkeypatch.setattr(contract, "__file__", str(package / "contracts" / "contract.py"))
     with pytest.raises(SpecError, match="install ptycho-torch again"):
         contract.specs_dir()
     for folder in (tmp_path / "specs", package / "specs"):

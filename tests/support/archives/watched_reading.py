@@ -1,6 +1,6 @@
 """Reads damaged archives under a watch that sees every call of the system, and says what became of each.
 
-    python tests/support/archives/watched_reading.py --part 0 --parts 2
+    python -m tests.support.archives.watched_reading --part 0 --parts 2
 
 The watch is one of Python's audit hooks, which cannot be taken away again; memory is only known of a process as a
 whole. So this is a process of its own. Its last line of output is JSON.

@@ -14,7 +14,7 @@ import logging
 import math
 import multiprocessing
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
@@ -322,43 +322,48 @@ def write_results(
         write_numbers(numbers, scores.numbers(), overwrite=overwrite)
         plot_reconstruction(reconstruction, overview, scores=scores)
         pictures = (overview, *write_images(reconstruction, output_dir, stem))
-        product, file = output_dir / f"{stem}.h5", output_dir / f"{stem}{folders.CXI_ENDING}"
-        positions = dataset.positions_px[torch.from_numpy(dataset.rows[number])].numpy()
-        indexes = dataset.pattern_numbers(number)
-        if overwrite:
-            # Files of an object that was there before would be taken for this one's.
-            for path in (product, file):
-                path.unlink(missing_ok=True)
-        if geometry is not None:
-            write_product(
-                product,
-                reconstruction,
-                geometry,
-                positions_px=positions,
-                indexes=indexes,
-                name=stem,
-                comments=program,
-                photons=photons,
-                losses=np.array(module.history.get("train_loss", [])),
-            )
-        if cxi:
-            write_cxi(
-                file, reconstruction, geometry, positions_px=positions, indexes=indexes, name=stem, program=program
-            )
-        results.append(
-            InferenceResult(
-                stem,
-                npz,
-                pictures,
-                None if geometry is None else product,
-                file if cxi else None,
-                reconstruction,
-                scores,
-                numbers,
-                check,
-            )
-        )
+        metric = _write_metric(
+            output_dir / stem, reconstruction, dataset, number, geometry,
+            program=program, photons=photons, losses=module.history.get("train_loss", []), cxi=cxi, overwrite=overwrite,
+        )  # fmt: skip
+        results.append(InferenceResult(stem, npz, pictures, *metric, reconstruction, scores, numbers, check))
     return tuple(results)
+
+
+def _write_metric(
+    place: Path,
+    reconstruction: Reconstruction,
+    dataset: PtychoDataset,
+    number: int,
+    geometry: Geometry | None,
+    *,
+    program: str,
+    photons: float | None,
+    losses: Sequence[float],
+    cxi: bool,
+    overwrite: bool,
+) -> tuple[Path | None, Path | None]:
+    """Write the files of a scan that are in metres, and return the HDF5 product and the CXI file, if there are.
+
+    ``place`` is folder and stem of both; the other arguments are those of ``write_results`` and ``write_product``.
+    """
+    product, file = (place.with_name(place.name + ending) for ending in (".h5", folders.CXI_ENDING))
+    positions_px = dataset.positions_px[torch.from_numpy(dataset.rows[number])].numpy()
+    indexes = dataset.pattern_numbers(number)
+    if overwrite:
+        # Files of an object that was there before would be taken for this one's.
+        for path in (product, file):
+            path.unlink(missing_ok=True)
+    if geometry is not None:
+        write_product(
+            product, reconstruction, geometry, positions_px=positions_px, indexes=indexes, name=place.name,
+            comments=program, photons=photons, losses=np.array(losses),
+        )  # fmt: skip
+    if cxi:
+        write_cxi(
+            file, reconstruction, geometry, positions_px=positions_px, indexes=indexes, name=place.name, program=program
+        )
+    return None if geometry is None else product, file if cxi else None
 
 
 def _refuse_cxi_without_metres(dataset: PtychoDataset, geometries: Mapping[int, Geometry] | None) -> None:

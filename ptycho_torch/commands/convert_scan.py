@@ -51,6 +51,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     domain.add_argument(
         "--declare-amplitude", action="store_true", help="patterns are amplitude, though they look like counts"
     )
+    _add_choice(parser)
+    _add_frames(parser)
+    _add_positions(parser)
+    _add_geometry(parser)
+    _add_hdf5(parser)
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments about which patterns are taken, and which pixels count."""
     chosen = parser.add_argument_group("patterns", "in this order: mark bad pixels, select, drop, merge")
     chosen.add_argument(
         "--bad-pixels",
@@ -91,6 +100,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chosen.add_argument(
         "--accept-mask", action="store_true", help="accept bad pixels that hide more than 10 %% of the counts"
     )
+
+
+def _add_frames(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments about what is made of each frame."""
     frames = parser.add_argument_group("frames", "in this order: crop, bin, transpose, flip (clause PREP-01)")
     frames.add_argument(
         "--crop", type=_even, metavar="N", help="keep what becomes N × N pixels, N·B × N·B with --bin B"
@@ -109,6 +122,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     frames.add_argument(
         "--flip", choices=("vertical", "horizontal", "both"), help="turn frames upside down, left to right, or both"
     )
+
+
+def _add_positions(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments about positions."""
     positions = parser.add_argument_group("positions", "in this order: swap, flip, scale")
     positions.add_argument("--positions-swap-xy", action="store_true", help="swap x and y")
     positions.add_argument("--positions-flip-x", action="store_true", help="count x the other way")
@@ -122,10 +139,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="where the positions are: for an HDF5 scan another HDF5 file, for NPZ of ptychodus its product (.npz)",
     )
+
+
+def _add_geometry(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments about geometry."""
     geometry = parser.add_argument_group("geometry", "in place of what the file says, or where it says nothing")
     geometry.add_argument("--wavelength-m", type=positive, metavar="METRES", help="wavelength")
     geometry.add_argument("--distance-m", type=positive, metavar="METRES", help="from object to detector")
     geometry.add_argument("--pixel-m", type=positive, metavar="METRES", help="side of a detector pixel, before binning")
+
+
+def _add_hdf5(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments about where things are in an HDF5 file."""
     hdf5 = parser.add_argument_group("HDF5", "patterns are taken for counts and their root is taken")
     hdf5.add_argument(
         "--data-path",

@@ -222,7 +222,7 @@ def reference_groups(
                 "GROUP-02",
                 f"n_groups = {n_groups} for {M} scan points",
                 expected="no more groups than scan points",
-                remedy=f"Make fewer: `--n-groups {M}`; train alone can draw points again: `--enable-oversampling`",
+                remedy=f"Make fewer: `--n-groups {M}`; only `train` can draw points again: `--enable-oversampling`",
             )
         return _oversampled(draw, positions_px, C, pool, n_groups, sequential=sequential)
     if sequential:

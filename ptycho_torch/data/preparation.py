@@ -20,6 +20,12 @@ REFERENCE_JITTER_PX = 10
 """The reference's fixed ``offset`` and ``max_position_jitter``: a canvas 7 px wider on each side for gridsize 2."""
 
 
+HC_J_M = 6.62607015e-34 * 299792458
+"""h·c in joule metres, exact since the units of 2019: a photon's energy is h·c / λ."""
+
+ELECTRONVOLT_J = 1.602176634e-19
+
+
 def object_pixel_m(wavelength_m: float, detector_distance_m: float, detector_pixel_m: float, frame_px: int) -> float:
     """Return λ·z / (N·p), the side of an object pixel in metres [clauses SCAN-12 and REC-02].
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from ptycho_torch.contracts.contract import violation
+from ptycho_torch.data.preparation import HC_J_M
 from ptycho_torch.errors import DataContractError, IncompleteFileError
 from ptycho_torch.files.hdf5_child import MAX_ROW_BYTES
 from ptycho_torch.files.hdf5_files import Dataset, Hdf5Tree, is_matlab, open_hdf5
@@ -28,9 +29,6 @@ from ptycho_torch.files.npz import listed
 from ptycho_torch.importer.detector_mask import MaskBits, read_mask
 from ptycho_torch.importer.probe_axes import probe_axes
 from ptycho_torch.importer.units import Kind, UnknownUnitError, si_factor
-
-PLANCK_J_S = 6.62607015e-34
-LIGHT_M_S = 299792458.0
 
 MAX_FRAME_PX = 8192
 MAX_PATTERNS = 2**31 - 1
@@ -636,7 +634,7 @@ class _Finder:
             if not low < value < high:
                 doubts.append(self._no_photon(dataset, kind, value))
                 continue
-            found.append((dataset.path, value if kind == "length" else PLANCK_J_S * LIGHT_M_S / value))
+            found.append((dataset.path, value if kind == "length" else HC_J_M / value))
         if not found and doubts:
             raise doubts[0]
         if not found:

@@ -23,13 +23,13 @@ from tqdm import tqdm
 
 from ptycho_torch.contracts.contract import load_contract, violation
 from ptycho_torch.data.photons import METADATA, stated_photons
-from ptycho_torch.data.preparation import object_pixel_m
+from ptycho_torch.data.preparation import HC_J_M, object_pixel_m
 from ptycho_torch.data.scan import MAX_FRAME_PX, MAX_TEXT_BYTES, read_ahead
 from ptycho_torch.errors import ConfigError, DataContractError
 from ptycho_torch.files.hdf5_files import BUFFERS
 from ptycho_torch.files.npz import ArrayHeader, NpzFile
 from ptycho_torch.files.remedies import adding, of_frames, of_member, without_patterns, without_positions
-from ptycho_torch.importer.beamline import LIGHT_M_S, PLANCK_J_S, Wanted, frame_axes, open_beamline
+from ptycho_torch.importer.beamline import Wanted, frame_axes, open_beamline
 from ptycho_torch.importer.probe_axes import probe_axes
 
 Axes = Literal["mhw", "mwh", "hwm", "whm", "mhw1"]
@@ -533,7 +533,7 @@ def _with_product(source: Source, path: Path, indexes: np.ndarray | None, notice
         geometry.setdefault("detector_distance_m", float(npz.read("detector_object_distance_m")))
     if "probe_energy_eV" in npz:
         energy_j = float(npz.read("probe_energy_eV")) * ELECTRONVOLT_J
-        geometry.setdefault("wavelength_m", PLANCK_J_S * LIGHT_M_S / energy_j if energy_j > 0 else math.nan)
+        geometry.setdefault("wavelength_m", HC_J_M / energy_j if energy_j > 0 else math.nan)
     H, W = source.stack.rows_px, source.stack.columns_px
     if "probe_pixel_width_m" in npz and {"detector_distance_m", "wavelength_m"} <= set(geometry):
         side = float(npz.read("probe_pixel_width_m"))

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ptycho_torch.contracts.contract import violation
+from ptycho_torch.data.preparation import HC_J_M
 from ptycho_torch.files.npz_writer import replacing
 from ptycho_torch.reconstruction.products import Geometry, Reconstruction, positions_m
 
 if TYPE_CHECKING:
     import h5py
-
-PLANCK_J_M = 6.62607015e-34 * 299792458
-"""h·c in joule metres, exact since the units of 2019."""
 
 CXI_VERSION = 160
 
@@ -77,7 +75,7 @@ def write_cxi(
 def _instrument(entry: h5py.Group, reconstruction: Reconstruction, geometry: Geometry) -> None:
     instrument = _group(entry, "instrument_1", "NXinstrument")
     source, beam = _group(instrument, "source_1", "NXsource"), _group(instrument, "beam_1", "NXbeam")
-    energy_j = PLANCK_J_M / geometry.wavelength_m
+    energy_j = HC_J_M / geometry.wavelength_m
     # CXI has the energy of photons at the source, NeXus at the beam.
     for group, key in ((source, "energy"), (beam, "energy"), (beam, "incident_beam_energy")):
         _number(group, key, energy_j, "J")

@@ -15,13 +15,9 @@ from typing import Any
 import numpy as np
 
 from ptycho_torch.contracts.contract import load_contract, shape_fits, violation
-from ptycho_torch.data.preparation import object_pixel_m
+from ptycho_torch.data.preparation import ELECTRONVOLT_J, HC_J_M, object_pixel_m
 from ptycho_torch.files.npz import NpzFile
 from ptycho_torch.files.npz_writer import NpzWriter, replacing
-
-PLANCK_EV_M = 1.239841984332e-6
-"""h·c in electronvolt metres (exact since the units of 2019, to the digits given)."""
-
 
 _CONSTANT = 1e-6
 """An object that deviates by less than this part of its mean is constant: complex64 rounds to 1e-7."""
@@ -250,7 +246,7 @@ def write_product(
         product.attrs["name"] = name
         product.attrs["comments"] = comments
         product.attrs["detector_object_distance_m"] = float(geometry.detector_distance_m)
-        product.attrs["probe_energy_eV"] = PLANCK_EV_M / geometry.wavelength_m
+        product.attrs["probe_energy_eV"] = HC_J_M / ELECTRONVOLT_J / geometry.wavelength_m
         product.attrs["exposure_time_s"] = float(exposure_time_s)
         if photons is not None:
             product.attrs["probe_photon_count"] = float(photons)

@@ -169,7 +169,8 @@ def _without_checkpoint(path: Path) -> str:
     """Return what is where a checkpoint was looked for, and what to do."""
     if not path.exists():
         near = _nearest_path(path) or _runs_near(path)
-        return f"{path}: no such checkpoint{near}. {_GIVE_RUN}; `ptycho-torch train` makes one."
+        end = "" if near.endswith("?") else "."
+        return f"{path}: no such checkpoint{near}{end} {_GIVE_RUN}; `ptycho-torch train` makes one."
     if not path.is_dir():
         return f"{path}: neither a file nor a folder. {_GIVE_RUN}."
     levels = ("*.ckpt", "*/*.ckpt", "*/*/*.ckpt", "*/*/*/*.ckpt")

@@ -334,7 +334,7 @@ def _add_wheel(axes: Axes, reach_rad: float) -> None:
         used &= np.abs(angle) <= _WIDEST_HUE_RAD
         labels = {0.0: "0", _WIDEST_HUE_RAD: f"{reach_rad:.2g} rad", -_WIDEST_HUE_RAD: f"−{reach_rad:.2g} rad"}
     wheel[..., 3] = used
-    legend = axes.inset_axes((1.05, 0.78, 0.2, 0.2))
+    legend = axes.inset_axes((1.09, 0.78, 0.2, 0.2))
     legend.imshow(wheel, origin="lower")
     legend.axis("off")
     for at_rad, label in labels.items():

@@ -818,7 +818,8 @@ def test_patterns_along_the_last_axis_are_recognised(tmp_path: Path) -> None:
 def test_packages_of_beamlines_are_imported_where_they_are_used(tmp_path: Path) -> None:
     write_hdf5(tmp_path / "scan.h5", cxi(KNOWN))
     code = (
-        "import sys; from ptycho_torch import cli, inference; assert cli.main(sys.argv[1:]) == 0; "
+        "import sys; from ptycho_torch import inference; from ptycho_torch.commands import cli; "
+        "assert cli.main(sys.argv[1:]) == 0; "
         "assert not {'pint', 'hdf5plugin', 'h5py'} & set(sys.modules)"
     )
     command = [sys.executable, "-c", code, "convert-scan", "scan.h5", "-o", "new.npz"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 
@@ -75,7 +77,8 @@ class Condition:
 
     @cached_property
     def _careful_free(self) -> Amplified:
-        more = [_measure_free(self._truth, mover(seed)) for seed in range(FREE_DRAWS, CAREFUL_DRAWS)]
+        step = STEP * fft_roundings(self._truth.case.settings.N)
+        more = [_measure_free(self._truth, mover(seed), mover(seed, step)) for seed in range(FREE_DRAWS, CAREFUL_DRAWS)]
         return _largest([self._free, *more])
 
     @cached_property
@@ -86,10 +89,20 @@ class Condition:
         return _largest([_measure_forced(self._truth, mover(seed), stages) for stages, seed in draws])
 
 
-def mover(seed: int) -> Move:
-    """Return what moves arrays by ``STEP`` up or down at random."""
+def mover(seed: int, step: float = STEP) -> Move:
+    """Return what moves arrays by a relative step up or down at random."""
     rng = np.random.default_rng(seed)
-    return lambda array: moved(array, rng, STEP)
+    return lambda array: moved(array, rng, step)
+
+
+def fft_roundings(N: int) -> float:
+    """Return how often a fast Fourier transform of (N, N) pixels rounds its sums: log₂ N².
+
+    Its error is at most about as many ulps of its norm (N. J. Higham, Accuracy and Stability of Numerical Algorithms,
+    2nd edition 2002, theorem 24.2). Moving each pixel by one ulp would hide it in a sum over pixels that a symmetry
+    holds at zero: such moves average out there, while the errors of a transform are alike in all pixels.
+    """
+    return math.log2(N * N)
 
 
 def _largest(draws: Sequence[Amplified]) -> Amplified:
@@ -123,22 +136,29 @@ class NoisyRun:
     losses: Mapping[str, float]
 
 
-def noisy_run(truth: Truth, move: Move) -> NoisyRun:
+def noisy_run(truth: Truth, move: Move, move_transformed: Move | None = None) -> NoisyRun:
     """Run end to end, every output and every cotangent moved before the next stage sees it.
+
+    Args:
+        truth: of the case.
+        move: moves one array.
+        move_transformed: moves the exit wave, which the forward transform reads, and its cotangent, which the
+            transform of the reverse pass gives; None moves them like all others.
 
     Moving only the case's inputs would not do: the intensity does not depend on the object's global phase, so every
     sum that this symmetry holds near zero would look well-conditioned, while rounding inside breaks the symmetry.
     """
     oracle, branches = truth.oracle, truth.own_branches
+    moves = {} if move_transformed is None else {"exit_wave": move_transformed}
     network_input, constants = move(truth.network_input), _move_constants(truth.constants, move)
-    stages = _noisy_stages(truth, network_input, constants, move, oracle.stages)
+    stages = _noisy_stages(truth, network_input, constants, move, oracle.stages, moves)
     cotangents = {stage: np.zeros_like(output) for stage, output in stages.items()}
     from_loss = oracle.loss_pullback(stages, network_input, truth.loss_weights, branches["loss"])
     for stage, cotangent in from_loss.items():
         cotangents[stage] = cotangents[stage] + move(cotangent)
     gradients: dict[str, np.ndarray] = {}
     for stage in reversed(oracle.stages):
-        cotangents[stage] = move(cotangents[stage])
+        cotangents[stage] = moves.get(stage, move)(cotangents[stage])
         by_input, by_weight = truth.pull_back_at(stage, stages, network_input, cotangents, constants, branches)
         gradients |= by_weight
         for name, pulled in by_input.items():
@@ -158,17 +178,23 @@ def noisy_stages(truth: Truth, move: Move, names: Collection[str] | None = None)
 
 
 def _noisy_stages(
-    truth: Truth, network_input: np.ndarray, constants: Constants, move: Move, chosen: Sequence[str]
+    truth: Truth,
+    network_input: np.ndarray,
+    constants: Constants,
+    move: Move,
+    chosen: Sequence[str],
+    moves: Mapping[str, Move] = MappingProxyType({}),
 ) -> dict[str, np.ndarray]:
     stages: dict[str, np.ndarray] = {}
     for stage in chosen:
-        stages[stage] = move(truth.oracle.evaluate(stage, truth.values_of(stage, stages, network_input), constants))
+        output = truth.oracle.evaluate(stage, truth.values_of(stage, stages, network_input), constants)
+        stages[stage] = moves.get(stage, move)(output)
     return stages
 
 
-def _measure_free(truth: Truth, move: Move) -> Amplified:
+def _measure_free(truth: Truth, move: Move, move_transformed: Move | None = None) -> Amplified:
     """Compare a noisy run with the truth."""
-    run, expected = noisy_run(truth, move), truth.gradients
+    run, expected = noisy_run(truth, move, move_transformed), truth.gradients
     return Amplified(
         stages=_compare_all(run.stages, truth.stages),
         cotangents=_compare_all(run.cotangents, expected.cotangents),

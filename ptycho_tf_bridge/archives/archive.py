@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +50,9 @@ _HDF5_KINDS = (
 )
 """Names in HDF5 files that Keras writes, and what such a file is; the first that is there decides."""
 _OTHER_HDF5 = "an HDF5 file that Keras did not write, perhaps a scan or a reconstruction."
+
+_LONGEST_NAME = max(len(name) for name, _ in _HDF5_KINDS)
+_BLOCK_BYTES = 2**20
 
 _MANIFEST_BYTES = 2**16
 _SCALE_BYTES = 2**20
@@ -183,8 +185,13 @@ def _refuse_hdf5(path: Path) -> None:
     with contextlib.suppress(OSError), path.open("rb") as file:
         if file.read(len(_HDF5)) != _HDF5:
             return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            kind = next((kind for name, kind in _HDF5_KINDS if content.find(name) >= 0), _OTHER_HDF5)
+        found: set[bytes] = set()
+        end = b""
+        while block := file.read(_BLOCK_BYTES):
+            # A name may lie across the border of two blocks.
+            found |= {name for name, _ in _HDF5_KINDS if name in end + block}
+            end = block[-_LONGEST_NAME:]
+        kind = next((kind for name, kind in _HDF5_KINDS if name in found), _OTHER_HDF5)
         raise ArchiveError(f"{path}: {kind} Expected the wts.h5.zip of a training, or a .keras file.")
 
 

@@ -57,13 +57,17 @@ def test_conditions_scale_with_the_unit(condition: Condition) -> None:
 
 def test_draws_are_many_where_one_number_rules(monkeypatch: pytest.MonkeyPatch) -> None:
     truth = SimpleNamespace(
-        oracle=SimpleNamespace(stages=("encoder.0.conv1", "decoder_amp.central", "x.outer.head", "views"))
+        oracle=SimpleNamespace(stages=("encoder.0.conv1", "decoder_amp.central", "x.outer.head", "views")),
+        case=SimpleNamespace(settings=SimpleNamespace(N=64)),
     )
     asked: list[tuple[str, tuple[str, ...], float]] = []
     nothing = Amplified({}, {}, {}, {})
 
-    def free(_: Any, move: Any) -> Amplified:
+    steps: list[float] = []
+
+    def free(_: Any, move: Any, move_transformed: Any = None) -> Amplified:
         asked.append(("free", (), float(move(np.ones(1))[0])))
+        steps.append(0.0 if move_transformed is None else float(move_transformed(np.zeros(1))[0]))
         return nothing
 
     def forced(_: Any, move: Any, stages: Any) -> Amplified:
@@ -72,7 +76,7 @@ def test_draws_are_many_where_one_number_rules(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(conditions, "_measure_free", free)
     monkeypatch.setattr(conditions, "_measure_forced", forced)
-    monkeypatch.setattr(conditions, "mover", lambda seed: lambda array: array + seed)
+    monkeypatch.setattr(conditions, "mover", lambda seed, step=0.0: lambda array: array + (seed if step == 0 else step))
     condition = Condition(truth)  # type: ignore[arg-type]
     condition.free("float32")
     assert [seed for _, _, seed in asked] == [1 + seed for seed in range(FREE_DRAWS)]
@@ -80,6 +84,7 @@ def test_draws_are_many_where_one_number_rules(monkeypatch: pytest.MonkeyPatch) 
     assert len(asked) == FREE_DRAWS
     condition.free("float64")
     assert [seed for _, _, seed in asked] == [1 + seed for seed in range(CAREFUL_DRAWS)]
+    assert steps == [0.0] * FREE_DRAWS + [12 * STEP] * (CAREFUL_DRAWS - FREE_DRAWS)
     asked.clear()
     condition.forced("float64")
     condition.forced("float32")
@@ -129,6 +134,20 @@ def test_a_noisy_run_without_noise_is_the_truth(truth: Truth) -> None:
     assert free.gradients.keys() == forced.gradients.keys() == truth.case.weights.keys()
     assert set(free.losses) == set(forced.losses) == {"nll", "mae", "total"}
     assert {name.partition("<-")[0] for name in forced.cotangents} == {*truth.stages, "loss"} - {"normalized_input"}
+
+
+def test_what_a_transform_reads_and_gives_back_moves_on_its_own(truth: Truth) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def note(array: np.ndarray) -> np.ndarray:
+        seen.append(array.shape)
+        return array * 2
+
+    run = conditions.noisy_run(truth, lambda array: array, note)
+    assert seen == [truth.stages["exit_wave"].shape] * 2
+    np.testing.assert_array_equal(run.stages["exit_wave"], 2 * truth.stages["exit_wave"])
+    np.testing.assert_array_equal(run.stages["views"], truth.stages["views"])
+    assert conditions.fft_roundings(256) == 16
 
 
 def test_everything_moves_as_it_passes(truth: Truth) -> None:

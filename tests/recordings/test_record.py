@@ -341,7 +341,7 @@ def test_all_recordings_together_are_small() -> None:
 
 
 def verdicts_of_a_process(folder: Path, threads: int) -> str:
-    """Replay an embedded recording in a process of its own; return its JSON but for times and the folder."""
+    """Replay an embedded recording in a process of its own; return its JSON but for times, folder and environment."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "conformance", "--parity-device", "cpu"]
     command += ["--parity-dtype", "float32", "--parity-reference", str(RECORDINGS / "n64_g1_nopad.npz")]
     command += ["--parity-report", str(folder)]
@@ -350,7 +350,10 @@ def verdicts_of_a_process(folder: Path, threads: int) -> str:
     result = subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-3000:]
     report = json.loads((folder / "parity.json").read_text())
-    del report["command"], report["created_utc"]
+    assert report["environment"]["threads"] == str(threads)
+    # The seal covers the environment, which names the threads.
+    for key in ("command", "created_utc", "environment", "digest"):
+        del report[key]
     for case in (*report["cases"], *report["results"]):
         del case["seconds"]
     return json.dumps(report)

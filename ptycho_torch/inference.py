@@ -34,6 +34,7 @@ from ptycho_torch.dset_loader_pt_mmap import PtychoBatch, PtychoDataset, TensorD
 from ptycho_torch.errors import ConfigError
 from ptycho_torch.files import folders
 from ptycho_torch.files.json_numbers import write_numbers
+from ptycho_torch.files.npz_writer import replacing
 from ptycho_torch.importer.hints import heed_patterns, heed_scans
 from ptycho_torch.reconstruction.cxi import write_cxi
 from ptycho_torch.reconstruction.half_split import split_patterns
@@ -41,6 +42,7 @@ from ptycho_torch.reconstruction.pictures import plot_reconstruction, write_imag
 from ptycho_torch.reconstruction.products import Geometry, Reconstruction, write_product, write_reconstruction
 from ptycho_torch.reconstruction.reassembly import ExperimentStitcher, HalfStitcher, Stitched, Weighting
 from ptycho_torch.reconstruction.reconstruction_scores import ReconstructionScores, score_reconstruction
+from ptycho_torch.reconstruction.trunk import OUTPUTS, refuse_ending, write_trunk
 from ptycho_torch.training.blank import ObjectCheck, check_objects
 from ptycho_torch.training.freed_memory import keep_freed_memory
 from ptycho_torch.training.lightning_module import ObjectPatches, PtychoPINN, accelerator, quiet_lightning
@@ -505,6 +507,43 @@ def infer(
         cxi=cxi,
         overwrite=overwrite,
     )
+
+
+def export(
+    checkpoint: str | Path, target: str | Path, *, stages: Sequence[str] = OUTPUTS, overwrite: bool = False
+) -> Path:
+    """Write the neural part of a trained network for programs that serve models.
+
+    The file takes ``scaled_amplitude``, (groups, C, N, N) float32 s_I·X for any number of groups, and gives amplitude,
+    (groups, A, N, N), and phase in radians, (groups, K, N, N), of their patches. With it go the settings of the network
+    and the digest of the checkpoint: ``facts`` in the metadata of an ONNX model, else the extra file ``facts.json``.
+
+    Args:
+        checkpoint: of training, or converted from an archive.
+        target: ``model.onnx``, or ``model.pt2`` for ``torch.export.load``.
+        stages: whose outputs the file gives, by clause: the two of the patches, or more, for a judge.
+        overwrite: whether the file may be there.
+
+    Returns:
+        The file.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be read.
+        ConfigError: another ending, or the file is there and may not be overwritten.
+        PtychoError: onnxscript is not installed.
+    """
+    checkpoint, target = Path(checkpoint), Path(target)
+    refuse_ending(target)
+    folders.refuse_outputs([target], [checkpoint], overwrite=overwrite)
+    module = PtychoPINN.from_checkpoint(checkpoint)
+    facts = {
+        "program": f"ptycho-torch {importlib.metadata.version('ptycho-torch')}",
+        "checkpoint_sha256": _sha256(checkpoint),
+        "network": dataclasses.asdict(module.network.settings),
+    }
+    with replacing(target, overwrite=overwrite) as file:
+        write_trunk(file, module.network, target.suffix, facts, stages)
+    return target
 
 
 def _refuse_devices(devices: int, device: str) -> None:

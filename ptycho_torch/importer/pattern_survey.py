@@ -17,6 +17,7 @@ from ptycho_torch.importer.raw_scan import Passes
 
 _NARROWER = 0.5
 """Light that is so much narrower about the corner than about the middle is centred there; background widens both."""
+_LARGEST_COUNTS = LARGEST_AMPLITUDE**2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,24 +57,47 @@ def survey(
         for chunk in passes():
             top = rules.top(chunk.dtype)
             limit = top if saturated == "auto" else math.inf if saturated in (None, "keep") else float(saturated)
-            measured = (chunk >= 0) & (chunk < top) & (chunk <= LARGEST_AMPLITUDE**2)
-            if rules.bad_pixels is not None:
-                measured[:, rules.bad_pixels] = False
-            values = np.where(measured, chunk, 0).astype(np.float64)
-            if not rules.counts:
-                values = np.square(values)
-            if rules.dark is not None:
-                values = np.maximum(values - rules.dark, 0)
-            hits = chunk >= limit
-            counts += values.sum(axis=0)
-            over |= hits.any(axis=0)
-            always &= (chunk >= top).all(axis=0)
-            totals.append(values.sum(axis=(1, 2)))
+            # A minimum or maximum that is NaN compares as False.
+            least = 0 if chunk.dtype.kind == "u" else chunk.min()
+            if rules.counts and rules.dark is None and least >= 0 and chunk.max() < min(top, limit, _LARGEST_COUNTS):
+                light, brightness = _sums(chunk, rules.bad_pixels)
+                always[:] = False
+            else:
+                light, brightness, hits, beyond = _careful_sums(chunk, rules, top, limit)
+                over |= hits
+                always &= beyond
+            counts += light
+            totals.append(brightness)
             bar.update(len(chunk))
     if rules.bad_pixels is not None:
         over &= ~rules.bad_pixels
     # What holds no measurement in any pattern is dead, and is found as such later.
     return Survey(counts, np.concatenate(totals), over & ~always)
+
+
+def _sums(chunk: np.ndarray, bad_pixels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return (H, W) and (n,) Σ counts of patterns in which every number is a measurement."""
+    wide = np.uint64 if chunk.dtype.kind in "ub" else np.int64 if chunk.dtype.kind == "i" else np.float64
+    light, brightness = chunk.sum(axis=0, dtype=wide), chunk.sum(axis=(1, 2), dtype=wide)
+    if bad_pixels is not None:
+        brightness = brightness - chunk[:, bad_pixels].sum(axis=1, dtype=wide)
+        light[bad_pixels] = 0
+    return light.astype(np.float64), brightness.astype(np.float64)
+
+
+def _careful_sums(
+    chunk: np.ndarray, rules: ValueRules, top: float, limit: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return (H, W) and (n,) Σ counts, and (H, W) which pixels reach the limit in one pattern, and the top in all."""
+    measured = (chunk >= 0) & (chunk < top) & (chunk <= _LARGEST_COUNTS)
+    if rules.bad_pixels is not None:
+        measured[:, rules.bad_pixels] = False
+    values = np.where(measured, chunk, 0).astype(np.float64)
+    if not rules.counts:
+        values = np.square(values)
+    if rules.dark is not None:
+        values = np.maximum(values - rules.dark, 0)
+    return values.sum(axis=0), values.sum(axis=(1, 2)), (chunk >= limit).any(axis=0), (chunk >= top).all(axis=0)
 
 
 def corner_centred(light: np.ndarray) -> bool:

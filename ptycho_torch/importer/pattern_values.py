@@ -119,24 +119,27 @@ class ValueReader:
         low, high = self.rules.limits
         top = self.rules.top(stored.dtype)
         # A minimum or maximum that is NaN compares as False.
-        least = 0 if values.dtype.kind == "u" else values.min()
-        if not (least >= max(0, low) and values.max() < top and values.max() <= high):
+        least, most = 0 if values.dtype.kind == "u" else values.min(), values.max()
+        if not (least >= max(0, low) and most < top and most <= high):
             self._note(first, values, top)
+            most = values.max()
         self._count += len(values)
         if self._hits.any():
             self._refuse_loose()
         if self._dark is not None or self._gain is not None:
             values = self._corrected(values)
+            most = values.max()
         largest = LARGEST_AMPLITUDE**2 if self.rules.counts else LARGEST_AMPLITUDE
-        if not values.max() <= largest:
+        if not most <= largest:
             raise self._bad_value(first, values, ~(values <= largest))
         if not self.rules.counts:
             return values.astype(np.float32, copy=False)
         # Whole numbers from 2^24 on and float64 are more than float32 holds before the root is taken.
-        small = values.dtype == np.float32 or (values.dtype.kind in "iu" and values.max() < _EXACT_FLOAT32)
-        return np.sqrt(values, dtype=np.float32 if small else np.float64, casting="unsafe").astype(
-            np.float32, copy=False
-        )
+        if values.dtype.kind in "iu" and most < _EXACT_FLOAT32:
+            values = values.astype(np.float32)
+        if values.dtype == np.float32:
+            return np.asarray(np.sqrt(values, out=values))
+        return np.sqrt(values, dtype=np.float64, casting="unsafe").astype(np.float32)
 
     def finish(self) -> tuple[np.ndarray | None, tuple[str, ...]]:
         """Return the (h, w) bad pixels of the window, or None, and what a user should know.

@@ -325,7 +325,7 @@ def test_help_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", recordings.EMBEDDED)
 def test_an_embedded_recording_is_small_and_fresh(name: str) -> None:
-    """If this fails after a change to the reference or the stages: `python -m conformance record --embedded`."""
+    """After a change to the reference or the stages: `python -m conformance record --embedded -o FOLDER`."""
     path = RECORDINGS / f"{name}.npz"
     assert path.stat().st_size <= MAX_BYTES
     bundle = read_bundle(path)

@@ -103,4 +103,4 @@ def write_trunk(
         onnx = torch.onnx.export(program, dynamo=True, input_names=[INPUT], output_names=list(stages), verbose=False)
         assert onnx is not None
         onnx.model.metadata_props["facts"] = json.dumps(facts)
-        onnx.save(file)
+        file.write(onnx.model_proto.SerializeToString())

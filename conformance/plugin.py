@@ -237,6 +237,11 @@ def _load_candidate(config: pytest.Config) -> None:
         config.stash[_CANDIDATE] = load_factory(name, config.invocation_params.dir)
     except PtychoError as err:
         raise pytest.UsageError(f"--parity-candidate: {err}") from err
+    # One wrong stage fails many tests, each in our source: the tables say more of it, and --tb and -r still do.
+    if config.option.tbstyle == "auto":
+        config.option.tbstyle = "no"
+    if config.option.reportchars == "fE":
+        config.option.reportchars = "E"
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -545,18 +550,19 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     outcome = _outcome(config.stash[_KEPT], int(exitstatus), measured, config)
     content = as_json(bench, outcome)
     change = told(previous, content) if previous else ""
-    lines = [run_headline(bench, outcome), *([change] if change else [])]
+    lines: list[str] = []
     if directory:
         written = write_report(Path(directory), bench, outcome, previous)
         junit = getattr(config.option, "xmlpath", None)
         lines += [f"wrote {path}" for path in (*written, *([Path(junit)] if junit else []))]
+    lines += [change] if change else []
     if on_github:
         from conformance.report.github import notes, summary
 
         with Path(on_github).open("a", encoding="utf-8") as file:
             file.write(summary(content, change) + "\n")
         lines += notes(bench, outcome, Path(os.environ.get("GITHUB_WORKSPACE", ".")))
-    config.stash[_WRITTEN].extend(lines)
+    config.stash[_WRITTEN].extend([*lines, run_headline(bench, outcome)])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
@@ -638,7 +644,7 @@ def _reason(report: Any) -> str:
 
 def _summary(bench: Bench | None, notes: Sequence[str]) -> Iterator[str]:
     from conformance.report.results import headline, table
-    from conformance.session.bench import NO_TENSORFLOW
+    from conformance.session.bench import MISSING, NO_TENSORFLOW
     from ptycho_tf_bridge import backend
 
     yield from notes
@@ -648,8 +654,13 @@ def _summary(bench: Bench | None, notes: Sequence[str]) -> Iterator[str]:
         return
 
     reports = list(bench.reports.values())
-    # In float64 only a failure is worth a table: everything else lies at rounding.
-    tabled = [report for report in reports if report.dtype == "float32" or not report.passed]
+    # In float64 only a failure is worth a table: everything else lies at rounding. Who gave nothing has none.
+    tabled = [
+        report
+        for report in reports
+        if (report.dtype == "float32" or not report.passed)
+        and any(each.reason != MISSING for each in report.verdicts.values())
+    ]
     for report in tabled:
         yield ""
         yield from table(report)
@@ -657,6 +668,7 @@ def _summary(bench: Bench | None, notes: Sequence[str]) -> Iterator[str]:
     if bench.checks and not bench.failed_checks:
         yield f"passed  {len(bench.checks)} steps of configuration, bridge, data and optimiser"
     yield from (each.explain() for each in bench.failed_checks)
+    yield from dict.fromkeys(report.error for report in reports if "\n" in report.error)
     yield from (headline(report) for report in reports)
     for name, verdicts in bench.records.items():
         failed = [verdict for verdict in verdicts.values() if not verdict.passed]

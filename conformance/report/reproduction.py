@@ -262,8 +262,14 @@ def of_report(report: Mapping[str, Any], name: str, stage: str) -> str:
     """Return a program for a red verdict of a report.
 
     Raises:
-        DocumentError: the report has no such case, or nothing red there; or as ``reproduction``.
+        DocumentError: the report judges another candidate, or has no such case, or nothing red there; or as
+            ``reproduction``.
     """
+    if "candidate" in report:
+        raise DocumentError(
+            f"the report judges {report['candidate']['name']}, and a program shows only what is wrong in this package; "
+            "parity.html has the first wrong stage and what it deviates by."
+        )
     cases = [case for case in report["cases"] if case["case"] == name]
     if not cases:
         raise DocumentError(

@@ -19,6 +19,7 @@ from conformance.judge.measure import (
     GRADIENT_FORCED,
     GRADIENT_FREE,
     LOSS,
+    NETWORK_CLAUSES,
     TRAIN,
     Key,
     worst,
@@ -30,7 +31,7 @@ from conformance.provenance.json_files import finite, read_json, sealed, write_j
 from conformance.provenance.machine import device_name, driver, environment, versions
 from conformance.report.page import share_text
 from conformance.report.run_page import report_page
-from conformance.session.bench import Bench, CaseReport
+from conformance.session.bench import MISSING, PARTS, Bench, CaseReport
 from conformance.subjects.candidate import Origin
 from conformance.subjects.package import ReferencePackage
 
@@ -41,6 +42,7 @@ LARGEST_BYTES = 64 << 20
 
 _LONGEST_TEXT = 10_000
 _LONGEST_LINE = 500
+_NAMED = 5
 
 _COLUMNS = (
     ("forward", FORWARD_FREE),
@@ -61,16 +63,21 @@ def headline(report: CaseReport) -> str:
         cause = f"; cause: {report.cause}" if report.cause else ""
         how = "" if FORWARD_FORCED in report.not_given else "teacher-forced "
         return f"FAILED  {what}: first failing {how}stage: {report.first_failing}{cause}"
+    if report.error:
+        free = f": running free the first wrong stage is {report.first_free}" if report.first_free else ""
+        return f"FAILED  {what}{free}"
+    lacks = _lacks(report)
+    if lacks and report.first_free is None:
+        return f"FAILED  {what}: every stage that was given holds; {lacks}"
     if report.failed:
         stage = report.first_free
         told = [each for key, each in report.verdicts.items() if report.stage_of[key] == stage and not each.passed]
         where = "" if stage is None else f"; running free the first is {stage}"
-        return f"FAILED  {what}: every stage alone holds{where}; {(told or report.failed)[0].explain()}"
+        also = f"; {lacks}" if lacks else ""
+        return f"FAILED  {what}: every stage alone holds{where}; {(told or report.failed)[0].explain()}{also}"
     for ruling in report.rulings:
         if not ruling.holds:
             return f"FAILED  {what}: {ruling}"
-    if report.error:
-        return f"FAILED  {what}"
     if report.rulings:
         return f"waived  {what}: {'; '.join(map(str, report.rulings))}"
     most = worst(report.verdicts)
@@ -78,6 +85,23 @@ def headline(report: CaseReport) -> str:
     use = f"most of a budget used: {most.share:.0%}, {most.clause} {most.stage}"
     lacks = f"; not given: {', '.join(report.not_given)}" if report.not_given else ""
     return f"passed  {what}: {len(report.verdicts)} verdicts; {use}; run-to-run spread {report.run_to_run:.1e}{lacks}"
+
+
+def _lacks(report: CaseReport) -> str:
+    """Say what a candidate offers in part: ``FreeRun.cotangents lacks object``; empty if nothing is missing."""
+    lacking: dict[str, list[str]] = {}
+    for verdict in report.failed:
+        if verdict.reason == MISSING and verdict.clause in NETWORK_CLAUSES:
+            part = PARTS.get(verdict.clause, "FreeRun.stages")
+            if verdict.clause == LOSS and verdict.stage.startswith("forced"):
+                part = "ForcedRun.losses"
+            # In float32 the losses are one quantity without names.
+            name = verdict.stage.partition(".")[2] or "a loss" if verdict.clause == LOSS else verdict.stage
+            lacking.setdefault(part, []).append(name)
+    return "; ".join(
+        f"{part} lacks {', '.join(names[:_NAMED])}" + (f" and {len(names) - _NAMED} more" if names[_NAMED:] else "")
+        for part, names in lacking.items()
+    )
 
 
 def table(report: CaseReport) -> Iterator[str]:
@@ -103,8 +127,10 @@ def table(report: CaseReport) -> Iterator[str]:
 
 
 def _share(verdicts: Iterable[Verdict]) -> str:
-    shares = [verdict.share for verdict in verdicts]
-    return share_text(max(shares)) if shares else ""
+    found = list(verdicts)
+    if any(verdict.reason == MISSING for verdict in found):
+        return MISSING
+    return share_text(max(verdict.share for verdict in found)) if found else ""
 
 
 def _errors(errors: Errors | None) -> dict[str, float | None] | None:

@@ -14,6 +14,7 @@ from conformance.provenance.clauses import Entry, catalogue
 from conformance.report.difference import difference, share_of
 from conformance.report.page import colour_map, line_chart, render
 from conformance.report.reproduction import failing_stages, reproduce_command
+from conformance.session.bench import GIVES_NO
 
 Report = Mapping[str, Any]
 Values = dict[str, Any]
@@ -60,7 +61,7 @@ def report_page(
     cases = [case for report in reports for case in report["cases"]]
     results = [each for report in reports for each in report["results"] if not each["reason"].startswith(_EMPTY)]
     parts: Values = {
-        "failures": _failures(cases, results),
+        "failures": _failures(reports, results),
         "clauses": list(_matrix(results)),
         "margins": list(_margins(cases, results)),
         "growth": list(_growth(cases)),
@@ -101,9 +102,12 @@ def sentence(report: Report) -> str:
         partial = tests["deselected"] or ("candidate" in report and tests["skipped"])
         who = f"As far as it was checked, {candidate_name(report)}" if partial else _begins(candidate_name(report))
         call = f"{max(closest[0], 0.01):.0%}".replace("%", " %")
+        reasons = (each["reason"] for each in report["results"] if each["outcome"] == "skipped")
+        parts = ", ".join(dict.fromkeys(each.removeprefix(GIVES_NO) for each in reasons if each.startswith(GIVES_NO)))
         return (
             f"{who} is the TensorFlow network: {checks}{excused}, closest call "
             f"{'less than ' if closest[0] < 0.01 else ''}{call} of its budget."
+            f"{f' Not offered, and so not judged: {parts}.' if parts else ''}"
         )
     who = _begins(candidate_name(report))
     counted = f"{tests['failed']:,} of {checks} failed"
@@ -116,6 +120,9 @@ def sentence(report: Report) -> str:
         cause = f", probably because of: {first[0]['cause']}" if first[0]["cause"] else ""
         stage = first[0]["first_failing_stage"]
         return f"{who} is not the TensorFlow network: {counted}; the first wrong stage is {stage}{cause}."
+    raised = next((case["error"].splitlines()[0] for case in wrong if case["error"]), "")
+    if raised:
+        return f"{who} was not shown to be the TensorFlow network: {counted}; it could not be judged: {raised}."
     if wrong:
         return f"{who} was not shown to be the TensorFlow network: {counted}, but no stage by itself."
     if tests["failed"]:
@@ -165,11 +172,14 @@ def _case(case: Values) -> Values:
     return {"case": case, "shares": shares, "clauses": clauses}
 
 
-def _failures(cases: Sequence[Values], results: Sequence[Values]) -> Values | None:
-    failed = [case for case in cases if not case["passed"]]
-    shown = [(case["case"], stage) for case in failed for stage in failing_stages(case)[:1]]
+def _failures(reports: Sequence[Report], results: Sequence[Values]) -> Values | None:
+    failed = [(report, case) for report in reports for case in report["cases"] if not case["passed"]]
+    # A program of this package says nothing of another candidate.
+    ours = [case for report, case in failed if "candidate" not in report]
+    shown = [(case["case"], stage) for case in ours for stage in failing_stages(case)[:1]]
     found = {
-        "cases": failed,
+        "cases": [case for _, case in failed],
+        "errors": list(dict.fromkeys(case["error"] for _, case in failed if case["error"])),
         "commands": [reproduce_command("parity.json", *each) for each in dict.fromkeys(shown)],
         "tests": [result for result in results if result["outcome"] == "failed"],
     }
@@ -187,17 +197,26 @@ def _skipped(reports: Sequence[Report], results: Sequence[Values]) -> Values | N
         if result["outcome"] == "skipped":
             reasons.setdefault(result["reason"] or "no reason was given", []).append(result["test"])
     deselected = sum(report["tests"]["deselected"] for report in reports)
+    of_others = all("candidate" in report for report in reports)
     if not reasons and not deselected:
         return None
     # A file that options made needless is not even read, so none of its tests is counted as left out.
     ran = {result["test"].partition("::")[0] for result in results}
     judged = {clause for result in results if result["outcome"] != "skipped" for clause in result["clauses"]}
+    known = catalogue()
+    # Of another candidate only its network is judged.
+    clauses = [each for each in known if not of_others or each in NETWORK_CLAUSES or _group(each, known) == _STAGES]
     return {
         "reasons": reasons,
         "deselected": deselected,
+        "of_others": of_others,
         "files": sorted(path.name for path in Path(__file__).parents[1].glob("test_*.py") if path.name not in ran),
-        "clauses": [each for each in catalogue() if not any(map(re.compile(_pattern(each)).fullmatch, judged))],
-        "of_clauses": len(catalogue()),
+        "clauses": [
+            each
+            for each in clauses
+            if each not in judged and not any(map(re.compile(_pattern(each)).fullmatch, judged))
+        ],
+        "of_clauses": len(clauses),
     }
 
 
@@ -351,8 +370,9 @@ def _places(cases: Sequence[Values]) -> Iterator[Values]:
             share = shares.get((place["clause"], place["quantity"]), 0.0)
             # In float64 every deviation is rounding, unless something fails.
             if (case["dtype"] == "float32" or share > 1) and len({len(row) for row in place["cells"]}) == 1:
-                found.append((share, case, place))
-    for share, case, place in sorted(found, key=lambda each: each[0], reverse=True)[:_PICTURES]:
+                is_first = place["stage"] == case["first_failing_stage"]
+                found.append((is_first, share, case, place))
+    for _, share, case, place in sorted(found, key=lambda each: each[:2], reverse=True)[:_PICTURES]:
         deviation, shape = place["deviation"], place["shape"]
         yield {
             "what": f"{place['clause']} {place['quantity']}",

@@ -24,6 +24,7 @@ from conformance.judge.measure import (
     BACKWARD_FREE,
     FLOAT64,
     FORWARD_FORCED,
+    FORWARD_FREE,
     GRADIENT_FORCED,
     GRADIENT_FREE,
     LOSS,
@@ -118,15 +119,16 @@ class CaseReport:
         stage_of: the stage each quantity belongs to.
         first_failing: first stage that fails when fed with the truth, or running free where a candidate is not fed with
             it; None if none does.
-        first_free: where none does, the stage that the failures running free point to; None if there are none.
+        first_free: where none does, the stage that the failures running free point to; None if there are none, or only
+            missing gradients and losses.
         not_given: judgement clause → why a candidate cannot be judged by it.
         run_to_run: largest scale-free difference between two equal runs of the candidate.
         seconds: time it took.
         error: what the candidate raised; empty if nothing.
         rulings: what became of the waivers for this case.
         places: where the worst quantities deviate most.
-        cause: the known mistake that explains the first failing stage, or that there is none; empty if no stage fails
-            when fed with the truth.
+        cause: the known mistake that explains the first failing stage, why it cannot be compared, or that neither is
+            known; empty if no stage fails.
     """
 
     planned: Planned
@@ -410,17 +412,28 @@ class Bench:
         return self._work(planned).truth
 
 
+PARTS = {
+    BACKWARD_FREE: "FreeRun.cotangents",
+    GRADIENT_FREE: "FreeRun.gradients",
+    FORWARD_FORCED: "ForcedRun.stages",
+    BACKWARD_FORCED: "ForcedRun.pulled",
+    GRADIENT_FORCED: "ForcedRun.gradients",
+    LOSS: "FreeRun.losses",
+}
+"""Judgement clause → what a candidate may leave out, and is then not judged by."""
+
+GIVES_NO = "the candidate gives no "
+"""How the reason begins why a clause was not judged; the part follows."""
+
+
 def _not_given(subject: CandidateSubject | TorchSubject, free: FreeRun, forced: ForcedRun) -> dict[str, str]:
     """Return the judgement clauses for which a candidate offers nothing, with the reason."""
-    parts = {
-        BACKWARD_FREE: ("FreeRun.cotangents", free.cotangents),
-        GRADIENT_FREE: ("FreeRun.gradients", free.gradients),
-        FORWARD_FORCED: ("ForcedRun.stages", forced.stages),
-        BACKWARD_FORCED: ("ForcedRun.pulled", forced.pulled),
-        GRADIENT_FORCED: ("ForcedRun.gradients", forced.gradients),
-        LOSS: ("FreeRun.losses", free.losses),
-    }
-    found = {clause: f"the candidate gives no {name}" for clause, (name, given) in parts.items() if given is NOT_GIVEN}
+    runs = {"FreeRun": free, "ForcedRun": forced}
+    found = {}
+    for clause, part in PARTS.items():
+        run, _, name = part.partition(".")
+        if getattr(runs[run], name) is NOT_GIVEN:
+            found[clause] = f"{GIVES_NO}{part}"
     if isinstance(subject, CandidateSubject) and not subject.is_ours:
         found[TRAIN] = "training is judged of this package's own network only"
         found[FLOAT64] = "the truth is computed here; that it is the recorded one is judged without a candidate"
@@ -464,9 +477,16 @@ def _judge(work: _Work, subject: CandidateSubject | TorchSubject) -> CaseReport:
     judged = {key: verdict for key, verdict in verdicts.items() if key not in waived}
     # Where a candidate is not fed with the truth, the first stage that is wrong running free is all that can be named.
     is_fed = FORWARD_FORCED not in not_given
-    first = first_failing_stage(judged, measured) if is_fed else None
-    cause = _cause(work.truth, remembering, verdicts, first)
-    free = next(ranked_stages(judged, stage_of, work.truth.oracle.inputs), None) if first is None else None
+    # What a run that raised did not give says nothing of any stage.
+    telling = {key: each for key, each in judged.items() if not (remembering.error and each.reason == MISSING)}
+    first = first_failing_stage(telling, measured) if is_fed else None
+    free = None
+    if first is None:
+        # A gradient or loss that was forgotten is named as what it is, and blames no stage.
+        telling = {key: each for key, each in telling.items() if each.reason != MISSING or key[0] == FORWARD_FREE}
+        free = next(ranked_stages(telling, stage_of, work.truth.oracle.inputs), None)
+    named = first if is_fed else free
+    cause = _cause(work.truth, remembering, verdicts, stage_of, named, is_fed=is_fed)
     return CaseReport(
         planned=work.planned,
         device=subject.device,
@@ -474,24 +494,35 @@ def _judge(work: _Work, subject: CandidateSubject | TorchSubject) -> CaseReport:
         reference=work.reference_label,
         verdicts=verdicts,
         stage_of=stage_of,
-        first_failing=first if is_fed else free,
+        first_failing=named,
         run_to_run=remembering.run_to_run(work.truth.case),
         error=remembering.error,
         seconds=time.perf_counter() - started,
         rulings=rulings,
-        places=_places(verdicts, measured),
+        places=_places(verdicts, measured, named),
         cause=cause,
         first_free=free,
         not_given=not_given,
     )
 
 
-def _cause(truth: Truth, subject: Remembering, verdicts: Mapping[Key, Verdict], stage: str | None) -> str:
-    """Name the mistake that explains the first failing stage; the empty string if nothing failed or none does."""
+def _cause(
+    truth: Truth,
+    subject: Remembering,
+    verdicts: Mapping[Key, Verdict],
+    stage_of: Mapping[Key, str],
+    stage: str | None,
+    *,
+    is_fed: bool,
+) -> str:
+    """Name the mistake that explains the first failing stage, else why it cannot be compared; empty if none failed."""
     if stage is None:
         return ""
-    found = cause_of(truth, subject.last_forced, verdicts, stage)
-    return "no known cause" if found is None else found.name
+    found = cause_of(truth, subject.last_forced, verdicts, stage) if is_fed else None
+    if found is not None:
+        return found.name
+    reasons = (each.reason for key, each in verdicts.items() if stage_of[key] == stage and each.reason)
+    return next(reasons, "no known cause" if is_fed else "")
 
 
 def _rulings(
@@ -506,15 +537,23 @@ def _rulings(
     )
 
 
-def _places(verdicts: Mapping[Key, Verdict], measured: Mapping[Key, Quantity]) -> dict[Key, Place]:
-    """Return where the worst quantities deviate most, one for each stage, worst first."""
+def _places(verdicts: Mapping[Key, Verdict], measured: Mapping[Key, Quantity], first: str | None) -> dict[Key, Place]:
+    """Return where quantities deviate most, one for each stage, that of the first failing stage before the worst."""
+
+    def order(key: Key) -> tuple[bool, bool, float, Key]:
+        is_first = measured[key].stage == first
+        return not is_first, is_first and key[0].endswith("-FREE"), -verdicts[key].share, key
+
     found: dict[str, tuple[Key, Place]] = {}
-    for key in sorted(measured.keys() & verdicts.keys(), key=lambda key: (-verdicts[key].share, key)):
+    for key in sorted(measured.keys() & verdicts.keys(), key=order):
         place = measured[key].place
         if place is not None and place.cells.size > 1:
             found.setdefault(measured[key].stage, (key, place))
     return dict(list(found.values())[:_PLACES])
 
+
+MISSING = "missing"
+"""The reason of a verdict on what a candidate did not give."""
 
 _PLACES = 4
 """How many quantities of a case are shown with the place of their largest deviation."""

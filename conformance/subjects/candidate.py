@@ -8,13 +8,14 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import importlib
 import inspect
 import re
 import sys
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -113,7 +114,7 @@ class CandidateSubject:
         """Whether it is this package's network, of which training is judged as well."""
         return self.factory is TorchSubject
 
-    @cached_property
+    @functools.cached_property
     def _candidate(self) -> Candidate:
         return self.factory(self.device, self.dtype)
 
@@ -163,7 +164,21 @@ def _read(ask: Callable[[], Any], kind: type[_Run], case: Case) -> _Run:
     except CandidateError:
         raise
     except Exception as err:
-        raise CandidateError(f"{type(err).__name__}: {err}") from err
+        raise CandidateError(_told(err)) from err
+
+
+_FRAMES = 10
+"""How many calls are shown, the innermost ones."""
+
+
+def _told(err: Exception) -> str:
+    """Say what was raised and where, as far as it is the candidate's own code; the lines after the first show it."""
+    passing = (__file__, functools.__file__)
+    frames = [each for each in traceback.extract_tb(err.__traceback__) if each.filename not in passing]
+    own = ([each for each in frames if "site-packages" not in each.filename] or frames)[-_FRAMES:]
+    what, *more = f"{type(err).__name__}: {err}".splitlines()
+    where = f" ({Path(own[-1].filename).name}:{own[-1].lineno}, in {own[-1].name})" if own else ""
+    return "\n".join([what + where, *more, *"".join(traceback.format_list(own)).splitlines()])
 
 
 def _arrays(value: Any) -> Any:

@@ -98,6 +98,15 @@ def test_a_report_without_what_is_asked_for_is_refused_by_name() -> None:
         of_report(old, "case", "merged")
 
 
+def test_a_report_of_another_candidate_offers_and_gives_no_program() -> None:
+    other = red() | {"candidate": {"name": "mine:Net", "file": "/src/mine.py", "sha256": ""}}
+    with pytest.raises(DocumentError, match="the report judges mine:Net, and a program shows only") as caught:
+        of_report(other, "case", "merged")
+    assert "\n" not in str(caught.value)
+    assert "python -m conformance reproduce" in report_page([red()])
+    assert "python -m conformance reproduce" not in report_page([other])
+
+
 def test_what_is_no_stage_of_the_network_is_not_offered() -> None:
     case = json.loads(json.dumps(red()["cases"][0]))
     case["verdicts"] += [verdict(2.0, stage="train"), verdict(2.0, stage="views")]

@@ -67,6 +67,14 @@ def test_what_cannot_be_judged_of_a_candidate_is_refused(pytester: pytest.Pytest
     assert any("the module no_such_port cannot be imported" in line for line in result.errlines)
 
 
+def test_failures_of_a_candidate_are_short_unless_something_else_is_said(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(short_port="class Port: ...")
+    ours, short = pytester.parseconfigure(*ONE), pytester.parseconfigure(*ONE, "--parity-candidate=short_port:Port")
+    said = pytester.parseconfigure(*ONE, "--parity-candidate=short_port:Port", "--tb=short", "-rf")
+    found = [(each.option.tbstyle, each.option.reportchars) for each in (ours, short, said)]
+    assert found == [("auto", "fE"), ("no", "E"), ("short", "f")]
+
+
 @pytest.mark.parametrize("document", ["conformance.md", "judge_your_port.md"])
 def test_another_repository_has_the_gate_in_ten_lines(document: str) -> None:
     first = next(code for language, code in blocks(REPOSITORY / "docs" / document) if language == "yaml")
@@ -92,7 +100,12 @@ def test_the_steps_of_the_ten_lines_run(tmp_path: Path) -> None:
     )
     assert result.returncode == 1, result.stdout + result.stderr
     assert "first failing teacher-forced stage: decoder_phase.activation" in result.stdout
-    (note,) = [line for line in result.stdout.splitlines() if line.startswith("::error ")]
+    lines = result.stdout.splitlines()
+    assert "FAILED  n64_g2_base" in lines[-2], "the verdict comes last"
+    assert "(" in lines[-2].rpartition("cause: ")[2]
+    assert not [line for line in lines if "def test_stage" in line or line.startswith("FAILED test_network")]
+    assert len(lines) < 100
+    (note,) = [line for line in lines if line.startswith("::error ")]
     line = int(re.findall(r"file=my_whole_port.py,line=(\d+)", note)[0])
     assert ".activation" in (tmp_path / "my_whole_port.py").read_text(encoding="utf-8").splitlines()[line - 1]
     summary = (tmp_path / "summary.md").read_text(encoding="utf-8")

@@ -305,6 +305,22 @@ def test_a_page_of_hostile_text_is_safe(keep: tuple[str, ...]) -> None:
     assert reader.text.count(HOSTILE) > 20
 
 
+def test_the_first_failing_stage_is_pictured_before_what_follows_from_it() -> None:
+    found = content(case({"merged": 2.0, "views": 40.0}))
+    (place,) = found["cases"][0]["places"]
+    found["cases"][0]["places"].insert(0, {**place, "stage": "views", "quantity": "views"})
+    shown = [each["what"] for each in run_page._places(found["cases"])]
+    assert shown == ["FORWARD-FORCED merged", "FORWARD-FORCED views"]
+
+
+def test_what_a_candidate_raised_stands_on_the_page_once() -> None:
+    raised = case(GOOD, error="ValueError: my own bug (mine.py:7, in free)\n  File mine.py, line 7, in free")
+    found = content(raised)
+    assert "it could not be judged: ValueError: my own bug (mine.py:7, in free)." in sentence(found)
+    assert "stage" not in headline(raised)
+    assert "".join(check(report_page([found, found])).text).count("File mine.py, line 7") == 1
+
+
 def test_a_map_whose_rows_differ_in_length_is_left_out() -> None:
     found = content(case(GOOD))
     found["cases"][0]["places"][0]["cells"] = [[1, 2], [3]]

@@ -17,7 +17,7 @@ from conformance.cases.case import Case, ForcedRun, FreeRun
 from conformance.cases.draws import draw_case
 from conformance.errors import CandidateError
 from conformance.judge import condition
-from conformance.judge.measure import FORWARD_FORCED, FORWARD_FREE, GRADIENT_FREE, LOSS
+from conformance.judge.measure import BACKWARD_FREE, FORWARD_FORCED, FORWARD_FREE, GRADIENT_FREE, LOSS
 from conformance.judge.truth import Truth
 from conformance.report.results import Outcome, as_json, headline
 from conformance.session.bench import Bench, CaseReport, Planned
@@ -45,13 +45,13 @@ def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def ports(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, types.ModuleType]:
-    """The two modules of the page, as a reader has them."""
+    """The modules of the page, as a reader has them."""
     folder = tmp_path_factory.mktemp("ports")
     codes = [code for language, code in blocks(PAGE) if language == "python"]
-    for name, code in (("my_port", codes[0]), ("my_whole_port", codes[2])):
+    for name, code in (("my_port", codes[0]), ("my_whole_port", codes[2]), ("my_gradients", codes[3])):
         (folder / f"{name}.py").write_text(code, encoding="utf-8")
     found = {}
-    for name, attribute in (("my_port", "Port"), ("my_whole_port", "Whole")):
+    for name, attribute in (("my_port", "Port"), ("my_whole_port", "Whole"), ("my_gradients", "Graded")):
         factory, origin = load_factory(f"{name}:{attribute}", folder)
         assert origin.name == f"{name}:{attribute}"
         found[name] = __import__(name)
@@ -90,6 +90,7 @@ def test_the_first_port_of_the_page_has_thirty_lines_and_no_decoder(ports: Mappi
     report = judged(ports["my_port"].Port)
     assert report.first_failing == "decoder_amp.0.conv1"
     assert "teacher-forced stage: decoder_amp.0.conv1" in headline(report)
+    assert headline(report).endswith("cause: missing")
     (missing,) = report.of(FORWARD_FORCED, "decoder_amp.0.conv1")
     assert missing.reason == "missing"
     assert all(verdict.passed for verdict in report.of(FORWARD_FORCED, "encoder.2.pool"))
@@ -100,6 +101,28 @@ def test_the_whole_port_of_the_page_is_the_network(ports: Mapping[str, types.Mod
     assert report.passed, headline(report)
     assert "not given: BACKWARD-FREE, GRADIENT-FREE" in headline(report)
     assert {clause for clause, _ in report.verdicts} == {FORWARD_FREE, FORWARD_FORCED}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_the_gradients_of_the_page_are_those_of_the_network(ports: Mapping[str, types.ModuleType], dtype: str) -> None:
+    report = judged(ports["my_gradients"].Graded, dtype)
+    assert report.passed, headline(report)
+    assert {BACKWARD_FREE, GRADIENT_FREE, LOSS, FORWARD_FORCED} <= {clause for clause, _ in report.verdicts}
+    assert "not given: BACKWARD-FORCED, GRADIENT-FORCED" in headline(report)
+
+
+def test_gradients_that_are_missing_are_named_and_no_stage_is_blamed(ports: Mapping[str, types.ModuleType]) -> None:
+    class Lacking(ports["my_gradients"].Graded):  # type: ignore[misc, name-defined]
+        def free(self, case: Case) -> FreeRun:
+            run = super().free(case)
+            kept = {name: run.cotangents[name] for name in run.cotangents if name not in ("normalized_input", "object")}
+            return dataclasses.replace(run, cotangents=kept)
+
+    report = judged(Lacking)
+    assert not report.passed
+    assert (report.first_failing, report.first_free) == (None, None)
+    line = "FAILED  drawn on cpu in float64: every stage that was given holds; FreeRun.cotangents lacks "
+    assert headline(report) == f"{line}normalized_input, object"
 
 
 @pytest.mark.parametrize("is_fed", [True, False])
@@ -114,6 +137,11 @@ def test_the_mistake_of_the_page_is_named(
     report = judged(Wrong)
     assert report.first_failing == "decoder_phase.activation"
     assert ("teacher-forced" in headline(report)) is is_fed
+    clause, _ = next(iter(report.places))
+    assert (clause, report.stage_of[next(iter(report.places))]) == (
+        FORWARD_FORCED if is_fed else FORWARD_FREE,
+        "decoder_phase.activation",
+    )
     target = Target(GRADIENT_FREE, "encoder.0.conv1", PLANNED, "cpu", "float64")
     with pytest.raises(pytest.skip.Exception, match=r"gives no FreeRun\.gradients"):
         test_network.test_stage(BENCH, target, Path("parity.json"))
@@ -132,7 +160,11 @@ def test_the_mistake_is_noted_at_its_line(ports: Mapping[str, types.ModuleType])
     ("change", "stage", "reason"),
     [
         (lambda stages: stages.pop("merged"), "merged", "missing"),
-        (lambda stages: stages.update(object=stages["object"][:, 1:]), "object", "shape"),
+        (
+            lambda stages: stages.update(object=stages["object"][:, 1:]),
+            "object",
+            "shape (1, 63, 64, 1), expected (1, 64",
+        ),
         (lambda stages: stages.update(views=stages["views"].astype(np.complex64)), "views", "dtype complex64"),
     ],
 )
@@ -140,6 +172,7 @@ def test_what_cannot_be_compared_is_named(truth: Truth, change: Any, stage: str,
     report = judged(right(truth, change))
     assert report.first_failing == stage
     assert reason in report.of(FORWARD_FREE, stage)[0].reason
+    assert f"first failing stage: {stage}; cause: {reason}" in headline(report)
 
 
 def test_a_misspelled_stage_is_refused_with_the_right_name(truth: Truth) -> None:
@@ -184,7 +217,22 @@ def test_whatever_a_candidate_raises_is_a_verdict(truth: Truth, where: str) -> N
     report = judged(Raising)
     assert not report.passed
     assert ("no such model" if where != "type" else "expected a FreeRun") in report.error or where == "type"
-    assert "FAILED  drawn" in headline(report)
+    assert headline(report).startswith("FAILED  drawn on cpu in float64 (")
+    assert "stage" not in headline(report)
+    if where == "free":
+        assert re.search(r"\(AssertionError: no such model \(test_candidate\.py:\d+, in free\)\)$", headline(report))
+        assert 'raise AssertionError("no such model")' in report.error
+        assert "conformance/subjects" not in report.error
+
+
+def test_a_run_that_ends_in_an_error_blames_what_the_other_run_shows(ports: Mapping[str, types.ModuleType]) -> None:
+    class Half(ports["my_whole_port"].Whole):  # type: ignore[misc, name-defined]
+        def free(self, case: Case) -> FreeRun:
+            raise MemoryError("too large")
+
+    report = judged(Half)
+    assert (report.passed, report.first_failing, report.first_free) == (False, None, None)
+    assert all(verdict.passed for key, verdict in report.verdicts.items() if key[0] == FORWARD_FORCED)
 
 
 def test_our_network_comes_through_the_same_door() -> None:
@@ -221,9 +269,18 @@ def test_a_report_names_the_candidate(truth: Truth) -> None:
     assert report.passed, headline(report)
     content = as_json(BENCH, Outcome(0, (), candidate=Origin("my_port:Port", "/src/my_port.py", "0" * 64)))
     check_schema(content, "report.json")
-    content |= {"passed": True, "tests": {**content["tests"], "passed": 1, "skipped": 3}}
+    content |= {"passed": True, "tests": {**content["tests"], "passed": 1, "skipped": 3, "deselected": 5}}
+    skipped = {"outcome": "skipped", "stage": "", "case": "", "device": "cpu", "dtype": "float64", "seconds": 0.0}
+    content["results"] = [
+        {**skipped, "test": "a", "clauses": [LOSS, "merged"], "reason": "the candidate gives no FreeRun.losses"},
+        {**skipped, "test": "b", "clauses": [FORWARD_FREE, "encoder.{i}.conv1"], "reason": "", "outcome": "passed"},
+    ]
     assert sentence(content).startswith("As far as it was checked, my_port:Port is the TensorFlow network")
+    assert sentence(content).endswith("Not offered, and so not judged: FreeRun.losses.")
     page = report_page([content])
+    (left_out,) = re.findall(r"clauses of the network were judged by no test\nhere\. They are (.*)\.</p>", page)
+    assert {"LOSS", "merged", "patches"} <= set(left_out.split(", "))
+    assert not {"FORWARD-FREE", "encoder.{i}.conv1", "FLOAT64", "SCAN-05", "STEP-DATA"} & set(left_out.split(", "))
     assert "<title>Is my_port:Port the TensorFlow network?</title>" in page
     assert "/src/my_port.py" in page
 

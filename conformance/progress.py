@@ -8,8 +8,6 @@ import time
 
 from tqdm import tqdm
 
-from ptycho_torch.training.progress import duration
-
 LINE_S = 10.0
 """Least time between two lines where there is no terminal."""
 
@@ -53,5 +51,5 @@ class Progress:
             return
         self._told = time.monotonic()
         gone, share = self._told - self._started, min(self._done / self._units, 1.0)
-        left = f", about {duration(gone * (1 - share) / share)} left" if share else ""
-        print(f"{share:4.0%} after {duration(gone)}{left}: {self._what}", file=sys.stderr, flush=True)  # noqa: T201
+        left = f", about {tqdm.format_interval(gone * (1 - share) / share)} left" if share else ""
+        print(f"{share:4.0%} after {tqdm.format_interval(gone)}{left}: {self._what}", file=sys.stderr, flush=True)  # noqa: T201

@@ -21,7 +21,6 @@ from conformance.verify.recorded import judge_recorded
 from ptycho_tf_bridge.weights import to_torch
 from ptycho_torch.config_params import NetworkSettings, Settings
 from ptycho_torch.model import PtychoNet
-from ptycho_torch.train import PtychoPINN
 
 pytestmark = [pytest.mark.parity_clause("RECORDED"), pytest.mark.parity_dtype("float32")]
 
@@ -32,6 +31,8 @@ RECORDED = ("object", "predicted_amplitude")
 @pytest.mark.parametrize("is_same", [True, False], ids=["same-model", "other-model"])
 def test_predictions_belong_to_one_model(is_same: bool, parity_device: str) -> None:
     """The model that recorded them gives them again, and one with another bias does not."""
+    from ptycho_torch.train import PtychoPINN
+
     case = draw_case(SETTINGS, seed=11, batch=1)
     stages = Truth(case).stages
     recorded = {

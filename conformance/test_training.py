@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Callable, Sequence
 from functools import cache
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +23,7 @@ from conformance.oracle.training import (
 from conformance.provenance.evidence import committed_evidence
 from conformance.recordings.envelope import load_envelope, measure_envelope
 from conformance.session.bench import NO_TENSORFLOW
+from conformance.session.updates import FLOAT64_LIMIT, float32_verdicts
 from conformance.training.curves import Curve, draw_curves
 from conformance.training.runs import RUNS, SETTINGS, TRAINABLE, training_run
 from conformance.training.state import (
@@ -35,10 +38,8 @@ from conformance.training.state import (
 )
 from ptycho_tf_bridge import backend
 
-pytest.importorskip("lightning", reason="training needs lightning; pip install lightning")
-
-from conformance.session.updates import FLOAT64_LIMIT, float32_verdicts
-from conformance.subjects.torch_training import epochs_run, rates_of_epochs, train_torch
+if importlib.util.find_spec("lightning") is None:
+    pytest.skip("training needs lightning; pip install lightning", allow_module_level=True)
 
 if TYPE_CHECKING:
     from conformance.subjects.keras import KerasSubject
@@ -47,6 +48,14 @@ CURVES = {"quick": 60, "full": 300, "study": 5000}
 PATIENCES = (1, 2, 3, 5)
 
 needs_tensorflow = pytest.mark.skipif(not backend.is_available(), reason=NO_TENSORFLOW)
+
+
+@cache
+def _training() -> ModuleType:
+    """Import what trains when it is first needed: Lightning takes seconds, also where no test of training is chosen."""
+    from conformance.subjects import torch_training
+
+    return torch_training
 
 
 def clauses(clause: str, names: Sequence[object]) -> pytest.MarkDecorator:
@@ -62,7 +71,7 @@ def _truth(name: str) -> Trajectory:
 
 @cache
 def _ours(name: str, device: str) -> Trajectory:
-    return train_torch(training_run(name), device, "float64")
+    return _training().train_torch(training_run(name), device, "float64")
 
 
 @cache
@@ -133,7 +142,9 @@ def test_float32_is_as_near_as_the_reference(
     """In float32 training strays from the truth no further than recorded runs of Keras do."""
     _need_tier(name, parity_tier)
     most = _judge_float32(
-        lambda run: train_torch(run, parity_device, "float32"), name, load_envelope(name, _truth(name).losses)
+        lambda run: _training().train_torch(run, parity_device, "float32"),
+        name,
+        load_envelope(name, _truth(name).losses),
     )
     parity_notes.append(
         f"training {name} on {parity_device}, float32, ten updates: most of a budget used {most.share:.0%}, "
@@ -161,7 +172,7 @@ def test_float32_is_inside_the_live_envelope(name: str, parity_device: str, pari
     if parity_tier == "full" and name != RUNS[0]:
         pytest.skip(f"nine trainings {name} of Keras are made in tier study: --parity-tier study")
     envelope = measure_envelope(training_run(name), _truth(name), _keras("float32"), runs=8, noisy_runs=3)
-    _judge_float32(lambda run: train_torch(run, parity_device, "float32"), name, envelope)
+    _judge_float32(lambda run: _training().train_torch(run, parity_device, "float32"), name, envelope)
 
 
 @pytest.mark.parity_dtype("float64")
@@ -170,7 +181,7 @@ def test_trainable_physics_is_the_oracle_s(name: str, parity_device: str, parity
     """A trainable probe and scale move as the derivative of the loss says, and so do their moments."""
     run = training_run("same_batch", TRAINABLE)
     assert {LOG_SCALE, PROBE_PARTS} <= set(starting_point(run))
-    found = check_float64(train_torch(run, parity_device, "float64"), train_truth(run), run, "the oracle")
+    found = check_float64(_training().train_torch(run, parity_device, "float64"), train_truth(run), run, "the oracle")
     parity_notes.append(f"training with trainable probe and scale on {parity_device}, float64, oracle: e of {found}")
 
 
@@ -184,14 +195,14 @@ def test_trainable_physics_is_keras_as_intended(name: str, parity_device: str) -
 
     run = training_run("same_batch", TRAINABLE)
     keras = KerasSubject(TRAINABLE, "float64", trainable_physics=True).train(run)
-    check_float64(train_torch(run, parity_device, "float64"), keras, run, "Keras")
+    check_float64(_training().train_torch(run, parity_device, "float64"), keras, run, "Keras")
 
 
 @clauses("TRAIN-PHYSICS", ("frozen",))
 def test_frozen_physics_does_not_move(name: str, parity_device: str) -> None:
     """Frozen scale and probe are no part of training, and keep every bit."""
     run = training_run("same_batch").first(2)
-    ours = train_torch(run, parity_device, "float32")
+    ours = _training().train_torch(run, parity_device, "float32")
     assert not {LOG_SCALE, PROBE_PARTS} & set(ours.states[-1].weights)
     assert ours.frozen_kept
 
@@ -207,7 +218,7 @@ def test_the_reference_s_flags_do_nothing(name: str, parity_device: str) -> None
     keras = KerasSubject(TRAINABLE, "float64").train(flagged)
     assert keras.frozen_kept
     frozen = training_run("clip_norm").first(3)
-    check_float64(train_torch(frozen, parity_device, "float64"), keras, frozen, "Keras")
+    check_float64(_training().train_torch(frozen, parity_device, "float64"), keras, frozen, "Keras")
 
 
 PLATEAU = Plateau(factor=0.5, patience=2, threshold=1e-4, least=1e-4)
@@ -223,7 +234,7 @@ def test_rates_at_a_plateau_are_the_oracle_s(name: int, parity_tier: str, parity
     plateau = dataclasses.replace(PLATEAU, patience=name)
     curves = _curves(parity_tier)
     for curve in curves:
-        ours = rates_of_epochs(curve, "ReduceLROnPlateau", plateau=plateau)
+        ours = _training().rates_of_epochs(curve, "ReduceLROnPlateau", plateau=plateau)
         assert ours == pytest.approx(plateau_rates(curve, 1e-3, plateau), rel=1e-12), curve
     parity_notes.append(f"plateau schedule, patience {name}: {len(curves)} curves, every decision is the rule's")
 
@@ -239,7 +250,7 @@ def test_rates_at_a_plateau_are_keras(name: int, parity_tier: str) -> None:
     for curve in _curves(parity_tier):
         if not np.isfinite(curve[0]):
             continue
-        ours = rates_of_epochs(curve, "ReduceLROnPlateau", plateau=plateau)
+        ours = _training().rates_of_epochs(curve, "ReduceLROnPlateau", plateau=plateau)
         # Keras holds the rate in float32.
         assert ours == pytest.approx(keras_plateau_rates(curve, 1e-3, plateau), rel=1e-6), curve
 
@@ -253,14 +264,14 @@ def test_a_first_loss_that_is_no_number(name: str) -> None:
 
     curve = (float("nan"), 4.0, 3.0, 2.0, 1.0)
     assert keras_plateau_rates(curve, 1e-3, PLATEAU) == pytest.approx([1e-3, 1e-3, 1e-3, 5e-4, 5e-4], rel=1e-6)
-    assert rates_of_epochs(curve, "ReduceLROnPlateau", plateau=PLATEAU) == [1e-3] * 5
+    assert _training().rates_of_epochs(curve, "ReduceLROnPlateau", plateau=PLATEAU) == [1e-3] * 5
 
 
 @clauses("TRAIN-RATE", ("Exponential", "WarmupCosine", "Default"))
 def test_rates_that_no_loss_decides(name: str) -> None:
     """Exponential and warm-up schedules give the rate of their formula in every epoch."""
     for epochs, warmup in ((1, 0), (12, 0), (12, 4), (30, 7)):
-        ours = rates_of_epochs((1.0,) * epochs, name, gamma=0.93, warmup=warmup, least_ratio=0.07)
+        ours = _training().rates_of_epochs((1.0,) * epochs, name, gamma=0.93, warmup=warmup, least_ratio=0.07)
         expected = {
             "Exponential": exponential_rates(epochs, 1e-3, 0.93),
             "WarmupCosine": warmup_cosine_rates(epochs, 1e-3, warmup, 0.07),
@@ -277,7 +288,7 @@ def test_rates_that_no_loss_decides_are_keras(name: str) -> None:
     from conformance.training.keras_callbacks import keras_cosine_rates, keras_exponential_rates
 
     for epochs, warmup in ((12, 0), (12, 4), (30, 7)):
-        ours = rates_of_epochs((1.0,) * epochs, name, gamma=0.93, warmup=warmup, least_ratio=0.07)
+        ours = _training().rates_of_epochs((1.0,) * epochs, name, gamma=0.93, warmup=warmup, least_ratio=0.07)
         if name == "Exponential":
             theirs = keras_exponential_rates(epochs, 1e-3, 0.93)
         else:
@@ -289,7 +300,7 @@ def test_rates_that_no_loss_decides_are_keras(name: str) -> None:
 def test_training_stops_by_the_rule(name: int, parity_tier: str) -> None:
     """The callback of the real Trainer stops where the rule says."""
     for curve in _curves(parity_tier):
-        assert epochs_run(curve, name) == epochs_before_stop(curve, name), curve
+        assert _training().epochs_run(curve, name) == epochs_before_stop(curve, name), curve
 
 
 @needs_tensorflow
@@ -301,7 +312,7 @@ def test_training_stops_where_keras_does(name: int, parity_tier: str) -> None:
 
     for curve in _curves(parity_tier):
         if np.isfinite(curve[0]):
-            assert epochs_run(curve, name) == keras_epochs_before_stop(curve, name), curve
+            assert _training().epochs_run(curve, name) == keras_epochs_before_stop(curve, name), curve
 
 
 @pytest.mark.parity_clause("TRAIN-STUDY")

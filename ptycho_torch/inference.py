@@ -40,7 +40,13 @@ from ptycho_torch.reconstruction.cxi import write_cxi
 from ptycho_torch.reconstruction.half_split import split_patterns
 from ptycho_torch.reconstruction.pictures import plot_reconstruction, write_images
 from ptycho_torch.reconstruction.products import Geometry, Reconstruction, write_product, write_reconstruction
-from ptycho_torch.reconstruction.reassembly import ExperimentStitcher, HalfStitcher, Stitched, Weighting
+from ptycho_torch.reconstruction.reassembly import (
+    REFERENCE_CROP_PX,
+    ExperimentStitcher,
+    HalfStitcher,
+    Stitched,
+    Weighting,
+)
 from ptycho_torch.reconstruction.reconstruction_scores import ReconstructionScores, score_reconstruction
 from ptycho_torch.reconstruction.trunk import OUTPUTS, refuse_ending, write_trunk
 from ptycho_torch.training.blank import ObjectCheck, check_objects
@@ -55,9 +61,6 @@ BATCH_SIZE = 64
 
 _SAME_DOSE = 0.01
 """Share by which the photon numbers of two scans of one dose may differ."""
-
-REFERENCE_CROP_PX = 20
-"""M of the reference's inference, for ``uniform``."""
 
 
 NOTHING_GIVEN: Mapping[str, float | None] = MappingProxyType(

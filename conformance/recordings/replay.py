@@ -48,7 +48,6 @@ from conformance.recordings.manifest import RecordedErrors
 from conformance.recordings.pieces import recorded_pieces
 from conformance.subjects.candidate import CandidateSubject
 from conformance.subjects.torch import TorchSubject
-from conformance.subjects.torch_training import train_torch
 from conformance.training.state import TrainingRun
 
 RMS_BUDGET = Errors(1e-9, 1e-9)
@@ -401,6 +400,8 @@ def train_verdicts(
 
     An update may be as far off as the condition of its gradients explains, in float32 also as far as the recorded one.
     """
+    from conformance.subjects.torch_training import train_torch
+
     trained = train_torch(TrainingRun.repeated(bundle.case, len(bundle.train_losses)), subject.device, subject.dtype)
     before = {name: weight.astype(np.float64) for name, weight in bundle.case.weights.items()}
     updates = {name: trained.states[-1].weights[name].astype(np.float64) - weight for name, weight in before.items()}

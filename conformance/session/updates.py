@@ -9,7 +9,6 @@ from conformance.judge.rules import Errors, Verdict, float32_budget
 from conformance.provenance.evidence import Evidence, Goal, measured_here
 from conformance.recordings.envelope import load_envelope
 from conformance.subjects.keras import KerasSubject
-from conformance.subjects.torch_training import train_torch
 from conformance.training.runs import RUNS, SETTINGS, training_run
 from conformance.training.state import (
     TrainingRun,
@@ -62,6 +61,8 @@ def measure_updates(command: str, say: Callable[[str], None]) -> Evidence:
     Raises:
         BackendMissingError: no TensorFlow.
     """
+    from conformance.subjects.torch_training import train_torch
+
     keras = KerasSubject(SETTINGS, "float64")
     numbers: dict[str, float] = {}
     goals: dict[str, Goal] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ from ptycho_tf_bridge.layout import LAYOUTS
 from ptycho_tf_bridge.weights import to_tensorflow, to_torch, weight_table
 from ptycho_torch.losses import amplitude_mae, poisson_nll, total_loss
 from ptycho_torch.model import Prediction, PtychoNet, Upsample
-from ptycho_torch.training.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from ptycho_torch.training.checkpoint import Checkpoint
 
 _NO_CONVOLUTION = {"log_scale", "probe_parts"}
 """Parameters that come from the case and not from its weights."""

@@ -17,7 +17,7 @@ from conformance.errors import PredictionsError
 from ptycho_torch.config_params import NetworkSettings
 from ptycho_torch.data.scan import Scan, open_scan
 from ptycho_torch.files.npz import NpzFile
-from ptycho_torch.inference import REFERENCE_CROP_PX
+from ptycho_torch.reconstruction.reassembly import REFERENCE_CROP_PX
 
 MAX_BYTES = 4 * 2**30
 """Unpacked size above which a file is refused."""

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,7 +25,9 @@ from conformance.subjects.torch import float32_means_float32
 from conformance.verify.predictions import GroupAmplitude, Predictions, StitchedPrediction
 from ptycho_tf_bridge.layout import LAYOUTS
 from ptycho_torch.reconstruction.reassembly import Stitcher
-from ptycho_torch.train import PtychoPINN
+
+if TYPE_CHECKING:
+    from ptycho_torch.train import PtychoPINN
 
 STITCHED = "stitched"
 """Name of the whole object among the recorded quantities."""

@@ -21,6 +21,9 @@ Weighting = Literal["uniform", "smooth"]
 STITCH_FLOOR = 1e-9
 """Added to the uniform count of patches at each pixel, as the reference does."""
 
+REFERENCE_CROP_PX = 20
+"""M of the reference's inference, for ``uniform``."""
+
 _CHUNK = 64
 """Patches placed at once: bounds the memory, whatever the number of patches."""
 

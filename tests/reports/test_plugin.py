@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -30,21 +31,29 @@ def run(*arguments: str, folder: Path = REPOSITORY, **environment: str) -> subpr
     return subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, timeout=300, check=False)
 
 
-def error_of(result: subprocess.CompletedProcess[str]) -> str:
-    assert result.returncode == USAGE_ERROR, result.stdout + result.stderr
-    assert "Traceback" not in result.stdout + result.stderr
-    (line,) = [line for line in (result.stdout + result.stderr).splitlines() if line.startswith("ERROR")]
-    return line
+@pytest.fixture
+def error_of(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Run the suite in this process; return the one line with which it is refused."""
+    monkeypatch.chdir(REPOSITORY)
+
+    def refused(*arguments: str) -> str:
+        capsys.readouterr()
+        code = pytest.main(["-q", "-p", "no:cacheprovider", "conformance", *arguments])
+        said = "".join(capsys.readouterr())
+        assert code == USAGE_ERROR, said
+        assert "Traceback" not in said
+        (line,) = [line for line in said.splitlines() if line.startswith("ERROR")]
+        return line
+
+    return refused
 
 
-def test_a_missing_reference_is_one_clear_line() -> None:
-    assert "nowhere.npz: found a file that cannot be read" in error_of(
-        run("conformance", "--parity-reference", "nowhere.npz")
-    )
+def test_a_missing_reference_is_one_clear_line(error_of: Callable[..., str]) -> None:
+    assert "nowhere.npz: found a file that cannot be read" in error_of("--parity-reference", "nowhere.npz")
 
 
-def test_a_seed_that_is_none_is_one_clear_line() -> None:
-    assert "--parity-seed: found '-3'; expected a whole number" in error_of(run("conformance", "--parity-seed=-3"))
+def test_a_seed_that_is_none_is_one_clear_line(error_of: Callable[..., str]) -> None:
+    assert "--parity-seed: found '-3'; expected a whole number" in error_of("--parity-seed=-3")
 
 
 def test_clean_draws_have_the_seed_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,29 +67,29 @@ def test_clean_draws_have_the_seed_that_was_asked_for(monkeypatch: pytest.Monkey
     assert "4 draws of seed 5" in notes[-1]
 
 
-def test_a_truncated_reference_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_truncated_reference_is_one_clear_line(tmp_path: Path, error_of: Callable[..., str]) -> None:
     path = tmp_path / "cut.npz"
     path.write_bytes(EMBEDDED.read_bytes()[:100_000])
-    assert "expected a complete NPZ file" in error_of(run("conformance", "--parity-reference", str(path)))
+    assert "expected a complete NPZ file" in error_of("--parity-reference", str(path))
 
 
-def test_an_unknown_key_is_one_clear_line(tmp_path: Path) -> None:
+def test_an_unknown_key_is_one_clear_line(tmp_path: Path, error_of: Callable[..., str]) -> None:
     path = tmp_path / "odd.npz"
     with np.load(EMBEDDED) as recording:
         np.savez(path, **recording, **{"stage/encoder.7.pool": np.zeros(3)})
-    assert "unknown key 'stage/encoder.7.pool'" in error_of(run("conformance", "--parity-reference", str(path)))
+    assert "unknown key 'stage/encoder.7.pool'" in error_of("--parity-reference", str(path))
 
 
-def test_a_report_that_cannot_be_written_is_said_at_once(tmp_path: Path) -> None:
+def test_a_report_that_cannot_be_written_is_said_at_once(tmp_path: Path, error_of: Callable[..., str]) -> None:
     (tmp_path / "file").write_text("")
-    assert "no folder can be made" in error_of(run("conformance", "--parity-report", str(tmp_path / "file")))
+    assert "no folder can be made" in error_of("--parity-report", str(tmp_path / "file"))
 
 
-def test_a_previous_report_that_cannot_be_read_is_said_at_once(tmp_path: Path) -> None:
+def test_a_previous_report_that_cannot_be_read_is_said_at_once(tmp_path: Path, error_of: Callable[..., str]) -> None:
     (tmp_path / "old.json").write_text("{}")
     arguments = ("--parity-previous", str(tmp_path / "old.json"))
-    assert "give --parity-report DIR too" in error_of(run("conformance", *arguments))
-    message = error_of(run("conformance", "--parity-report", str(tmp_path / "out"), *arguments))
+    assert "give --parity-report DIR too" in error_of(*arguments)
+    message = error_of("--parity-report", str(tmp_path / "out"), *arguments)
     assert "old.json: is no report file" in message
 
 
@@ -104,12 +113,12 @@ def test_a_folder_of_scans_is_judged_clause_by_clause(tmp_path: Path) -> None:
     assert "BROKEN     SCAN-06" in result.stdout
 
 
-def test_a_folder_without_scans_is_one_clear_line(tmp_path: Path) -> None:
-    assert "found no .npz file" in error_of(run("conformance", "--parity-scan", str(tmp_path)))
+def test_a_folder_without_scans_is_one_clear_line(tmp_path: Path, error_of: Callable[..., str]) -> None:
+    assert "found no .npz file" in error_of("--parity-scan", str(tmp_path))
 
 
-def test_two_cases_at_once_are_refused() -> None:
-    message = error_of(run("conformance", "--parity-scan", "a.npz", "--parity-reference", "b.npz"))
+def test_two_cases_at_once_are_refused(error_of: Callable[..., str]) -> None:
+    message = error_of("--parity-scan", "a.npz", "--parity-reference", "b.npz")
     assert "give one of them" in message
 
 
@@ -126,13 +135,13 @@ def test_a_report_is_written_whatever_the_flags_are(flags: list[str], tmp_path: 
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has the CUDA device whose absence is tested")
-def test_absent_cuda_is_one_clear_line() -> None:
-    assert "finds no CUDA device here" in error_of(run("conformance", "--parity-device", "cuda"))
+def test_absent_cuda_is_one_clear_line(error_of: Callable[..., str]) -> None:
+    assert "finds no CUDA device here" in error_of("--parity-device", "cuda")
 
 
-def test_a_row_that_does_not_exist_is_one_clear_line() -> None:
+def test_a_row_that_does_not_exist_is_one_clear_line(error_of: Callable[..., str]) -> None:
     assert "found no row 'fp8'; expected none, all, or some of float32-contiguous" in error_of(
-        run("conformance", "--parity-variants", "fp8")
+        "--parity-variants", "fp8"
     )
 
 

@@ -12,7 +12,7 @@ from ptycho_torch.commands.arguments import whole
 if TYPE_CHECKING:
     from conformance.provenance.evidence import Evidence
 
-_TAKES = {"training": ("output", "seeds", "epochs", "backend"), "updates": (), "clean": ("output", "runs", "device")}
+_TAKES = {"training": ("output", "pairs", "points", "backend"), "updates": (), "clean": ("output", "runs", "device")}
 """What each study takes beside ``--evidence``."""
 
 
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "study",
         choices=tuple(_TAKES),
-        help="training: train both backends from scratch, several seeds each, and compare where they end (hours); "
+        help="training: train both backends from scratch in pairs, and test that they end alike (hours); "
         "updates: ten updates of the optimiser beside the oracle's and Keras' (minutes); "
         "clean: judge fresh draws of a right network: false alarms, and how much of each budget is used (an hour)",
     )
@@ -35,9 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--evidence", type=Path, metavar="DIR", help="folder to write the numbers to, as evidence")
     training = parser.add_argument_group("study training")
-    training.add_argument("--seeds", type=whole, help="trainings of each backend (default 5)")
-    training.add_argument("--epochs", type=whole, help="of each training (default: enough for the reference)")
-    training.add_argument("--backend", choices=("torch", "keras"), help="train only this backend")
+    training.add_argument("--pairs", type=whole, help="trainings of each backend at each point (default 20)")
+    training.add_argument(
+        "--points",
+        type=lambda text: text.split(","),
+        metavar="NAME,NAME",
+        help="train only at these: n64_g1, n64_g2, n128_g2",
+    )
+    training.add_argument(
+        "--backend",
+        choices=("torch", "keras"),
+        help="train only this backend; what --points or --backend leave out can be trained in the same folder by "
+        "another process at once, and without them all is judged",
+    )
     clean = parser.add_argument_group("study clean")
     clean.add_argument("--runs", type=whole, help="draws, those of the log included (default 1000)")
     clean.add_argument("--device", choices=("cpu", "cuda"), help="where the network runs (default cpu)")
@@ -70,15 +80,18 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _training(options: argparse.Namespace) -> int:
-    from conformance.session.study import BACKENDS, EPOCHS, as_evidence, run_study
+    from conformance.errors import StudyError
+    from conformance.session.study import BACKENDS, NEEDED_PAIRS, POINTS, as_evidence, run_study
 
-    seeds, epochs = options.seeds or 5, options.epochs or EPOCHS
+    pairs, points = options.pairs or NEEDED_PAIRS, options.points or tuple(POINTS)
+    for name in set(points) - set(POINTS):
+        raise StudyError(f"There is no point {name!r}. Choose among {', '.join(POINTS)}.")
     backends = (options.backend,) if options.backend else BACKENDS
-    outcomes = run_study(options.output or Path("study"), seeds, epochs, _say, backends)
-    if options.backend:
+    outcomes = run_study(options.output or Path("study"), pairs, _say, points, backends)
+    if options.points or options.backend:
+        _say("trained what was asked for; without --points and --backend all is judged")
         return 0
-    command = f"python -m conformance study training --seeds {seeds} --epochs {epochs}"
-    return _told(as_evidence(outcomes, command), options.evidence)
+    return _told(as_evidence(outcomes, f"python -m conformance study training --pairs {pairs}"), options.evidence)
 
 
 def _updates(options: argparse.Namespace) -> int:
@@ -105,7 +118,9 @@ def _told(evidence: Evidence, folder: Path | None) -> int:
     for name, number in evidence.numbers.items():
         goal = evidence.goals.get(name)
         verdict = "" if goal is None else f"  {'missed' if name in evidence.missed else 'met'}: {goal}"
-        print(f"{name:36} {number:12.6g}{verdict}")  # noqa: T201 - the command's answer
+        print(f"{name:45} {number:12.6g}{verdict}")  # noqa: T201 - the command's answer
+    for name, values in evidence.values.items():
+        print(f"{name}: {', '.join(f'{value:.6g}' for value in values)}")  # noqa: T201
     if folder is not None:
         print(f"wrote {write_evidence(folder, evidence)}")  # noqa: T201
     return 1 if evidence.missed else 0

@@ -71,6 +71,7 @@ class Evidence:
         meanings: name → what the number is, in a few words.
         case: which of several measurements of a kind this is, for example ``float64``; empty if there is one.
         notes: whole sentences that belong to the numbers.
+        values: name → every single value that numbers were computed from.
     """
 
     kind: str
@@ -87,6 +88,7 @@ class Evidence:
     meanings: Mapping[str, str] = dataclasses.field(default_factory=dict)
     case: str = ""
     notes: tuple[str, ...] = ()
+    values: Mapping[str, tuple[Number, ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, value in (("kind", self.kind), ("device", self.device), ("case", self.case or "none")):
@@ -124,6 +126,7 @@ def measured_here(
     meanings: Mapping[str, str] | None = None,
     case: str = "",
     notes: Sequence[str] = (),
+    values: Mapping[str, tuple[Number, ...]] | None = None,
 ) -> Evidence:
     """Return evidence for what was just measured on this machine with the code that is here."""
     return Evidence(
@@ -141,6 +144,7 @@ def measured_here(
         meanings=dict(meanings or {}),
         case=case,
         notes=tuple(notes),
+        values=dict(values or {}),
     )
 
 
@@ -176,8 +180,9 @@ def read_evidence(path: Path | str) -> Evidence:
     content = read_json(path, SCHEMA, largest_bytes=_LARGEST_BYTES)
     del content["schema"], content["digest"]
     goals = {name: Goal(**goal) for name, goal in content["goals"].items()}
+    values = {name: tuple(each) for name, each in content.get("values", {}).items()}
     try:
-        return Evidence(**content | {"goals": goals, "notes": tuple(content["notes"])})
+        return Evidence(**content | {"goals": goals, "notes": tuple(content["notes"]), "values": values})
     except DocumentError as err:
         raise DocumentError(f"{path}: {err}") from err
 

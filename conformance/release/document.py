@@ -155,8 +155,9 @@ def _measurement(evidence: Evidence) -> Iterator[str]:
         goal = f"{evidence.goals[name]}{missed}" if name in evidence.goals else ""
         meaning = evidence.meanings.get(name, name.replace("_", " "))
         yield f"| {_cell(meaning)} | {_shown(number)} | {goal} |"
-    if evidence.notes:
+    if evidence.notes or evidence.values:
         yield from ("", *(f"- {note}" for note in evidence.notes))
+        yield from (f"- {name}: {', '.join(f'{one:.5g}' for one in each)}" for name, each in evidence.values.items())
 
 
 def _cell(text: str) -> str:

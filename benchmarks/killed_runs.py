@@ -115,6 +115,8 @@ def run(arguments: list[str], folder: Path, forked: bool, kill: tuple[str, float
         return _spawned(arguments, folder, way, after_s)
     process = os.fork()
     if process == 0:
+        # PyTorch makes its pool of threads anew after a fork, and two loader threads at once would get none.
+        torch.set_num_threads(torch.get_num_threads())
         if way == "os._exit":
             _later(folder, after_s, lambda: os._exit(9))
         code = 70

@@ -33,8 +33,9 @@ NETWORKS = {
     ),
 }
 
-LIMIT = 5e-6
-"""Largest difference relative to the largest value: twenty convolutions in float32."""
+LIMIT = 2e-5
+"""Largest difference relative to the largest value, twice what TensorFlow itself is off the same network in float64.
+TensorFlow and PyTorch convolve by one library, JAX by another, which adds up in another order."""
 
 PREDICT = """
 import sys

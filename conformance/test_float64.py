@@ -103,7 +103,7 @@ def test_candidate_is_keras(graph: str, parity_device: str, parity_tier: str, pa
     largest = max(conditions, key=lambda name: conditions[name].e)
     kappa = conditions[largest].e / UNIT_ROUNDOFF["float64"]
     parity_notes.append(
-        f"float64, {graph} on {parity_device}: candidate against Keras over {_draws(graph, parity_tier)} draws, worst e = "
+        f"float64, {graph} on {parity_device}: candidate against Keras, draws {_draws(graph, parity_tier)}, worst e = "
         f"{most[0]:.1e} ({most[1]}); largest κ = {kappa:.3g} ({largest})"
     )
 

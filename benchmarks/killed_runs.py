@@ -136,6 +136,11 @@ def _kill(process: int, way: str) -> None:
         os.kill(process, getattr(signal, way))
 
 
+def _kill_all(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
 def _spawned(arguments: list[str], folder: Path, way: str, after_s: float) -> int:
     """Run a command in a group of its own; SIGKILL, as a machine that fails, is for all of its processes."""
     process = subprocess.Popen(
@@ -145,10 +150,9 @@ def _spawned(arguments: list[str], folder: Path, way: str, after_s: float) -> in
     if way in ("SIGTERM", "SIGUSR1"):
         _later(folder, after_s, lambda: _kill(process.pid, way))
     elif way:
-        _later(folder, after_s, lambda: os.killpg(process.pid, signal.SIGKILL))
+        _later(folder, after_s, lambda: _kill_all(process.pid))
     _, said = process.communicate()
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    _kill_all(process.pid)
     if process.returncode not in (0, 143, 138, -9, -15, -10):
         print(said[-2000:], file=sys.stderr)
     return process.returncode

@@ -71,7 +71,8 @@ def _truth(name: str) -> Trajectory:
 
 @cache
 def _ours(name: str, device: str) -> Trajectory:
-    return _training().train_torch(training_run(name), device, "float64")
+    trained: Trajectory = _training().train_torch(training_run(name), device, "float64")
+    return trained
 
 
 @cache

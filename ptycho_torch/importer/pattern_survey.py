@@ -97,7 +97,8 @@ def _careful_sums(
         values = np.square(values)
     if rules.dark is not None:
         values = np.maximum(values - rules.dark, 0)
-    return values.sum(axis=0), values.sum(axis=(1, 2)), (chunk >= limit).any(axis=0), (chunk >= top).all(axis=0)
+    hits, beyond = np.asarray((chunk >= limit).any(axis=0)), np.asarray((chunk >= top).all(axis=0))
+    return values.sum(axis=0), values.sum(axis=(1, 2)), hits, beyond
 
 
 def corner_centred(light: np.ndarray) -> bool:

@@ -187,7 +187,7 @@ def test_progress_is_lines_with_the_time_left_off_a_terminal_and_a_bar_on_one(
     progress.advance()
     progress.advance()
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "  0% after 6.0 s: the first half"
+    assert lines[0] == "  0% after 00:06: the first half"
     assert lines[-1].startswith(" 50% after ")
     assert lines[-1].endswith(" left: the first half")
     monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)

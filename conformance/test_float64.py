@@ -32,9 +32,9 @@ def _batch(name: str) -> int:
     return 3 if GRAPHS[name].N == 64 else 1
 
 
-def _draws(name: str, tier: str) -> int:
-    """Draws compared with Keras: one in the quick tier, else 43 over all graphs, fewer where patches are large."""
-    return 1 if tier == "quick" else {64: 4, 128: 2, 256: 1}[GRAPHS[name].N]
+def _draws(name: str) -> int:
+    """Draws compared with Keras: 43 over all graphs, fewer where patches are large."""
+    return {64: 4, 128: 2, 256: 1}[GRAPHS[name].N]
 
 
 @pytest.mark.parity_clause("FLOAT64")
@@ -77,17 +77,15 @@ def _amplified(truth: Truth) -> dict[str, Errors]:
 @pytest.mark.parity_dtype("float64")
 @pytest.mark.skipif(not backend.is_available(), reason=NO_TENSORFLOW)
 @pytest.mark.parametrize("graph", GRAPHS)
-def test_candidate_is_keras(graph: str, parity_device: str, parity_tier: str, parity_notes: list[str]) -> None:
+def test_candidate_is_keras(graph: str, parity_device: str, parity_notes: list[str]) -> None:
     """Every stage, gradient and loss within max(1e-12, κε) of Keras in float64 (clause FLOAT64)."""
     from conformance.subjects.keras import KerasSubject
 
-    if parity_tier == "quick" and GRAPHS[graph].N == 256:
-        pytest.skip(f"graph {graph} is compared with Keras in tier full: --parity-tier full")
     keras, candidate = KerasSubject(GRAPHS[graph], "float64"), TorchSubject(parity_device, "float64")
     limits = load_measured().limits
     most: tuple[float, str] = (0.0, "")
     conditions: dict[str, Errors] = {}
-    for seed in range(_draws(graph, parity_tier)):
+    for seed in range(_draws(graph)):
         case: Case = draw_case(GRAPHS[graph], seed=100 + seed, batch=_batch(graph), modes=1 + seed % 2)
         found = _compare_runs(candidate.free(case), keras.free(case))
         above = {name for name, each in found.items() if not each.e <= limits.float64_floor}
@@ -103,7 +101,7 @@ def test_candidate_is_keras(graph: str, parity_device: str, parity_tier: str, pa
     largest = max(conditions, key=lambda name: conditions[name].e)
     kappa = conditions[largest].e / UNIT_ROUNDOFF["float64"]
     parity_notes.append(
-        f"float64, {graph} on {parity_device}: candidate against Keras, draws {_draws(graph, parity_tier)}, worst e = "
+        f"float64, {graph} on {parity_device}: candidate against Keras over {_draws(graph)} draws, worst e = "
         f"{most[0]:.1e} ({most[1]}); largest κ = {kappa:.3g} ({largest})"
     )
 

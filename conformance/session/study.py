@@ -45,11 +45,8 @@ LAST_RATE = 0.05
 
 BACKENDS = ("keras", "torch")
 NEEDED_PAIRS = 20
-NEEDED_CORRELATION = 0.5
-"""Phase correlation that the reference has to reach on the average; hardly trained it has below 0.2."""
-LIT = 0.5
-"""Of the largest coverage; what has less of it lies at the border of the scan, in little light, and differs with every
-training."""
+NEEDED_CORRELATION = 0.9
+"""Phase correlation with the known object that the reference has to reach on the average before ends are compared."""
 
 MARGINS: Mapping[str, Callable[[float], float]] = {
     "amplitude_error": lambda mean: 0.01 * mean,
@@ -200,9 +197,8 @@ def _train(name: str, backend: str, seed: int, scan: Path, data_dir: Path) -> Ou
     dataset = PtychoDataset(scan, data_dir=data_dir, settings=settings.data)
     loss, module = (_train_keras if backend == "keras" else _train_torch)(dataset, settings)
     stitched = reconstruct(module.eval(), dataset, device="cpu", progress=False)[0]
-    coverage = stitched.coverage.numpy()
-    region = np.where(coverage > coverage.max() * LIT, coverage, 0)
-    scores = score(compare(stitched.object.numpy(), stitched.origin_px, read_truth(scan), region=region))
+    image, covered = stitched.object.numpy(), stitched.coverage.numpy()
+    scores = score(compare(image, stitched.origin_px, read_truth(scan), region=covered))
     return Outcome(
         point=name,
         backend=backend,

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor
 
 from ptycho_torch.config_params import DataConfig, DataSettings
+from ptycho_torch.data.map_list import list_map
 from ptycho_torch.data.memory_map import Inputs, MemoryMap, open_map
 from ptycho_torch.data.photons import METADATA, PATTERNS_LOOKED_AT, are_counts, normalised_notice, stated_photons
 from ptycho_torch.data.preparation import DerivedSettings, derive, median_step
@@ -163,13 +164,13 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
         if probe is not None and probe_dir is not None:
             raise ConfigError("probe and probe_dir each give the probe; give one of them.")
         self._scans: tuple[ScanSource, ...]
-        probes = None
+        probes, listed = None, False
         if isinstance(ptycho_dir, tuple):
             if probe_dir is not None:
                 raise ConfigError("probe_dir belongs to scans in files; give those in memory probeGuess, or probe.")
             self._scans = ptycho_dir
         else:
-            data_dir = map_folder(ptycho_dir, data_dir)
+            listed, data_dir = data_dir is None, map_folder(ptycho_dir, data_dir)
             self._scans = files = scan_paths(Path(ptycho_dir))
             if probe_dir is not None and self.settings.probe_dir_get:
                 probes = probe_paths(files, Path(probe_dir))
@@ -185,6 +186,8 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
                 self._map = open_map(Path(folder), inputs, self.settings, progress=progress)
         else:
             self._map = open_map(Path(data_dir), inputs, self.settings, remake=remake_map, progress=progress)
+            if listed:
+                list_map(Path(data_dir), Path(ptycho_dir))
         self._amplitude = _plain(self._map.patterns["amplitude"])
         self._positions = _plain(self._map.scan["positions_px"])
         self._nn_indices = _plain(self._map.groups["nn_indices"])

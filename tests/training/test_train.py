@@ -233,7 +233,9 @@ def test_inference_takes_the_map_of_training_and_looks_at_its_outputs_first(
     monkeypatch.chdir(tmp_path)
     result = train.main(scan, output_dir="run", progress=False, reconstruct=False, settings=small(max_epochs=1))
     place = folders.map_folder(scan)
-    assert [path.resolve() for path in Path("data/memmap").iterdir()] == [place.resolve()]
+    maps = Path("data/memmap")
+    assert [path.resolve() for path in maps.iterdir() if path.is_dir()] == [place.resolve()]
+    assert json.loads((maps / "manifest.json").read_text()) == {"maps": {place.name: str(scan.resolve())}}
     manifest = (place / "manifest.json").read_bytes()
 
     def infer(**names: Any) -> Any:

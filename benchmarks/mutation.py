@@ -35,7 +35,7 @@ import pytest
 import torch  # noqa: F401
 
 ROOT = Path(__file__).parents[1]
-TARGETS = tuple(f"conformance.{name}" for name in ("judge", "parity", "condition", "gains"))
+TARGETS = tuple(f"conformance.judge.{name}" for name in ("rules", "measure", "condition", "gains"))
 TESTS = tuple(f"tests/judge/test_{name}.py" for name in ("judge", "gains", "condition", "comparer"))
 GOAL = 0.95
 PACKAGES = ("conformance", "ptycho_torch", "ptycho_tf_bridge")
@@ -44,11 +44,11 @@ STATES = ("killed", "survived", "equivalent")
 
 _SLOWER = "the same gradients, computed twice"
 EQUIVALENT: dict[str, str] = {
-    "judge: np.empty(0)  →  np.empty(1)": "what a mismatch holds in place of values is never read",
-    "parity: any((name != 'input' for name in stage.inputs))  →  all((name != 'input' for name in stage.inputs))": (
+    "rules: np.empty(0)  →  np.empty(1)": "what a mismatch holds in place of values is never read",
+    "measure: any((name != 'input' for name in stage.inputs))  →  all((name != 'input' for name in stage.inputs))": (
         "no stage reads the network's input beside another one"
     ),
-    "parity: if any((not np.array_equal(branch, pieces.branches[name]) for name, branch in branches.items())):"
+    "measure: if any((not np.array_equal(branch, pieces.branches[name]) for name, branch in branches.items())):"
     "  →  if True:": _SLOWER,
 }
 """Mutant, as it is printed without its line → why nobody can tell it from the original."""

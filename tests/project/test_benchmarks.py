@@ -101,3 +101,28 @@ def test_the_run_for_a_gpu_runs_to_its_end_on_the_cpu(tmp_path: Path, capsys: py
     assert numbers["verdicts"] > 0
     assert numbers["faults"] == 1
     assert numbers["n64_training_float32_share_of_floor"] > 0
+
+
+def test_mutants_are_of_modules_and_tests_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    judge, product = script("mutation"), script("product_mutation")
+    monkeypatch.setitem(sys.modules, "mutation", judge)
+    assert all((ROOT / name).is_file() for name in judge.TESTS)
+    names = {mutant.name for module in judge.TARGETS for mutant in judge.mutants(module)}
+    assert set(judge.EQUIVALENT) <= names
+    for module, target in product.TARGETS.items():
+        assert any(product.mutants(module)), module
+        files = [name for arguments in target.conformance for name in arguments if name.startswith("conformance/")]
+        assert all((ROOT / name).is_file() for name in [*files, *product._files(target)]), module
+
+
+def test_a_test_that_fails_without_a_mutant_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monkeypatch.chdir(tmp_path)
+    product = script("product_mutation")
+    monkeypatch.setattr(product, "tests_pass", lambda mutant, tests, limit_s: "-k" not in tests)
+    assert product.main(["-o", str(tmp_path / "mutants.json")]) == 2
+    assert "fail without a mutant" in capsys.readouterr().out
+    assert not (tmp_path / "mutants.json").exists()

@@ -164,13 +164,14 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
         if probe is not None and probe_dir is not None:
             raise ConfigError("probe and probe_dir each give the probe; give one of them.")
         self._scans: tuple[ScanSource, ...]
-        probes, listed = None, False
+        probes, listed = None, None
         if isinstance(ptycho_dir, tuple):
             if probe_dir is not None:
                 raise ConfigError("probe_dir belongs to scans in files; give those in memory probeGuess, or probe.")
             self._scans = ptycho_dir
         else:
-            listed, data_dir = data_dir is None, map_folder(ptycho_dir, data_dir)
+            listed = Path(ptycho_dir) if data_dir is None else None
+            data_dir = map_folder(ptycho_dir, data_dir)
             self._scans = files = scan_paths(Path(ptycho_dir))
             if probe_dir is not None and self.settings.probe_dir_get:
                 probes = probe_paths(files, Path(probe_dir))
@@ -186,8 +187,8 @@ class PtychoDataset(torch.utils.data.Dataset[PtychoBatch]):
                 self._map = open_map(Path(folder), inputs, self.settings, progress=progress)
         else:
             self._map = open_map(Path(data_dir), inputs, self.settings, remake=remake_map, progress=progress)
-            if listed:
-                list_map(Path(data_dir), Path(ptycho_dir))
+            if listed is not None:
+                list_map(Path(data_dir), listed)
         self._amplitude = _plain(self._map.patterns["amplitude"])
         self._positions = _plain(self._map.scan["positions_px"])
         self._nn_indices = _plain(self._map.groups["nn_indices"])

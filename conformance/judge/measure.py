@@ -203,12 +203,12 @@ def _free(
     truth: Truth, run: FreeRun, case: Case, ruler: _Ruler, condition: Conditions
 ) -> Iterator[tuple[Key, Quantity]]:
     measured = case.scaled_amplitude(ruler.dtype)
-    pieces = _pieces(truth, run, measured)
+    pieces = pieces_of(truth, run, measured)
     gradients = truth.gradients_on(pieces.branches)
     found, expected_cotangents = dict(run.cotangents), dict(gradients.cotangents)
     if run.watched is not None:
         others = gradients
-        branches = _pieces(truth, run.watched, measured).branches
+        branches = pieces_of(truth, run.watched, measured).branches
         if any(not np.array_equal(branch, pieces.branches[name]) for name, branch in branches.items()):
             others = truth.gradients_on(branches)
         found |= run.watched.cotangents
@@ -227,8 +227,14 @@ def _free(
     yield from _losses("free", truth, run.losses, run.stages, lambda: condition(ruler.products), ruler)
 
 
-def _pieces(truth: Truth, run: FreeRun, measured: np.ndarray) -> Pieces:
-    """Return the pieces that a run was on; the truth's own where it has a stage of another shape."""
+def pieces_of(truth: Truth, run: FreeRun, measured: np.ndarray) -> Pieces:
+    """Return the linear pieces that a run was on; the truth's own where it has a stage of another shape.
+
+    Args:
+        truth: of the same case.
+        run: a candidate's, running free.
+        measured: the scaled amplitude in its dtype.
+    """
     complete = {name: run.stages.get(name, array) for name, array in truth.stages.items()}
     comparable = all(complete[name].shape == array.shape for name, array in truth.stages.items())
     return truth.pieces(complete, complete, measured) if comparable else truth.own_pieces

@@ -25,6 +25,7 @@ from conformance.judge.measure import (
     Key,
     Measurement,
     Quantity,
+    pieces_of,
 )
 from conformance.judge.measured import Measured
 from conformance.judge.rules import (
@@ -52,6 +53,9 @@ from conformance.training.state import TrainingRun
 
 RMS_BUDGET = Errors(1e-9, 1e-9)
 """How well a stored RMS must be known; it only scales other errors."""
+
+Differentiate = Callable[[int, Truth], tuple[float, Mapping[str, np.ndarray]]]
+"""Number of an update, from 1 on, and the truth before it → total loss and gradients of all weights."""
 
 LEARNING_RATE, BETA_1, BETA_2, EPSILON = 1e-3, 0.9, 0.999, 1e-7
 """Keras Adam as recordings were made with."""
@@ -288,7 +292,8 @@ class TrainingTruth:
     @classmethod
     def of(cls, truth: Truth, steps: int) -> TrainingTruth:
         """Train the truth, and once more with noise, to see how far gradients and losses follow it."""
-        true, noisy = _train(truth, steps, None), _train(truth, steps, STEP)
+        rng = np.random.default_rng(0)
+        true, noisy = _train(truth, steps, _own_gradients), _train(truth, steps, lambda _, here: _noisy(here, rng))
         before = truth.constants.weights
         pairs = list(zip(true.gradients, noisy.gradients, strict=True))
         steps_of = {name: [step[name] for step in true.gradients] for name in before}
@@ -301,6 +306,21 @@ class TrainingTruth:
                 for name, found in steps_of.items()
             },
         )
+
+    def on_pieces_of(self, truth: Truth, runs: Sequence[FreeRun], dtype: str) -> TrainingTruth:
+        """Return the truth's training on the linear pieces that a candidate's training was on.
+
+        What rounding explains stays as it is: it is of one piece.
+
+        Args:
+            truth: that was trained.
+            runs: the candidate's network before each update, running free.
+            dtype: the candidate's.
+        """
+        before, measured = truth.constants.weights, truth.case.scaled_amplitude(dtype)
+        true = _train(truth, len(runs), lambda step, here: _gradients_on(here, runs[step - 1], measured))
+        updates = {name: weights - before[name] for name, weights in true.weights.items()}
+        return dataclasses.replace(self, losses=true.losses, updates=updates)
 
     def spread(self, dtype: str) -> dict[str, Errors]:
         """Return the errors that rounding in a dtype explains: of the losses, and of the update of each part."""
@@ -347,24 +367,40 @@ class _Training:
     weights: Mapping[str, np.ndarray]
 
 
-def _train(truth: Truth, steps: int, noise: float | None) -> _Training:
-    """Train the truth by Keras Adam, with everything moving as it passes where ``noise`` is given."""
-    rng = np.random.default_rng(0)
+def _train(
+    truth: Truth, steps: int, differentiate: Callable[[int, Truth], tuple[float, Mapping[str, np.ndarray]]]
+) -> _Training:
+    """Train the truth by Keras Adam.
+
+    Args:
+        truth: before the first update.
+        steps: how many updates.
+        differentiate: how.
+    """
     weights: Mapping[str, np.ndarray] = truth.constants.weights
     state: Moments = {}
     losses, gradients = [], []
     for step in range(1, steps + 1):
         here = truth if step == 1 else Truth(dataclasses.replace(truth.case, weights=weights))
-        if noise is None:
-            found: Mapping[str, np.ndarray] = here.gradients.constants
-            loss = here.losses["total"]
-        else:
-            run = noisy_run(here, lambda array: moved(array, rng, noise))
-            found, loss = run.gradients, run.losses["total"]
+        loss, found = differentiate(step, here)
         gradients.append({name: found[name] for name in weights})
         losses.append(loss)
         weights, state = keras_adam(weights, gradients[-1], state, step, LEARNING_RATE, BETA_1, BETA_2, EPSILON)
     return _Training(np.array(losses), gradients, weights)
+
+
+def _own_gradients(_: int, here: Truth) -> tuple[float, Mapping[str, np.ndarray]]:
+    return here.losses["total"], here.gradients.constants
+
+
+def _noisy(here: Truth, rng: np.random.Generator) -> tuple[float, Mapping[str, np.ndarray]]:
+    """Differentiate with everything moving as it passes."""
+    run = noisy_run(here, lambda array: moved(array, rng, STEP))
+    return run.losses["total"], run.gradients
+
+
+def _gradients_on(here: Truth, run: FreeRun, measured: np.ndarray) -> tuple[float, Mapping[str, np.ndarray]]:
+    return here.losses["total"], here.gradients_on(pieces_of(here, run, measured).branches).constants
 
 
 def _adam_sensitivity(gradients: Sequence[np.ndarray], noise: Sequence[float]) -> np.ndarray:
@@ -394,24 +430,39 @@ def _adam_sensitivity(gradients: Sequence[np.ndarray], noise: Sequence[float]) -
 
 
 def train_verdicts(
-    bundle: Bundle, training: TrainingTruth, subject: CandidateSubject | TorchSubject, measured: Measured
+    bundle: Bundle,
+    truth: Truth,
+    training: TrainingTruth,
+    subject: CandidateSubject | TorchSubject,
+    measured: Measured,
 ) -> dict[Key, Verdict]:
     """Judge the recorded training steps: losses before each update, and the whole update of every part.
 
     An update may be as far off as the condition of its gradients explains, in float32 also as far as the recorded one.
+    A rounding that decides a ReLU or a pool changes a gradient by far more, and by Adam the next loss: a training that
+    is not the truth's is judged once more by the truth on the linear pieces that its own network was on.
     """
     from conformance.subjects.torch_training import train_torch
 
-    trained = train_torch(TrainingRun.repeated(bundle.case, len(bundle.train_losses)), subject.device, subject.dtype)
-    before = {name: weight.astype(np.float64) for name, weight in bundle.case.weights.items()}
+    case = bundle.case
+    trained = train_torch(TrainingRun.repeated(case, len(bundle.train_losses)), subject.device, subject.dtype)
+    before = {name: weight.astype(np.float64) for name, weight in case.weights.items()}
     updates = {name: trained.states[-1].weights[name].astype(np.float64) - weight for name, weight in before.items()}
-    found, recorded = training.errors(trained.losses, updates), training.recorded(bundle)
-    spread = training.spread(subject.dtype)
-    verdicts: dict[Key, Verdict] = {}
-    for name, each in found.items():
-        if subject.dtype == "float64":
-            budget = float64_budget(spread[name], measured.limits)
-        else:
-            budget = float32_budget(recorded[name], spread[name], measured.limits)
-        verdicts[TRAIN, name] = Verdict(TRAIN, name, recorded[name], each, budget)
-    return verdicts
+    recorded, spread = training.recorded(bundle), training.spread(subject.dtype)
+
+    def verdicts(expected: TrainingTruth) -> dict[Key, Verdict]:
+        found: dict[Key, Verdict] = {}
+        for name, each in expected.errors(trained.losses, updates).items():
+            if subject.dtype == "float64":
+                budget = float64_budget(spread[name], measured.limits)
+            else:
+                budget = float32_budget(recorded[name], spread[name], measured.limits)
+            found[TRAIN, name] = Verdict(TRAIN, name, recorded[name], each, budget)
+        return found
+
+    judged = verdicts(training)
+    if not all(verdict.passed for verdict in judged.values()):
+        weights = [case.weights, *({name: state.weights[name] for name in before} for state in trained.states[:-1])]
+        runs = [subject.free(dataclasses.replace(case, weights=each)) for each in weights]
+        judged = verdicts(training.on_pieces_of(truth, runs, subject.dtype))
+    return judged

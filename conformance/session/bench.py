@@ -457,7 +457,7 @@ def _judge(work: _Work, subject: CandidateSubject | TorchSubject) -> CaseReport:
     }
     stage_of = {key: quantity.stage for key, quantity in measured.items() if key in verdicts}
     if work.planned.training and subject.row in PLAIN and TRAIN not in not_given and not remembering.error:
-        training = train_verdicts(work.bundle, work.training, subject, load_measured())
+        training = train_verdicts(work.bundle, work.truth, work.training, subject, load_measured())
         verdicts |= training
         stage_of |= dict.fromkeys(training, "train")
     if (

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from conformance.cases.case import NOTHING_FREE, Case, FreeRun
 from conformance.judge.measure import Measurement
 from conformance.judge.measured import load_measured
 from conformance.judge.rules import compare
@@ -16,7 +18,8 @@ from conformance.judge.truth import Truth
 from conformance.recordings import replay
 from conformance.recordings.bundle import RECORDINGS, Bundle, Sampled, read_bundle, rms
 from conformance.recordings.pieces import recorded_pieces
-from conformance.recordings.replay import reference_verdicts
+from conformance.recordings.replay import TrainingTruth, reference_verdicts, train_verdicts
+from conformance.subjects import torch_training
 
 STAGE = "decoder_amp.outer.conv1"
 
@@ -161,3 +164,44 @@ def test_a_recording_without_an_envelope_is_judged_on_its_own_pieces(
     verdicts = reference_verdicts(recorded, measurement, load_measured())
     failed = {name for (_, name), each in verdicts.items() if not each.passed}
     assert bool(failed) is (stray != 1.0 or not asked)
+
+
+class AsTrained:
+    """Runs the network as the truth does, but for the elements that are flipped before the first update."""
+
+    device, dtype = "cpu", "float64"
+
+    def __init__(self, *flipped: int) -> None:
+        self.flipped = flipped
+
+    def free(self, case: Case) -> FreeRun:
+        stages = dict(Truth(case).stages)
+        if case.weights is truth().case.weights:
+            stages[STAGE] = stages[STAGE].copy()
+            for index in self.flipped:
+                stages[STAGE].flat[index] = 0.0 if stages[STAGE].flat[index] > 0 else 1e-12
+        return dataclasses.replace(NOTHING_FREE, stages=stages)
+
+
+def test_a_training_is_judged_on_the_pieces_that_its_own_network_was_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = dataclasses.replace(read_bundle(RECORDINGS / "n64_g1_nopad.npz"), case=truth().case)
+    expected = TrainingTruth.of(truth(), len(bundle.train_losses))
+    index, _ = nearest(0)
+    before: list[Mapping[str, np.ndarray]] = []
+
+    def differentiate(step: int, here: Truth) -> tuple[float, Mapping[str, np.ndarray]]:
+        before.append(here.constants.weights)
+        return here.losses["total"], with_flips(STAGE, index) if step == 1 else here.gradients.constants
+
+    flipped = replay._train(truth(), len(bundle.train_losses), differentiate)
+    states = [SimpleNamespace(weights=weights) for weights in (*before[1:], flipped.weights)]
+    trained = SimpleNamespace(losses=flipped.losses, states=states)
+    monkeypatch.setattr(torch_training, "train_torch", lambda *_: trained)
+
+    def failing(subject: AsTrained) -> bool:
+        verdicts = train_verdicts(bundle, truth(), expected, subject, load_measured())  # type: ignore[arg-type]
+        return not all(verdict.passed for verdict in verdicts.values())
+
+    assert not failing(AsTrained(index))
+    assert failing(AsTrained())
+    assert failing(AsTrained(nearest(1)[0]))

@@ -81,9 +81,9 @@ def test_a_reference_that_moved_away_fails(bundle: Bundle, measurement: Measurem
     assert failing_reference(wrong, measurement) == {name}
 
 
-def test_recorded_training_is_followed(bundle: Bundle, training: TrainingTruth) -> None:
+def test_recorded_training_is_followed(bundle: Bundle, measurement: Measurement, training: TrainingTruth) -> None:
     for dtype in ("float64", "float32"):
-        verdicts = train_verdicts(bundle, training, TorchSubject("cpu", dtype), load_measured())
+        verdicts = train_verdicts(bundle, measurement.truth, training, TorchSubject("cpu", dtype), load_measured())
         assert {name for _, name in verdicts} == {"losses", "encoder", "decoder_amp", "decoder_phase"}
         assert all(verdict.passed for verdict in verdicts.values()), [each.explain() for each in verdicts.values()]
 
@@ -99,12 +99,12 @@ WRONG_OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 
 @pytest.mark.parametrize("name", WRONG_OPTIMISERS)
 def test_another_optimiser_is_seen(
-    bundle: Bundle, training: TrainingTruth, monkeypatch: pytest.MonkeyPatch, name: str
+    bundle: Bundle, measurement: Measurement, training: TrainingTruth, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """In float64 every part of the network shows it, in float32 at least one judged quantity."""
     monkeypatch.setattr(lightning_module, "KerasAdam", WRONG_OPTIMISERS[name])
     for dtype in ("float64", "float32"):
-        verdicts = train_verdicts(bundle, training, TorchSubject("cpu", dtype), load_measured())
+        verdicts = train_verdicts(bundle, measurement.truth, training, TorchSubject("cpu", dtype), load_measured())
         failed = {part for (_, part), verdict in verdicts.items() if not verdict.passed}
         assert failed, f"{dtype}: nothing failed"
         if dtype == "float64":

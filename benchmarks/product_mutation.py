@@ -55,7 +55,10 @@ _TRAINING = (
     ("conformance/test_steps.py", "-k", "optimiser"),
     ("conformance/test_training.py", "-k", "not keras and not live"),
 )
-_DATA = (("conformance/test_steps.py", "-k", "data or forward"), ("conformance/test_data_path.py",))
+_DATA = (
+    ("conformance/test_steps.py", "conformance/test_operations.py", "-k", "data or forward or operation"),
+    ("conformance/test_data_path.py",),
+)
 _BRIDGE = (
     ("conformance/test_steps.py", "-k", "bridge or (configuration and not used)"),
     ("conformance/test_config_sync.py", "conformance/test_divergences.py", "-k", "not of_the_reference"),
@@ -72,7 +75,9 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
             _TRAINING, ("network/test_optim.py", "network/test_schedules.py"), is_network=True
         ),
         "ptycho_torch.data.grouping": Target(_DATA, ("data/test_grouping.py", "data/test_dset_loader.py")),
-        "ptycho_torch.data.scaling": Target(_DATA, ("data/test_dset_loader.py", "data/test_photons.py")),
+        "ptycho_torch.data.scaling": Target(
+            _DATA, ("network/test_forward_operations.py", "data/test_dset_loader.py", "data/test_photons.py")
+        ),
         "ptycho_torch.reconstruction.reassembly": Target(_DATA, ("reconstruction/test_reassembly.py",)),
         "ptycho_tf_bridge.weights": Target(_BRIDGE, ("bridge/test_bridge_weights.py",)),
         "ptycho_tf_bridge.layout": Target(_BRIDGE, ("bridge/test_bridge_layout.py",)),

@@ -40,7 +40,7 @@ class Drawn:
 
 EMBEDDED = MappingProxyType(
     {
-        "n64_g1_nopad": Drawn(GRAPHS["n64_g1_nopad"], batch=3),
+        "n64_g1_nopad": Drawn(dataclasses.replace(GRAPHS["n64_g1_nopad"], object_big=False), batch=3),
         "n64_g2_modes": Drawn(
             dataclasses.replace(
                 GRAPHS["n64_g2_mask_blur"], probe_big=False, shared_amplitude_head=True, amp_activation="swish"

@@ -126,3 +126,19 @@ def test_a_test_that_fails_without_a_mutant_ends_the_run(
     assert product.main(["-o", str(tmp_path / "mutants.json")]) == 2
     assert "fail without a mutant" in capsys.readouterr().out
     assert not (tmp_path / "mutants.json").exists()
+
+
+def test_a_mutant_is_what_tests_with_an_import_hook_run(tmp_path: Path) -> None:
+    judge = script("mutation")
+    test = tmp_path / "test_mutant.py"
+    test.write_text(
+        "from jaxtyping import install_import_hook\n"
+        "with install_import_hook('ptycho_torch.files.json_numbers', None):\n"
+        "    from ptycho_torch.files.json_numbers import finite_or_none\n"
+        "def test_list():\n"
+        "    assert finite_or_none((1.0,)) == [1.0]\n"
+    )
+    module = "ptycho_torch.files.json_numbers"
+    (mutant,) = [each for each in judge.mutants(module) if "list | tuple" in each.change and "if True" in each.change]
+    assert judge.tests_pass(None, [str(test)], 60)
+    assert not judge.tests_pass(mutant, [str(test)], 60)

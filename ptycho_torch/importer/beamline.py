@@ -26,6 +26,7 @@ from ptycho_torch.errors import DataContractError, IncompleteFileError
 from ptycho_torch.files.hdf5_child import MAX_ROW_BYTES
 from ptycho_torch.files.hdf5_files import Dataset, Hdf5Tree, is_matlab, open_hdf5
 from ptycho_torch.files.npz import listed
+from ptycho_torch.files.remedies import of_raster
 from ptycho_torch.importer.detector_mask import MaskBits, read_mask
 from ptycho_torch.importer.probe_axes import probe_axes
 from ptycho_torch.importer.units import Kind, UnknownUnitError, si_factor
@@ -91,6 +92,7 @@ class BeamlineScan:
     Attributes:
         key: path of the patterns.
         shape: of the patterns, as they lie in the file; a raster is one axis.
+        raster: (rows, columns) of a raster, or None.
         axes: of the patterns: the letters of ``Wanted.axes``.
         dtype: of the patterns.
         translation_m: (K, 2) float64, translation of the sample along columns and rows of the detector, in metres; not
@@ -111,6 +113,7 @@ class BeamlineScan:
 
     key: str
     shape: tuple[int, ...]
+    raster: tuple[int, int] | None
     axes: str
     dtype: np.dtype
     translation_m: np.ndarray
@@ -234,10 +237,13 @@ class _Finder:
                 "Turn it: `--axes hwm`",
             )
         white = self._white(rows, columns)
-        limits = (self._limit("underload_value", -math.inf), self._limit("saturation_value", math.inf))
+        low = self._stated("underload_value", least=-math.inf)
+        high = self._stated("saturation_value", "; if pixels run over: --saturated VALUE")
+        limits = (-math.inf if low is None else low, math.inf if high is None else high)
         scan = BeamlineScan(
             key=patterns.key,
             shape=patterns.shape,
+            raster=patterns.raster,
             axes=patterns.axes,
             dtype=patterns.datasets[0].dtype or np.dtype(np.float32),
             translation_m=translation,
@@ -541,8 +547,9 @@ class _Finder:
             x, y = (each.reshape(-1) for each in np.meshgrid(x, y))
         if len(x) != len(y):
             raise self._wrong(
-                f"{len(y)} values for {len(x)} in {datasets[0].path}", datasets[1].path, "x and y of the same length"
-            )
+                f"{len(y)} values for {len(x)} in {datasets[0].path}", datasets[1].path, "x and y of the same length",
+                of_raster(len(x), len(y), None) if len(x) * len(y) == patterns.frame[0] else "",
+            )  # fmt: skip
         directions = [
             np.array(dataset.vector or default)
             for dataset, default in zip(datasets, ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)), strict=True)
@@ -821,16 +828,20 @@ class _Finder:
                     self._notices.append(f"probe {dataset.path}: {axes.note}")
         return None if chosen is None else np.ascontiguousarray(probe, np.complex64)
 
-    def _limit(self, name: str, default: float) -> float:
+    def _stated(self, name: str, instead: str = "", *, least: float = 0.0) -> float | None:
+        """Return a number that the detector states, or None where it states none; −1 and 0 stand for none."""
         dataset = self._detector(f"(detectorSpecific/)?{name}")
-        return default if dataset is None else self._one(dataset, "", least=-math.inf)
+        try:
+            return None if dataset is None else self._one(dataset, "", least=least)
+        except DataContractError as err:
+            if err.clause != "CXI-01":
+                raise
+            self._notices.append(f"{err.key} is not used: {err.found}, as where it is not set{instead}")
+            return None
 
     def _bits(self) -> int | None:
-        dataset = self._detector("(detectorSpecific/)?bit_depth_image")
-        if dataset is None:
-            return None
-        bits = self._one(dataset, "")
-        return int(bits) if 1 <= bits <= 64 else None
+        bits = self._stated("bit_depth_image")
+        return int(bits) if bits is not None and 1 <= bits <= 64 else None
 
     # ------------------------------------------------------------------------------------------------- helpers
 

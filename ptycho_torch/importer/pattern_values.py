@@ -42,8 +42,9 @@ class ValueRules:
         limits: smallest and largest value that is a measurement.
         bits: of a pixel's value, where the file says less than the type has.
         keep_saturated: whether values from 2^b − 1 on are taken as they are.
-        numbers: of the patterns in the file, for errors; None where all are taken.
         clip_negative: whether negative values become 0.
+        numbers: of the patterns in the file, for errors; None where all are taken.
+        ranks: what ``--select`` counts them by, for errors; None where all are taken.
     """
 
     path: Path
@@ -57,6 +58,7 @@ class ValueRules:
     keep_saturated: bool = False
     clip_negative: bool = False
     numbers: np.ndarray | None = None
+    ranks: np.ndarray | None = None
 
     def top(self, dtype: np.dtype) -> float:
         """Return the value from which on a number of this type is no measurement; infinite where there is none.
@@ -89,6 +91,7 @@ class ValueReader:
         self._dark = None if rules.dark is None else rules.dark[window].astype(np.float32)
         self._gain = self._gain_of(rules.white)
         self._count = 0
+        self._top = math.inf
         self._hits = np.zeros(shape, np.int64)
         self._grave = np.zeros(shape, np.int64)
         self._first_hit = np.full(shape, -1, np.int64)
@@ -117,7 +120,7 @@ class ValueReader:
         values = np.ascontiguousarray(stored[:, self._rows, self._columns], dtype=dtype.newbyteorder("="))
         self._hide(values)
         low, high = self.rules.limits
-        top = self.rules.top(stored.dtype)
+        top = self._top = self.rules.top(stored.dtype)
         # A minimum or maximum that is NaN compares as False.
         least, most = 0 if values.dtype.kind == "u" else values.min(), values.max()
         if not (least >= max(0, low) and most < top and most <= high):
@@ -250,11 +253,14 @@ class ValueReader:
             remedy = "If they are noise about zero, as after taking a background off, set them to 0: `--clip-negative`"
             raise self._refused(f"{held:.6g} at {place}", expected, remedy)
         if 0 <= held < math.inf:
+            low, high = self.rules.limits
+            # The smallest number that is none, or others of a pixel's numbers would be told next.
+            least = min(held, self._top, math.floor(high) + 1.0 if high < self._top else math.inf)
+            pixels = f"Leave such pixels out of all patterns: {adding('--saturated', _value(least))}; or take"
             raise self._refused(
                 f"{_number(held)} at {place}, where the pixel has run over or holds no measurement",
                 expected or "amplitudes that were measured",
-                f"Leave such pixels out of all patterns: {adding('--saturated', _value(held))}; or take the numbers as "
-                "they are: `--saturated keep`",
+                f"{'Take' if held < low else pixels} the numbers as they are: `--saturated keep`",
             )
         raise self._refused(
             f"{held:.6g} at {place}",
@@ -267,8 +273,9 @@ class ValueReader:
         if len(pixels) <= MOST_PIXELS:
             places = ";".join(f"{row + self._rows.start},{column + self._columns.start}" for row, column in pixels)
             return f"If these pixels measure nothing, say so: {adding('--bad-pixels', places)}"
-        before = f"0:{pattern}," if pattern else ""
-        return f"Leave the pattern out: {adding('--select', f'{before}{pattern + 1}:')}"
+        rank = pattern if self.rules.ranks is None else int(self.rules.ranks[pattern])
+        before = f"0:{rank}," if rank else ""
+        return f"Leave the pattern out: {adding('--select', f'{before}{rank + 1}:')}"
 
     def _corrected(self, values: np.ndarray) -> np.ndarray:
         """Take the dark frame off and divide by the flat field."""

@@ -28,7 +28,7 @@ from ptycho_torch.data.scan import MAX_FRAME_PX, MAX_TEXT_BYTES, read_ahead
 from ptycho_torch.errors import ConfigError, DataContractError
 from ptycho_torch.files.hdf5_files import BUFFERS
 from ptycho_torch.files.npz import ArrayHeader, NpzFile
-from ptycho_torch.files.remedies import adding, of_frames, of_member, without_patterns, without_positions
+from ptycho_torch.files.remedies import adding, of_frames, of_member, of_raster, without_patterns, without_positions
 from ptycho_torch.importer.beamline import Wanted, frame_axes, open_beamline
 from ptycho_torch.importer.probe_axes import probe_axes
 
@@ -72,6 +72,7 @@ class Stack:
         patterns_last: whether the content runs over the patterns fastest, in place of slowest.
         columns_first: whether it runs over rows faster than over columns.
         blocks: start a pass over the content as uint8 blocks of as many bytes as is asked for.
+        raster: (rows, columns) of a stack of four axes, or None.
     """
 
     path: Path
@@ -83,6 +84,7 @@ class Stack:
     patterns_last: bool
     columns_first: bool
     blocks: Callable[[int], Iterator[np.ndarray]]
+    raster: tuple[int, int] | None = None
 
     @property
     def frame_bytes(self) -> int:
@@ -317,9 +319,9 @@ class _NpzReader:
     def _stack(self) -> Stack:
         key = self._patterns_key()
         header, axes = self._headers[key], self._axes
-        shape = header.shape
+        shape, raster = header.shape, None
         positions = self._headers.get("xcoords")
-        count = positions.shape[0] if positions is not None and len(positions.shape) == 1 else None
+        count = math.prod(positions.shape) if positions is not None and len(positions.shape) in (1, 2) else None
         if header.dtype.kind not in "fiu":
             raise violation("SCAN-03", f"dtype {header.dtype}", path=self._path, key=key)
         if axes is None and len(shape) == 3 and count is not None and shape[2] == count != shape[0]:
@@ -332,6 +334,7 @@ class _NpzReader:
             )
         if len(shape) == 4 and axes in (None, "mhw") and shape[3] != 1 and not header.fortran_order:
             self._notices.append(f"patterns: a raster of {shape[0]} × {shape[1]} places, row by row")
+            raster = (shape[0], shape[1])
             shape = (shape[0] * shape[1], *shape[2:])
         axes = axes or "mhw"
         try:
@@ -357,6 +360,7 @@ class _NpzReader:
             patterns_last=names[-1] == "m",
             columns_first=names.index("w") < names.index("h"),
             blocks=functools.partial(member_blocks, self._npz, key, header),
+            raster=raster,
         )
 
     def _bad_shape(self, key: str, shape: tuple[int, ...], expected: str, remedy: str) -> DataContractError:
@@ -422,7 +426,10 @@ class _NpzReader:
                 raise violation(clause, found, path=self._path, key=name, remedy=remedy)
         x, y = cast(list[np.ndarray], columns)
         if len(x) != len(y):
-            raise violation(clause, f"{len(y)} values for {len(x)} in {pair[0]!r}", path=self._path, key=pair[1])
+            remedy = of_raster(len(x), len(y), self._path) if len(x) * len(y) == self._count else ""
+            raise violation(
+                clause, f"{len(y)} values for {len(x)} in {pair[0]!r}", path=self._path, key=pair[1], remedy=remedy
+            )
         return np.stack([x, y], axis=1).astype(np.float64)
 
     def _probe(self, H: int, W: int) -> np.ndarray | None:
@@ -599,6 +606,7 @@ def open_source(path: Path, wanted: Wanted) -> Iterator[Source]:
                 patterns_last=letters[-1] == "m",
                 columns_first=letters.index("w") < letters.index("h"),
                 blocks=scan.blocks,
+                raster=scan.raster,
             ),
             domain=None,
             positions={POSITION_PAIRS[0]: scan.translation_m},

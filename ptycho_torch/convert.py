@@ -43,7 +43,7 @@ from ptycho_torch.importer.pattern_choice import (
     places_of,
     with_light,
 )
-from ptycho_torch.importer.pattern_survey import Survey, corner_centred, survey
+from ptycho_torch.importer.pattern_survey import Survey, corner_centred, find_gaps, survey
 from ptycho_torch.importer.pattern_values import MOST_HIDDEN, ValueReader, ValueRules
 from ptycho_torch.importer.raw_scan import (
     AMPLITUDE,
@@ -484,12 +484,16 @@ def _surveyed(
     """Look at all patterns first where an option asks for that; return what is known then, and the centre."""
     centre = None if options.centre == "auto" else options.centre
     marks = options.saturated not in (None, "keep")
+    passes = choice.passes(all_passes)
+    if from_intensity and source.stack.dtype.itemsize > 2 and options.saturated != "keep":
+        gaps, passes = find_gaps(passes, source.bad_pixels)
+        source = dataclasses.replace(source, gaps=gaps)
     if not (options.centre == "auto" or options.drop_dark or options.fftshift or marks):
-        return source, choice, choice.passes(all_passes), centre
+        return source, choice, passes, centre
     shape = (source.stack.rows_px, source.stack.columns_px)
     rules = _rules(source, options, choice, from_intensity)
     bar = _bar(len(choice.numbers), "looking")
-    found = survey(choice.passes(all_passes), shape, rules, options.saturated, bar)
+    found = survey(passes, shape, rules, options.saturated, bar)
     if options.drop_dark:
         choice = _with_light(choice, found)
     passes = choice.passes(all_passes)
@@ -536,6 +540,7 @@ def _rules(source: Source, options: argparse.Namespace, choice: Choice, from_int
         numbers=choice.numbers,
         ranks=choice.ranks,
         bad_pixels=source.bad_pixels,
+        gaps=source.gaps,
         dark=source.dark,
         white=source.white,
         limits=(-math.inf, math.inf) if options.saturated == "keep" else source.limits,
@@ -592,9 +597,8 @@ def _shifted(source: Source, passes: Passes, found: Survey) -> tuple[Source, Pas
         for chunk in passes():
             yield np.fft.fftshift(chunk, axes=(1, 2))
 
-    source = dataclasses.replace(
-        source, bad_pixels=shift(source.bad_pixels), dark=shift(source.dark), white=shift(source.white)
-    )
+    pixels = {name: shift(getattr(source, name)) for name in ("bad_pixels", "gaps", "dark", "white")}
+    source = dataclasses.replace(source, **pixels)
     return source, shifted, found
 
 

@@ -24,6 +24,9 @@ LARGEST_AMPLITUDE = 1e17
 MOST_HIDDEN = 0.1
 """Share of the counts that bad pixels may hide without a word of the user."""
 
+GAP = 2**16 - 1
+"""What detectors of 16 bits write where they have no measurement; a program may have stored it in a wider type."""
+
 _FEW = 3
 _EXACT_FLOAT32 = 2**24
 
@@ -37,6 +40,7 @@ class ValueRules:
         key: the patterns, for errors.
         counts: whether the root is taken.
         bad_pixels: (H, W) bool of the whole frame, or None.
+        gaps: (H, W) bool of pixels that hold ``GAP`` in every pattern, or None.
         dark: (H, W) float32 to take off, or None.
         white: (H, W) float32 to divide by, or None.
         limits: smallest and largest value that is a measurement.
@@ -51,6 +55,7 @@ class ValueRules:
     key: str
     counts: bool
     bad_pixels: np.ndarray | None = None
+    gaps: np.ndarray | None = None
     dark: np.ndarray | None = None
     white: np.ndarray | None = None
     limits: tuple[float, float] = (-math.inf, math.inf)
@@ -63,15 +68,23 @@ class ValueRules:
     def top(self, dtype: np.dtype) -> float:
         """Return the value from which on a number of this type is no measurement; infinite where there is none.
 
-        2^b − 1 of unsigned whole numbers of b bits; of floating-point numbers 2^32 − 1, which only an unsigned detector
-        of 32 bits makes.
+        2^b − 1 of unsigned whole numbers of b bits; of floating-point numbers and those of 64 bits 2^32 − 1, which only
+        an unsigned detector of 32 bits makes.
         """
-        if self.keep_saturated:
-            return math.inf
-        if dtype.kind == "f" and self.bits is None:
-            return float(2**32 - 1) if self.counts and dtype.itemsize > 2 else math.inf
-        bits = 8 * dtype.itemsize if self.bits is None else min(self.bits, 8 * dtype.itemsize)
-        return float(2**bits - 1) if dtype.kind == "u" or self.bits is not None else math.inf
+        return math.inf if self.keep_saturated else no_measurement_from(dtype, self.bits, counts=self.counts)
+
+
+def no_measurement_from(dtype: np.dtype, bits: int | None = None, *, counts: bool = True) -> float:
+    """Return the value from which on numbers of a type are no measurement: see ``ValueRules.top``.
+
+    >>> no_measurement_from(np.dtype(np.uint16)), no_measurement_from(np.dtype(np.int64)) == 2**32 - 1
+    (65535.0, True)
+    """
+    if bits is None and (dtype.kind == "f" or (counts and dtype.itemsize == 8)):
+        return float(2**32 - 1) if counts and dtype.itemsize > 2 else math.inf
+    if bits is None and dtype.kind != "u":
+        return math.inf
+    return float(2 ** min(bits or 64, 8 * dtype.itemsize) - 1)
 
 
 class ValueReader:
@@ -88,6 +101,7 @@ class ValueReader:
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         window = (rows, columns)
         self._bad = None if rules.bad_pixels is None else np.asarray(rules.bad_pixels[window], bool)
+        self._gaps = None if rules.gaps is None else rules.gaps[window]
         self._dark = None if rules.dark is None else rules.dark[window].astype(np.float32)
         self._gain = self._gain_of(rules.white)
         self._count = 0
@@ -123,7 +137,7 @@ class ValueReader:
         top = self._top = self.rules.top(stored.dtype)
         # A minimum or maximum that is NaN compares as False.
         least, most = 0 if values.dtype.kind == "u" else values.min(), values.max()
-        if not (least >= max(0, low) and most < top and most <= high):
+        if self._gaps is not None or not (least >= max(0, low) and most < top and most <= high):
             self._note(first, values, top)
             most = values.max()
         self._count += len(values)
@@ -223,6 +237,8 @@ class ValueReader:
         """Set values that are no measurement to 0, and note their pixels."""
         low, high = self.rules.limits
         beyond = ~(values < top) | ~(values <= high)
+        if self._gaps is not None:
+            beyond |= self._gaps
         negative = values < 0
         hits = beyond | negative | (values < low)
         held = np.where(hits, values, 0)

@@ -167,6 +167,7 @@ class Source:
         counts: whether the patterns are counts by the definition of the format.
         probe: (H, W) or (modes, H, W), or None.
         bad_pixels: (H, W) bool, or None.
+        gaps: (H, W) bool of pixels without measurement that the patterns tell, or None.
         geometry: keys of the contract → metres.
         dark: (H, W) float32 counts to take off, or None.
         white: (H, W) float32 to divide by, or None.
@@ -188,6 +189,7 @@ class Source:
     geometry: Mapping[str, float]
     states_units: bool = True
     counts: bool = False
+    gaps: np.ndarray | None = None
     dark: np.ndarray | None = None
     white: np.ndarray | None = None
     limits: tuple[float, float] = (-math.inf, math.inf)

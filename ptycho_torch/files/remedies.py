@@ -337,6 +337,8 @@ def of_faint(path: Path, key: str, largest: float) -> str:
     """Return what to do about patterns without light, or almost none."""
     if largest == 0:
         return "No pattern holds a count: read them again."
+    if not zipfile.is_zipfile(path):  # The counts of an HDF5 file, whose root the largest is.
+        return f"Any scale will do: store them divided by {largest**2:.3g}, for example."
     change = f"a[{key!r}] = a[{key!r}].astype(np.float64) / {largest!r}"
     return f"Any scale will do, a larger one for example: {rewriting(path, change)}"
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from ptycho_torch.contracts.contract import violation
 from ptycho_torch.errors import DataContractError
-from ptycho_torch.files.remedies import MOST_PIXELS, adding
+from ptycho_torch.files.remedies import MOST_PIXELS, MOST_WRONG, adding
 
 LARGEST_AMPLITUDE = 1e17
 
@@ -265,6 +265,11 @@ class ValueReader:
         held = float(self._held[row, column])
         place = self._place(int(self._first_hit[row, column]), row, column)
         expected = "finite counts ≥ 0" if self.rules.counts else ""
+        filled = (self._first_hit == self._first_hit[row, column]) & (self._held == held) & wrong
+        good = wrong.size if self._bad is None else wrong.size - int(self._bad.sum())
+        if math.isfinite(held) and filled.sum() > MOST_WRONG * good:
+            remedy = f"If the scan ended there, leave out what holds no measurement: {adding('--drop-dark')}"
+            raise self._refused(f"{_number(held)} at {place} and in most of its pixels", expected, remedy)
         if -math.inf < held < 0:
             remedy = "If they are noise about zero, as after taking a background off, set them to 0: `--clip-negative`"
             raise self._refused(f"{held:.6g} at {place}", expected, remedy)

@@ -28,7 +28,15 @@ from ptycho_torch.data.scan import MAX_FRAME_PX, MAX_TEXT_BYTES, read_ahead
 from ptycho_torch.errors import ConfigError, DataContractError
 from ptycho_torch.files.hdf5_files import BUFFERS
 from ptycho_torch.files.npz import ArrayHeader, NpzFile
-from ptycho_torch.files.remedies import adding, of_frames, of_member, of_raster, without_patterns, without_positions
+from ptycho_torch.files.remedies import (
+    adding,
+    of_frames,
+    of_member,
+    of_raster,
+    rewriting,
+    without_patterns,
+    without_positions,
+)
 from ptycho_torch.importer.beamline import Wanted, frame_axes, open_beamline
 from ptycho_torch.importer.probe_axes import probe_axes
 
@@ -177,6 +185,7 @@ class Source:
         scan_index: (K,), or None.
         object_header: the header of ``objectGuess``, or None.
         npz: the file, where it is one.
+        files: those that the patterns lie in, beside the one that was given.
         notices: what a user should know.
     """
 
@@ -198,6 +207,7 @@ class Source:
     scan_index: np.ndarray | None = None
     object_header: ArrayHeader | None = None
     npz: NpzFile | None = None
+    files: Collection[Path] = ()
     notices: tuple[str, ...] = ()
 
 
@@ -441,6 +451,17 @@ class _NpzReader:
         axes = probe_axes(header.shape, H, W)
         self._check("probeGuess", header, axes is not None, f" for patterns of {H} × {W}")
         assert axes is not None
+        if axes.modes_last and header.shape[2] == 2 and header.dtype.kind != "c":
+            parts = "a['probeGuess'] = a['probeGuess'][..., 0] + 1j * a['probeGuess'][..., 1]"
+            modes = "a['probeGuess'] = np.moveaxis(a['probeGuess'], -1, 0)"
+            raise violation(
+                "SCAN-08",
+                f"shape {header.shape} of {header.dtype}: two modes, or real and imaginary part",
+                path=self._path,
+                key="probeGuess",
+                remedy=f"If they are real and imaginary part: {rewriting(self._path, parts)}; if they are modes: "
+                f"{rewriting(self._path, modes)}",
+            )
         if axes.note:
             self._notices.append(f"'probeGuess': {axes.note}")
         probe = axes.arranged(self._npz.read("probeGuess"))
@@ -539,13 +560,13 @@ def _with_product(source: Source, path: Path, indexes: np.ndarray | None, notice
         positions = np.array([positions[row] if row is not None else (math.nan, math.nan) for row in rows])
     geometry = dict(source.geometry)
     if "detector_object_distance_m" in npz:
-        geometry.setdefault("detector_distance_m", float(npz.read("detector_object_distance_m")))
+        geometry.setdefault("detector_distance_m", _product_number(npz, "detector_object_distance_m"))
     if "probe_energy_eV" in npz:
-        energy_j = float(npz.read("probe_energy_eV")) * ELECTRONVOLT_J
+        energy_j = _product_number(npz, "probe_energy_eV") * ELECTRONVOLT_J
         geometry.setdefault("wavelength_m", HC_J_M / energy_j if energy_j > 0 else math.nan)
     H, W = source.stack.rows_px, source.stack.columns_px
     if "probe_pixel_width_m" in npz and {"detector_distance_m", "wavelength_m"} <= set(geometry):
-        side = float(npz.read("probe_pixel_width_m"))
+        side = _product_number(npz, "probe_pixel_width_m")
         pixel = object_pixel_m(geometry["wavelength_m"], geometry["detector_distance_m"], side, W)
         geometry.setdefault("detector_pixel_m", pixel)
     probe = source.probe
@@ -557,6 +578,14 @@ def _with_product(source: Source, path: Path, indexes: np.ndarray | None, notice
     return dataclasses.replace(
         source, positions={POSITION_PAIRS[0]: -positions}, metres=True, probe=probe, geometry=geometry
     )
+
+
+def _product_number(npz: NpzFile, name: str) -> float:
+    """Return one number of a product, which may lie in an array of one."""
+    header = npz.header(name)
+    if math.prod(header.shape) != 1 or header.dtype.kind not in "fiu":
+        raise ConfigError(f"--positions-file {npz.path}: {name!r} is {header.shape} of {header.dtype}, and no number.")
+    return float(npz.read(name).reshape(()))
 
 
 def read_npz(
@@ -623,5 +652,6 @@ def open_source(path: Path, wanted: Wanted) -> Iterator[Source]:
             limits=scan.limits,
             bits=scan.bits,
             beam_centre=scan.beam_centre,
+            files=scan.files,
             notices=scan.notices,
         )

@@ -600,8 +600,13 @@ def _shifted(source: Source, passes: Passes, found: Survey) -> tuple[Source, Pas
         for chunk in passes():
             yield np.fft.fftshift(chunk, axes=(1, 2))
 
-    pixels = {name: shift(getattr(source, name)) for name in ("bad_pixels", "gaps", "dark", "white")}
-    source = dataclasses.replace(source, **pixels)
+    source = dataclasses.replace(
+        source,
+        bad_pixels=shift(source.bad_pixels),
+        gaps=shift(source.gaps),
+        dark=shift(source.dark),
+        white=shift(source.white),
+    )
     return source, shifted, found
 
 
@@ -816,7 +821,7 @@ def _check_result(source: Source, result: Path) -> None:
             raise
         remedy = "Leave it out, and give a probe of these frames with --probe-dir: `--probe-path none`"
         raise violation(
-            err.clause, err.found, path=source.stack.path, key=err.key, expected=err.expected, remedy=remedy
+            "SCAN-08", err.found, path=source.stack.path, key=err.key, expected=err.expected, remedy=remedy
         ) from err
 
 

@@ -106,10 +106,11 @@ def _careful_sums(
         values = np.square(values)
     if rules.dark is not None:
         values = np.maximum(values - rules.dark, 0)
-    over, beyond = chunk >= limit, np.asarray(chunk >= top)
+    over, beyond = np.asarray(chunk >= limit), np.asarray(chunk >= top)
     # A pattern without any measurement says nothing of its pixels.
     over[beyond.all(axis=(1, 2))] = False
-    return values.sum(axis=0), values.sum(axis=(1, 2)), over.any(axis=0), beyond.all(axis=0)
+    hits, always = np.asarray(over.any(axis=0)), np.asarray(beyond.all(axis=0))
+    return values.sum(axis=0), values.sum(axis=(1, 2)), hits, always
 
 
 def find_gaps(passes: Passes, bad_pixels: np.ndarray | None) -> tuple[np.ndarray | None, Passes]:

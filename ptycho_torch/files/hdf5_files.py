@@ -277,7 +277,7 @@ class Hdf5Tree:
         folder = source.resolve().parent
         file = (folder / name).resolve()
         if file.parent != folder and Path(name).name == name and file.is_file():
-            words = shlex.join(["cp", "--remove-destination", str(file), str(source.parent / name)])
+            words = one_line(shlex.join(["cp", "--remove-destination", str(file), str(folder / name)]), 2000)
             raise violation(
                 "CXI-02",
                 f"a link to another file, {one_line(name)!r}, in another folder: a symbolic link leads there",

@@ -785,12 +785,13 @@ class _Finder:
         return None
 
     def _mean(self, dataset: Dataset, rows: int, columns: int, what: str) -> np.ndarray:
-        """Return (rows, columns) mean of frames without what is no measurement; NaN where nothing else is there."""
+        """Return (rows, columns) mean; of dark frames without what is no measurement, NaN where nothing else is."""
         total, count, left_out = np.zeros((rows, columns)), np.zeros((rows, columns)), 0
         for frames in self._frames(self._use(dataset), rows, columns, what):
             if not np.isfinite(frames).all():
                 raise self._wrong("numbers that are not finite", dataset.path, what, _WITHOUT[what])
-            measured = frames < no_measurement_from(frames.dtype)
+            # A flat field may be scaled to the largest number of its type.
+            measured = frames < (no_measurement_from(frames.dtype) if what == "dark frames" else math.inf)
             total += np.where(measured, frames, 0).sum(axis=0, dtype=np.float64)
             count += measured.sum(axis=0)
             left_out += int((~measured).sum())
@@ -862,7 +863,7 @@ class _Finder:
         except DataContractError as err:
             if err.clause != "CXI-01":
                 raise
-            self._notices.append(f"{err.key} is not used: {err.found}, as where it is not set{instead}")
+            self._notices.append(f"{err.key} is not used: {err.found}{instead}")
             return None
 
     def _bits(self) -> int | None:

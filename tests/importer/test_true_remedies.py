@@ -193,6 +193,20 @@ def test_the_centre_is_that_of_the_light_and_not_of_gaps(tmp_path: Path) -> None
     np.testing.assert_array_equal(found["diff3d"], without["diff3d"])
 
 
+@pytest.mark.parametrize("axes", ["mhw", "hwm"])
+def test_gaps_are_found_in_archives_too(axes: str, tmp_path: Path) -> None:
+    counts = KNOWN.counts.astype(np.int32)
+    counts[:, some_pixels()] = 2**16 - 1
+    stored = counts if axes == "mhw" else counts.transpose(1, 2, 0).copy()
+    found = convert(npz(tmp_path, diff3d=stored), "--from-intensity", "--axes", axes)
+    assert_is(found, KNOWN, bad=some_pixels())
+
+
+def test_a_flat_field_may_be_as_large_as_its_type_allows(tmp_path: Path) -> None:
+    flat = np.full((N, N), 255, np.uint8)
+    assert_is(convert(scan(tmp_path, {"/flat": flat}), "--white-path", "/flat"), KNOWN)
+
+
 def test_a_number_that_a_pixel_reaches_in_some_patterns_is_a_count(tmp_path: Path) -> None:
     counts = KNOWN.counts.copy()
     counts[1:, 8, 8] = 2**16 - 1

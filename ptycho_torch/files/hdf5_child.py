@@ -18,6 +18,7 @@ import importlib
 import json
 import math
 import os
+import re
 import struct
 import sys
 from collections.abc import Iterator, Mapping
@@ -43,6 +44,7 @@ _MAX_LISTING_BYTES = 6 * 2**20
 _MAX_DEPTH = 32
 _MAX_LINKS = 16
 _MAX_ATTRIBUTE_BYTES = 1024
+_LONGEST_NAME = 80
 _CPU_BYTES_S = 4e6
 
 # Deflate, shuffle, Fletcher-32, scale-offset, and h5py's own LZF; none of these is ever loaded from a plugin.
@@ -120,7 +122,7 @@ class _File:
                 yield _described(path, here)
             elif isinstance(here, h5py.Group):
                 mark = _address(here)
-                yield {"path": path, "kind": "group", "class": _text_of(here, "NX_class")}
+                yield {"path": path, "kind": "group", "class": _text_of(here, "NX_class"), "axes": _axes_of(here)}
                 if mark in ancestors or len(ancestors) == _MAX_DEPTH:
                     continue
                 names = sorted(_members(here), reverse=True)
@@ -301,8 +303,18 @@ def _described(path: str, dataset: Any) -> dict[str, Any]:
         "units": _text_of(dataset, "units") or _text_of(dataset, "unit"),
         "vector": _vector_of(dataset),
         "virtual": virtual,
+        "fill": _fill_of(dataset) if virtual else 0,
         "mark": mark,
     }
+
+
+def _fill_of(dataset: Any) -> float | int | None:
+    """Return the number that stands where a virtual dataset has no source; None if it is no finite number."""
+    try:
+        fill = dataset.fillvalue.item()
+    except Exception:
+        return None
+    return fill if isinstance(fill, int | float) and math.isfinite(fill) else None
 
 
 def _dtype(dataset: Any) -> str:
@@ -338,20 +350,35 @@ def _address(here: Any) -> str:
 def _text_of(here: Any, name: str) -> str:
     """Return a short text attribute, or an empty text where none can be read."""
     value = _attribute(here, name)
-    if isinstance(value, np.ndarray) and value.size == 1:
-        value = value.reshape(-1)[0]
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    return str(value)[:_MAX_ATTRIBUTE_BYTES].strip() if isinstance(value, str) else ""
+    values = value.reshape(-1) if isinstance(value, np.ndarray) else [value]
+    # One for each column, as a rule the same one; what differs is told as it stands, and is no unit.
+    texts = dict.fromkeys(each.decode("utf-8", "replace") if isinstance(each, bytes) else each for each in values)
+    if not all(isinstance(each, str) for each in texts):
+        return ""
+    return ", ".join(texts)[:_MAX_ATTRIBUTE_BYTES].strip()
 
 
-def _vector_of(here: Any) -> list[float] | None:
-    """Return the direction that NeXus keeps with a motor or an axis of a detector, or None."""
+def _vector_of(here: Any) -> list[float] | str | None:
+    """Return the direction that NeXus keeps with a motor or an axis of a detector; its text if it is none, or None."""
     value = _attribute(here, "vector")
-    if isinstance(value, np.ndarray) and value.shape == (3,) and value.dtype.kind in "fiu":
-        direction = [float(each) for each in value]
-        return direction if all(map(math.isfinite, direction)) and any(direction) else None
-    return None
+    if value is None:
+        return None
+    stated = np.asarray(value)
+    if stated.size == 3 and stated.dtype.kind in "fiu":
+        direction = [float(each) for each in stated.reshape(-1)]
+        if all(map(math.isfinite, direction)) and any(direction):
+            return direction
+    return str(value)[:_LONGEST_NAME]
+
+
+def _axes_of(group: Any) -> list[str]:
+    """Return the names of the axes that NXdata states, ``.`` for none; empty where it states none."""
+    value = _attribute(group, "axes")
+    values = value.reshape(-1) if isinstance(value, np.ndarray) else [value]
+    texts = [each.decode("utf-8", "replace") if isinstance(each, bytes) else each for each in values]
+    if len(texts) == 1 and isinstance(texts[0], str):
+        texts = re.split(r"[:,]", texts[0].strip("[]"))
+    return [each.strip()[:_LONGEST_NAME] for each in texts] if all(isinstance(each, str) for each in texts) else []
 
 
 def _attribute(here: Any, name: str) -> Any:

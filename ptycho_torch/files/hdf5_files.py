@@ -61,6 +61,8 @@ class Dataset:
         dtype: real or complex numbers or flags in the machine's byte order, or None for anything else.
         units: its attribute of that name, empty where there is none.
         vector: the direction (x, y, z) that NeXus gives a motor or an axis of a detector, or None.
+        odd_vector: what stands in its place and is no direction.
+        fill: the number where a virtual dataset has no source; NaN where it is no finite number.
         mark: two paths to the same dataset have the same.
         virtual: whether its content lies in other datasets.
         place: the process that reads it, the number of its file there, and its path in that file.
@@ -74,6 +76,8 @@ class Dataset:
     mark: str
     virtual: bool
     place: tuple[Hdf5Process, int, str] = dataclasses.field(repr=False)
+    odd_vector: str = ""
+    fill: float = 0
 
     @property
     def content_bytes(self) -> int:
@@ -135,6 +139,7 @@ class Hdf5Tree:
         path: the file.
         datasets: by path, with a slash at the begin.
         groups: path → NeXus class, or empty.
+        axes: path of a group → names of the axes that it states, ``.`` for none.
         broken: path → why the link there cannot be followed.
         notices: what a user should know.
     """
@@ -143,6 +148,7 @@ class Hdf5Tree:
         self.path = path
         self.datasets: dict[str, Dataset] = {}
         self.groups: dict[str, str] = {}
+        self.axes: dict[str, tuple[str, ...]] = {}
         self.broken: dict[str, DataContractError] = {}
         self.notices: list[str] = []
         self._stack = stack
@@ -249,6 +255,8 @@ class Hdf5Tree:
                 )
             elif kind == "group":
                 self.groups[path] = one_line(str(said["class"]))
+                if said["axes"]:
+                    self.axes[path] = tuple(one_line(str(name)) for name in said["axes"])
             elif kind == "link":
                 links[path] = (str(said["file"]), str(said["target"]))
             elif kind == "dataset" and said["shape"] is not None:
@@ -351,7 +359,10 @@ class Hdf5Tree:
             raise violation("CXI-02", "a virtual dataset of other types", path=self.path, key=dataset.path)
         missing = math.prod(dataset.shape) - sum(part.size for part in parts)
         if missing > 0:
-            self.notices.append(f"{dataset.path}: {missing} numbers of this virtual dataset lie nowhere, and are 0")
+            self.notices.append(
+                f"{dataset.path}: {missing} numbers of this virtual dataset lie nowhere, and are {dataset.fill}, "
+                "its fill value"
+            )
         return parts
 
     def _assembled(self, dataset: Dataset) -> Iterator[np.ndarray]:
@@ -359,7 +370,7 @@ class Hdf5Tree:
         parts, shape = self._parts_of(dataset), dataset.shape
         rows = max(1, _PART_BYTES * shape[0] // dataset.content_bytes)
         for first in range(0, shape[0], rows):
-            block = np.zeros((min(rows, shape[0] - first), *shape[1:]), dataset.dtype)
+            block = np.full((min(rows, shape[0] - first), *shape[1:]), dataset.fill, dataset.dtype)
             for part in parts:
                 part.copy_into(block, first)
             yield block
@@ -380,9 +391,13 @@ def _dataset(path: str, said: Mapping[str, Any], place: tuple[Hdf5Process, int, 
     if len(shape) > _MAX_AXES or min(shape, default=0) < 0:
         raise reader.hostile("shape")
     dtype = np.dtype(said["dtype"]) if _DTYPE.fullmatch(said["dtype"]) else None
-    vector = said["vector"]
+    odd_vector, vector = "", said["vector"]
+    if isinstance(vector, str):
+        odd_vector, vector = one_line(vector, 80), None
     if vector is not None and not (len(vector) == 3 and all(map(math.isfinite, map(float, vector)))):
         raise reader.hostile("vector")
+    fill = math.nan if said["fill"] is None else said["fill"]
+    np.array(fill, dtype)  # raises for a number that the type does not hold
     return Dataset(
         path=path,
         shape=shape,
@@ -392,6 +407,8 @@ def _dataset(path: str, said: Mapping[str, Any], place: tuple[Hdf5Process, int, 
         mark=f"{reader.paths[number]} {said['mark']}",
         virtual=bool(said["virtual"]) and dtype is not None,
         place=place,
+        odd_vector=odd_vector,
+        fill=fill,
     )
 
 

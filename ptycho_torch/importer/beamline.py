@@ -15,6 +15,7 @@ import functools
 import math
 import re
 import shlex
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -56,6 +57,11 @@ _WITHOUT = {
     "dark frames": "Leave them: `--dark-path none`",
     "the flat field": "Leave --white-path out.",
 }
+_GEOMETRY = (
+    "distance", "detector_distance", "x_pixel_size", "pixel_size_x", "y_pixel_size", "pixel_size_y", "basis_vectors",
+)  # fmt: skip
+"""Names of datasets of a detector that say where its pixels are."""
+
 _FLAT = r"data_white|white|flat_?field|qe_mask|flat"
 _DARK = r"data_dark|dark|darks|dark_?field|background"
 
@@ -216,13 +222,24 @@ class _Finder:
         self._read: dict[str, list[str]] = {}
         self._notices: list[str] = []
         self._matlab = is_matlab(tree.path)
-        entries = [path for path, kind in tree.groups.items() if path.count("/") == 1 and _is_entry(path, kind)]
-        self._entry = min(entries, default="")
+        entries = sorted(path for path, kind in tree.groups.items() if path.count("/") == 1 and _is_entry(path, kind))
+        self._entry = self._chosen(entries)
         if len(entries) > 1 and not wanted.data_paths:
             self._notices.append(
-                f"{listed(entries)} are there, and {self._entry} is read; another one: --data-path PATH "
-                "--positions-path PATH"
+                f"{listed(entries)} are there, and {self._entry} is read; another one: --data-path with the path of "
+                "its patterns"
             )
+
+    def _chosen(self, entries: Sequence[str]) -> str:
+        """Return the entry of the patterns that are named, or else the first one that may hold patterns."""
+
+        def of(path: str) -> str:
+            return path[: path.find("/", 1)]
+
+        named = [of(path if path.startswith("/") else f"/{path}") for path in self._wanted.data_paths[:1]]
+        with_stack = {of(path) for path in (*(each.path for each in self._stacks()), *self._tree.broken)}
+        candidates = (*(each for each in entries if each in named), *(each for each in entries if each in with_stack))
+        return next(iter((*candidates, *entries)), "")
 
     def scan(self) -> BeamlineScan:
         """Return what is there.
@@ -274,7 +291,7 @@ class _Finder:
         self._say_what_is_left()
         read = ", ".join(f"{what} from {' and '.join(names)}" for what, names in self._read.items())
         self._notices.insert(0, f"read {read}")
-        return dataclasses.replace(scan, notices=(*self._tree.notices, *self._notices))
+        return dataclasses.replace(scan, notices=tuple(dict.fromkeys((*self._tree.notices, *self._notices))))
 
     # -------------------------------------------------------------------------------------- what is not there
 
@@ -302,7 +319,7 @@ class _Finder:
         # All of it is looked for again, and noted, when it is read.
         self._used.clear()
         self._read.clear()
-        for name in ("_basis", "_detector_group"):
+        for name in ("_basis", "_detector_group", "_usual_axes"):
             self.__dict__.pop(name, None)
         del self._notices[noticed:]
         if len(missing) < 2:
@@ -365,7 +382,7 @@ class _Finder:
                     "datasets of the same frames",
                     "Name those that belong together: --data-path PATH PATH …",
                 )
-        axes = self._wanted.axes or ("mwh" if self._matlab else "mhw")
+        axes = self._wanted.axes or self._usual_axes
         shape, raster = first.shape, None
         if self._matlab and self._wanted.axes is None:
             self._notices.append(
@@ -422,7 +439,7 @@ class _Finder:
         numbered = self._matching(r"(/data|/instrument[^/]*/detector[^/]*|/measurement)/data_0*1", least_axes=3)
         if numbered:
             paths = (*self._tree.datasets, *self._tree.broken)
-            return [self._use(dataset) for dataset in self._series(numbered[0].path, paths)]
+            return [self._use(dataset) for dataset in self._series(numbered[0].path, paths, least_digits=1)]
         by_class = [
             dataset
             for dataset in self._tree.datasets.values()
@@ -445,9 +462,9 @@ class _Finder:
             f"Name their path in the file: {option}",
         )
 
-    def _series(self, path: str, paths: Collection[str]) -> list[Dataset]:
+    def _series(self, path: str, paths: Collection[str], least_digits: int = 3) -> list[Dataset]:
         """Return the numbered datasets of which this is one, in order."""
-        match = re.fullmatch(r"(.*/[^/]*?_)(\d{3,})", path)
+        match = re.fullmatch(rf"(.*/[^/]*?_)(\d{{{least_digits},}})", path)
         if match is None:
             return []
         pattern = re.compile(re.escape(match[1]) + r"(\d+)")
@@ -495,16 +512,20 @@ class _Finder:
             r"/sample[^/]*/translation",
             tree=tree,
         )
-        one = [dataset for dataset in one if math.prod(dataset.shape) > 1 or len(dataset.shape) == 2]
-        if one:
+        one = [dataset for dataset in one if math.prod(dataset.shape) > 3 or len(dataset.shape) == 2]
+        # A single place of the detector is no positions where others are.
+        one.sort(key=lambda dataset: max(dataset.shape) <= 3)
+        if one and (max(one[0].shape) > 3 or not self._pairs(tree)):
+            others = list(dict.fromkeys(each.path for each in one[1:] if each.mark != one[0].mark))
+            if tree is not self._tree and others:
+                self._notices.append(
+                    f"positions: {one[0].path} is read, and {listed(others)} left out; choose: --positions-path PATH"
+                )
             return one[:1]
-        folders = dict.fromkeys(path.rsplit("/", 1)[0] for path in tree.datasets)
-        ranked = sorted(folders, key=lambda folder: "/sample" not in folder)
-        for folder in ranked:
-            for pair in _PAIRS:
-                both = [tree.datasets.get(f"{folder}/{name}") for name in pair]
-                if all(each is not None and math.prod(each.shape) > 1 and each.dtype is not None for each in both):
-                    return [each for each in both if each is not None]
+        pairs = self._pairs(tree)
+        fitting = [pair for pair in pairs if {math.prod(each.shape) for each in pair} <= self._counts]
+        if pairs:
+            return list((fitting or pairs)[0])
         raise self._absent(
             "no such dataset",
             f"{self._entry or '/entry_1'}/sample_1/geometry_1/translation",
@@ -512,6 +533,30 @@ class _Finder:
             "Name their path in the file: --positions-path PATH, or --positions-path X Y; if another file has them: "
             "--positions-file FILE",
         )
+
+    def _pairs(self, tree: Hdf5Tree) -> list[tuple[Dataset, Dataset]]:
+        """Return what goes by the names of x and y, below samples first; coordinates of pixels are left out."""
+        folders = dict.fromkeys(path.rsplit("/", 1)[0] for path in tree.datasets)
+        found = []
+        for folder in sorted(folders, key=lambda folder: "/sample" not in folder):
+            of_pixels = tree.axes.get(folder, ())[-2:]
+            for pair in _PAIRS:
+                both = [tree.datasets.get(f"{folder}/{name}") for name in pair if name not in of_pixels]
+                there = [
+                    each for each in both if each is not None and math.prod(each.shape) > 1 and each.dtype is not None
+                ]
+                if len(there) == 2:
+                    found.append((there[0], there[1]))
+        return found
+
+    @functools.cached_property
+    def _counts(self) -> set[int]:
+        """How many positions there may be along one axis: as many as patterns, or as places along a raster."""
+        counts, together = set[int](), Counter[tuple[int, ...]]()
+        for count, *frame in (each.shape for each in self._stacks()):
+            together[tuple(frame)] += count
+            counts |= {count} if len(frame) == 2 else {count, frame[0], count * frame[0]}
+        return counts | set(together.values())
 
     def _column(self, tree: Hdf5Tree, path: str) -> tuple[Dataset, int | None]:
         name, _, number = path.rpartition(":")
@@ -552,16 +597,32 @@ class _Finder:
         """Return (K, 3) of x and y in two datasets, along the directions that they state."""
         x, y = (array.reshape(-1) for array in arrays)
         raster = patterns.raster
-        if raster is not None and (len(y), len(x)) == raster and patterns.frame[0] not in (len(x), len(y)):
-            self._notices.append(
-                f"positions: {datasets[0].path} for the columns of the raster, {datasets[1].path} for its rows"
-            )
-            x, y = (each.reshape(-1) for each in np.meshgrid(x, y))
+        if raster is not None and patterns.frame[0] not in (len(x), len(y)):
+            slow = self._axes_of(patterns.key)[:1] == (datasets[0].path.rsplit("/", 1)[1],)
+            if (len(y), len(x)) == raster and not slow:
+                self._notices.append(
+                    f"positions: {datasets[0].path} for the columns of the raster, {datasets[1].path} for its rows"
+                )
+                x, y = (each.reshape(-1) for each in np.meshgrid(x, y))
+            elif (len(x), len(y)) == raster:
+                self._notices.append(
+                    f"positions: {datasets[0].path} for the rows of the raster, {datasets[1].path} for its columns"
+                )
+                x, y = (each.reshape(-1) for each in np.meshgrid(x, y, indexing="ij"))
         if len(x) != len(y):
             raise self._wrong(
                 f"{len(y)} values for {len(x)} in {datasets[0].path}", datasets[1].path, "x and y of the same length",
                 of_raster(len(x), len(y), None) if len(x) * len(y) == patterns.frame[0] else "",
             )  # fmt: skip
+        for dataset in datasets:
+            if dataset.odd_vector:
+                raise self._wrong(
+                    f"attribute vector = {dataset.odd_vector}",
+                    dataset.path,
+                    "three numbers, the direction along which it counts",
+                    "Correct that attribute (h5edit, h5py), or remove it and say the signs: --positions-flip-x, "
+                    "--positions-flip-y",
+                )
         directions = [
             np.array(dataset.vector or default)
             for dataset, default in zip(datasets, ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)), strict=True)
@@ -603,18 +664,23 @@ class _Finder:
     # ------------------------------------------------------------------------------------------------ geometry
 
     def _distance_m(self) -> float:
-        dataset = self._detector("distance|detector_distance")
-        return self._length("distance", "distance_m", dataset, f"{self._detector_group}/distance")
+        names = ("distance", "detector_distance")
+        return self._one_length("distance", "distance_m", names, f"{self._detector_group}/distance")
 
     def _pixel_m(self) -> float:
-        both = [self._detector(name) for name in ("x_pixel_size|pixel_size_x", "y_pixel_size|pixel_size_y")]
-        if both == [None, None] and self._detector("basis_vectors") is not None and self._basis is not None:
-            y, x = (float(np.linalg.norm(each)) for each in self._basis)
+        names = {axis: (f"{axis}_pixel_size", f"pixel_size_{axis}") for axis in "xy"}
+        of_basis = None
+        if self._detector("basis_vectors") is not None and self._basis is not None:
+            of_basis = [float(np.linalg.norm(each)) for each in reversed(self._basis)]
+        if of_basis is not None and all(self._detector("|".join(each)) is None for each in names.values()):
+            x, y = of_basis
         else:
             x, y = (
-                self._length("pixel", "pixel_m", each, f"{self._detector_group}/{name}_pixel_size")
-                for name, each in zip("xy", both, strict=True)
+                self._one_length("pixel", "pixel_m", names[axis], f"{self._detector_group}/{axis}_pixel_size")
+                for axis in "xy"
             )
+            if of_basis is not None and not np.allclose(of_basis, [x, y], rtol=_SAME):
+                raise self._contradiction("pixel", "pixel_m", "basis_vectors", of_basis[0], f"{names['x'][0]}", x)
         if abs(x - y) > 1e-6 * x:
             raise self._wrong(
                 f"x_pixel_size {x:.6g} m and y_pixel_size {y:.6g} m",
@@ -623,6 +689,26 @@ class _Finder:
                 "If the pixels are square, give their side: --pixel-m METRES",
             )
         return x
+
+    def _one_length(self, what: str, name: str, names: Sequence[str], where: str) -> float:
+        """Return a length of the detector that goes by several names; all that are there must agree."""
+        there = [each for each in names if self._detector(each) is not None]
+        values = [self._length(what, name, self._detector(each), where) for each in there or names[:1]]
+        for other, value in zip(there[1:], values[1:], strict=True):
+            if abs(value - values[0]) > _SAME * values[0]:
+                raise self._contradiction(what, name, other, value, there[0], values[0])
+        return values[0]
+
+    def _contradiction(
+        self, what: str, name: str, key: str, value: float, other_key: str, other: float
+    ) -> DataContractError:
+        option = _OPTIONS[name]
+        return self._wrong(
+            f"{value:.6g} m, and {other:.6g} m in {other_key}",
+            f"{self._detector_group}/{key}",
+            f"one {what}",
+            f"Say which is right: `{option} {other:.9g}` or `{option} {value:.9g}`",
+        )
 
     def _wavelength_m(self) -> float:
         """Return λ, or h·c / E of the energy of a photon; all that the file says of them must agree."""
@@ -874,8 +960,30 @@ class _Finder:
 
     @property
     def _turned(self) -> bool:
-        axes = self._wanted.axes or ("mwh" if self._matlab else "mhw")
+        axes = self._wanted.axes or self._usual_axes
         return axes.index("w") < axes.index("h")
+
+    @functools.cached_property
+    def _usual_axes(self) -> str:
+        """How the axes of the patterns lie where the user does not say."""
+        if self._matlab:
+            return "mwh"
+        stated = self._axes_of(self._pattern_datasets()[0].path)
+        if len(stated) < 3 or not (_along(stated[-2], "x") and _along(stated[-1], "y")):
+            return "mhw"
+        self._notices.append(
+            f"the axes of the frames are {stated[-2]}, {stated[-1]}: columns first; if they are not: `--axes mhw`"
+        )
+        return "mwh"
+
+    def _axes_of(self, path: str) -> tuple[str, ...]:
+        """Return the names of the axes of a dataset that NXdata states with it, one for each; or nothing."""
+        mark = self._tree.datasets[path].mark
+        for other, dataset in self._tree.datasets.items():
+            axes = self._tree.axes.get(other.rsplit("/", 1)[0], ())
+            if dataset.mark == mark and len(axes) == len(dataset.shape):
+                return axes
+        return ()
 
     def _matching(
         self, *patterns: str, at: Sequence[str] = (), tree: Hdf5Tree | None = None, least_axes: int = 0
@@ -911,12 +1019,23 @@ class _Finder:
             if re.fullmatch(rf"{re.escape(self._entry)}/instrument[^/]*/detector[^/]*", path)
             or (kind == "NXdetector" and path.startswith(f"{self._entry}/"))
         ]
-        marks = {dataset.mark for dataset in self._tree.datasets.values() if dataset.mark in self._used}
-        for group in groups:
-            data = self._tree.datasets.get(f"{group}/data")
-            if data is not None and data.mark in marks:
-                return group
-        return groups[0] if groups else f"{self._entry or '/entry_1'}/instrument_1/detector_1"
+        if not groups:
+            return f"{self._entry or '/entry_1'}/instrument_1/detector_1"
+        used = [path for path, dataset in self._tree.datasets.items() if dataset.mark in self._used]
+        holding = [group for group in groups if any(path.startswith(f"{group}/") for path in used)]
+        telling = [group for group in groups if any(self._tree.find(f"{group}/{name}") for name in _GEOMETRY)]
+        chosen = holding or telling or groups
+        if len(chosen) == 1 or holding or not telling:
+            return chosen[0]
+        if not {"distance_m", "pixel_m"} <= set(self._wanted.given):
+            raise self._wrong(
+                f"{len(chosen)} detectors with a geometry, {listed(chosen)}, and none of them holds the patterns",
+                f"{self._entry}/instrument",
+                "one detector, or patterns in the group of theirs",
+                "Say the geometry of the right one: --distance-m METRES --pixel-m METRES",
+            )
+        self._notices.append(f"detectors {listed(chosen)}: none holds the patterns, and nothing of them is used")
+        return f"{self._entry}/instrument/-"
 
     def _detector(self, name: str) -> Dataset | None:
         """Return a dataset of the detector, whose name matches, or None."""
@@ -1020,6 +1139,11 @@ class _Finder:
 
 def _is_entry(path: str, kind: str) -> bool:
     return kind == "NXentry" or re.fullmatch(r"/entry(_?\d+)?", path) is not None
+
+
+def _along(name: str, axis: str) -> bool:
+    """Return whether the name of an axis says that it runs along x, or along y."""
+    return re.fullmatch(rf"(.*[_.])?{axis}([_.].*)?", name.lower()) is not None
 
 
 def _vector(direction: np.ndarray) -> str:

@@ -27,8 +27,8 @@ from ptycho_torch.config_params import DataSettings
 from ptycho_torch.contracts.contract import violation
 from ptycho_torch.data.preparation import FramePreparation, object_pixel_m
 from ptycho_torch.data.scan import PatternAudit, open_scan
-from ptycho_torch.errors import ConfigError, PtychoError
-from ptycho_torch.files.folders import existing_folder
+from ptycho_torch.errors import ConfigError, DataContractError, PtychoError
+from ptycho_torch.files.folders import existing_folder, refuse_inputs
 from ptycho_torch.files.hdf5_files import is_hdf5
 from ptycho_torch.files.npz import listed
 from ptycho_torch.files.npz_writer import NpzWriter, replacing
@@ -43,7 +43,7 @@ from ptycho_torch.importer.pattern_choice import (
     places_of,
     with_light,
 )
-from ptycho_torch.importer.pattern_survey import Survey, corner_centred, survey
+from ptycho_torch.importer.pattern_survey import Survey, corner_centred, find_gaps, survey
 from ptycho_torch.importer.pattern_values import MOST_HIDDEN, ValueReader, ValueRules
 from ptycho_torch.importer.raw_scan import (
     AMPLITUDE,
@@ -323,6 +323,7 @@ def run(options: argparse.Namespace) -> int:
     """
     target: Path = options.output
     with _ended_in_order(), _opened(options) as source:
+        refuse_inputs([target], source.files)
         for notice in source.notices:
             _notice(notice)
         outcome = _convert(source, options, target)
@@ -409,6 +410,7 @@ class _Outcome:
 
 def _convert(source: Source, options: argparse.Namespace, target: Path) -> _Outcome:
     """Write the new file."""
+    mask = source.bad_pixels
     if options.bad_pixels:
         source = dataclasses.replace(source, bad_pixels=_with_bad_pixels(source, options.bad_pixels))
     from_intensity, domain = _domain(source, options)
@@ -420,13 +422,14 @@ def _convert(source: Source, options: argparse.Namespace, target: Path) -> _Outc
     stack = source.stack
     _refuse_without_space(source, options, target, len(choice.numbers))
     with (
-        replacing(target, overwrite=options.overwrite, check=functools.partial(_check_result, stack.path)) as file,
+        replacing(target, overwrite=options.overwrite, check=functools.partial(_check_result, source)) as file,
         NpzWriter(file, compress=options.compress) as npz,
         stack.passes(target.parent) as all_passes,
     ):
         source, choice, passes, centre = _surveyed(source, options, choice, all_passes, from_intensity)
         frames = plan_frames(source, options, centre)
         _say_beam(source, options, frames)
+        _refuse_nothing_left(source, frames, mask)
         positions = _positions(source, choice, options, frames, geometry)
         places = None
         if options.merge_repeats is not None:
@@ -444,7 +447,7 @@ def _convert(source: Source, options: argparse.Namespace, target: Path) -> _Outc
         for notice in notices:
             _notice(notice)
         bad = frames.prepared_bad_pixels(window_bad)
-        _refuse_hiding(source, options, reader, window_bad)
+        _refuse_hiding(source, options, reader, window_bad, marked=mask is not None)
         index = choice.scan_index
         if places is not None:
             positions = {pair: mean_of_places(each, places) for pair, each in positions.items()}
@@ -484,12 +487,16 @@ def _surveyed(
     """Look at all patterns first where an option asks for that; return what is known then, and the centre."""
     centre = None if options.centre == "auto" else options.centre
     marks = options.saturated not in (None, "keep")
+    passes = choice.passes(all_passes)
+    if from_intensity and source.stack.dtype.itemsize > 2 and options.saturated != "keep":
+        gaps, passes = find_gaps(passes, source.bad_pixels)
+        source = dataclasses.replace(source, gaps=gaps)
     if not (options.centre == "auto" or options.drop_dark or options.fftshift or marks):
-        return source, choice, choice.passes(all_passes), centre
+        return source, choice, passes, centre
     shape = (source.stack.rows_px, source.stack.columns_px)
     rules = _rules(source, options, choice, from_intensity)
     bar = _bar(len(choice.numbers), "looking")
-    found = survey(choice.passes(all_passes), shape, rules, options.saturated, bar)
+    found = survey(passes, shape, rules, options.saturated, bar)
     if options.drop_dark:
         choice = _with_light(choice, found)
     passes = choice.passes(all_passes)
@@ -534,10 +541,12 @@ def _rules(source: Source, options: argparse.Namespace, choice: Choice, from_int
         key=source.stack.key,
         counts=from_intensity,
         numbers=choice.numbers,
+        ranks=choice.ranks,
         bad_pixels=source.bad_pixels,
+        gaps=source.gaps,
         dark=source.dark,
         white=source.white,
-        limits=source.limits,
+        limits=(-math.inf, math.inf) if options.saturated == "keep" else source.limits,
         bits=source.bits,
         keep_saturated=options.saturated == "keep",
         clip_negative=options.clip_negative,
@@ -592,7 +601,11 @@ def _shifted(source: Source, passes: Passes, found: Survey) -> tuple[Source, Pas
             yield np.fft.fftshift(chunk, axes=(1, 2))
 
     source = dataclasses.replace(
-        source, bad_pixels=shift(source.bad_pixels), dark=shift(source.dark), white=shift(source.white)
+        source,
+        bad_pixels=shift(source.bad_pixels),
+        gaps=shift(source.gaps),
+        dark=shift(source.dark),
+        white=shift(source.white),
     )
     return source, shifted, found
 
@@ -651,19 +664,41 @@ class _Audit:
             _notice("the probe looks centred on the corner (FFT order): convert it again with `--fftshift`")
 
 
-def _refuse_hiding(source: Source, options: argparse.Namespace, reader: ValueReader, bad: np.ndarray | None) -> None:
-    """Raise where bad pixels hide more of the counts than they may without a word."""
+def _refuse_nothing_left(source: Source, frames: Frames, mask: np.ndarray | None) -> None:
+    """Raise where no pixel of the window is good, and say what to do about the mask of the file, where that is why."""
+    bad = frames.windowed(source.bad_pixels)
+    if bad is None or not bad.all():
+        return
+    why = mask is not None and mask.all()
+    raise violation(
+        "SCAN-11",
+        f"all {bad.size} pixels marked as bad",
+        path=source.stack.path,
+        key="bad_pixels",
+        expected="pixels that are good",
+        remedy="Mark fewer (--bad-pixels, --saturated), or keep more of the frame (--crop)." if not why
+        else "Leave the mask out: `--drop bad_pixels`" if source.npz is not None
+        else "If it marks good pixels: `--mask-bits zero`; to leave it: `--mask-path none`",
+    )  # fmt: skip
+
+
+def _refuse_hiding(
+    source: Source, options: argparse.Namespace, reader: ValueReader, bad: np.ndarray | None, *, marked: bool
+) -> None:
+    """Raise where bad pixels hide more of the counts than they may without a word; ``marked``: by the file as well."""
     if bad is None or options.accept_mask or reader.hidden_share <= MOST_HIDDEN:
         return
-    hdf5 = source.metres and source.npz is None
+    hdf5 = marked and source.npz is None
     inverted = "; if it marks good pixels: `--mask-bits zero`; to leave it: `--mask-path none`" if hdf5 else ""
+    if not marked and options.saturated not in (None, "keep"):
+        inverted = "; or take what has run over as it is: `--saturated keep`"
     raise violation(
         "SCAN-11",
         f"{int(bad.sum())} bad pixels that hide {reader.hidden_share:.1%} of the counts",
         path=source.stack.path,
         key="bad_pixels",
         expected=f"at most {MOST_HIDDEN:.0%}",
-        remedy=f"If the mask is right, say so: `--accept-mask`{inverted}",
+        remedy=f"If {'the mask is' if marked else 'they are'} right, say so: `--accept-mask`{inverted}",
     )
 
 
@@ -777,9 +812,17 @@ def _copy_object(source: Source, options: argparse.Namespace, frames: Frames, np
             write(block)
 
 
-def _check_result(source: Path, result: Path) -> None:
+def _check_result(source: Source, result: Path) -> None:
     """Hold headers and small arrays of the new file against the contract; errors name the file they come from."""
-    open_scan(result, named=source)
+    try:
+        open_scan(result, named=source.stack.path)
+    except DataContractError as err:
+        if err.key != "probeGuess" or source.npz is not None:
+            raise
+        remedy = "Leave it out, and give a probe of these frames with --probe-dir: `--probe-path none`"
+        raise violation(
+            "SCAN-08", err.found, path=source.stack.path, key=err.key, expected=err.expected, remedy=remedy
+        ) from err
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import dataclasses
 import itertools
 import math
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -155,6 +156,11 @@ class Hdf5Tree:
         self._readers: dict[Path, tuple[Hdf5Process, int]] = {path.resolve(): (reader, 0)}
         self._add("", reader, 0, "/", 0)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file, and those that it links to so far as they have been opened."""
+        return tuple(self._readers)
+
     def find(self, path: str) -> Dataset | None:
         """Return the dataset at a path, or None.
 
@@ -278,6 +284,16 @@ class Hdf5Tree:
         """Return the file that a link names, if it lies beside the file that links to it."""
         folder = source.resolve().parent
         file = (folder / name).resolve()
+        if file.parent != folder and Path(name).name == name and file.is_file():
+            words = one_line(shlex.join(["cp", "--remove-destination", str(file), str(folder / name)]), 2000)
+            raise violation(
+                "CXI-02",
+                f"a link to another file, {one_line(name)!r}, in another folder: a symbolic link leads there",
+                path=self.path,
+                key=path,
+                expected="linked files in the same folder",
+                remedy=f"Put a copy of the file in place of the symbolic link: `{words}`",
+            )
         if file.parent != folder:
             raise self._elsewhere(path, name, f"a link to another file, {one_line(name)!r}, in another folder")
         if not file.is_file():

@@ -30,6 +30,9 @@ REPAIRED = Path("repaired")
 MOST_PIXELS = 64
 """Pixels that a command names."""
 
+_FEW_SURPLUS, _FEW_SHARE = 3, 0.05
+"""Patterns or positions that may be surplus at the end of a scan; more of them have another cause."""
+
 MOST_WRONG = 0.5
 """Share of values from which on a stack is no stack of amplitudes."""
 
@@ -334,6 +337,8 @@ def of_faint(path: Path, key: str, largest: float) -> str:
     """Return what to do about patterns without light, or almost none."""
     if largest == 0:
         return "No pattern holds a count: read them again."
+    if not zipfile.is_zipfile(path):  # The counts of an HDF5 file, whose root the largest is.
+        return f"Any scale will do: store them divided by {largest**2:.3g}, for example."
     change = f"a[{key!r}] = a[{key!r}].astype(np.float64) / {largest!r}"
     return f"Any scale will do, a larger one for example: {rewriting(path, change)}"
 
@@ -370,6 +375,66 @@ def _size(shape: tuple[int, ...]) -> int:
     return size
 
 
+def is_few(found: int, count: int) -> bool:
+    """Return whether numbers of positions and patterns differ so little that the last ones may be surplus.
+
+    >>> is_few(22, 25), is_few(7, 49)
+    (True, False)
+    """
+    return abs(found - count) <= max(_FEW_SURPLUS, _FEW_SHARE * max(found, count))
+
+
+def of_raster(columns: int, rows: int, npz: Path | None) -> str:
+    """Return what to do about x and y that are the axes of a raster; an HDF5 scan has its positions in any file."""
+    what = f"If x and y are those of the {columns} columns and {rows} rows of a raster"
+    if npz is None:
+        return (
+            f"{what}, write x, y and z of each of the {columns * rows} patterns, with their unit, as "
+            f"sample/translation ({columns * rows}, 3) of another HDF5 file, and name it: --positions-file FILE"
+        )
+    change = "x, y = np.meshgrid(a['xcoords'], a['ycoords']); a['xcoords'], a['ycoords'] = x.ravel(), y.ravel()"
+    return f"{what}, patterns row by row, give each pattern its place: {rewriting(npz, change)}"
+
+
+def of_positions(
+    found: int,
+    count: int,
+    mending: Mending,
+    *,
+    npz: Path | None,
+    raster: tuple[int, int] | None = None,
+    last_axis: int | None = None,
+) -> str:
+    """Return what to do about another number of positions than of patterns.
+
+    Args:
+        found: positions.
+        count: M.
+        mending: see ``Mending``.
+        npz: the file, or None for an HDF5 file.
+        raster: (rows, columns) of a stack of four axes.
+        last_axis: length of the last axis of square frames' stack, where that may be M.
+    """
+    each, rest = divmod(count, found) if found else (0, 1)
+    if last_axis is not None and is_few(found, last_axis) and abs(found - last_axis) < abs(found - count):
+        return f"If patterns lie along the last axis, turn it: {mending('--axes', 'hwm')}"
+    if is_few(found, count):
+        few, many = sorted((found, count))
+        what = "patterns" if count == many else "positions"
+        return f"If the last {many - few} {what} are surplus, leave them out: {mending('--select', f'0:{few}')}"
+    if found > 1 and found**2 == count:
+        return of_raster(found, found, npz)
+    if found > 1 and not rest and raster == (each, found):
+        what = f"If {each} stacks of the same {found} positions follow one another"
+        return f"{what}, take the first: {mending('--select', f'0:{found}')}"
+    if found > 1 and not rest:
+        what = f"If {each} patterns of each position follow one another, as of several thresholds"
+        return f"{what}, take the first of each: {mending('--select', f'0::{each}')}"
+    readings = f", such as the mean of {found // count} readings of an encoder" if found and not found % count else ""
+    where = "as 'xcoords' and 'ycoords'" if npz is not None else "with --positions-path PATH or --positions-file FILE"
+    return f"Give one position for each of the {count} patterns{readings}, {where}."
+
+
 def of_member(path: Path, name: str, shape: tuple[int, ...], kind: str, count: int, mending: Mending) -> str:
     """Return what to do about a small member whose shape or type is wrong; empty where the clause says it best.
 
@@ -383,9 +448,7 @@ def of_member(path: Path, name: str, shape: tuple[int, ...], kind: str, count: i
     """
     if name in ("xcoords", "ycoords"):
         if kind in "fiu" and len(shape) == 1:
-            few, many = sorted((shape[0], count))
-            what = "patterns" if count == many else "positions"
-            return f"If the last {many - few} {what} are surplus, leave them out: {mending('--select', f'0:{few}')}"
+            return of_positions(shape[0], count, mending, npz=path)
         if kind in "fiu" and _size(shape) == count:
             return f"Make it one row: {rewriting(path, f'a[{name!r}] = a[{name!r}].ravel()')}"
         if kind == "c":

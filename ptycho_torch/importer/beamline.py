@@ -27,7 +27,9 @@ from ptycho_torch.errors import DataContractError, IncompleteFileError
 from ptycho_torch.files.hdf5_child import MAX_ROW_BYTES
 from ptycho_torch.files.hdf5_files import Dataset, Hdf5Tree, is_matlab, open_hdf5
 from ptycho_torch.files.npz import listed
+from ptycho_torch.files.remedies import adding, of_raster
 from ptycho_torch.importer.detector_mask import MaskBits, read_mask
+from ptycho_torch.importer.pattern_values import no_measurement_from
 from ptycho_torch.importer.probe_axes import probe_axes
 from ptycho_torch.importer.units import Kind, UnknownUnitError, si_factor
 
@@ -50,6 +52,11 @@ _PAIRS = (
 )  # fmt: skip
 """Names of two datasets that hold x and y of the sample."""
 
+_WITHOUT = {
+    "the mask": "Leave it: `--mask-path none`",
+    "dark frames": "Leave them: `--dark-path none`",
+    "the flat field": "Leave --white-path out.",
+}
 _GEOMETRY = (
     "distance", "detector_distance", "x_pixel_size", "pixel_size_x", "y_pixel_size", "pixel_size_y", "basis_vectors",
 )  # fmt: skip
@@ -97,6 +104,7 @@ class BeamlineScan:
     Attributes:
         key: path of the patterns.
         shape: of the patterns, as they lie in the file; a raster is one axis.
+        raster: (rows, columns) of a raster, or None.
         axes: of the patterns: the letters of ``Wanted.axes``.
         dtype: of the patterns.
         translation_m: (K, 2) float64, translation of the sample along columns and rows of the detector, in metres; not
@@ -110,6 +118,7 @@ class BeamlineScan:
         bits: of a pixel's value, or None where the file does not say.
         beam_centre: (row, column) of the direct beam, or None.
         probe: (modes, H, W) or (H, W) complex64, or None.
+        files: all that the file and the one with the positions link to.
         notices: what a user should know.
         blocks: start a pass over the content of the patterns, in C order, as uint8 blocks of as many bytes as is
             asked for; the memory of a block is used again for the third one after it.
@@ -117,6 +126,7 @@ class BeamlineScan:
 
     key: str
     shape: tuple[int, ...]
+    raster: tuple[int, int] | None
     axes: str
     dtype: np.dtype
     translation_m: np.ndarray
@@ -129,6 +139,7 @@ class BeamlineScan:
     bits: int | None
     beam_centre: tuple[float, float] | None
     probe: np.ndarray | None
+    files: Collection[Path]
     notices: tuple[str, ...]
     blocks: Callable[[int], Iterator[np.ndarray]]
 
@@ -250,23 +261,30 @@ class _Finder:
                 "patterns along the first axis",
                 "Turn it: `--axes hwm`",
             )
-        white = self._white(rows, columns)
-        limits = (self._limit("underload_value", -math.inf), self._limit("saturation_value", math.inf))
+        white, dark, bad_pixels = self._white(rows, columns), self._dark(rows, columns), self._mask(rows, columns)
+        if dark is not None and (unknown := np.isnan(dark)).any():
+            bad_pixels = unknown if bad_pixels is None else bad_pixels | unknown
+            dark[unknown] = 0
+        low = self._stated("underload_value", least=-math.inf)
+        high = self._stated("saturation_value", "; if pixels run over: --saturated VALUE")
+        limits = (-math.inf if low is None else low, math.inf if high is None else high)
         scan = BeamlineScan(
             key=patterns.key,
             shape=patterns.shape,
+            raster=patterns.raster,
             axes=patterns.axes,
             dtype=patterns.datasets[0].dtype or np.dtype(np.float32),
             translation_m=translation,
             states_units=states_units,
             numbers=numbers,
-            bad_pixels=self._mask(rows, columns),
-            dark=self._dark(rows, columns),
+            bad_pixels=bad_pixels,
+            dark=dark,
             white=white,
             limits=limits,
             bits=self._bits(),
             beam_centre=self._beam_centre(rows, columns),
             probe=self._probe(rows, columns),
+            files={*self._tree.files, *self._places.files},
             notices=(),
             blocks=functools.partial(self._tree.blocks, patterns.datasets),
         )
@@ -436,7 +454,7 @@ class _Finder:
             return [self._use(by_class[0])]
         there = self._stacks()
         names = listed([f"{dataset.path} {dataset.shape}" for dataset in there])
-        option = f"`--data-path {there[0].path}`" if len(there) == 1 else "--data-path PATH"
+        option = adding("--data-path", there[0].path) if len(there) == 1 else "--data-path PATH"
         raise self._absent(
             f"no such dataset{f'; with three or four axes there are {names}' if there else ''}",
             f"{self._entry or '/entry_1'}/data_1/data",
@@ -570,7 +588,7 @@ class _Finder:
             f"shape {dataset.shape} for {count} patterns",
             dataset.path,
             f"({count}, 3) or (3, {count}), x, y, z of the sample, or 2 in place of 3",
-            f"If it is x alone, name y as well: --positions-path {dataset.path} Y"
+            f"If it is x alone, name y as well: --positions-path {shlex.quote(dataset.path)} Y"
             if max(array.shape, default=0) == array.size
             else "Name the path of one translation for each pattern (--positions-path).",
         )
@@ -593,8 +611,9 @@ class _Finder:
                 x, y = (each.reshape(-1) for each in np.meshgrid(x, y, indexing="ij"))
         if len(x) != len(y):
             raise self._wrong(
-                f"{len(y)} values for {len(x)} in {datasets[0].path}", datasets[1].path, "x and y of the same length"
-            )
+                f"{len(y)} values for {len(x)} in {datasets[0].path}", datasets[1].path, "x and y of the same length",
+                of_raster(len(x), len(y), None) if len(x) * len(y) == patterns.frame[0] else "",
+            )  # fmt: skip
         for dataset in datasets:
             if dataset.odd_vector:
                 raise self._wrong(
@@ -823,8 +842,12 @@ class _Finder:
         if dataset is None:
             return None
         mean = self._mean(dataset, rows, columns, "dark frames")
+        if (unknown := int(np.isnan(mean).sum())) == mean.size:
+            raise self._wrong("no measurement", dataset.path, "dark frames", _WITHOUT["dark frames"])
+        if unknown:
+            self._notices.append(f"{unknown} pixels hold no measurement in any of the dark frames: taken for bad")
         self._notices.append(
-            f"dark frames {dataset.path} are taken off, {mean.mean():.4g} counts a pixel; if they were before: "
+            f"dark frames {dataset.path} are taken off, {np.nanmean(mean):.4g} counts a pixel; if they were before: "
             "`--dark-path none`"
         )
         return mean
@@ -843,17 +866,24 @@ class _Finder:
             if applied is not None and self._one(applied, "", least=-math.inf) != 0:
                 self._notices.append(f"flat field {flat.path}: the detector has divided by it already")
             else:
-                self._notices.append(f"flat field {flat.path} is not used; to divide by it: `--white-path {flat.path}`")
+                option = adding("--white-path", flat.path)
+                self._notices.append(f"flat field {flat.path} is not used; to divide by it: {option}")
         return None
 
     def _mean(self, dataset: Dataset, rows: int, columns: int, what: str) -> np.ndarray:
-        total, count = np.zeros((rows, columns)), 0
+        """Return (rows, columns) mean; of dark frames without what is no measurement, NaN where nothing else is."""
+        total, count, left_out = np.zeros((rows, columns)), np.zeros((rows, columns)), 0
         for frames in self._frames(self._use(dataset), rows, columns, what):
-            total += frames.sum(axis=0, dtype=np.float64)
-            count += len(frames)
-        if not np.isfinite(total).all():
-            raise self._wrong("numbers that are not finite", dataset.path, what)
-        return (total / count).astype(np.float32)
+            if not np.isfinite(frames).all():
+                raise self._wrong("numbers that are not finite", dataset.path, what, _WITHOUT[what])
+            # A flat field may be scaled to the largest number of its type.
+            measured = frames < (no_measurement_from(frames.dtype) if what == "dark frames" else math.inf)
+            total += np.where(measured, frames, 0).sum(axis=0, dtype=np.float64)
+            count += measured.sum(axis=0)
+            left_out += int((~measured).sum())
+        if left_out:
+            self._notices.append(f"{what} {dataset.path}: {left_out} numbers are no measurement, and are left out")
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)
 
     def _frames(self, dataset: Dataset, rows: int, columns: int, what: str) -> Iterator[np.ndarray]:
         """Yield (n, rows, columns) of a dataset of one frame or of many."""
@@ -864,6 +894,7 @@ class _Finder:
                 f"shape {shape} of {'no numbers' if dataset.dtype is None else dataset.dtype}",
                 dataset.path,
                 f"{what}, {stored} as the patterns have",
+                _WITHOUT[what],
             )
         frame_bytes = rows * columns * dataset.dtype.itemsize
         for block in self._tree.blocks([dataset], max(1, _MASK_BLOCK_BYTES // frame_bytes) * frame_bytes):
@@ -896,7 +927,7 @@ class _Finder:
                 self._notices.append(f"{dataset.path} is left out: {found} is no probe of these patterns")
                 self._use(dataset)
             elif chosen is not None:
-                self._notices.append(f"another probe is left out; to take it: `--probe-path {dataset.path}`")
+                self._notices.append(f"another probe is left out; to take it: {adding('--probe-path', dataset.path)}")
                 self._use(dataset)
             else:
                 chosen = self._use(dataset)
@@ -905,18 +936,25 @@ class _Finder:
                 probe = axes.arranged(stored.swapaxes(-1, -2) if self._turned else stored)
                 if axes.note:
                     self._notices.append(f"probe {dataset.path}: {axes.note}")
-        return None if chosen is None else np.ascontiguousarray(probe, np.complex64)
+        if chosen is None:
+            return None
+        with np.errstate(over="ignore", invalid="ignore"):  # What is beyond float32 is refused with the new file.
+            return np.ascontiguousarray(probe, np.complex64)
 
-    def _limit(self, name: str, default: float) -> float:
+    def _stated(self, name: str, instead: str = "", *, least: float = 0.0) -> float | None:
+        """Return a number that the detector states, or None where it states none; −1 and 0 stand for none."""
         dataset = self._detector(f"(detectorSpecific/)?{name}")
-        return default if dataset is None else self._one(dataset, "", least=-math.inf)
+        try:
+            return None if dataset is None else self._one(dataset, "", least=least)
+        except DataContractError as err:
+            if err.clause != "CXI-01":
+                raise
+            self._notices.append(f"{err.key} is not used: {err.found}{instead}")
+            return None
 
     def _bits(self) -> int | None:
-        dataset = self._detector("(detectorSpecific/)?bit_depth_image")
-        if dataset is None:
-            return None
-        bits = self._one(dataset, "")
-        return int(bits) if 1 <= bits <= 64 else None
+        bits = self._stated("bit_depth_image")
+        return int(bits) if bits is not None and 1 <= bits <= 64 else None
 
     # ------------------------------------------------------------------------------------------------- helpers
 
@@ -1073,7 +1111,8 @@ class _Finder:
         ]
         dark = [path for path in left if re.fullmatch(_DARK, path.rsplit("/", 1)[1])]
         if dark:
-            self._notices.append(f"dark frames are not used: {listed(dark)}; to take them off: `--dark-path {dark[0]}`")
+            option = adding("--dark-path", dark[0])
+            self._notices.append(f"dark frames are not used: {listed(dark)}; to take them off: {option}")
         monitors = [
             path
             for path in left

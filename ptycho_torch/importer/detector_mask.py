@@ -37,7 +37,7 @@ class Bits:
         return self.names[bit] if bit < len(self.names) else f"bit {bit}"
 
 
-CXI = Bits(0xFFFFFFFF & ~0x7800, _CXI_NAMES)
+CXI = Bits(0xFFFFFFFFFFFFFFFF & ~0x7800, _CXI_NAMES)
 """Bits 11 to 14 say that the pixel was corrected or has signal: its number is good."""
 
 NEXUS = Bits(0xFFFF, _NEXUS_NAMES)
@@ -75,7 +75,7 @@ def read_mask(frames: Iterator[np.ndarray], convention: str, bits: MaskBits | No
     for chunk in frames:
         # Of numbers with a fraction, and of NaN, only whether they are 0 can be told.
         whole = chunk if chunk.dtype.kind in "iu" else (chunk != 0).astype(np.uint8)
-        some = np.bitwise_or.reduce(whole.astype(np.int64) & 0xFFFFFFFF, axis=0)
+        some = np.bitwise_or.reduce(whole.astype(f"u{whole.dtype.itemsize}"), axis=0).astype(np.uint64)
         dark = (chunk == 0).any(axis=0)
         field = some if field is None else field | some
         zero = dark if zero is None else zero | dark
@@ -92,5 +92,5 @@ def read_mask(frames: Iterator[np.ndarray], convention: str, bits: MaskBits | No
 
 
 def _count(field: np.ndarray, meaning: Bits) -> str:
-    counts = ((bit, int(((field >> bit) & 1).sum())) for bit in range(32))
+    counts = ((bit, int(((field >> bit) & 1).sum())) for bit in range(64))
     return ", ".join(f"{meaning.name(bit)} {count}" for bit, count in counts if count)

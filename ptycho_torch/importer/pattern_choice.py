@@ -16,7 +16,7 @@ from scipy.spatial import KDTree
 
 from ptycho_torch.contracts.contract import violation
 from ptycho_torch.errors import ConfigError, DataContractError
-from ptycho_torch.files.remedies import adding
+from ptycho_torch.files.remedies import adding, is_few, of_member, of_positions
 from ptycho_torch.importer.raw_scan import POSITION_PAIRS, Passes, Source
 
 DARK_SHARE = 0.01
@@ -33,12 +33,14 @@ class Choice:
     Attributes:
         total: patterns in the file.
         numbers: (n,) of those taken, ascending.
+        ranks: (n,) their numbers among the selected ones, which a further ``--select`` counts.
         positions: keys → (n, 2).
         scan_index: (n,), or None.
     """
 
     total: int
     numbers: np.ndarray
+    ranks: np.ndarray
     positions: Mapping[tuple[str, str], np.ndarray]
     scan_index: np.ndarray | None
 
@@ -47,6 +49,7 @@ class Choice:
         return Choice(
             self.total,
             self.numbers[keep],
+            self.ranks[keep],
             {pair: places[keep] for pair, places in self.positions.items()},
             None if self.scan_index is None else self.scan_index[keep],
         )
@@ -102,21 +105,20 @@ def choose(source: Source, select: Sequence[Sequence[slice]], *, drop_nan: bool)
             return column
         if select and len(column) > numbers[-1]:
             return np.asarray(column[numbers])
-        fewer = min(len(column), total)
         raise violation(
             "CXI-01" if source.metres else "SCAN-06",
             f"{len(column)} values for {len(numbers)} patterns",
             path=source.stack.path,
             key=key,
             expected="one for each pattern",
-            remedy=f"If the first {fewer} belong together: {adding('--select', f'0:{fewer}')}",
+            remedy=_of_number(source, key, len(column), numbers, selected=bool(select)),
         )
 
     positions = {
         pair: belonging(places, "positions" if source.metres else pair[0]) for pair, places in source.positions.items()
     }
     index = None if source.scan_index is None else belonging(source.scan_index, "scan_index")
-    choice = Choice(total, numbers, positions, index)
+    choice = Choice(total, numbers, np.arange(len(numbers)), positions, index)
     finite = np.ones(len(numbers), bool)
     for places in positions.values():
         finite &= np.isfinite(places).all(axis=1)
@@ -127,6 +129,28 @@ def choose(source: Source, select: Sequence[Sequence[slice]], *, drop_nan: bool)
         if len(wrong):
             raise _not_finite(source, pair, places, int(wrong[0][0]), int(wrong[0][1]), numbers)
     return choice, 0
+
+
+def _of_number(source: Source, key: str, found: int, numbers: np.ndarray, *, selected: bool) -> str:
+    """Return what to do about another number of values than of patterns taken, ``numbers`` of the file."""
+    stack, count = source.stack, len(numbers)
+    if selected:
+        both = int((numbers < found).sum())
+        return f"If the first {found} patterns of the file have one: {adding('--select', f'0:{both}')}"
+    if key in ("positions", POSITION_PAIRS[0][0]):
+        square = stack.count == stack.rows_px != stack.columns_px
+        return of_positions(
+            found,
+            count,
+            adding,
+            npz=None if source.metres else stack.path,
+            raster=stack.raster,
+            last_axis=stack.columns_px if square else None,
+        )
+    if is_few(found, count):
+        fewer = min(found, count)
+        return f"If the first {fewer} belong together: {adding('--select', f'0:{fewer}')}"
+    return of_member(stack.path, key, (), "", count, adding)
 
 
 def _selected(total: int, select: Sequence[Sequence[slice]]) -> np.ndarray:

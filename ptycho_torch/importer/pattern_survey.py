@@ -6,17 +6,23 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Literal
 
 import numpy as np
+from scipy.ndimage import rank_filter
 from tqdm import tqdm
 
-from ptycho_torch.importer.pattern_values import LARGEST_AMPLITUDE, ValueRules
+from ptycho_torch.importer.pattern_values import GAP, LARGEST_AMPLITUDE, ValueRules
 from ptycho_torch.importer.raw_scan import Passes
 
 _NARROWER = 0.5
 """Light that is so much narrower about the corner than about the middle is centred there; background widens both."""
+_LEAST_PATTERNS = 3
+"""In fewer patterns a bright pixel may hold any number by chance."""
+
+_NEIGHBOURS = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 1]], bool)
 _LARGEST_COUNTS = LARGEST_AMPLITUDE**2
 
 
@@ -52,6 +58,9 @@ def survey(
         bar: shows how far it is.
     """
     counts, over, always = np.zeros(shape), np.zeros(shape, bool), np.ones(shape, bool)
+    unmeasured = rules.bad_pixels
+    if rules.gaps is not None:
+        unmeasured = rules.gaps if unmeasured is None else unmeasured | rules.gaps
     totals = []
     with bar:
         for chunk in passes():
@@ -60,53 +69,82 @@ def survey(
             # A minimum or maximum that is NaN compares as False.
             least = 0 if chunk.dtype.kind == "u" else chunk.min()
             if rules.counts and rules.dark is None and least >= 0 and chunk.max() < min(top, limit, _LARGEST_COUNTS):
-                light, brightness = _sums(chunk, rules.bad_pixels)
+                light, brightness = _sums(chunk, unmeasured)
                 always[:] = False
             else:
-                light, brightness, hits, beyond = _careful_sums(chunk, rules, top, limit)
+                light, brightness, hits, beyond = _careful_sums(chunk, rules, unmeasured, top, limit)
                 over |= hits
                 always &= beyond
             counts += light
             totals.append(brightness)
             bar.update(len(chunk))
-    if rules.bad_pixels is not None:
-        over &= ~rules.bad_pixels
+    if unmeasured is not None:
+        over &= ~unmeasured
     # What holds no measurement in any pattern is dead, and is found as such later.
     return Survey(counts, np.concatenate(totals), over & ~always)
 
 
-def _sums(chunk: np.ndarray, bad_pixels: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return (H, W) and (n,) Σ counts of patterns in which every number is a measurement."""
+def _sums(chunk: np.ndarray, unmeasured: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return (H, W) and (n,) Σ counts of patterns in which every other number is a measurement."""
     wide = np.uint64 if chunk.dtype.kind in "ub" else np.int64 if chunk.dtype.kind == "i" else np.float64
     light, brightness = chunk.sum(axis=0, dtype=wide), chunk.sum(axis=(1, 2), dtype=wide)
-    if bad_pixels is not None:
-        brightness = brightness - chunk[:, bad_pixels].sum(axis=1, dtype=wide)
-        light[bad_pixels] = 0
+    if unmeasured is not None:
+        brightness = brightness - chunk[:, unmeasured].sum(axis=1, dtype=wide)
+        light[unmeasured] = 0
     return light.astype(np.float64), brightness.astype(np.float64)
 
 
 def _careful_sums(
-    chunk: np.ndarray, rules: ValueRules, top: float, limit: float
+    chunk: np.ndarray, rules: ValueRules, unmeasured: np.ndarray | None, top: float, limit: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return (H, W) and (n,) Σ counts, and (H, W) which pixels reach the limit in one pattern, and the top in all."""
     measured = (chunk >= 0) & (chunk < top) & (chunk <= _LARGEST_COUNTS)
-    if rules.bad_pixels is not None:
-        measured[:, rules.bad_pixels] = False
+    if unmeasured is not None:
+        measured[:, unmeasured] = False
     values = np.where(measured, chunk, 0).astype(np.float64)
     if not rules.counts:
         values = np.square(values)
     if rules.dark is not None:
         values = np.maximum(values - rules.dark, 0)
-    hits, beyond = np.asarray((chunk >= limit).any(axis=0)), np.asarray((chunk >= top).all(axis=0))
-    return values.sum(axis=0), values.sum(axis=(1, 2)), hits, beyond
+    over, beyond = np.asarray(chunk >= limit), np.asarray(chunk >= top)
+    # A pattern without any measurement says nothing of its pixels.
+    over[beyond.all(axis=(1, 2))] = False
+    hits, always = np.asarray(over.any(axis=0)), np.asarray(beyond.all(axis=0))
+    return values.sum(axis=0), values.sum(axis=(1, 2)), hits, always
+
+
+def find_gaps(passes: Passes, bad_pixels: np.ndarray | None) -> tuple[np.ndarray | None, Passes]:
+    """Find pixels that hold ``GAP`` in every pattern, of a type that holds more; return them, or None, and the passes.
+
+    All patterns are looked at only where the first ones have such pixels; else they begin the next pass.
+    """
+    begun = passes()
+    first = next(begun)
+    gaps = np.asarray((first == GAP).all(axis=0))
+    if bad_pixels is not None:
+        gaps &= ~bad_pixels
+    if not gaps.any():
+        # A stream out of an HDF5 file must be read to its end, so it cannot be given up here.
+        waiting = [itertools.chain([first], begun)]
+        return None, lambda: waiting.pop() if waiting else passes()
+    count = len(first)
+    for chunk in begun:
+        gaps &= (chunk == GAP).all(axis=0)
+        count += len(chunk)
+    return gaps if gaps.any() and count >= _LEAST_PATTERNS else None, passes
 
 
 def corner_centred(light: np.ndarray) -> bool:
     """Say whether (H, W) light lies about the corner [0, 0], as an FFT leaves it, and not about the middle.
 
+    Pixels that outshine all but two of their neighbours are taken for no brighter than those: a few hot ones, with
+    nothing around them, are no light.
+
     >>> corner_centred(np.eye(1, 64).T * np.eye(1, 64))
     True
     """
+    smooth = np.minimum(light, rank_filter(light, rank=-3, footprint=_NEIGHBOURS, mode="wrap"))
+    light = smooth if smooth.any() else light
     total = float(light.sum())
     if not 0 < total < math.inf:
         return False

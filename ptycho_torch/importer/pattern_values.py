@@ -17,12 +17,15 @@ import numpy as np
 
 from ptycho_torch.contracts.contract import violation
 from ptycho_torch.errors import DataContractError
-from ptycho_torch.files.remedies import MOST_PIXELS, adding
+from ptycho_torch.files.remedies import MOST_PIXELS, MOST_WRONG, adding
 
 LARGEST_AMPLITUDE = 1e17
 
 MOST_HIDDEN = 0.1
 """Share of the counts that bad pixels may hide without a word of the user."""
+
+GAP = 2**16 - 1
+"""What detectors of 16 bits write where they have no measurement; a program may have stored it in a wider type."""
 
 _FEW = 3
 _EXACT_FLOAT32 = 2**24
@@ -37,19 +40,22 @@ class ValueRules:
         key: the patterns, for errors.
         counts: whether the root is taken.
         bad_pixels: (H, W) bool of the whole frame, or None.
+        gaps: (H, W) bool of pixels that hold ``GAP`` in every pattern, or None.
         dark: (H, W) float32 to take off, or None.
         white: (H, W) float32 to divide by, or None.
         limits: smallest and largest value that is a measurement.
         bits: of a pixel's value, where the file says less than the type has.
         keep_saturated: whether values from 2^b − 1 on are taken as they are.
-        numbers: of the patterns in the file, for errors; None where all are taken.
         clip_negative: whether negative values become 0.
+        numbers: of the patterns in the file, for errors; None where all are taken.
+        ranks: what ``--select`` counts them by, for errors; None where all are taken.
     """
 
     path: Path
     key: str
     counts: bool
     bad_pixels: np.ndarray | None = None
+    gaps: np.ndarray | None = None
     dark: np.ndarray | None = None
     white: np.ndarray | None = None
     limits: tuple[float, float] = (-math.inf, math.inf)
@@ -57,19 +63,28 @@ class ValueRules:
     keep_saturated: bool = False
     clip_negative: bool = False
     numbers: np.ndarray | None = None
+    ranks: np.ndarray | None = None
 
     def top(self, dtype: np.dtype) -> float:
         """Return the value from which on a number of this type is no measurement; infinite where there is none.
 
-        2^b − 1 of unsigned whole numbers of b bits; of floating-point numbers 2^32 − 1, which only an unsigned detector
-        of 32 bits makes.
+        2^b − 1 of unsigned whole numbers of b bits; of floating-point numbers and those of 64 bits 2^32 − 1, which only
+        an unsigned detector of 32 bits makes.
         """
-        if self.keep_saturated:
-            return math.inf
-        if dtype.kind == "f" and self.bits is None:
-            return float(2**32 - 1) if self.counts and dtype.itemsize > 2 else math.inf
-        bits = 8 * dtype.itemsize if self.bits is None else min(self.bits, 8 * dtype.itemsize)
-        return float(2**bits - 1) if dtype.kind == "u" or self.bits is not None else math.inf
+        return math.inf if self.keep_saturated else no_measurement_from(dtype, self.bits, counts=self.counts)
+
+
+def no_measurement_from(dtype: np.dtype, bits: int | None = None, *, counts: bool = True) -> float:
+    """Return the value from which on numbers of a type are no measurement: see ``ValueRules.top``.
+
+    >>> no_measurement_from(np.dtype(np.uint16)), no_measurement_from(np.dtype(np.int64)) == 2**32 - 1
+    (65535.0, True)
+    """
+    if bits is None and (dtype.kind == "f" or (counts and dtype.itemsize == 8)):
+        return float(2**32 - 1) if counts and dtype.itemsize > 2 else math.inf
+    if bits is None and dtype.kind != "u":
+        return math.inf
+    return float(2 ** min(bits or 64, 8 * dtype.itemsize) - 1)
 
 
 class ValueReader:
@@ -86,9 +101,11 @@ class ValueReader:
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         window = (rows, columns)
         self._bad = None if rules.bad_pixels is None else np.asarray(rules.bad_pixels[window], bool)
+        self._gaps = None if rules.gaps is None else rules.gaps[window]
         self._dark = None if rules.dark is None else rules.dark[window].astype(np.float32)
         self._gain = self._gain_of(rules.white)
         self._count = 0
+        self._top = math.inf
         self._hits = np.zeros(shape, np.int64)
         self._grave = np.zeros(shape, np.int64)
         self._first_hit = np.full(shape, -1, np.int64)
@@ -117,10 +134,10 @@ class ValueReader:
         values = np.ascontiguousarray(stored[:, self._rows, self._columns], dtype=dtype.newbyteorder("="))
         self._hide(values)
         low, high = self.rules.limits
-        top = self.rules.top(stored.dtype)
+        top = self._top = self.rules.top(stored.dtype)
         # A minimum or maximum that is NaN compares as False.
         least, most = 0 if values.dtype.kind == "u" else values.min(), values.max()
-        if not (least >= max(0, low) and most < top and most <= high):
+        if self._gaps is not None or not (least >= max(0, low) and most < top and most <= high):
             self._note(first, values, top)
             most = values.max()
         self._count += len(values)
@@ -220,6 +237,8 @@ class ValueReader:
         """Set values that are no measurement to 0, and note their pixels."""
         low, high = self.rules.limits
         beyond = ~(values < top) | ~(values <= high)
+        if self._gaps is not None:
+            beyond |= self._gaps
         negative = values < 0
         hits = beyond | negative | (values < low)
         held = np.where(hits, values, 0)
@@ -246,15 +265,23 @@ class ValueReader:
         held = float(self._held[row, column])
         place = self._place(int(self._first_hit[row, column]), row, column)
         expected = "finite counts ≥ 0" if self.rules.counts else ""
+        filled = (self._first_hit == self._first_hit[row, column]) & (self._held == held) & wrong
+        good = wrong.size if self._bad is None else wrong.size - int(self._bad.sum())
+        if math.isfinite(held) and filled.sum() > MOST_WRONG * good:
+            remedy = f"If the scan ended there, leave out what holds no measurement: {adding('--drop-dark')}"
+            raise self._refused(f"{_number(held)} at {place} and in most of its pixels", expected, remedy)
         if -math.inf < held < 0:
             remedy = "If they are noise about zero, as after taking a background off, set them to 0: `--clip-negative`"
             raise self._refused(f"{held:.6g} at {place}", expected, remedy)
         if 0 <= held < math.inf:
+            low, high = self.rules.limits
+            # The smallest number that is none, or others of a pixel's numbers would be told next.
+            least = min(held, self._top, math.floor(high) + 1.0 if high < self._top else math.inf)
+            pixels = f"Leave such pixels out of all patterns: {adding('--saturated', _value(least))}; or take"
             raise self._refused(
                 f"{_number(held)} at {place}, where the pixel has run over or holds no measurement",
                 expected or "amplitudes that were measured",
-                f"Leave such pixels out of all patterns: {adding('--saturated', _value(held))}; or take the numbers as "
-                "they are: `--saturated keep`",
+                f"{'Take' if held < low else pixels} the numbers as they are: `--saturated keep`",
             )
         raise self._refused(
             f"{held:.6g} at {place}",
@@ -267,8 +294,9 @@ class ValueReader:
         if len(pixels) <= MOST_PIXELS:
             places = ";".join(f"{row + self._rows.start},{column + self._columns.start}" for row, column in pixels)
             return f"If these pixels measure nothing, say so: {adding('--bad-pixels', places)}"
-        before = f"0:{pattern}," if pattern else ""
-        return f"Leave the pattern out: {adding('--select', f'{before}{pattern + 1}:')}"
+        rank = pattern if self.rules.ranks is None else int(self.rules.ranks[pattern])
+        before = f"0:{rank}," if rank else ""
+        return f"Leave the pattern out: {adding('--select', f'{before}{rank + 1}:')}"
 
     def _corrected(self, values: np.ndarray) -> np.ndarray:
         """Take the dark frame off and divide by the flat field."""

@@ -28,7 +28,15 @@ from ptycho_torch.data.scan import MAX_FRAME_PX, MAX_TEXT_BYTES, read_ahead
 from ptycho_torch.errors import ConfigError, DataContractError
 from ptycho_torch.files.hdf5_files import BUFFERS
 from ptycho_torch.files.npz import ArrayHeader, NpzFile
-from ptycho_torch.files.remedies import adding, of_frames, of_member, without_patterns, without_positions
+from ptycho_torch.files.remedies import (
+    adding,
+    of_frames,
+    of_member,
+    of_raster,
+    rewriting,
+    without_patterns,
+    without_positions,
+)
 from ptycho_torch.importer.beamline import Wanted, frame_axes, open_beamline
 from ptycho_torch.importer.probe_axes import probe_axes
 
@@ -72,6 +80,7 @@ class Stack:
         patterns_last: whether the content runs over the patterns fastest, in place of slowest.
         columns_first: whether it runs over rows faster than over columns.
         blocks: start a pass over the content as uint8 blocks of as many bytes as is asked for.
+        raster: (rows, columns) of a stack of four axes, or None.
     """
 
     path: Path
@@ -83,6 +92,7 @@ class Stack:
     patterns_last: bool
     columns_first: bool
     blocks: Callable[[int], Iterator[np.ndarray]]
+    raster: tuple[int, int] | None = None
 
     @property
     def frame_bytes(self) -> int:
@@ -165,6 +175,7 @@ class Source:
         counts: whether the patterns are counts by the definition of the format.
         probe: (H, W) or (modes, H, W), or None.
         bad_pixels: (H, W) bool, or None.
+        gaps: (H, W) bool of pixels without measurement that the patterns tell, or None.
         geometry: keys of the contract → metres.
         dark: (H, W) float32 counts to take off, or None.
         white: (H, W) float32 to divide by, or None.
@@ -174,6 +185,7 @@ class Source:
         scan_index: (K,), or None.
         object_header: the header of ``objectGuess``, or None.
         npz: the file, where it is one.
+        files: those that the patterns lie in, beside the one that was given.
         notices: what a user should know.
     """
 
@@ -186,6 +198,7 @@ class Source:
     geometry: Mapping[str, float]
     states_units: bool = True
     counts: bool = False
+    gaps: np.ndarray | None = None
     dark: np.ndarray | None = None
     white: np.ndarray | None = None
     limits: tuple[float, float] = (-math.inf, math.inf)
@@ -194,6 +207,7 @@ class Source:
     scan_index: np.ndarray | None = None
     object_header: ArrayHeader | None = None
     npz: NpzFile | None = None
+    files: Collection[Path] = ()
     notices: tuple[str, ...] = ()
 
 
@@ -317,9 +331,9 @@ class _NpzReader:
     def _stack(self) -> Stack:
         key = self._patterns_key()
         header, axes = self._headers[key], self._axes
-        shape = header.shape
+        shape, raster = header.shape, None
         positions = self._headers.get("xcoords")
-        count = positions.shape[0] if positions is not None and len(positions.shape) == 1 else None
+        count = math.prod(positions.shape) if positions is not None and len(positions.shape) in (1, 2) else None
         if header.dtype.kind not in "fiu":
             raise violation("SCAN-03", f"dtype {header.dtype}", path=self._path, key=key)
         if axes is None and len(shape) == 3 and count is not None and shape[2] == count != shape[0]:
@@ -332,6 +346,7 @@ class _NpzReader:
             )
         if len(shape) == 4 and axes in (None, "mhw") and shape[3] != 1 and not header.fortran_order:
             self._notices.append(f"patterns: a raster of {shape[0]} × {shape[1]} places, row by row")
+            raster = (shape[0], shape[1])
             shape = (shape[0] * shape[1], *shape[2:])
         axes = axes or "mhw"
         try:
@@ -357,6 +372,7 @@ class _NpzReader:
             patterns_last=names[-1] == "m",
             columns_first=names.index("w") < names.index("h"),
             blocks=functools.partial(member_blocks, self._npz, key, header),
+            raster=raster,
         )
 
     def _bad_shape(self, key: str, shape: tuple[int, ...], expected: str, remedy: str) -> DataContractError:
@@ -422,7 +438,10 @@ class _NpzReader:
                 raise violation(clause, found, path=self._path, key=name, remedy=remedy)
         x, y = cast(list[np.ndarray], columns)
         if len(x) != len(y):
-            raise violation(clause, f"{len(y)} values for {len(x)} in {pair[0]!r}", path=self._path, key=pair[1])
+            remedy = of_raster(len(x), len(y), self._path) if len(x) * len(y) == self._count else ""
+            raise violation(
+                clause, f"{len(y)} values for {len(x)} in {pair[0]!r}", path=self._path, key=pair[1], remedy=remedy
+            )
         return np.stack([x, y], axis=1).astype(np.float64)
 
     def _probe(self, H: int, W: int) -> np.ndarray | None:
@@ -432,6 +451,17 @@ class _NpzReader:
         axes = probe_axes(header.shape, H, W)
         self._check("probeGuess", header, axes is not None, f" for patterns of {H} × {W}")
         assert axes is not None
+        if axes.modes_last and header.shape[2] == 2 and header.dtype.kind != "c":
+            parts = "a['probeGuess'] = a['probeGuess'][..., 0] + 1j * a['probeGuess'][..., 1]"
+            modes = "a['probeGuess'] = np.moveaxis(a['probeGuess'], -1, 0)"
+            raise violation(
+                "SCAN-08",
+                f"shape {header.shape} of {header.dtype}: two modes, or real and imaginary part",
+                path=self._path,
+                key="probeGuess",
+                remedy=f"If they are real and imaginary part: {rewriting(self._path, parts)}; if they are modes: "
+                f"{rewriting(self._path, modes)}",
+            )
         if axes.note:
             self._notices.append(f"'probeGuess': {axes.note}")
         probe = axes.arranged(self._npz.read("probeGuess"))
@@ -530,13 +560,13 @@ def _with_product(source: Source, path: Path, indexes: np.ndarray | None, notice
         positions = np.array([positions[row] if row is not None else (math.nan, math.nan) for row in rows])
     geometry = dict(source.geometry)
     if "detector_object_distance_m" in npz:
-        geometry.setdefault("detector_distance_m", float(npz.read("detector_object_distance_m")))
+        geometry.setdefault("detector_distance_m", _product_number(npz, "detector_object_distance_m"))
     if "probe_energy_eV" in npz:
-        energy_j = float(npz.read("probe_energy_eV")) * ELECTRONVOLT_J
+        energy_j = _product_number(npz, "probe_energy_eV") * ELECTRONVOLT_J
         geometry.setdefault("wavelength_m", HC_J_M / energy_j if energy_j > 0 else math.nan)
     H, W = source.stack.rows_px, source.stack.columns_px
     if "probe_pixel_width_m" in npz and {"detector_distance_m", "wavelength_m"} <= set(geometry):
-        side = float(npz.read("probe_pixel_width_m"))
+        side = _product_number(npz, "probe_pixel_width_m")
         pixel = object_pixel_m(geometry["wavelength_m"], geometry["detector_distance_m"], side, W)
         geometry.setdefault("detector_pixel_m", pixel)
     probe = source.probe
@@ -548,6 +578,14 @@ def _with_product(source: Source, path: Path, indexes: np.ndarray | None, notice
     return dataclasses.replace(
         source, positions={POSITION_PAIRS[0]: -positions}, metres=True, probe=probe, geometry=geometry
     )
+
+
+def _product_number(npz: NpzFile, name: str) -> float:
+    """Return one number of a product, which may lie in an array of one."""
+    header = npz.header(name)
+    if math.prod(header.shape) != 1 or header.dtype.kind not in "fiu":
+        raise ConfigError(f"--positions-file {npz.path}: {name!r} is {header.shape} of {header.dtype}, and no number.")
+    return float(npz.read(name).reshape(()))
 
 
 def read_npz(
@@ -599,6 +637,7 @@ def open_source(path: Path, wanted: Wanted) -> Iterator[Source]:
                 patterns_last=letters[-1] == "m",
                 columns_first=letters.index("w") < letters.index("h"),
                 blocks=scan.blocks,
+                raster=scan.raster,
             ),
             domain=None,
             positions={POSITION_PAIRS[0]: scan.translation_m},
@@ -613,5 +652,6 @@ def open_source(path: Path, wanted: Wanted) -> Iterator[Source]:
             limits=scan.limits,
             bits=scan.bits,
             beam_centre=scan.beam_centre,
+            files=scan.files,
             notices=scan.notices,
         )

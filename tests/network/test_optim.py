@@ -75,6 +75,11 @@ def test_impossible_constants_are_refused(wrong: dict[str, object]) -> None:
         KerasAdam([torch.nn.Parameter(torch.zeros(1))], **wrong)  # type: ignore[arg-type]
 
 
+def test_constants_at_their_bounds_are_taken() -> None:
+    group = KerasAdam([torch.nn.Parameter(torch.zeros(1))], lr=0.0, betas=(0.0, 0.0), eps=0.0).param_groups[0]
+    assert (group["lr"], group["betas"], group["eps"]) == (0.0, (0.0, 0.0), 0.0)
+
+
 def clipped_norms(clip: AdaptiveClip, norms: list[float]) -> list[float]:
     """Return the norms of gradients over two parameters after clipping, step by step."""
     first, second = (torch.nn.Parameter(torch.zeros(3)) for _ in range(2))

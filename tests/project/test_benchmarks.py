@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -114,6 +115,14 @@ def test_mutants_are_of_modules_and_tests_that_are_there(monkeypatch: pytest.Mon
         assert any(product.mutants(module)), module
         files = [name for arguments in target.conformance for name in arguments if name.startswith("conformance/")]
         assert all((ROOT / name).is_file() for name in [*files, *product._files(target)]), module
+        assert all(product._lines(module, name) for name in target.ours)
+    found = product.Result(
+        "ptycho_torch.optim", product._lines("ptycho_torch.optim", "AdaptiveClip").start, "", False, True
+    )
+    assert found.is_killed
+    assert not dataclasses.replace(found, line=1).is_killed
+    names = {mutant.name for module in product.TARGETS for mutant in product.mutants(module)}
+    assert set(product.EQUIVALENT) <= names
 
 
 def test_a_test_that_fails_without_a_mutant_ends_the_run(

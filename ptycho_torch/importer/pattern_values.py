@@ -153,7 +153,7 @@ class ValueReader:
             return values.astype(np.float32, copy=False)
         # Whole numbers from 2^24 on and float64 are more than float32 holds before the root is taken.
         if values.dtype.kind in "iu" and most < _EXACT_FLOAT32:
-            values = values.astype(np.float32)
+            return np.sqrt(values, dtype=np.float32, casting="unsafe")
         if values.dtype == np.float32:
             return np.asarray(np.sqrt(values, out=values))
         return np.sqrt(values, dtype=np.float64, casting="unsafe").astype(np.float32)

@@ -1,4 +1,4 @@
-"""Units that other people's files state in text, read by pint.
+"""Units that other people's files state in text: the usual ones, and those that pint reads.
 
 Clause CXI-01 of <doc-ref type="contract">specs/data_contracts.md</doc-ref>.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import functools
 import importlib
 import re
-from types import ModuleType
+from collections.abc import Mapping
+from types import MappingProxyType, ModuleType
 from typing import Any, Literal
 
 from ptycho_torch.errors import PtychoError
@@ -16,7 +17,27 @@ from ptycho_torch.errors import PtychoError
 Kind = Literal["length", "energy"]
 
 _SI = {"length": "meter", "energy": "joule"}
-_PLAIN = {"length": ("m", "meter", "metre", "meters", "metres"), "energy": ("J", "joule", "joules")}
+_USUAL: Mapping[Kind, Mapping[str, float]] = MappingProxyType(
+    {
+        "length": dict.fromkeys(("m", "meter", "metre", "meters", "metres"), 1.0)
+        | {
+            "cm": 1e-2,
+            "mm": 1e-3,
+            "um": 1e-6,
+            "\N{MICRO SIGN}m": 1e-6,
+            "\N{GREEK SMALL LETTER MU}m": 1e-6,
+            "nm": 1e-9,
+            "pm": 1e-12,
+        }
+        | dict.fromkeys(
+            ("angstrom", "Angstrom", "angstroms", "\N{LATIN CAPITAL LETTER A WITH RING ABOVE}", "\N{ANGSTROM SIGN}"),
+            1e-10,
+        ),
+        "energy": dict.fromkeys(("J", "joule", "joules"), 1.0)
+        | {"eV": 1.602176634e-19, "keV": 1.602176634e-16, "MeV": 1.602176634e-13},
+    }
+)
+"""What most files state, so that they need no pint, which takes a second to begin with."""
 # A word, and no expression: the text comes from an untrusted file.
 _WORD = re.compile(r"[A-Za-zµμÅÅ_]{1,24}")
 
@@ -34,13 +55,13 @@ def si_factor(text: str, kind: Kind) -> float:
 
     Raises:
         UnknownUnitError: no unit of that kind.
-        PtychoError: another unit than metre or joule, and pint is not installed.
+        PtychoError: an unusual unit, and pint is not installed.
 
     >>> si_factor("mm", "length")
     0.001
     """
-    if text in _PLAIN[kind]:
-        return 1.0
+    if text in _USUAL[kind]:
+        return _USUAL[kind][text]
     pint = _pint()
     for name in (text, text.lower()) if len(text) > 3 else (text,):
         if not _WORD.fullmatch(name):
@@ -59,7 +80,7 @@ def _pint() -> ModuleType:
         return importlib.import_module("pint")
     except ImportError as err:
         raise PtychoError(
-            f"Units other than metre and joule need pint ({err}): pip install 'ptycho-torch[beamline]'"
+            f"Unusual units need pint, which reads all there are ({err}): pip install 'ptycho-torch[beamline]'"
         ) from err
 
 

@@ -307,10 +307,21 @@ def test_units_without_pint_name_the_extra(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setitem(sys.modules, "pint", None)
     module._registry.cache_clear()
-    assert_is(imported(tmp_path, cxi(KNOWN) | {f"{DETECTOR}/distance": units(DISTANCE_M, "m")}), KNOWN)
+    assert_is(imported(tmp_path, cxi(KNOWN) | {f"{DETECTOR}/distance": units(DISTANCE_M * 1e3, "mm")}), KNOWN)
     assert r"ptycho-torch[beamline]" in refused_again(
-        tmp_path, cxi(KNOWN) | {f"{DETECTOR}/distance": units(DISTANCE_M * 1e3, "mm")}
+        tmp_path, cxi(KNOWN) | {f"{DETECTOR}/distance": units(DISTANCE_M / 0.0254, "inch")}
     )
+
+
+def test_usual_units_are_what_pint_says_and_others_are_read_by_it(tmp_path: Path) -> None:
+    from ptycho_torch.importer import units as module
+
+    for kind, factors in module._USUAL.items():
+        for name, factor in factors.items():
+            known = "angstrom" if name == "Angstrom" else name
+            assert factor == pytest.approx(float(module._registry()(known).to(module._SI[kind]).magnitude), rel=1e-15)
+    content = cxi(KNOWN) | {f"{DETECTOR}/distance": units(DISTANCE_M / 0.0254, "inch")}
+    assert_is(imported(tmp_path, content), KNOWN)
 
 
 # --------------------------------------------------------------------------------------------- frames and places

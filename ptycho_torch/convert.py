@@ -33,7 +33,7 @@ from ptycho_torch.files.hdf5_files import is_hdf5
 from ptycho_torch.files.npz import listed
 from ptycho_torch.files.npz_writer import NpzWriter, replacing
 from ptycho_torch.files.remedies import adding
-from ptycho_torch.importer.beamline import Wanted
+from ptycho_torch.importer.beamline_search import Wanted
 from ptycho_torch.importer.pattern_choice import (
     DARK_SHARE,
     Choice,

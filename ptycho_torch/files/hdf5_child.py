@@ -53,6 +53,7 @@ _FROM_PLUGIN = {32004: "LZ4", 32008: "bitshuffle/LZ4", 32015: "Zstd"}
 """Filters of the package hdf5plugin that are used; its own import registers them, and no library of the file's or the
 user's choice is loaded."""
 
+_UNITS = ("units", "unit", "Units", "Unit")
 _LOCKED = ("unable to lock file", "already open for write", "already open for SWMR")
 
 
@@ -300,7 +301,7 @@ def _described(path: str, dataset: Any) -> dict[str, Any]:
         "kind": "dataset",
         "shape": shape,
         "dtype": _dtype(dataset),
-        "units": _text_of(dataset, "units") or _text_of(dataset, "unit"),
+        "units": next(filter(None, (_text_of(dataset, name) for name in _UNITS)), ""),
         "vector": _vector_of(dataset),
         "virtual": virtual,
         "fill": _fill_of(dataset) if virtual else 0,

@@ -37,7 +37,8 @@ from ptycho_torch.files.remedies import (
     without_patterns,
     without_positions,
 )
-from ptycho_torch.importer.beamline import Wanted, frame_axes, open_beamline
+from ptycho_torch.importer.beamline import open_beamline
+from ptycho_torch.importer.beamline_search import Wanted, frame_axes
 from ptycho_torch.importer.probe_axes import probe_axes
 
 Axes = Literal["mhw", "mwh", "hwm", "whm", "mhw1"]

@@ -17,7 +17,8 @@ from ptycho_torch.commands import convert_scan
 from ptycho_torch.data.scan import examine
 from ptycho_torch.errors import ConfigError, DataContractError, PtychoError
 from ptycho_torch.files import hdf5_files, hdf5_process
-from ptycho_torch.importer.beamline import Wanted, open_beamline
+from ptycho_torch.importer.beamline import open_beamline
+from ptycho_torch.importer.beamline_search import Wanted
 from tests.support.scan_files import Arrays
 
 h5py = pytest.importorskip("h5py")

@@ -256,3 +256,37 @@ def test_what_a_virtual_dataset_has_no_source_for_is_its_fill_value(tmp_path: Pa
     found = convert(source)
     np.testing.assert_array_equal(found["bad_pixels"], gap)
     np.testing.assert_allclose(found["diff3d"], np.sqrt(counts), rtol=2e-7)
+
+
+# ------------------------------------------------------------------------------- what is said in an unusual way
+
+
+def test_unit_attributes_in_capitals_are_read(tmp_path: Path) -> None:
+    path = write_hdf5(tmp_path / "a.h5", nexus() | {"/entry/instrument/detector/distance": DISTANCE_M * 1e3})
+    with h5py.File(path, "r+") as file:
+        file["/entry/instrument/detector/distance"].attrs["Units"] = "mm"
+    assert_is(convert(path), KNOWN)
+
+
+def test_basis_vectors_of_each_pattern_are_read_where_they_are_the_same(tmp_path: Path) -> None:
+    basis = np.array([[0.0, PIXEL_M], [PIXEL_M, 0.0], [0.0, 0.0]])
+    content = cxi(KNOWN) | {f"{DETECTOR}/basis_vectors": np.stack([basis] * M)}
+    assert_is(convert(write_hdf5(tmp_path / "a.cxi", content)), KNOWN)
+    content[f"{DETECTOR}/basis_vectors"][1] *= 2
+    assert "basis_vectors" in refusal(write_hdf5(tmp_path / "b.cxi", content))
+
+
+@pytest.mark.parametrize("name", ["data_scaling_factor", "scaling_factor"])
+def test_a_scaling_factor_of_the_patterns_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert_is(convert(write_hdf5(tmp_path / "a.h5", nexus() | {f"/entry/instrument/detector/{name}": 1.0})), KNOWN)
+    assert "times" not in capsys.readouterr().err
+    assert_is(convert(write_hdf5(tmp_path / "b.h5", nexus() | {f"/entry/instrument/detector/{name}": 2.5})), KNOWN)
+    assert "times 2.5" in capsys.readouterr().err
+
+
+def test_an_offset_of_the_patterns_is_refused(tmp_path: Path) -> None:
+    said = refusal(write_hdf5(tmp_path / "a.h5", nexus() | {"/entry/instrument/detector/data_offset": 3.0}))
+    assert "data_offset" in said
+    assert "plus that" in said

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ptycho_torch.errors import ConfigError, DataContractError
-from ptycho_torch.importer.beamline import Wanted, open_beamline
+from ptycho_torch.importer.beamline import open_beamline
+from ptycho_torch.importer.beamline_search import Wanted
 from ptycho_torch.reconstruction.cxi import write_cxi
 from ptycho_torch.reconstruction.products import Geometry, Reconstruction
 

@@ -26,6 +26,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+# Loaded before the forks, which need not do it again.
+import h5py  # noqa: F401
+import hypothesis  # noqa: F401
+import lightning  # noqa: F401
+import matplotlib.pyplot as plt  # noqa: F401
+import safetensors.torch  # noqa: F401
+import scipy.ndimage
+import scipy.spatial  # noqa: F401
+import tensordict  # noqa: F401
+import yaml  # noqa: F401
 from mutation import ROOT, Mutant, file_of, mutants, tests_pass
 
 NETWORK_GOAL, OTHER_GOAL = 0.95, 0.90

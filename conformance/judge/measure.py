@@ -399,7 +399,6 @@ def _forward_order(measured: Mapping[Key, Quantity]) -> list[str]:
     return [name for clause, name in measured if clause == FORWARD_FORCED]
 
 
-def worst(verdicts: Mapping[Key, Verdict], clauses: Sequence[str] | None = None) -> Verdict | None:
+def worst(verdicts: Mapping[Key, Verdict]) -> Verdict | None:
     """Return the verdict that used most of its budget."""
-    chosen = [verdict for (clause, _), verdict in verdicts.items() if clauses is None or clause in clauses]
-    return max(chosen, key=lambda verdict: verdict.share, default=None)
+    return max(verdicts.values(), key=lambda verdict: verdict.share, default=None)

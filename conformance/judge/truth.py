@@ -26,11 +26,11 @@ def moved(array: np.ndarray, rng: np.random.Generator, step: float = ONE_ULP["fl
     return np.asarray(array.astype(np.float64) * (1 + step * signs()))
 
 
-def moved_case(case: Case, rng: np.random.Generator, step: float | None = None) -> Case:
-    """Return the case with every input and weight moved: by a float32 ulp in the dtypes it had, or by a given step."""
+def moved_case(case: Case, rng: np.random.Generator) -> Case:
+    """Return the case with every input and weight moved by a float32 ulp in the dtypes it had."""
 
     def move(array: np.ndarray) -> np.ndarray:
-        return moved(array, rng).astype(array.dtype) if step is None else moved(array, rng, step)
+        return moved(array, rng).astype(array.dtype)
 
     return dataclasses.replace(
         case,
@@ -64,8 +64,7 @@ class Truth:
 
     def __init__(self, case: Case, constants: Constants | None = None) -> None:
         self.case = case
-        self.config = dataclasses.asdict(case.settings)
-        self.oracle = Oracle(self.config)
+        self.oracle = Oracle(dataclasses.asdict(case.settings))
         self.loss_weights = dataclasses.asdict(case.loss_weights)
         self.network_input = case.scaled_amplitude(np.float64)
         self.constants = self._constants(case) if constants is None else constants

@@ -29,7 +29,6 @@ MAX_BYTES = 4 * 2**30
 
 _INPUTS = ("diffraction", "offsets", "probe")
 _LOSSES = ("nll", "mae", "total")
-_SAMPLED = ("stage", "grad", "trained")
 
 
 def rms(array: np.ndarray) -> float:

@@ -54,9 +54,6 @@ from conformance.training.state import TrainingRun
 RMS_BUDGET = Errors(1e-9, 1e-9)
 """How well a stored RMS must be known; it only scales other errors."""
 
-Differentiate = Callable[[int, Truth], tuple[float, Mapping[str, np.ndarray]]]
-"""Number of an update, from 1 on, and the truth before it → total loss and gradients of all weights."""
-
 LEARNING_RATE, BETA_1, BETA_2, EPSILON = 1e-3, 0.9, 0.999, 1e-7
 """Keras Adam as recordings were made with."""
 
@@ -375,7 +372,7 @@ def _train(
     Args:
         truth: before the first update.
         steps: how many updates.
-        differentiate: how.
+        differentiate: number of an update, from 1 on, and the truth before it → total loss and all gradients.
     """
     weights: Mapping[str, np.ndarray] = truth.constants.weights
     state: Moments = {}

@@ -228,14 +228,7 @@ def _difference(previous: Report, report: Report) -> Values:
         "are no longer there": found.gone,
         "are new": found.new,
     }
-    is_none = not (found.shares or found.environment or any(tests.values()))
-    return {
-        "previous": previous,
-        "tests": tests,
-        "shares": found.shares,
-        "environment": found.environment,
-        "is_none": is_none,
-    }
+    return {"previous": previous, "tests": tests, "shares": found.shares, "environment": found.environment}
 
 
 # ------------------------------------------------------------------------------------------------------------ matrix

@@ -18,8 +18,6 @@ from conformance.oracle.training import clipped
 LOG_SCALE, PROBE_PARTS = "log_scale", "probe_parts"
 """Names of the physics among the weights: () ln(s_I), and (2, M, N, N) real and imaginary part of the probe."""
 
-KINDS = ("weights", "momentum", "velocity")
-
 
 @dataclass(frozen=True)
 class TrainingRun:

@@ -483,8 +483,5 @@ def test_the_worst_verdict_used_most_of_its_budget() -> None:
     found = worst(verdicts)
     assert found is not None
     assert found.stage == "b"
-    only = worst(verdicts, [FORWARD_FREE])
-    assert only is not None
-    assert only.stage == "a"
     missing = {**verdicts, (LOSS, "c"): Verdict(LOSS, "c", None, NONE, Errors(1.0, 1.0), "missing")}
     assert worst(missing) == missing[LOSS, "c"]

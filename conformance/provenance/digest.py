@@ -50,8 +50,6 @@ PROSE = frozenset({"meaning", "note", "reason", "remedy", "symptom", "text", "ti
 SELFTEST = "selftest"
 """Folder of ``conformance`` that no wheel has and no verdict needs."""
 
-_CHUNK = 1 << 20
-
 
 def numerical_digest(kind: str = "") -> str:
     """Return the SHA-256, as 64 hexadecimal digits, of what the sources do and the specification demands.
@@ -206,8 +204,5 @@ def _without_prose(content: Any) -> Any:
 
 def file_digest(path: Path | str) -> str:
     """Return the SHA-256, as 64 hexadecimal digits, of the bytes of one file."""
-    found = hashlib.sha256()
     with Path(path).open("rb") as file:
-        while piece := file.read(_CHUNK):
-            found.update(piece)
-    return found.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

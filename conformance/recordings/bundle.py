@@ -31,11 +31,6 @@ _INPUTS = ("diffraction", "offsets", "probe")
 _LOSSES = ("nll", "mae", "total")
 
 
-def rms(array: np.ndarray) -> float:
-    """Return the root mean square of a whole tensor: the unit in which its recorded samples are measured."""
-    return float(np.sqrt(np.mean(np.abs(array) ** 2)))
-
-
 @dataclass(frozen=True)
 class Sampled:
     """A recorded tensor: whole, or samples at flat indices of the channels-last array."""

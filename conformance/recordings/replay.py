@@ -44,7 +44,8 @@ from conformance.judge.rules import (
 )
 from conformance.judge.truth import Truth, moved
 from conformance.oracle.network import Moments, keras_adam
-from conformance.recordings.bundle import Bundle, rms
+from conformance.oracle.stages import rms
+from conformance.recordings.bundle import Bundle
 from conformance.recordings.manifest import RecordedErrors
 from conformance.recordings.pieces import recorded_pieces
 from conformance.subjects.candidate import CandidateSubject

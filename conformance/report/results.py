@@ -133,7 +133,8 @@ def _share(verdicts: Iterable[Verdict]) -> str:
     return share_text(max(verdict.share for verdict in found)) if found else ""
 
 
-def _errors(errors: Errors | None) -> dict[str, float | None] | None:
+def written_errors(errors: Errors | None) -> dict[str, float | None] | None:
+    """Return errors as reports have them."""
     return None if errors is None else {"e": finite(errors.e), "m": finite(errors.m)}
 
 
@@ -145,9 +146,9 @@ def _verdicts(
             "clause": verdict.clause,
             "stage": stage_of.get(key, verdict.stage),
             "quantity": verdict.stage,
-            "reference": _errors(verdict.reference),
-            "candidate": _errors(verdict.candidate),
-            "budget": _errors(verdict.budget),
+            "reference": written_errors(verdict.reference),
+            "candidate": written_errors(verdict.candidate),
+            "budget": written_errors(verdict.budget),
             "share": finite(verdict.share),
             "passed": verdict.passed,
             "reason": verdict.reason,

@@ -67,7 +67,8 @@ def _is_second(module: model.Convolution) -> bool:
     return module.relu and module.in_channels == module.weight.shape[0]
 
 
-def _is_phase(module: model.HeadActivation) -> bool:
+def is_phase(module: model.HeadActivation) -> bool:
+    """Say whether a head gives the phase."""
     return module.kind is None
 
 
@@ -200,7 +201,7 @@ NETWORK: tuple[Fault, ...] = (
     _stage("blur forgotten", "exit_wave", model.Illuminate, instead(_without_blur), "missing blur", _BLUR),
     _stage("disk forgotten", "exit_wave", model.Illuminate, instead(_without_disk), "missing mask", _BLUR),
     _stage("physics in half precision", "exit_wave", model.Illuminate, after(_in_half_precision), "half precision"),
-    _stage("π dropped", "decoder_phase.activation", _HEAD, only(_is_phase, instead(lambda _, z: z.tanh())),
+    _stage("π dropped", "decoder_phase.activation", _HEAD, only(is_phase, instead(lambda _, z: z.tanh())),
            "wrong activation scale"),
     _stage("hard sigmoid", "decoder_amp.activation", _HEAD,
            only(_is_amplitude, instead(lambda _, z: nn.functional.hardsigmoid(z))), "hard sigmoid"),

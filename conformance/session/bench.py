@@ -57,7 +57,8 @@ from conformance.recordings.replay import (
 from conformance.subjects.candidate import CandidateSubject, Factory
 from conformance.subjects.package import ReferencePackage, identify
 from conformance.subjects.torch import TorchSubject
-from conformance.subjects.variants import PLAIN, subject_of
+from conformance.subjects.variants import subject_of
+from conformance.suite import DTYPES
 from ptycho_tf_bridge import backend
 from ptycho_torch.config_params import NetworkSettings
 from ptycho_torch.errors import PtychoError
@@ -456,7 +457,7 @@ def _judge(work: _Work, subject: CandidateSubject | TorchSubject) -> CaseReport:
         if subject.shows(key) and not left_out & {key[0], (key[0], key[1].partition(".")[0])}
     }
     stage_of = {key: quantity.stage for key, quantity in measured.items() if key in verdicts}
-    if work.planned.training and subject.row in PLAIN and TRAIN not in not_given and not remembering.error:
+    if work.planned.training and subject.row in DTYPES and TRAIN not in not_given and not remembering.error:
         training = train_verdicts(work.bundle, work.truth, work.training, subject, load_measured())
         verdicts |= training
         stage_of |= dict.fromkeys(training, "train")

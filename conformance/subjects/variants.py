@@ -32,10 +32,8 @@ from conformance.subjects.torch import (
     to_numpy,
     weight_gradients,
 )
+from conformance.suite import DTYPES
 from ptycho_torch.model import Convolution, Prediction, PtychoNet
-
-PLAIN = ("float64", "float32")
-"""Rows of the network as it is."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ def subject_of(device: str, row: str, factory: Factory = TorchSubject) -> Candid
     >>> subject_of("cpu", "bf16").products
     'bfloat16'
     """
-    return CandidateSubject(factory, device, row) if row in PLAIN else VARIANTS[row](device)
+    return CandidateSubject(factory, device, row) if row in DTYPES else VARIANTS[row](device)
 
 
 def unavailable(device: str, row: str) -> str:

@@ -15,8 +15,9 @@ from conformance.judge.measure import Measurement
 from conformance.judge.measured import load_measured
 from conformance.judge.rules import compare
 from conformance.judge.truth import Truth
+from conformance.oracle.stages import rms
 from conformance.recordings import replay
-from conformance.recordings.bundle import RECORDINGS, Bundle, Sampled, read_bundle, rms
+from conformance.recordings.bundle import RECORDINGS, Bundle, Sampled, read_bundle
 from conformance.recordings.pieces import recorded_pieces
 from conformance.recordings.replay import TrainingTruth, reference_verdicts, train_verdicts
 from conformance.subjects import torch_training

@@ -16,13 +16,13 @@ from conformance.provenance.json_files import sealed
 from conformance.release.gate import Decision, Input, decide
 from conformance.release.policy import Policy, Requirement, read_policy
 from conformance.report.results import OUTCOMES
+from conformance.suite import DTYPES
 
 NOW = datetime.now(UTC)
 RELEASE = read_policy("release")
 CPU, CUDA = RELEASE.devices
 STAGES = [clause for clause, entry in catalogue().items() if entry.file == "stages.yaml" and clause[0].islower()]
 STAGE = "merged"
-DTYPES = ("float64", "float32")
 STEP = "data.offsets"
 FUNCTIONS = (
     "test_spec.py::test_every_stage[n64]",

@@ -178,7 +178,7 @@ def _noisy_stages(
 ) -> dict[str, np.ndarray]:
     stages: dict[str, np.ndarray] = {}
     for stage in chosen:
-        output = truth.oracle.evaluate(stage, truth.values_of(stage, stages, network_input), constants)
+        output = truth.oracle.node(stage).evaluate(truth.values_of(stage, stages, network_input), constants)
         stages[stage] = moves.get(stage, move)(output)
     return stages
 
@@ -205,7 +205,7 @@ def _measure_forced(truth: Truth, move: Move, measured: Sequence[str]) -> Amplif
     pulled: dict[str, Errors] = {}
     gradients: dict[str, Errors] = {}
     for stage in measured:
-        output = oracle.evaluate(stage, truth.values_of(stage, values, network_input), constants)
+        output = oracle.node(stage).evaluate(truth.values_of(stage, values, network_input), constants)
         stages[stage] = compare(output, truth.stages[stage])
         by_input, by_weight = truth.pull_back_at(stage, values, network_input, cotangents, constants, branches)
         expected_inputs, expected_weights = truth.pullback(stage, branches)

@@ -262,7 +262,7 @@ def test_a_kink_crossed_counts_by_the_distance_of_the_truth(measurement: Measure
         array[tuple(closed)] = 1e-9
         return array
 
-    distance = truth.oracle.margin(stage, inputs, opened(truth.stages[stage]) > 0, truth.constants)
+    distance = truth.oracle.node(stage).margin(inputs, opened(truth.stages[stage]) > 0, truth.constants)
     assert distance > 1e-6
     for where, clause in (("free", FORWARD_FREE), ("forced", FORWARD_FORCED)):
         found = measured_with(measurement, "float64", where, "stages", stage, value=opened)

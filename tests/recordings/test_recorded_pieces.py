@@ -114,7 +114,7 @@ def at_a_kink() -> tuple[Bundle, Measurement, int]:
     bias = whole.case.weights[f"{STAGE}.bias"].copy()
     lifted = dataclasses.replace(truth().constants, weights={**truth().constants.weights, f"{STAGE}.bias": bias + 1.0})
     # Far above the kink, the output says what stands before it.
-    bias[channel] -= truth().oracle.evaluate(STAGE, inputs, lifted).flat[index] - 1.0
+    bias[channel] -= truth().oracle.node(STAGE).evaluate(inputs, lifted).flat[index] - 1.0
     case = dataclasses.replace(whole.case, weights={**whole.case.weights, f"{STAGE}.bias": bias})
     moved = Truth(case)
     stages = {

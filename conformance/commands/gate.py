@@ -56,7 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--signed", type=Path, metavar="FILE", help="fail unless this sign-off is what is decided now from these files"
     )
-    parser.add_argument("--by", metavar="NAME", help="who decides (default: the user)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -78,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     before = read_sign_off(options.signed) if options.signed else None
     evidence = committed_evidence(options.evidence or EVIDENCE)
     decision = gate.decide(inputs, policy, evidence, evidence_folder=options.evidence or gate.EVIDENCE_FOLDER)
-    signed = sign_off(decision, inputs, policy, evidence, decided_by=options.by)
+    signed = sign_off(decision, inputs, policy, evidence)
     print(*_answer(decision, details=options.verbose), sep="\n")  # noqa: T201 - what the command is for
     written = []
     if options.keep:

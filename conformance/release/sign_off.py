@@ -35,7 +35,6 @@ def sign_off(
     policy: Policy,
     evidence: Sequence[Evidence],
     *,
-    decided_by: str | None = None,
     waivers: Sequence[Waiver] | None = None,
 ) -> dict[str, Any]:
     """Return the decision as JSON, with the digest of its content.
@@ -45,7 +44,6 @@ def sign_off(
         inputs: the reports that it was decided from.
         policy: what it was decided by.
         evidence: what was at hand.
-        decided_by: a name; None takes the user of CI or of the system.
         waivers: None takes those of ``specs/waivers.yaml``.
     """
     known = load_waivers() if waivers is None else waivers
@@ -57,7 +55,7 @@ def sign_off(
         "violations": list(decision.violations),
         "pending": list(decision.pending),
         "decided_utc": now_utc(),
-        "decided_by": decided_by or _who(),
+        "decided_by": _who(),
         "policy": {name: getattr(policy, name) for name in ("file", "digest", "grants")},
         "inputs": [
             {"file": one.path.name, "digest": one.digest, "devices": list(one.devices)}
@@ -76,6 +74,7 @@ def sign_off(
 
 
 def _who() -> str:
+    """Return the user of CI or of the system."""
     try:
         user = os.environ.get("GITHUB_ACTOR") or getpass.getuser()
     except (KeyError, OSError):

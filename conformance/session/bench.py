@@ -17,7 +17,7 @@ from conformance.cases.draws import GRAPHS, draw_case
 from conformance.cases.scan import examined, feeds_network, scan_case
 from conformance.checks.table import Check, Checked, checked
 from conformance.errors import CandidateError
-from conformance.judge.causes import cause_of, ranked_stages
+from conformance.judge.causes import cause_of, fed_with_truth, ranked_stages
 from conformance.judge.gains import Gains, widest
 from conformance.judge.measure import (
     BACKWARD_FORCED,
@@ -33,7 +33,6 @@ from conformance.judge.measure import (
     Measurement,
     Quantity,
     envelope,
-    first_failing_stage,
     judge,
 )
 from conformance.judge.measured import load_measured
@@ -480,12 +479,13 @@ def _judge(work: _Work, subject: CandidateSubject | TorchSubject) -> CaseReport:
     is_fed = FORWARD_FORCED not in not_given
     # What a run that raised did not give says nothing of any stage.
     telling = {key: each for key, each in judged.items() if not (remembering.error and each.reason == MISSING)}
-    first = first_failing_stage(telling, measured) if is_fed else None
+    inputs = work.truth.oracle.inputs
+    first = next(ranked_stages(fed_with_truth(telling), stage_of, inputs), None) if is_fed else None
     free = None
     if first is None:
         # A gradient or loss that was forgotten is named as what it is, and blames no stage.
         telling = {key: each for key, each in telling.items() if each.reason != MISSING or key[0] == FORWARD_FREE}
-        free = next(ranked_stages(telling, stage_of, work.truth.oracle.inputs), None)
+        free = next(ranked_stages(telling, stage_of, inputs), None)
     named = first if is_fed else free
     cause = _cause(work.truth, remembering, verdicts, stage_of, named, is_fed=is_fed)
     return CaseReport(

@@ -42,8 +42,9 @@ class ContiguousSubject(TorchSubject):
 
     row = "float32-contiguous"
 
-    def _network(self, case: Case) -> PtychoNet:
-        model = super()._network(case)
+    def network(self, case: Case) -> PtychoNet:
+        """Return the network of a case, whose convolutions work channels-first."""
+        model = super().network(case)
         for parameter in model.parameters():
             parameter.data = parameter.data.contiguous()
         for module in model.modules():

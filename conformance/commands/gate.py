@@ -21,8 +21,8 @@ _URI = "MLFLOW_TRACKING_URI"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     parser.description = (
-        "Merge the reports of all devices and decide by a policy: nothing failed, nothing required was skipped, no "
-        "waiver expired, and everything is valid for the sources that are here."
+        "Merge the reports of all devices and decide by a policy: nothing failed, nothing required was skipped, and "
+        "everything is valid for the sources that are here."
     )
     parser.epilog = (
         "exit codes: 0 granted; 1 failed, or a file cannot be read; 2 the command line is wrong; 3 CPU only: nothing\n"

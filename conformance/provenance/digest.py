@@ -41,7 +41,7 @@ MEASURED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """Kind of evidence → modules in which its measurement begins; any other kind stands on every source."""
 
-POLICY_FILES = frozenset({"release_policy.yaml", "merge_policy.yaml", "waivers.yaml"})
+POLICY_FILES = frozenset({"release_policy.yaml", "merge_policy.yaml"})
 """What the specs folder says about releases and not about the network."""
 
 PROSE = frozenset({"meaning", "note", "reason", "remedy", "symptom", "text", "title"})

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from conformance.errors import DocumentError
-from conformance.judge.waivers import Waiver, load_waivers
 from conformance.provenance.digest import numerical_digest, spec_digest
 from conformance.provenance.evidence import Evidence, now_utc
 from conformance.provenance.json_files import read_json, sealed
@@ -34,8 +33,6 @@ def sign_off(
     inputs: Sequence[Input],
     policy: Policy,
     evidence: Sequence[Evidence],
-    *,
-    waivers: Sequence[Waiver] | None = None,
 ) -> dict[str, Any]:
     """Return the decision as JSON, with the digest of its content.
 
@@ -44,9 +41,7 @@ def sign_off(
         inputs: the reports that it was decided from.
         policy: what it was decided by.
         evidence: what was at hand.
-        waivers: None takes those of ``specs/waivers.yaml``.
     """
-    known = load_waivers() if waivers is None else waivers
     content = {
         "schema": SCHEMA_VERSION,
         "verdict": decision.verdict,
@@ -66,7 +61,6 @@ def sign_off(
             {"name": each.name, "created_utc": each.created_utc, "fresh": each.is_fresh(), "missed": list(each.missed)}
             for each in evidence
         ],
-        "waivers": [waiver.as_json() for waiver in known],
         "numerical_digest": numerical_digest(),
         "spec_digest": spec_digest(),
     }

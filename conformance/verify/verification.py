@@ -105,8 +105,7 @@ class Verification:
                 )
         for report in self.reports:
             if not report.passed:
-                what = report.failed[0].explain() if report.failed else "a waiver does not hold"
-                return self._failure(f"every stage alone holds, and {what}", report)
+                return self._failure(f"every stage alone holds, and {report.failed[0].explain()}", report)
         if self.differences:
             return f"The model converted from {name} is NOT the archived one: {'; '.join(self.differences)}."
         for each in self.recorded:

@@ -113,7 +113,6 @@ def test_layout_and_the_name_of_a_constant() -> None:
     [
         "conformance/evidence/faults-cpu.json",
         "specs/README.md",
-        "specs/waivers.yaml",
         "specs/release_policy.yaml",
     ],
 )

@@ -36,7 +36,6 @@ MEASURED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "conformance.judge.gains",
         ),
         "training": ("conformance.session.study",),
-        "updates": ("conformance.session.updates",),
     }
 )
 """Kind of evidence → modules in which its measurement begins; any other kind stands on every source."""

@@ -43,7 +43,6 @@ def document(contract: DataContract) -> str:
 NUMBERS_FILE = "docs/conformance.md"
 _BEGIN, _END = "<!-- numbers: begin -->", "<!-- numbers: end -->"
 _KINDS = {
-    "updates": "Ten updates of the optimiser",
     "training": "Training from scratch",
     "faults": "Fault matrix",
     "clean": "Clean runs",

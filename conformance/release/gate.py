@@ -30,7 +30,6 @@ _EVIDENCE_COMMANDS = {
     "clean": "python -m conformance study clean --runs 1000 --evidence {folder}",
     "mutation": "python benchmarks/mutation.py --evidence {folder}",
     "training": "python -m conformance study training --evidence {folder}",
-    "updates": "python -m conformance study updates --evidence {folder}",
     "replay": "python benchmarks/suite.py --evidence {folder}",
     "capture": "python benchmarks/capture.py --evidence {folder}",
 }

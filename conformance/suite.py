@@ -11,6 +11,8 @@ import pytest
 
 TIERS = ("quick", "full", "study")
 DTYPES = ("float64", "float32")
+"""Rows of the network as it is."""
+
 OURS = "conformance.subjects.torch:TorchSubject"
 """The default candidate: MODULE:FACTORY."""
 

@@ -143,7 +143,7 @@ def test_oracle_is_wired_as_specified(settings: NetworkSettings) -> None:
         stage: tuple(inputs) for stage, inputs in oracle.inputs.items()
     }
     assert {stage.id: stage.shape_tensorflow(3, 2) for stage in stages} == {
-        stage: oracle.stage_shape(stage, 3, 2) for stage in oracle.stages
+        stage: oracle.node(stage).shape(3, 2) for stage in oracle.stages
     }
 
 
@@ -157,7 +157,7 @@ def test_oracle_has_the_kinks_of_the_spec(amp_activation: AmplitudeActivation, p
     oracle, network_input = Oracle(dataclasses.asdict(settings)), draw.random((1, 64, 64, 1))
     values = {NETWORK_INPUT: network_input} | dict(oracle.forward(network_input, constants))
     for stage in load_stages().expand(settings):
-        kink = oracle.branch(stage.id, [values[read] for read in stage.inputs], values[stage.id])
+        kink = oracle.node(stage.id).branch([values[read] for read in stage.inputs], values[stage.id])
         assert (kink is None) == (stage.branch == "none"), stage.id
 
 

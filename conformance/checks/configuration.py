@@ -44,7 +44,7 @@ def geometry() -> Compared:
         oracle = Oracle(dataclasses.asdict(settings))
 
         def side(stage: str, axis: int, oracle: Oracle = oracle) -> int:
-            return oracle.stage_shape(stage, 1)[axis]
+            return oracle.node(stage).shape(1)[axis]
 
         last = "output" if not settings.pad_object else "central"
         numbers = {

@@ -240,7 +240,7 @@ def _patches(run: _Run) -> list[np.ndarray]:
     for stage in oracle.stages:
         if stage == "patches":
             break
-        values[stage] = oracle.evaluate(stage, [values[name] for name in oracle.inputs[stage]], constants)
+        values[stage] = oracle.node(stage).evaluate([values[name] for name in oracle.inputs[stage]], constants)
     return [values["decoder_amp.output"], values["decoder_phase.output"]]
 
 

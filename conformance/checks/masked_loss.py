@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from conformance.checks.light import draw_wave
 from conformance.judge.agreement import FLOAT64, Compared
 from conformance.oracle.operations import central_square, normalise_probe
 from conformance.oracle.training import (
@@ -49,19 +50,17 @@ class _Masked:
     def drawn(cls) -> _Masked:
         rng = np.random.default_rng(4)
         shape, side = (BATCH, CHANNELS, SIDE_PX, SIDE_PX), (SIDE_PX, SIDE_PX)
-
-        def wave(*shape: int) -> np.ndarray:
-            return np.asarray(rng.standard_normal(shape) + 1j * rng.standard_normal(shape))
-
         scans, masks = np.array([1, 0, 1]), rng.random((2, *side)) > np.array([0.1, 0.3])[:, None, None]
         bright = np.where(masks[scans][:, None], 1.0, 5.0)
         return cls(
             images=bright * rng.uniform(0.1, 2.0, shape),
             offsets_px=rng.uniform(-3, 3, (BATCH, CHANNELS, 1, 2)),
-            probes=wave(2, 1, *side),
+            probes=draw_wave(rng, 2, 1, *side),
             masks=masks,
             scans=scans,
-            predicted=Predicted(wave(BATCH, 1, *side), rng.uniform(0.1, 3.0, shape), rng.uniform(0.1, 9.0, shape)),
+            predicted=Predicted(
+                draw_wave(rng, BATCH, 1, *side), rng.uniform(0.1, 3.0, shape), rng.uniform(0.1, 9.0, shape)
+            ),
         )
 
     @property

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import yaml
 
-from ptycho_torch.commands.arguments import whole
-
 _HEADER = """\
 # What was measured: written by `python -m conformance calibrate`, which keeps the limits. README.md explains the
 # fields, and gives the reason of every limit; a limit may grow only with its reason.
 """
+
+DRAWS = 2
+"""Draws per graph; twice as many at N = 128, and four times at 256."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,12 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="YAML file to write")
     parser.add_argument(
         "--bundle", type=Path, action="append", default=[], help="also calibrate on the case of a recording"
-    )
-    parser.add_argument(
-        "--seeds",
-        type=whole,
-        default=2,
-        help="draws per graph, twice as many at N = 128 and four times at 256 (default 2)",
     )
 
 
@@ -53,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         )
         for name, settings in GRAPHS.items()
         # What float32 costs a sum over many pixels varies most from draw to draw.
-        for seed in range(options.seeds * settings.N // 64)
+        for seed in range(DRAWS * settings.N // 64)
     ]
     tables = calibrate(
         cases,

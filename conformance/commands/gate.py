@@ -21,8 +21,8 @@ _URI = "MLFLOW_TRACKING_URI"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     parser.description = (
-        "Merge the reports of all devices and decide by a policy: nothing failed, nothing required was skipped, no "
-        "waiver expired, and everything is valid for the sources that are here."
+        "Merge the reports of all devices and decide by a policy: nothing failed, nothing required was skipped, and "
+        "everything is valid for the sources that are here."
     )
     parser.epilog = (
         "exit codes: 0 granted; 1 failed, or a file cannot be read; 2 the command line is wrong; 3 CPU only: nothing\n"
@@ -56,7 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--signed", type=Path, metavar="FILE", help="fail unless this sign-off is what is decided now from these files"
     )
-    parser.add_argument("--by", metavar="NAME", help="who decides (default: the user)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -78,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     before = read_sign_off(options.signed) if options.signed else None
     evidence = committed_evidence(options.evidence or EVIDENCE)
     decision = gate.decide(inputs, policy, evidence, evidence_folder=options.evidence or gate.EVIDENCE_FOLDER)
-    signed = sign_off(decision, inputs, policy, evidence, decided_by=options.by)
+    signed = sign_off(decision, inputs, policy, evidence)
     print(*_answer(decision, details=options.verbose), sep="\n")  # noqa: T201 - what the command is for
     written = []
     if options.keep:

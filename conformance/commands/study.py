@@ -12,7 +12,7 @@ from ptycho_torch.commands.arguments import whole
 if TYPE_CHECKING:
     from conformance.provenance.evidence import Evidence
 
-_TAKES = {"training": ("output", "pairs", "points", "backend"), "updates": (), "clean": ("output", "runs", "device")}
+_TAKES = {"training": ("output", "pairs", "points", "backend"), "clean": ("output", "runs", "device")}
 """What each study takes beside ``--evidence``."""
 
 
@@ -22,7 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "study",
         choices=tuple(_TAKES),
         help="training: train both backends from scratch in pairs, and test that they end alike (hours); "
-        "updates: ten updates of the optimiser beside the oracle's and Keras' (minutes); "
         "clean: judge fresh draws of a right network: false alarms, and how much of each budget is used (an hour)",
     )
     parser.add_argument(
@@ -70,13 +69,7 @@ def run(options: argparse.Namespace) -> int:
         for name in set(names) - set(_TAKES[options.study]):
             if getattr(options, name) is not None:
                 raise StudyError(f"--{name} belongs to `study {study}`; leave it out of `study {options.study}`.")
-    match options.study:
-        case "training":
-            return _training(options)
-        case "updates":
-            return _updates(options)
-        case _:
-            return _clean(options)
+    return _training(options) if options.study == "training" else _clean(options)
 
 
 def _training(options: argparse.Namespace) -> int:
@@ -92,12 +85,6 @@ def _training(options: argparse.Namespace) -> int:
         _say("trained what was asked for; without --points and --backend all is judged")
         return 0
     return _told(as_evidence(outcomes, f"python -m conformance study training --pairs {pairs}"), options.evidence)
-
-
-def _updates(options: argparse.Namespace) -> int:
-    from conformance.session.updates import measure_updates
-
-    return _told(measure_updates("python -m conformance study updates", _say), options.evidence)
 
 
 def _clean(options: argparse.Namespace) -> int:

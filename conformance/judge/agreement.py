@@ -16,6 +16,7 @@ from conformance.judge.mistakes.arrays import (
     plain_mistakes,
 )
 from conformance.judge.rules import Errors, Verdict, deviation, errors
+from conformance.oracle.operations import wide
 
 FLOAT64 = 1e-12
 """Limit for float64 numbers: sums of some thousand terms, each rounded at 2.2e-16."""
@@ -81,8 +82,8 @@ def common_mistake(expected: Arrays, found: Arrays, limit: float = 0.0) -> Cause
 
 
 def _mistake(expected: Arrays, found: Arrays, limit: float, names: list[str]) -> Cause | None:
-    right = {name: _wide(expected[name]) for name in names}
-    wrong = {name: _wide(found[name]) for name in names}
+    right = {name: wide(expected[name]) for name in names}
+    wrong = {name: wide(found[name]) for name in names}
     single = any(found[name].dtype in (np.float32, np.complex64) for name in names)
     budgets = {name: Errors(max(limit, SINGLE if single else DOUBLE), np.inf) for name in names}
     return explain(wrong, right, budgets, _common_mistakes(right, wrong))
@@ -100,12 +101,8 @@ def _verdict(case: str, name: str, expected: np.ndarray, found: np.ndarray | Non
         same = found is not None and found.shape == expected.shape and np.array_equal(found, expected)
         difference = Errors(0.0, 0.0) if same else Errors(np.inf, np.inf)
         return Verdict(case, name, None, difference, budget, "" if same else _difference(found, expected))
-    measured = deviation(None if found is None else _wide(found), _wide(expected))
+    measured = deviation(None if found is None else wide(found), wide(expected))
     return Verdict(case, name, None, errors([measured]), budget, measured.mismatch)
-
-
-def _wide(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.result_type(array, np.float64))
 
 
 def _difference(found: np.ndarray | None, expected: np.ndarray) -> str:

@@ -164,6 +164,17 @@ def _cause_of_gradient(truth: Truth, run: ForcedRun, verdicts: Mapping[Key, Verd
     return explain(named, expected, budgets, backward_mistakes(truth, stage, expected, named))
 
 
+def fed_with_truth(verdicts: Mapping[Key, Verdict]) -> dict[Key, Verdict]:
+    """Return the verdicts of stages that were fed with the truth: by them the first failing stage is named."""
+    clauses = (FORWARD_FORCED, BACKWARD_FORCED, GRADIENT_FORCED)
+    # One pool of losses in float32, each alone in float64.
+    return {
+        (clause, name): each
+        for (clause, name), each in verdicts.items()
+        if clause in clauses or (clause == LOSS and name.startswith("forced"))
+    }
+
+
 def ranked_stages(
     verdicts: Mapping[Key, Verdict], stage_of: Mapping[Key, str], inputs: Mapping[str, Sequence[str]]
 ) -> Iterator[str]:

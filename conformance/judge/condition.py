@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from conformance.cases.case import FreeRun
 from conformance.judge.rules import ONE_ULP, Errors, compare
 from conformance.judge.truth import Truth, moved
 from conformance.oracle.network import Constants
@@ -126,17 +127,7 @@ def _move_constants(constants: Constants, move: Move) -> Constants:
     )
 
 
-@dataclass(frozen=True)
-class NoisyRun:
-    """A run of the oracle in which everything moves as it passes."""
-
-    stages: Mapping[str, np.ndarray]
-    cotangents: Mapping[str, np.ndarray]
-    gradients: Mapping[str, np.ndarray]
-    losses: Mapping[str, float]
-
-
-def noisy_run(truth: Truth, move: Move, move_transformed: Move | None = None) -> NoisyRun:
+def noisy_run(truth: Truth, move: Move, move_transformed: Move | None = None) -> FreeRun:
     """Run end to end, every output and every cotangent moved before the next stage sees it.
 
     Args:
@@ -163,7 +154,7 @@ def noisy_run(truth: Truth, move: Move, move_transformed: Move | None = None) ->
         gradients |= by_weight
         for name, pulled in by_input.items():
             cotangents[name] = cotangents[name] + move(pulled)
-    return NoisyRun(stages, cotangents, gradients, oracle.losses(stages, network_input, truth.loss_weights))
+    return FreeRun(stages, cotangents, gradients, oracle.losses(stages, network_input, truth.loss_weights))
 
 
 def noisy_stages(truth: Truth, move: Move, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
@@ -187,7 +178,7 @@ def _noisy_stages(
 ) -> dict[str, np.ndarray]:
     stages: dict[str, np.ndarray] = {}
     for stage in chosen:
-        output = truth.oracle.evaluate(stage, truth.values_of(stage, stages, network_input), constants)
+        output = truth.oracle.node(stage).evaluate(truth.values_of(stage, stages, network_input), constants)
         stages[stage] = moves.get(stage, move)(output)
     return stages
 
@@ -214,7 +205,7 @@ def _measure_forced(truth: Truth, move: Move, measured: Sequence[str]) -> Amplif
     pulled: dict[str, Errors] = {}
     gradients: dict[str, Errors] = {}
     for stage in measured:
-        output = oracle.evaluate(stage, truth.values_of(stage, values, network_input), constants)
+        output = oracle.node(stage).evaluate(truth.values_of(stage, values, network_input), constants)
         stages[stage] = compare(output, truth.stages[stage])
         by_input, by_weight = truth.pull_back_at(stage, values, network_input, cotangents, constants, branches)
         expected_inputs, expected_weights = truth.pullback(stage, branches)

@@ -30,7 +30,7 @@ class Equivalence:
         mean: of the differences.
         sd: their standard deviation σ, of n − 1 degrees of freedom.
         margin: largest mean difference that is none.
-        p: of both one-sided tests, the larger one.
+        p: of both one-sided tests, the larger one; at most ``ALPHA`` where the pairs are equivalent.
         power: how often pairs with this σ and no true difference are called equivalent.
         smallest_effect: smallest true difference that a paired t test of both sides finds with ``SHOWN_POWER``.
     """
@@ -42,11 +42,6 @@ class Equivalence:
     p: float
     power: float
     smallest_effect: float
-
-    @property
-    def is_equivalent(self) -> bool:
-        """Whether both tests reject."""
-        return self.p <= ALPHA
 
 
 def two_one_sided(differences: np.ndarray, margin: float) -> np.ndarray:

@@ -376,30 +376,6 @@ def judge(
     return verdicts
 
 
-def first_failing_stage(verdicts: Mapping[Key, Verdict], measured: Mapping[Key, Quantity]) -> str | None:
-    """Name the first stage that fails when fed with the truth: forward in order, then backward against it."""
-
-    def failing(clauses: Sequence[str]) -> list[str]:
-        return [measured[key].stage for key, verdict in verdicts.items() if key[0] in clauses and not verdict.passed]
-
-    forward = failing([FORWARD_FORCED])
-    if forward:
-        return forward[0]
-    # One pool in float32, each loss alone in float64.
-    if any(
-        clause == LOSS and name.startswith("forced") for clause, name in verdicts if not verdicts[clause, name].passed
-    ):
-        return "loss"
-    backward = failing([BACKWARD_FORCED, GRADIENT_FORCED])
-    order = {stage: position for position, stage in enumerate(["loss", *reversed(_forward_order(measured))])}
-    return min(backward, key=order.__getitem__) if backward else None
-
-
-def _forward_order(measured: Mapping[Key, Quantity]) -> list[str]:
-    return [name for clause, name in measured if clause == FORWARD_FORCED]
-
-
-def worst(verdicts: Mapping[Key, Verdict], clauses: Sequence[str] | None = None) -> Verdict | None:
+def worst(verdicts: Mapping[Key, Verdict]) -> Verdict | None:
     """Return the verdict that used most of its budget."""
-    chosen = [verdict for (clause, _), verdict in verdicts.items() if clauses is None or clause in clauses]
-    return max(chosen, key=lambda verdict: verdict.share, default=None)
+    return max(verdicts.values(), key=lambda verdict: verdict.share, default=None)

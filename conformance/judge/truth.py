@@ -26,11 +26,11 @@ def moved(array: np.ndarray, rng: np.random.Generator, step: float = ONE_ULP["fl
     return np.asarray(array.astype(np.float64) * (1 + step * signs()))
 
 
-def moved_case(case: Case, rng: np.random.Generator, step: float | None = None) -> Case:
-    """Return the case with every input and weight moved: by a float32 ulp in the dtypes it had, or by a given step."""
+def moved_case(case: Case, rng: np.random.Generator) -> Case:
+    """Return the case with every input and weight moved by a float32 ulp in the dtypes it had."""
 
     def move(array: np.ndarray) -> np.ndarray:
-        return moved(array, rng).astype(array.dtype) if step is None else moved(array, rng, step)
+        return moved(array, rng).astype(array.dtype)
 
     return dataclasses.replace(
         case,
@@ -46,7 +46,7 @@ class Pieces:
     """Which linear piece each piecewise-linear stage was on in one run, and how far that is from the truth's.
 
     Attributes:
-        branches: stage id (or ``loss``) → branch, as ``Oracle.branch`` gives it.
+        branches: stage id (or ``loss``) → branch, as ``Stage.branch`` gives it.
         margins: stage id (or ``loss``) → distance of the truth from that piece, in units of the RMS.
     """
 
@@ -64,8 +64,7 @@ class Truth:
 
     def __init__(self, case: Case, constants: Constants | None = None) -> None:
         self.case = case
-        self.config = dataclasses.asdict(case.settings)
-        self.oracle = Oracle(self.config)
+        self.oracle = Oracle(dataclasses.asdict(case.settings))
         self.loss_weights = dataclasses.asdict(case.loss_weights)
         self.network_input = case.scaled_amplitude(np.float64)
         self.constants = self._constants(case) if constants is None else constants
@@ -123,7 +122,7 @@ class Truth:
                 margins[stage] = self.oracle.loss_margin(self.stages, self.network_input, branch)
             else:
                 inputs = self.values_of(stage, self.stages, self.network_input)
-                margins[stage] = self.oracle.margin(stage, inputs, branch, self.constants)
+                margins[stage] = self.oracle.node(stage).margin(inputs, branch, self.constants)
         return Pieces(branches, margins)
 
     def _branches(
@@ -131,7 +130,7 @@ class Truth:
     ) -> dict[str, np.ndarray]:
         branches = {"loss": self.oracle.loss_branch(values, measured)}
         for stage in self.oracle.stages:
-            branch = self.oracle.branch(stage, self.values_of(stage, values, measured), outputs[stage])
+            branch = self.oracle.node(stage).branch(self.values_of(stage, values, measured), outputs[stage])
             if branch is not None:
                 branches[stage] = branch
         return branches
@@ -155,7 +154,7 @@ class Truth:
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Pull a cotangent of one stage back at other values than the truth's own."""
         inputs = self.values_of(stage, values, network_input)
-        pulled = self.oracle.pullback(stage, inputs, cotangents[stage], constants, branches.get(stage))
+        pulled = self.oracle.node(stage).pullback(inputs, cotangents[stage], constants, branches.get(stage))
         names = self.oracle.inputs[stage]
         weights = {name: array for name, array in pulled.constants.items() if name in self.case.weights}
         by_input = {name: array for name, array in zip(names, pulled.inputs, strict=True) if name != "input"}

@@ -29,13 +29,11 @@ class ReadScan:
     Attributes:
         amplitude: (M, N, N).
         positions_px: (M, 2), (x, y).
-        nominal_px: (M, 2), positions before correction.
         probe: (N, N).
     """
 
     amplitude: np.ndarray
     positions_px: np.ndarray
-    nominal_px: np.ndarray
     probe: np.ndarray
 
 
@@ -61,10 +59,7 @@ def read_scan(members: Mapping[str, np.ndarray]) -> ReadScan:
         raise RefusedError("the probe is not two-dimensional")
     if "objectGuess" in members and members["objectGuess"].ndim != 2:
         raise RefusedError("the object is not two-dimensional")
-    x, y, x_start, y_start = coordinates
-    return ReadScan(
-        amplitude, np.stack([x, y], axis=1), np.stack([x_start, y_start], axis=1), np.asarray(members["probeGuess"])
-    )
+    return ReadScan(amplitude, np.stack(coordinates[:2], axis=1), np.asarray(members["probeGuess"]))
 
 
 def _patterns_first(patterns: np.ndarray, points: int) -> np.ndarray:

@@ -6,7 +6,7 @@ channels last, float64 or complex128. Cotangents of complex values are ∂L/∂R
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,60 +84,17 @@ class Oracle:
         mask = np.ones((N, N)) if network.probe_big else central_square(N)
         self._object_mask: np.ndarray = mask[:, :, None]
 
-    def stage_shape(self, stage: str, batch: int, modes: int = 1) -> tuple[int, ...]:
-        """Return the shape of a stage's output for a number of groups and of probe modes."""
-        return self._nodes[stage].shape(batch, modes)
-
     def node(self, stage: str) -> Stage:
-        """Return the equation of one stage."""
+        """Return the equation of one stage; it takes inputs in the order of ``Oracle.inputs``."""
         return self._nodes[stage]
-
-    def evaluate(self, stage: str, inputs: Sequence[np.ndarray], constants: Constants) -> np.ndarray:
-        """Return the output of one stage from given inputs, in the order of ``Oracle.inputs``."""
-        return self._nodes[stage].evaluate(inputs, constants)
 
     def forward(self, network_input: np.ndarray, constants: Constants) -> dict[str, np.ndarray]:
         """Return the output of every stage for the (B, N, N, C) scaled amplitude."""
         values = {"input": wide(network_input)}
         for stage in self.stages:
-            values[stage] = self.evaluate(stage, [values[name] for name in self.inputs[stage]], constants)
+            values[stage] = self._nodes[stage].evaluate([values[name] for name in self.inputs[stage]], constants)
         del values["input"]
         return values
-
-    def branch(self, stage: str, inputs: Sequence[np.ndarray], output: np.ndarray) -> np.ndarray | None:
-        """Return the linear piece that a piecewise stage is on, None for a smooth one.
-
-        ReLU: bool, output > 0. Pool: int8, row-major index 0 … 3 of the first largest of each window of the
-        input.
-        """
-        return self._nodes[stage].branch(inputs, output)
-
-    def margin(self, stage: str, inputs: Sequence[np.ndarray], branch: np.ndarray, constants: Constants) -> float:
-        """Return how far the worst element of ``branch`` is on the wrong side at ``inputs``.
-
-        ReLU: largest |z| where the branch disagrees with the sign of the pre-activation z, over RMS(z). Pool:
-        largest (window maximum − chosen element), over RMS(input). 0 where all agree and for smooth stages.
-        """
-        return self._nodes[stage].margin(inputs, branch, constants)
-
-    def pullback(
-        self,
-        stage: str,
-        inputs: Sequence[np.ndarray],
-        cotangent: np.ndarray,
-        constants: Constants,
-        branch: np.ndarray | None = None,
-    ) -> Pullback:
-        """Pull the cotangent of one stage's output back to its inputs, weights, probe and log_scale.
-
-        Args:
-            stage: stage id.
-            inputs: where the derivative is taken, in the order of ``Oracle.inputs``.
-            cotangent: gradient by the output.
-            constants: weights, offsets, probe and scale.
-            branch: the linear piece to differentiate; its own at ``inputs`` if None.
-        """
-        return self._nodes[stage].pullback(inputs, cotangent, constants, branch)
 
     def losses(
         self,

@@ -97,7 +97,7 @@ class Stage(ABC):
         """Whether the stage is made of linear pieces between which its derivative jumps."""
         return False
 
-    def shape(self, batch: int, modes: int) -> tuple[int, ...]:
+    def shape(self, batch: int, modes: int = 1) -> tuple[int, ...]:
         """Return the shape of the output."""
         return batch, self.size, self.size, self.channels
 
@@ -110,11 +110,18 @@ class Stage(ABC):
         return self._value([operations.wide(array) for array in inputs], constants)
 
     def branch(self, inputs: Arrays, output: np.ndarray) -> np.ndarray | None:
-        """Return the linear piece that gave this output, compared in its dtype; None for a smooth stage."""
+        """Return the linear piece that gave this output, compared in its dtype; None for a smooth stage.
+
+        ReLU: bool, output > 0. Pool: int8, row-major index 0 … 3 of the first largest of each window of the input.
+        """
         return self._branch(inputs, output) if self.piecewise else None
 
     def margin(self, inputs: Arrays, branch: np.ndarray, constants: Constants) -> float:
-        """Return how far the worst element of ``branch`` is on the wrong side, in units of the RMS."""
+        """Return how far the worst element of ``branch`` is on the wrong side; 0 for a smooth stage.
+
+        ReLU: largest |z| where the branch disagrees with the sign of the pre-activation z, over RMS(z). Pool:
+        largest (window maximum − chosen element), over RMS(input).
+        """
         if not self.piecewise:
             return 0.0
         return self._margin([operations.wide(array) for array in inputs], branch, constants)
@@ -124,8 +131,11 @@ class Stage(ABC):
         before = self._before_relu([operations.wide(array) for array in inputs], constants) if self.piecewise else None
         return None if before is None else np.abs(before) / rms(before)
 
-    def pullback(self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece) -> Pullback:
-        """Pull the cotangent of the output back, on the stage's own linear piece where ``branch`` is None."""
+    def pullback(self, inputs: Arrays, cotangent: np.ndarray, constants: Constants, branch: Piece = None) -> Pullback:
+        """Pull the cotangent of the output back to inputs, weights, probe and log_scale.
+
+        That is on the linear piece ``branch``; where it is None, on the stage's own at ``inputs``.
+        """
         inputs = [operations.wide(array) for array in inputs]
         if branch is None and self.piecewise:
             branch = self._branch(inputs, self._value(inputs, constants))
@@ -441,7 +451,7 @@ class CentralObject(Stage):
 class Views(Stage):
     """``T(merged, +o_c)``, central N × N, for each c: (B, P, P, 1) → (B·C, N, N, 1)."""
 
-    def shape(self, batch: int, modes: int) -> tuple[int, ...]:
+    def shape(self, batch: int, modes: int = 1) -> tuple[int, ...]:
         """Return (B·C, N, N, 1)."""
         return batch * self.channels, self.size, self.size, 1
 
@@ -465,7 +475,7 @@ class ExitWave(Stage):
     sigma: float
     masked: bool
 
-    def shape(self, batch: int, modes: int) -> tuple[int, ...]:
+    def shape(self, batch: int, modes: int = 1) -> tuple[int, ...]:
         """Return (B·C, N, N, M)."""
         return batch * self.channels, self.size, self.size, modes
 

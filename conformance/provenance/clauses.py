@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import os
 import sys
 from collections import Counter
@@ -141,21 +140,6 @@ def complaints(clauses: Mapping[str, Entry], tests: Mapping[str, Sequence[str]])
                 yield f"test {test} names clause {clause}, which no file of specs has"
 
 
-def as_json(clauses: Mapping[str, Entry], tests: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-    """Return the clauses with their tests, for programs."""
-    return [
-        {
-            "id": clause,
-            "title": entry.title,
-            "text": entry.text,
-            "file": entry.file,
-            "untested": entry.untested,
-            "tests": [test for test, named in tests.items() if clause in named],
-        }
-        for clause, entry in clauses.items()
-    ]
-
-
 def listing(clauses: Mapping[str, Entry], tests: Mapping[str, Sequence[str]], *, whole: bool = False) -> Iterator[str]:
     """Yield lines for people: each clause with its test functions, or with its text and every test."""
     for clause, entry in clauses.items():
@@ -176,7 +160,6 @@ def listing(clauses: Mapping[str, Entry], tests: Mapping[str, Sequence[str]], *,
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what ``python -m conformance clauses`` takes."""
     parser.add_argument("ids", nargs="*", metavar="CLAUSE", help="show only these, with their text and every test")
-    parser.add_argument("--json", action="store_true", help="write JSON, for programs")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -191,10 +174,7 @@ def run(options: argparse.Namespace) -> int:
             raise DocumentError(f"no clause {clause!r}; `python -m conformance clauses` lists them all.")
     tests = collect()
     shown = {clause: known[clause] for clause in options.ids or known}
-    if options.json:
-        print(json.dumps(as_json(shown, tests), indent=1, ensure_ascii=False))  # noqa: T201 - what the command is for
-    else:
-        print(*listing(shown, tests, whole=bool(options.ids)), sep="\n")  # noqa: T201
+    print(*listing(shown, tests, whole=bool(options.ids)), sep="\n")  # noqa: T201 - what the command is for
     # An installation lacks the tests of the repository, which some clauses have alone.
     found = list(complaints(known, tests)) if TESTS.is_dir() else []
     for line in found:

@@ -36,12 +36,11 @@ MEASURED_BY: Mapping[str, tuple[str, ...]] = MappingProxyType(
             "conformance.judge.gains",
         ),
         "training": ("conformance.session.study",),
-        "updates": ("conformance.session.updates",),
     }
 )
 """Kind of evidence → modules in which its measurement begins; any other kind stands on every source."""
 
-POLICY_FILES = frozenset({"release_policy.yaml", "merge_policy.yaml", "waivers.yaml"})
+POLICY_FILES = frozenset({"release_policy.yaml", "merge_policy.yaml"})
 """What the specs folder says about releases and not about the network."""
 
 PROSE = frozenset({"meaning", "note", "reason", "remedy", "symptom", "text", "title"})
@@ -49,8 +48,6 @@ PROSE = frozenset({"meaning", "note", "reason", "remedy", "symptom", "text", "ti
 
 SELFTEST = "selftest"
 """Folder of ``conformance`` that no wheel has and no verdict needs."""
-
-_CHUNK = 1 << 20
 
 
 def numerical_digest(kind: str = "") -> str:
@@ -206,8 +203,5 @@ def _without_prose(content: Any) -> Any:
 
 def file_digest(path: Path | str) -> str:
     """Return the SHA-256, as 64 hexadecimal digits, of the bytes of one file."""
-    found = hashlib.sha256()
     with Path(path).open("rb") as file:
-        while piece := file.read(_CHUNK):
-            found.update(piece)
-    return found.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -29,12 +29,6 @@ MAX_BYTES = 4 * 2**30
 
 _INPUTS = ("diffraction", "offsets", "probe")
 _LOSSES = ("nll", "mae", "total")
-_SAMPLED = ("stage", "grad", "trained")
-
-
-def rms(array: np.ndarray) -> float:
-    """Return the root mean square of a whole tensor: the unit in which its recorded samples are measured."""
-    return float(np.sqrt(np.mean(np.abs(array) ** 2)))
 
 
 @dataclass(frozen=True)

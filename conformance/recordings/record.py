@@ -21,7 +21,8 @@ from conformance.errors import RecordError
 from conformance.judge.measure import Key, Measurement, Quantity, Subject, envelope
 from conformance.judge.measured import load_measured
 from conformance.judge.truth import Truth
-from conformance.recordings.bundle import read_bundle, rms
+from conformance.oracle.stages import rms
+from conformance.recordings.bundle import read_bundle
 from conformance.recordings.calibrate import RUNS, reference_runs
 from conformance.recordings.manifest import RecordedErrors, envelope_member, manifest_member
 from conformance.subjects.keras import KerasSubject

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 
 from conformance.cases.case import NOTHING_FORCED, NOTHING_FREE, Case, ForcedRun, FreeRun
-from conformance.judge.condition import STEP, Amplified, Condition, noisy_run
+from conformance.judge.condition import STEP, Amplified, Condition
 from conformance.judge.gains import Gains
 from conformance.judge.measure import (
     FLOAT64,
@@ -42,20 +42,17 @@ from conformance.judge.rules import (
     float64_budget,
     rounding,
 )
-from conformance.judge.truth import Truth, moved
-from conformance.oracle.network import Moments, keras_adam
-from conformance.recordings.bundle import Bundle, rms
+from conformance.judge.truth import Truth
+from conformance.oracle.stages import rms
+from conformance.recordings.bundle import Bundle
 from conformance.recordings.manifest import RecordedErrors
 from conformance.recordings.pieces import recorded_pieces
 from conformance.subjects.candidate import CandidateSubject
 from conformance.subjects.torch import TorchSubject
-from conformance.training.state import TrainingRun
+from conformance.training.state import TrainingRun, train_truth
 
 RMS_BUDGET = Errors(1e-9, 1e-9)
 """How well a stored RMS must be known; it only scales other errors."""
-
-Differentiate = Callable[[int, Truth], tuple[float, Mapping[str, np.ndarray]]]
-"""Number of an update, from 1 on, and the truth before it → total loss and gradients of all weights."""
 
 LEARNING_RATE, BETA_1, BETA_2, EPSILON = 1e-3, 0.9, 0.999, 1e-7
 """Keras Adam as recordings were made with."""
@@ -292,14 +289,13 @@ class TrainingTruth:
     @classmethod
     def of(cls, truth: Truth, steps: int) -> TrainingTruth:
         """Train the truth, and once more with noise, to see how far gradients and losses follow it."""
-        rng = np.random.default_rng(0)
-        true, noisy = _train(truth, steps, _own_gradients), _train(truth, steps, lambda _, here: _noisy(here, rng))
-        before = truth.constants.weights
+        run, before = _of_weights(truth, steps), truth.constants.weights
+        true, noisy = train_truth(run), train_truth(run, STEP)
         pairs = list(zip(true.gradients, noisy.gradients, strict=True))
         steps_of = {name: [step[name] for step in true.gradients] for name in before}
         return cls(
             losses=true.losses,
-            updates={name: weights - before[name] for name, weights in true.weights.items()},
+            updates={name: weights - before[name] for name, weights in true.states[-1].weights.items()},
             loss_condition=compare(noisy.losses, true.losses).scaled(1 / STEP),
             sensitivity={
                 name: _adam_sensitivity(found, [rms(there[name] - here[name]) / STEP for here, there in pairs])
@@ -318,8 +314,11 @@ class TrainingTruth:
             dtype: the candidate's.
         """
         before, measured = truth.constants.weights, truth.case.scaled_amplitude(dtype)
-        true = _train(truth, len(runs), lambda step, here: _gradients_on(here, runs[step - 1], measured))
-        updates = {name: weights - before[name] for name, weights in true.weights.items()}
+        true = train_truth(
+            _of_weights(truth, len(runs)),
+            branches=lambda step, here: pieces_of(here, runs[step - 1], measured).branches,
+        )
+        updates = {name: weights - before[name] for name, weights in true.states[-1].weights.items()}
         return dataclasses.replace(self, losses=true.losses, updates=updates)
 
     def spread(self, dtype: str) -> dict[str, Errors]:
@@ -358,49 +357,10 @@ class TrainingTruth:
         return {"losses": losses} | {part: errors(found) for part, found in parts.items()}
 
 
-@dataclass(frozen=True)
-class _Training:
-    """Losses before each update, gradients of each, and the weights after all."""
-
-    losses: np.ndarray
-    gradients: Sequence[Mapping[str, np.ndarray]]
-    weights: Mapping[str, np.ndarray]
-
-
-def _train(
-    truth: Truth, steps: int, differentiate: Callable[[int, Truth], tuple[float, Mapping[str, np.ndarray]]]
-) -> _Training:
-    """Train the truth by Keras Adam.
-
-    Args:
-        truth: before the first update.
-        steps: how many updates.
-        differentiate: how.
-    """
-    weights: Mapping[str, np.ndarray] = truth.constants.weights
-    state: Moments = {}
-    losses, gradients = [], []
-    for step in range(1, steps + 1):
-        here = truth if step == 1 else Truth(dataclasses.replace(truth.case, weights=weights))
-        loss, found = differentiate(step, here)
-        gradients.append({name: found[name] for name in weights})
-        losses.append(loss)
-        weights, state = keras_adam(weights, gradients[-1], state, step, LEARNING_RATE, BETA_1, BETA_2, EPSILON)
-    return _Training(np.array(losses), gradients, weights)
-
-
-def _own_gradients(_: int, here: Truth) -> tuple[float, Mapping[str, np.ndarray]]:
-    return here.losses["total"], here.gradients.constants
-
-
-def _noisy(here: Truth, rng: np.random.Generator) -> tuple[float, Mapping[str, np.ndarray]]:
-    """Differentiate with everything moving as it passes."""
-    run = noisy_run(here, lambda array: moved(array, rng, STEP))
-    return run.losses["total"], run.gradients
-
-
-def _gradients_on(here: Truth, run: FreeRun, measured: np.ndarray) -> tuple[float, Mapping[str, np.ndarray]]:
-    return here.losses["total"], here.gradients_on(pieces_of(here, run, measured).branches).constants
+def _of_weights(truth: Truth, steps: int) -> TrainingRun:
+    """Return a training of the weights alone, as the reference's is (REF-02)."""
+    settings = dataclasses.replace(truth.case.settings, intensity_scale_trainable=False, probe_trainable=False)
+    return TrainingRun.repeated(dataclasses.replace(truth.case, settings=settings), steps)
 
 
 def _adam_sensitivity(gradients: Sequence[np.ndarray], noise: Sequence[float]) -> np.ndarray:

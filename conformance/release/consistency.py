@@ -17,6 +17,7 @@ from typing import Any
 from conformance.provenance.clauses import collect
 from conformance.provenance.digest import spec_digest
 from conformance.provenance.json_files import sealed
+from conformance.report.difference import case_key
 from conformance.report.results import OUTCOMES
 
 Report = Mapping[str, Any]
@@ -61,7 +62,7 @@ def contradictions(report: Report) -> Iterator[str]:
         yield f"contradicts itself: passed is {report['passed']}, and the headline {report['headline'][:80]!r}."
     yield from _twice("test", [result["test"] for result in results])
     yield from _twice("device", named)
-    yield from _twice("case", [" ".join(_key(case)) for case in report["cases"]])
+    yield from _twice("case", [" ".join(case_key(case)) for case in report["cases"]])
     yield from _twice("recording", [each["case"] for each in report["recordings"]])
     for each in report["devices"]:
         if (each["driver"] is None) != (each["device"] == "cpu"):
@@ -77,15 +78,11 @@ def _twice(what: str, names: Sequence[str]) -> Iterator[str]:
     yield from (f"contradicts itself: {what} {name} is there twice." for name, n in Counter(names).items() if n > 1)
 
 
-def _key(case: Mapping[str, Any]) -> tuple[str, str, str]:
-    return case["case"], case["device"], case["dtype"]
-
-
 def _of_verdicts(report: Report) -> Iterator[str]:
     """Compare what cases say with their verdicts, and verdicts with their numbers."""
     for case in report["cases"]:
-        where = " ".join(_key(case))
-        holds = all(each["passed"] or each["waived"] for each in case["verdicts"])
+        where = " ".join(case_key(case))
+        holds = all(each["passed"] for each in case["verdicts"])
         if case["passed"] and not (holds and not case["error"] and case["first_failing_stage"] is None):
             yield f"contradicts itself: {where} passed, with a verdict, an error or a stage that failed."
         if report["passed"] and not case["passed"]:
@@ -109,7 +106,7 @@ def _used(verdict: Mapping[str, Any]) -> float:
 
 def _of_tests(report: Report) -> Iterator[str]:
     """Compare the tests of the network and of the steps with the verdicts that they tell of."""
-    shown = {(*_key(case), v["clause"], v["stage"]) for case in report["cases"] for v in case["verdicts"]}
+    shown = {(*case_key(case), v["clause"], v["stage"]) for case in report["cases"] for v in case["verdicts"]}
     shown |= {(each["case"], "", "", v["clause"], "") for each in report["recordings"] for v in each["verdicts"]}
     steps = {each["step"]: each["passed"] for each in report.get("steps", ())}
     for result in report["results"]:
@@ -118,7 +115,7 @@ def _of_tests(report: Report) -> Iterator[str]:
             continue
         if test.startswith((*_JUDGED, _RECORDED)):
             stage = result["stage"] if test.startswith(_JUDGED) else ""
-            if (*_key(result), (*result["clauses"], "")[0], stage) not in shown:
+            if (*case_key(result), (*result["clauses"], "")[0], stage) not in shown:
                 yield f"contradicts itself: {test} {outcome}, and no verdict was found."
         if test.startswith(_STEP):
             step = test.removeprefix(_STEP).removesuffix("]")

@@ -6,12 +6,13 @@ evidence that comes with the package.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from conformance.errors import DocumentError
 from conformance.provenance.evidence import Evidence, Number
 from conformance.release.policy import Policy
-from ptycho_torch.contracts.contract import Clause, DataContract, FileContract
+from conformance.report.page import render_text
+from ptycho_torch.contracts.contract import DataContract
 
 FILE = "data_contracts.md"
 _SUBJECTS = {
@@ -29,72 +30,12 @@ _SUBJECTS = {
 }
 
 
+_DTYPES = {"f": "float", "c": "complex", "i": "int", "u": "uint", "b": "bool", "U": "text"}
+
+
 def document(contract: DataContract) -> str:
     """Return the whole document."""
-    return "\n".join(_lines(contract)) + "\n"
-
-
-def _lines(contract: DataContract) -> Iterator[str]:
-    yield from (
-        "# Data contracts",
-        "",
-        "Written from `data_contracts.yaml` by `python -m conformance document`; change that file, not this one.",
-        "`ptycho-torch check-data PATH` and `pytest conformance --parity-scan PATH` hold files against it.",
-        "",
-        "Three words for three things: *amplitude* (√counts), *intensity* (amplitude²), *counts* (photons).",
-        "M patterns, N detector pixels a side, C = gridsize² patterns in a group, B groups in a batch,",
-        "L groups and E scans in a map.",
-        "",
-        "# Files",
-    )
-    for file in contract.files.values():
-        yield from _file(file)
-    yield from ("", "# Tensors")
-    for table in contract.tensors.values():
-        yield from ("", f"## {table['title']}", "", " ".join(table["text"].split()), "")
-        yield from ("| name | shape | dtype | unit | meaning | clause |", "|---|---|---|---|---|---|")
-        for field in table["fields"]:
-            shape = ", ".join(field["shape"].split())
-            yield (
-                f"| `{field['name']}` | ({shape}) | {field['dtype']} | {field['unit']} | {field['meaning']} "
-                f"| {field['clause']} |"
-            )
-    product = contract.product
-    yield from ("", f"# {product['title']}", "", " ".join(product["text"].split()), "")
-    yield from ("| root attribute | dtype | required | meaning |", "|---|---|---|---|")
-    for entry in product["attributes"]:
-        required = "yes" if entry.get("required") else "no"
-        yield f"| `{entry['name']}` | {entry['dtype']} | {required} | {entry['meaning']} |"
-    yield from ("", "| dataset | shape | dtype | meaning |", "|---|---|---|---|")
-    for entry in product["datasets"]:
-        yield f"| `{entry['name']}` | ({', '.join(entry['shape'].split())}) | {entry['dtype']} | {entry['meaning']} |"
-    yield from ("", "# Clauses")
-    for subject, title in _SUBJECTS.items():
-        yield from ("", f"## {title}")
-        for clause in contract.of(subject):
-            yield from _clause(clause)
-
-
-def _file(file: FileContract) -> Iterator[str]:
-    yield from ("", f"## {file.title}", "", " ".join(file.text.split()), "")
-    yield from ("| key | shape | dtype | unit | meaning | if left out | clause |", "|---|---|---|---|---|---|---|")
-    for key in file.keys.values():
-        names = " or ".join(f"`{name}`" for name in key.names)
-        shapes = " or ".join(f"({', '.join(shape.split())})" if shape else "scalar" for shape in key.shapes)
-        absent = "an error" if key.required else key.assumed
-        yield f"| {names} | {shapes} | {_kinds(key.kinds)} | {key.unit} | {key.meaning} | {absent} | {key.clause} |"
-
-
-def _clause(clause: Clause) -> Iterator[str]:
-    yield from ("", f"### {clause.id}: {clause.title}", "", " ".join(clause.text.split()), "")
-    yield f"- Expected: {clause.expected}."
-    yield f"- If it is broken: {clause.remedy}"
-    yield f"- Enforced by `{clause.code}`."
-
-
-def _kinds(kinds: str) -> str:
-    words = {"f": "float", "c": "complex", "i": "int", "u": "uint", "b": "bool", "U": "text"}
-    return ", ".join(words[kind] for kind in kinds)
+    return render_text("data_contracts.md", contract=contract, subjects=_SUBJECTS, kinds=_DTYPES)
 
 
 # ----------------------------------------------------------------------------------------------------------- numbers
@@ -102,7 +43,6 @@ def _kinds(kinds: str) -> str:
 NUMBERS_FILE = "docs/conformance.md"
 _BEGIN, _END = "<!-- numbers: begin -->", "<!-- numbers: end -->"
 _KINDS = {
-    "updates": "Ten updates of the optimiser",
     "training": "Training from scratch",
     "faults": "Fault matrix",
     "clean": "Clean runs",
@@ -124,7 +64,7 @@ def with_numbers(text: str, written: str) -> str:
     _, end, after = rest.partition(_END)
     if not begin or not end or _BEGIN in rest or _END in before + after:
         raise DocumentError(f"{NUMBERS_FILE}: expected {_BEGIN} once, and {_END} once behind it; put them back.")
-    return f"{before}{_BEGIN}\n\n{written}\n{_END}{after}"
+    return f"{before}{_BEGIN}\n\n{written}{_END}{after}"
 
 
 def numbers(evidence: Sequence[Evidence], policy: Policy) -> str:
@@ -132,36 +72,12 @@ def numbers(evidence: Sequence[Evidence], policy: Policy) -> str:
     wanted = [(each.kind, each.device) for each in policy.evidence]
     wanted += [(each.or_evidence, each.device) for each in policy.devices if each.or_evidence]
     kinds = dict.fromkeys([*_KINDS, *(kind for kind, _ in wanted), *(each.kind for each in evidence)])
-    lines: list[str] = []
+    told = []
     for kind in kinds:
         mine = [each for each in evidence if each.kind == kind]
         missing = [device for named, device in wanted if named == kind and device not in {each.device for each in mine}]
-        if mine or missing:
-            lines += [f"### {_KINDS.get(kind, kind.capitalize())}", ""]
-        lines += [f"On {device}: not measured yet.\n" for device in missing]
-        for each in mine:
-            lines += [*_measurement(each), ""]
-    return "\n".join(lines)
-
-
-def _measurement(evidence: Evidence) -> Iterator[str]:
-    stale = "" if evidence.is_fresh() else " **Stale: the sources have changed since.**"
-    where = f"{evidence.device_name}, {evidence.driver}" if evidence.driver else evidence.device_name
-    case = f", {evidence.case.replace('_', ', ')}" if evidence.case else ""
-    yield f"`{evidence.command}`{case} on {evidence.created_utc[:10]} ({where}).{stale}"
-    yield from ("", "| number | value | goal |", "|---|---|---|")
-    for name, number in evidence.numbers.items():
-        missed = " – **missed**" if name in evidence.missed else ""
-        goal = f"{evidence.goals[name]}{missed}" if name in evidence.goals else ""
-        meaning = evidence.meanings.get(name, name.replace("_", " "))
-        yield f"| {_cell(meaning)} | {_shown(number)} | {goal} |"
-    if evidence.notes or evidence.values:
-        yield from ("", *(f"- {note}" for note in evidence.notes))
-        yield from (f"- {name}: {', '.join(f'{one:.5g}' for one in each)}" for name, each in evidence.values.items())
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+        told.append((_KINDS.get(kind, kind.capitalize()), missing, mine))
+    return render_text("numbers.md", kinds=told, shown=_shown)
 
 
 def _shown(number: Number) -> str:

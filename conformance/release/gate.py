@@ -1,7 +1,6 @@
 """The gate: reports, evidence and a policy in, one decision out.
 
-A report is believed only as far as it agrees with itself (``consistency``), with the waivers and with the sources that
-are here.
+A report is believed only as far as it agrees with itself (``consistency``) and with the sources that are here.
 Everything that stands against a release is listed. What is only missing because no CUDA device was at hand is pending.
 """
 
@@ -14,13 +13,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from conformance.judge.waivers import FILE as WAIVERS_FILE
-from conformance.judge.waivers import HOLDS, Waiver, for_case, load_waivers
 from conformance.provenance.clauses import catalogue
 from conformance.provenance.digest import file_digest, numerical_digest
 from conformance.provenance.evidence import Evidence, Goal
 from conformance.release.consistency import Collect, collected, contradictions, not_run
-from conformance.release.policy import RELEASE, EvidenceRequirement, Policy, Requirement
+from conformance.release.policy import EvidenceRequirement, Policy, Requirement
 from conformance.report.difference import share_of
 from conformance.report.results import read_report
 from conformance.suite import TIERS
@@ -33,7 +30,6 @@ _EVIDENCE_COMMANDS = {
     "clean": "python -m conformance study clean --runs 1000 --evidence {folder}",
     "mutation": "python benchmarks/mutation.py --evidence {folder}",
     "training": "python -m conformance study training --evidence {folder}",
-    "updates": "python -m conformance study updates --evidence {folder}",
     "replay": "python benchmarks/suite.py --evidence {folder}",
     "capture": "python benchmarks/capture.py --evidence {folder}",
 }
@@ -85,7 +81,6 @@ class Objection(str):
 
 
 _REPAIR = "After the repair:"
-_WAIVE = f"After the repair, or with a waiver in {WAIVERS_FILE}:"
 _LISTED = 10
 
 Complaint = tuple[str, str]
@@ -137,7 +132,6 @@ def decide(
     policy: Policy,
     evidence: Sequence[Evidence],
     *,
-    waivers: Sequence[Waiver] | None = None,
     now: datetime | None = None,
     evidence_folder: Path | str = EVIDENCE_FOLDER,
     tests: Collect = collected,
@@ -148,25 +142,12 @@ def decide(
         inputs: reports of all devices.
         policy: what has to be shown.
         evidence: measurements that are kept.
-        waivers: None takes those of ``specs/waivers.yaml``.
         now: the time, with UTC; None takes the clock.
         evidence_folder: to which the commands that measure evidence again write it.
         tests: collects the tests of a tier.
     """
     now = datetime.now(UTC) if now is None else now
-    known = load_waivers() if waivers is None else waivers
-    violations = [each for one in inputs for each in _of_report(one, policy, known, now)]
-    judged = {result["test"] for one in inputs for result in one.report["results"]}
-    devices = {device for one in inputs for device in one.devices}
-    for waiver in known:
-        about = f"{WAIVERS_FILE}: the waiver of {waiver.test}"
-        if now.date() > waiver.expires:
-            expired = f"{about} expired on {waiver.expires}."
-            violations.append(Objection(expired, "", "Repair what it excuses and remove it, or renew it."))
-        # A merge shows less than a release, so that a test may be missing there.
-        elif policy.grants == RELEASE and waiver.test not in judged and any(map(waiver.is_for, devices)):
-            unused = f"{about} is of no use: no report has that test."
-            violations.append(Objection(unused, "", "Correct the id of its test, or remove it."))
+    violations = [each for one in inputs for each in _of_report(one, policy, now)]
     pending: list[Objection] = []
     for requirement in policy.devices:
         is_shown = any(requirement.device in one.devices for one in inputs)
@@ -199,16 +180,16 @@ def _suite_command(devices: Sequence[str], tier: str, folder: Path | str) -> str
 # ------------------------------------------------------------------------------------------------------- one report
 
 
-def _of_report(one: Input, policy: Policy, waivers: Sequence[Waiver], now: datetime) -> list[Objection]:
+def _of_report(one: Input, policy: Policy, now: datetime) -> list[Objection]:
     # A report that is made again is to be one that the policy takes.
     tiers = [one.report["tier"], *(each.tier for each in policy.devices if each.device in one.devices)]
     again = _suite_command(one.devices, max(tiers, key=TIERS.index), one.path.parent)
     twofold = list(contradictions(one.report))
-    complaints = [*_of_run(one.report, policy, now), *_of_tests(one.report, waivers)]
+    complaints = [*_of_run(one.report, policy, now), *_of_tests(one.report)]
     complaints += [(text, "") for text in twofold[:_LISTED]]
     if len(twofold) > _LISTED:
         complaints.append((f"{len(twofold) - _LISTED} more contradictions.", ""))
-    complaints += [(text, _WAIVE) for case in one.report["cases"] for text in _of_case(case, waivers, now)]
+    complaints += [(text, _REPAIR) for case in one.report["cases"] for text in _of_case(case)]
     for recording in one.report["recordings"]:
         wrong = [each for each in recording["verdicts"] if not _holds(each)]
         complaints += [(f"recording {recording['case']}: {_name(each)} does not hold.", _REPAIR) for each in wrong]
@@ -239,15 +220,11 @@ def _age(created_utc: str, now: datetime) -> timedelta | None:
         return None
 
 
-def _of_tests(report: Mapping[str, Any], waivers: Sequence[Waiver]) -> Iterator[Complaint]:
+def _of_tests(report: Mapping[str, Any]) -> Iterator[Complaint]:
     failed = [result["test"] for result in report["results"] if result["outcome"] == "failed"]
-    yield from ((f"{test} failed.", _WAIVE) for test in failed[:_LISTED])
+    yield from ((f"{test} failed.", _REPAIR) for test in failed[:_LISTED])
     if len(failed) > _LISTED:
-        yield f"{len(failed) - _LISTED} more tests failed.", _WAIVE
-    known = {waiver.test for waiver in waivers}
-    for result in report["results"]:
-        if result["outcome"] == "waived" and result["test"] not in known:
-            yield f"{result['test']} was excused, but no waiver of {WAIVERS_FILE} stands for it.", _WAIVE
+        yield f"{len(failed) - _LISTED} more tests failed.", _REPAIR
     status = report["tests"]["exit_status"]
     if not report["passed"] and not failed:
         yield f"the run did not pass (pytest ended with status {status}).", ""
@@ -264,24 +241,15 @@ def _name(verdict: Mapping[str, Any]) -> str:
     return f"{verdict['clause']} {verdict['quantity']}"
 
 
-def _of_case(case: Mapping[str, Any], waivers: Sequence[Waiver], now: datetime) -> Iterator[str]:
+def _of_case(case: Mapping[str, Any]) -> Iterator[str]:
     where = f"{case['case']} on {case['device']} in {case['dtype']}"
     if case["error"]:
         yield f"{where}: raised {case['error'].splitlines()[0]}"
     wrong = [each for each in case["verdicts"] if not _holds(each)]
-    for waiver in for_case(case["case"], case["device"], case["dtype"], waivers):
-        shares = [share_of(each) for each in case["verdicts"] if waiver.covers(each["clause"], each["stage"])]
-        standing = waiver.standing(shares, now.date())
-        if standing == HOLDS:
-            wrong = [each for each in wrong if not waiver.covers(each["clause"], each["stage"])]
-        else:
-            yield f"{where}: the waiver of {waiver.test}: {standing}."
     if len(wrong) > _LISTED:
         yield f"{where}: {len(wrong)} verdicts do not hold, these among them:"
     for verdict in wrong[:_LISTED]:
-        if verdict["waived"]:
-            yield f"{where}: {_name(verdict)} was waived, but no waiver of {WAIVERS_FILE} covers it now."
-        elif verdict["passed"]:
+        if verdict["passed"]:
             yield f"{where}: {_name(verdict)} contradicts itself: passed, with {share_of(verdict):.3g} budgets used."
         else:
             yield f"{where}: {_name(verdict)} does not hold."
@@ -338,7 +306,7 @@ Outcomes = dict[tuple[str, str, str], tuple[str, tuple[str, ...]]]
 
 def _merged(inputs: Sequence[Input], device: str) -> Outcomes:
     """Return what became of each test of a device; of two runs the failure counts, and a skip counts least."""
-    order = ("skipped", "waived", "passed", "failed")
+    order = ("skipped", "passed", "failed")
     found: Outcomes = {}
     for one in inputs:
         for result in one.report["results"]:
@@ -383,7 +351,7 @@ def shown(inputs: Sequence[Input], policy: Policy, *, tests: Collect = collected
         mine = [one for one in inputs if device in one.devices]
         if requirement.or_evidence is None or not mine or list(_of_requirement(requirement, mine, tests)):
             continue
-        if any(_of_report(one, policy, load_waivers(), now) for one in mine):
+        if any(_of_report(one, policy, now) for one in mine):
             continue
         last = max((one.report for one in mine), key=lambda report: str(report["created_utc"]))
         cases = [case for one in mine for case in one.report["cases"] if case["device"] == device]
@@ -399,17 +367,15 @@ def shown(inputs: Sequence[Input], policy: Policy, *, tests: Collect = collected
             **{name: last[name] for name in ("versions", "created_utc", "numerical_digest", "spec_digest")},
             numbers={
                 "tests_passed": outcomes.count("passed"),
-                "tests_waived": outcomes.count("waived"),
                 "verdicts": len(verdicts),
-                "largest_share": max((share_of(each) for each in verdicts if not each["waived"]), default=0.0),
+                "largest_share": max(map(share_of, verdicts), default=0.0),
                 "run_to_run": max((float(case["run_to_run"] or 0) for case in cases), default=0.0),
             },
             goals=_SHOWN_GOALS,
             meanings={
                 "tests_passed": "tests that passed",
-                "tests_waived": "tests that failed and are excused",
                 "verdicts": "judged quantities",
-                "largest_share": "largest share of a budget, of those that are not excused",
+                "largest_share": "largest share of a budget",
                 "run_to_run": "largest difference between two equal runs",
             },
         )

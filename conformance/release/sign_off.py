@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from conformance.errors import DocumentError
-from conformance.judge.waivers import Waiver, load_waivers
 from conformance.provenance.digest import numerical_digest, spec_digest
 from conformance.provenance.evidence import Evidence, now_utc
 from conformance.provenance.json_files import read_json, sealed
@@ -34,9 +33,6 @@ def sign_off(
     inputs: Sequence[Input],
     policy: Policy,
     evidence: Sequence[Evidence],
-    *,
-    decided_by: str | None = None,
-    waivers: Sequence[Waiver] | None = None,
 ) -> dict[str, Any]:
     """Return the decision as JSON, with the digest of its content.
 
@@ -45,10 +41,7 @@ def sign_off(
         inputs: the reports that it was decided from.
         policy: what it was decided by.
         evidence: what was at hand.
-        decided_by: a name; None takes the user of CI or of the system.
-        waivers: None takes those of ``specs/waivers.yaml``.
     """
-    known = load_waivers() if waivers is None else waivers
     content = {
         "schema": SCHEMA_VERSION,
         "verdict": decision.verdict,
@@ -57,7 +50,7 @@ def sign_off(
         "violations": list(decision.violations),
         "pending": list(decision.pending),
         "decided_utc": now_utc(),
-        "decided_by": decided_by or _who(),
+        "decided_by": _who(),
         "policy": {name: getattr(policy, name) for name in ("file", "digest", "grants")},
         "inputs": [
             {"file": one.path.name, "digest": one.digest, "devices": list(one.devices)}
@@ -68,7 +61,6 @@ def sign_off(
             {"name": each.name, "created_utc": each.created_utc, "fresh": each.is_fresh(), "missed": list(each.missed)}
             for each in evidence
         ],
-        "waivers": [waiver.as_json() for waiver in known],
         "numerical_digest": numerical_digest(),
         "spec_digest": spec_digest(),
     }
@@ -76,6 +68,7 @@ def sign_off(
 
 
 def _who() -> str:
+    """Return the user of CI or of the system."""
     try:
         user = os.environ.get("GITHUB_ACTOR") or getpass.getuser()
     except (KeyError, OSError):

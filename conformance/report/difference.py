@@ -125,7 +125,7 @@ def share_of(verdict: Mapping[str, Any]) -> float:
 
 def _changes(previous: Report, report: Report) -> Iterator[Change]:
     # Other draws have other shares, so only cases that both have are compared.
-    both = {_case_key(case) for case in previous["cases"]} & {_case_key(case) for case in report["cases"]}
+    both = {case_key(case) for case in previous["cases"]} & {case_key(case) for case in report["cases"]}
     before, now = _largest_shares(previous, both), _largest_shares(report, both)
     for cell in now.keys() & before.keys():
         change = Change(cell, before[cell], now[cell])
@@ -136,13 +136,14 @@ def _changes(previous: Report, report: Report) -> Iterator[Change]:
 def _largest_shares(report: Report, cases: Collection[tuple[str, str, str]]) -> dict[Cell, float]:
     found: dict[Cell, float] = {}
     for case in report["cases"]:
-        for verdict in case["verdicts"] if _case_key(case) in cases else ():
+        for verdict in case["verdicts"] if case_key(case) in cases else ():
             cell = (verdict["stage"], verdict["clause"], case["device"], case["dtype"])
             found[cell] = max(found.get(cell, 0.0), share_of(verdict))
     return found
 
 
-def _case_key(case: Mapping[str, Any]) -> tuple[str, str, str]:
+def case_key(case: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return what a report knows a case by."""
     return (case["case"], case["device"], case["dtype"])
 
 

@@ -30,7 +30,7 @@ def summary(report: Mapping[str, Any], change: str = "") -> str:
         change: what has changed since an earlier report, in one line.
     """
     mark = "✅" if report["passed"] else "❌"
-    counts = ", ".join(f"{report['tests'][state]} {state}" for state in ("passed", "failed", "waived", "skipped"))
+    counts = ", ".join(f"{report['tests'][state]} {state}" for state in ("passed", "failed", "skipped"))
     lines = [f"### {mark} {_text(sentence(report))}", "", f"{counts}; tier {report['tier']}", ""]
     names = ("case", "device", "dtype", "first_failing_stage", "cause")
     rows = [(*(case[name] or "–" for name in names), _most(case)) for case in report["cases"]]

@@ -13,9 +13,12 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _NOTHING = "0.85"
@@ -34,20 +37,34 @@ def render(template: str, **values: Any) -> str:
     Raises:
         UndefinedError: of Jinja, for a value that the template needs and does not get.
     """
+    style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    page = _template(f"{template}.html.j2", autoescape=True)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return page.render(values, style=style, script=script, script_sha256=digest)
+
+
+def render_text(template: str, **values: Any) -> str:
+    """Return a text by ``templates/NAME.j2``, nothing of it escaped.
+
+    Raises:
+        UndefinedError: of Jinja, for a value that the template needs and does not get.
+    """
+    return _template(f"{template}.j2", autoescape=False).render(values)
+
+
+def _template(file: str, autoescape: bool) -> Template:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    style, script = ((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
+        autoescape=autoescape,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=not autoescape,
     )
     environment.filters |= {"share": share_text, "used": _used}
-    page = environment.get_template(f"{template}.html.j2")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return page.render(values, style=style, script=script, script_sha256=digest)
+    return environment.get_template(file)
 
 
 def share_text(share: float | None) -> str:

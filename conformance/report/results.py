@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,11 +75,6 @@ def headline(report: CaseReport) -> str:
         where = "" if stage is None else f"; running free the first is {stage}"
         also = f"; {lacks}" if lacks else ""
         return f"FAILED  {what}: every stage alone holds{where}; {(told or report.failed)[0].explain()}{also}"
-    for ruling in report.rulings:
-        if not ruling.holds:
-            return f"FAILED  {what}: {ruling}"
-    if report.rulings:
-        return f"waived  {what}: {'; '.join(map(str, report.rulings))}"
     most = worst(report.verdicts)
     assert most is not None
     use = f"most of a budget used: {most.share:.0%}, {most.clause} {most.stage}"
@@ -133,32 +128,29 @@ def _share(verdicts: Iterable[Verdict]) -> str:
     return share_text(max(verdict.share for verdict in found)) if found else ""
 
 
-def _errors(errors: Errors | None) -> dict[str, float | None] | None:
+def written_errors(errors: Errors | None) -> dict[str, float | None] | None:
+    """Return errors as reports have them."""
     return None if errors is None else {"e": finite(errors.e), "m": finite(errors.m)}
 
 
-def _verdicts(
-    verdicts: Mapping[Key, Verdict], stage_of: Mapping[Key, str], waived: Collection[Key] = ()
-) -> list[dict[str, Any]]:
+def _verdicts(verdicts: Mapping[Key, Verdict], stage_of: Mapping[Key, str]) -> list[dict[str, Any]]:
     return [
         {
             "clause": verdict.clause,
             "stage": stage_of.get(key, verdict.stage),
             "quantity": verdict.stage,
-            "reference": _errors(verdict.reference),
-            "candidate": _errors(verdict.candidate),
-            "budget": _errors(verdict.budget),
+            "reference": written_errors(verdict.reference),
+            "candidate": written_errors(verdict.candidate),
+            "budget": written_errors(verdict.budget),
             "share": finite(verdict.share),
             "passed": verdict.passed,
             "reason": verdict.reason,
-            "waived": key in waived,
         }
         for key, verdict in verdicts.items()
     ]
 
 
 def _case(report: CaseReport) -> dict[str, Any]:
-    waived = {key for key in report.verdicts if not report.verdicts[key].passed and report.is_waived(key)}
     return {
         "case": report.planned.name,
         "kind": report.planned.kind,
@@ -173,7 +165,6 @@ def _case(report: CaseReport) -> dict[str, Any]:
         "cause": report.cause,
         "run_to_run": finite(report.run_to_run),
         "seconds": report.seconds,
-        "waivers": [{**ruling.waiver.as_json(), "state": ruling.state} for ruling in report.rulings],
         "places": [
             {
                 "clause": clause,
@@ -188,7 +179,7 @@ def _case(report: CaseReport) -> dict[str, Any]:
             }
             for (clause, quantity), place in report.places.items()
         ],
-        "verdicts": _verdicts(report.verdicts, report.stage_of, waived),
+        "verdicts": _verdicts(report.verdicts, report.stage_of),
     }
 
 
@@ -198,13 +189,13 @@ class Result:
 
     Attributes:
         test: file and test id, for example ``test_operations.py::test_operation[blur-cpu-float32]``.
-        outcome: ``passed``, ``failed``, ``skipped`` or ``waived``.
+        outcome: ``passed``, ``failed`` or ``skipped``.
         clauses: ids of the clauses that it judges.
         stage: stage id, ``loss`` or ``train``; empty where it speaks of no stage.
         case: name of the case; empty where it speaks of none.
         device: torch device; empty where none runs.
         dtype: of the candidate; empty where none runs.
-        reason: why it failed, was skipped or was waived; empty otherwise.
+        reason: why it failed or was skipped; empty otherwise.
         seconds: time it took.
     """
 
@@ -254,7 +245,7 @@ class Outcome:
     @property
     def passed(self) -> bool:
         """Whether something was tested, and nothing failed."""
-        return self.exit_status == 0 and self.count("passed") > 0
+        return self.exit_status == 0 and self.count("passed") > 0 and not self.count("failed")
 
 
 def run_headline(bench: Bench, outcome: Outcome) -> str:
@@ -289,7 +280,7 @@ def _most_named(failing: Sequence[CaseReport]) -> CaseReport:
     return max(chosen, key=lambda report: bool(report.cause))
 
 
-OUTCOMES = ("failed", "passed", "waived", "skipped")
+OUTCOMES = ("failed", "passed", "skipped")
 
 
 def as_json(bench: Bench, outcome: Outcome) -> dict[str, Any]:
@@ -352,7 +343,7 @@ def write_report(
         previous: an earlier report to show the difference to.
     """
     content = sealed(as_json(bench, outcome))
-    tests = ", ".join(f"{outcome.count(state)} {state}" for state in ("passed", "failed", "skipped", "waived"))
+    tests = ", ".join(f"{outcome.count(state)} {state}" for state in ("passed", "failed", "skipped"))
     parts = [*("\n".join(table(report)) for report in bench.reports.values()), "\n".join([*outcome.notes, tests])]
     return [
         write_json(directory / "parity.json", content),

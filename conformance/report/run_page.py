@@ -33,7 +33,6 @@ _SECTIONS = {
     "margins": "Margins by stage",
     "growth": "Error along the network",
     "places": "Where the largest deviations are",
-    "waivers": "Waivers",
     "difference": "Difference to the previous report",
     "skipped": "What was not checked",
     "runs": "Runs",
@@ -66,7 +65,6 @@ def report_page(
         "margins": list(_margins(cases, results)),
         "growth": list(_growth(cases)),
         "places": list(_places(cases)),
-        "waivers": {"rulings": [waiver for case in cases for waiver in case["waivers"]]},
         "difference": None if previous is None else _difference(previous, reports[0]),
         "skipped": _skipped(reports, results),
         "runs": [_run(report) for report in reports],
@@ -89,7 +87,7 @@ def _begins(who: str) -> str:
 def sentence(report: Report) -> str:
     """Say in one sentence, for people who do not know the suite, what a run has shown."""
     tests = report["tests"]
-    judged = tests["passed"] + tests["failed"] + tests["waived"]
+    judged = tests["passed"] + tests["failed"]
     if not judged:
         return f"Nothing was shown: the run ended before any check (pytest ended with status {tests['exit_status']})."
     checks = f"{judged:,} check{'s' if judged > 1 else ''}"
@@ -97,7 +95,6 @@ def sentence(report: Report) -> str:
         closest = _largest_share(report)
         if closest is None:
             return f"{checks} passed; the network itself was not among them."
-        excused = f", {tests['waived']} of them excused by a waiver" if tests["waived"] else ""
         # A candidate of others may leave out what it does not offer.
         partial = tests["deselected"] or ("candidate" in report and tests["skipped"])
         who = f"As far as it was checked, {candidate_name(report)}" if partial else _begins(candidate_name(report))
@@ -105,7 +102,7 @@ def sentence(report: Report) -> str:
         reasons = (each["reason"] for each in report["results"] if each["outcome"] == "skipped")
         parts = ", ".join(dict.fromkeys(each.removeprefix(GIVES_NO) for each in reasons if each.startswith(GIVES_NO)))
         return (
-            f"{who} is the TensorFlow network: {checks}{excused}, closest call "
+            f"{who} is the TensorFlow network: {checks}, closest call "
             f"{'less than ' if closest[0] < 0.01 else ''}{call} of its budget."
             f"{f' Not offered, and so not judged: {parts}.' if parts else ''}"
         )
@@ -133,10 +130,8 @@ def sentence(report: Report) -> str:
 
 
 def _largest_share(report: Report) -> tuple[float, Values, Values] | None:
-    """Return the largest share of a budget that no waiver excuses, with its verdict and case; None without cases."""
-    found = (
-        (share_of(each), each, case) for case in report["cases"] for each in case["verdicts"] if not each["waived"]
-    )
+    """Return the largest share of a budget, with its verdict and case; None without cases."""
+    found = ((share_of(each), each, case) for case in report["cases"] for each in case["verdicts"])
     return max(found, key=lambda each: each[0], default=None)
 
 
@@ -150,7 +145,7 @@ def _run(report: Report) -> Values:
     return {
         "report": report,
         "sentence": sentence(report),
-        "state": "failed" if not report["passed"] else "waived" if report["tests"]["waived"] else "passed",
+        "state": "passed" if report["passed"] else "failed",
         "closest": call,
         "devices": ", ".join(each["device"] for each in report["devices"]),
         "machines": "; ".join(
@@ -228,14 +223,7 @@ def _difference(previous: Report, report: Report) -> Values:
         "are no longer there": found.gone,
         "are new": found.new,
     }
-    is_none = not (found.shares or found.environment or any(tests.values()))
-    return {
-        "previous": previous,
-        "tests": tests,
-        "shares": found.shares,
-        "environment": found.environment,
-        "is_none": is_none,
-    }
+    return {"previous": previous, "tests": tests, "shares": found.shares, "environment": found.environment}
 
 
 # ------------------------------------------------------------------------------------------------------------ matrix
@@ -298,9 +286,8 @@ def _cell(outcomes: Sequence[str]) -> tuple[str, str, str]:
     count = outcomes.count
     if not outcomes:
         return "none", "–", ""
-    for state in ("failed", "waived"):
-        if count(state):
-            return state, f"{count(state)} of {len(outcomes)} {state}", ""
+    if count("failed"):
+        return "failed", f"{count('failed')} of {len(outcomes)} failed", ""
     if not count("passed"):
         return "skipped", f"{count('skipped')} skipped", ""
     if count("skipped"):
@@ -326,7 +313,7 @@ def _margins(cases: Sequence[Values], results: Sequence[Values]) -> Iterator[Val
             for verdict in case["verdicts"]:
                 stage, share = verdict["stage"], share_of(verdict)
                 if stage not in worst or share >= worst[stage]["share"]:
-                    state = "passed" if verdict["passed"] else "waived" if verdict["waived"] else "failed"
+                    state = "passed" if verdict["passed"] else "failed"
                     about = {"title": titles.get(stage, ""), "verdict": verdict, "case": case["case"]}
                     worst[stage] = {"stage": stage, "share": share, "state": state, **about}
         largest = max((row["share"] for row in worst.values()), default=0.0)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from conformance.selftest.fault import Body, Fault, after, argument, instead, only
+from conformance.selftest.network import is_phase
 from ptycho_torch import helper, model
 
 
@@ -74,10 +75,6 @@ def _of_parts(_: model.CombinePatches, amplitude: Tensor, phase: Tensor) -> Tens
     return torch.complex(amplitude * phase.cos(), amplitude * phase.sin())
 
 
-def _is_phase(module: model.HeadActivation) -> bool:
-    return module.kind is None
-
-
 def _forward(name: str, owner: Any, build: Callable[[Body], Body]) -> Fault:
     return Fault(name, "", owner, "forward", build)
 
@@ -103,7 +100,7 @@ REWRITES: tuple[Fault, ...] = (
     _forward("two Fourier transforms for one", model.Diffract, instead(_two_transforms)),
     _forward("patches of cosine and sine", model.CombinePatches, instead(_of_parts)),
     _forward("amplitude times itself", model.Intensity, instead(lambda _, amplitude: amplitude * amplitude)),
-    _forward("π times tanh", model.HeadActivation, only(_is_phase, instead(lambda _, z: math.pi * z.tanh()))),
+    _forward("π times tanh", model.HeadActivation, only(is_phase, instead(lambda _, z: math.pi * z.tanh()))),
     _forward("swish of sigmoid", model.Swish, instead(lambda _, features: features * features.sigmoid())),
     Fault("kernels of doublings copied", "", helper, "doubled_kernel", argument(0, _contiguous)),
 )

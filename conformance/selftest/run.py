@@ -23,8 +23,8 @@ from conformance.selftest.outside import OUTSIDE
 from conformance.selftest.rewrites import REWRITES
 from conformance.session.bench import Remembering
 from conformance.subjects.torch import TorchSubject
+from conformance.suite import DTYPES
 
-DTYPES = ("float64", "float32")
 SEED, BATCH, MODES = 7, 2, 2
 GOALS = {"detected": 0.98, "stage_first": 0.90, "cause_named": 0.80, "rewrites_passed": 1.0}
 MEANINGS = {

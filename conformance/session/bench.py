@@ -17,7 +17,7 @@ from conformance.cases.draws import GRAPHS, draw_case
 from conformance.cases.scan import examined, feeds_network, scan_case
 from conformance.checks.table import Check, Checked, checked
 from conformance.errors import CandidateError
-from conformance.judge.causes import cause_of, ranked_stages
+from conformance.judge.causes import cause_of, fed_with_truth, ranked_stages
 from conformance.judge.gains import Gains, widest
 from conformance.judge.measure import (
     BACKWARD_FORCED,
@@ -33,13 +33,11 @@ from conformance.judge.measure import (
     Measurement,
     Quantity,
     envelope,
-    first_failing_stage,
     judge,
 )
 from conformance.judge.measured import load_measured
 from conformance.judge.rules import Errors, Verdict, compare
 from conformance.judge.truth import Truth
-from conformance.judge.waivers import Ruling, for_case, rule
 from conformance.judge.worst import Place
 from conformance.recordings.bundle import RECORDINGS, Bundle, read_bundle
 from conformance.recordings.calibrate import reference_runs
@@ -57,7 +55,8 @@ from conformance.recordings.replay import (
 from conformance.subjects.candidate import CandidateSubject, Factory
 from conformance.subjects.package import ReferencePackage, identify
 from conformance.subjects.torch import TorchSubject
-from conformance.subjects.variants import PLAIN, subject_of
+from conformance.subjects.variants import subject_of
+from conformance.suite import DTYPES
 from ptycho_tf_bridge import backend
 from ptycho_torch.config_params import NetworkSettings
 from ptycho_torch.errors import PtychoError
@@ -125,7 +124,6 @@ class CaseReport:
         run_to_run: largest scale-free difference between two equal runs of the candidate.
         seconds: time it took.
         error: what the candidate raised; empty if nothing.
-        rulings: what became of the waivers for this case.
         places: where the worst quantities deviate most.
         cause: the known mistake that explains the first failing stage, why it cannot be compared, or that neither is
             known; empty if no stage fails.
@@ -141,7 +139,6 @@ class CaseReport:
     run_to_run: float
     seconds: float
     error: str = ""
-    rulings: tuple[Ruling, ...] = ()
     places: Mapping[Key, Place] = dataclasses.field(default_factory=dict)
     cause: str = ""
     first_free: str | None = None
@@ -149,21 +146,13 @@ class CaseReport:
 
     @property
     def passed(self) -> bool:
-        """Whether every verdict holds or is waived, and every waiver holds."""
-        return not self.error and not self.failed and all(ruling.holds for ruling in self.rulings)
+        """Whether every verdict holds."""
+        return not self.error and not self.failed
 
     @property
     def failed(self) -> list[Verdict]:
-        """The verdicts that neither hold nor are waived."""
-        return [verdict for key, verdict in self.verdicts.items() if not verdict.passed and not self.is_waived(key)]
-
-    def is_waived(self, key: Key) -> bool:
-        """Whether a waiver that holds stands for a verdict."""
-        return any(ruling.holds and ruling.waiver.covers(key[0], self.stage_of[key]) for ruling in self.rulings)
-
-    def ruling(self, clause: str, stage: str) -> Ruling | None:
-        """Return what became of the waiver for one clause and stage; None if there is none."""
-        return next((ruling for ruling in self.rulings if ruling.waiver.covers(clause, stage)), None)
+        """The verdicts that do not hold."""
+        return [verdict for verdict in self.verdicts.values() if not verdict.passed]
 
     def of(self, clause: str, stage: str) -> list[Verdict]:
         """Return the verdicts of one clause about one stage."""
@@ -456,7 +445,7 @@ def _judge(work: _Work, subject: CandidateSubject | TorchSubject) -> CaseReport:
         if subject.shows(key) and not left_out & {key[0], (key[0], key[1].partition(".")[0])}
     }
     stage_of = {key: quantity.stage for key, quantity in measured.items() if key in verdicts}
-    if work.planned.training and subject.row in PLAIN and TRAIN not in not_given and not remembering.error:
+    if work.planned.training and subject.row in DTYPES and TRAIN not in not_given and not remembering.error:
         training = train_verdicts(work.bundle, work.truth, work.training, subject, load_measured())
         verdicts |= training
         stage_of |= dict.fromkeys(training, "train")
@@ -472,19 +461,17 @@ def _judge(work: _Work, subject: CandidateSubject | TorchSubject) -> CaseReport:
         )
         verdicts |= stored
         stage_of |= dict.fromkeys(stored, "recording")
-    rulings = _rulings(work.planned.name, subject, verdicts, stage_of)
-    waived = {key for key in verdicts for each in rulings if each.holds and each.waiver.covers(key[0], stage_of[key])}
-    judged = {key: verdict for key, verdict in verdicts.items() if key not in waived}
     # Where a candidate is not fed with the truth, the first stage that is wrong running free is all that can be named.
     is_fed = FORWARD_FORCED not in not_given
     # What a run that raised did not give says nothing of any stage.
-    telling = {key: each for key, each in judged.items() if not (remembering.error and each.reason == MISSING)}
-    first = first_failing_stage(telling, measured) if is_fed else None
+    telling = {key: each for key, each in verdicts.items() if not (remembering.error and each.reason == MISSING)}
+    inputs = work.truth.oracle.inputs
+    first = next(ranked_stages(fed_with_truth(telling), stage_of, inputs), None) if is_fed else None
     free = None
     if first is None:
         # A gradient or loss that was forgotten is named as what it is, and blames no stage.
         telling = {key: each for key, each in telling.items() if each.reason != MISSING or key[0] == FORWARD_FREE}
-        free = next(ranked_stages(telling, stage_of, work.truth.oracle.inputs), None)
+        free = next(ranked_stages(telling, stage_of, inputs), None)
     named = first if is_fed else free
     cause = _cause(work.truth, remembering, verdicts, stage_of, named, is_fed=is_fed)
     return CaseReport(
@@ -498,7 +485,6 @@ def _judge(work: _Work, subject: CandidateSubject | TorchSubject) -> CaseReport:
         run_to_run=remembering.run_to_run(work.truth.case),
         error=remembering.error,
         seconds=time.perf_counter() - started,
-        rulings=rulings,
         places=_places(verdicts, measured, named),
         cause=cause,
         first_free=free,
@@ -523,18 +509,6 @@ def _cause(
         return found.name
     reasons = (each.reason for key, each in verdicts.items() if stage_of[key] == stage and each.reason)
     return next(reasons, "no known cause" if is_fed else "")
-
-
-def _rulings(
-    case: str,
-    subject: CandidateSubject | TorchSubject,
-    verdicts: Mapping[Key, Verdict],
-    stage_of: Mapping[Key, str],
-) -> tuple[Ruling, ...]:
-    return tuple(
-        rule(waiver, [each for key, each in verdicts.items() if waiver.covers(key[0], stage_of[key])])
-        for waiver in for_case(case, subject.device, subject.row)
-    )
 
 
 def _places(verdicts: Mapping[Key, Verdict], measured: Mapping[Key, Quantity], first: str | None) -> dict[Key, Place]:

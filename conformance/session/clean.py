@@ -21,8 +21,7 @@ from conformance.judge.truth import Truth
 from conformance.provenance.digest import numerical_digest
 from conformance.provenance.evidence import Evidence, Goal, measured_here
 from conformance.subjects.torch import TorchSubject
-
-DTYPES = ("float64", "float32")
+from conformance.suite import DTYPES
 
 _DRAWS = {64: 4, 128: 2, 256: 1}
 TURNS = tuple(name for turn in range(4) for name, graph in GRAPHS.items() if turn < _DRAWS[graph.N])

@@ -13,9 +13,9 @@ from torch import Tensor
 from conformance.cases.case import Case
 from conformance.cases.draws import draw_case
 from conformance.judge.rules import Errors, compare
-from conformance.subjects.torch import float32_means_float32, tapped
+from conformance.oracle.operations import wide
+from conformance.subjects.torch import TorchSubject, float32_means_float32, tapped
 from ptycho_tf_bridge.layout import LAYOUTS
-from ptycho_tf_bridge.weights import to_torch
 from ptycho_torch.model import PtychoNet
 
 
@@ -52,14 +52,12 @@ def differences(
         budgets: stage id → how far it may be from what it is alone.
         companies: those that are compared with ``ALONE``.
     """
-    model = PtychoNet(case.settings, torch.from_numpy(case.probe), device=device)
-    weights = {name: torch.from_numpy(array) for name, array in to_torch(case.weights, case.settings).items()}
-    model.load_state_dict(dict(model.state_dict()) | weights)
+    model = TorchSubject(device).network(case)
     alone = _outputs(model, case, ALONE)
     for company in companies:
         found = _outputs(model, case, company)
         for stage, values in found.items():
-            errors, budget = compare(values, _wide(alone[stage])), budgets[stage]
+            errors, budget = compare(values, wide(alone[stage])), budgets[stage]
             if not (errors.e <= budget.e and errors.m <= budget.m):
                 yield (
                     f"{stage} in {company}: e = {errors.e:.3g}, m = {errors.m:.3g} from the same group by itself; "
@@ -71,10 +69,6 @@ def differences(
         for stage, values in again.items()
         if values.tobytes() != once[stage].tobytes()
     )
-
-
-def _wide(values: np.ndarray) -> np.ndarray:
-    return values.astype(np.complex128 if np.iscomplexobj(values) else np.float64)
 
 
 def _outputs(model: PtychoNet, case: Case, company: Company) -> dict[str, np.ndarray]:

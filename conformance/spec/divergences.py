@@ -22,16 +22,12 @@ class Divergence:
 
     Attributes:
         number: 1 … 62.
-        symptom: what is seen.
-        right: which side matches physics or the contract.
         clause: of the specification, that says what is done here; empty where there is none to say it.
         tests: node ids of tests that fail if it occurs here.
         cannot_occur: why it cannot; empty where tests show that it does not.
     """
 
     number: int
-    symptom: str
-    right: str
     clause: str
     tests: tuple[str, ...]
     cannot_occur: str
@@ -66,8 +62,6 @@ def parse_divergences(content: Any) -> tuple[tuple[Divergence, ...], DataPath]:
     found = tuple(
         Divergence(
             number=entry["number"],
-            symptom=entry["symptom"],
-            right=entry["right"],
             clause=entry.get("clause", ""),
             tests=tuple(entry.get("tests", ())),
             cannot_occur=entry.get("cannot_occur", ""),

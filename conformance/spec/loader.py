@@ -11,8 +11,7 @@ import dataclasses
 import functools
 import itertools
 import json
-import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -33,9 +32,10 @@ DECODERS = ("amp", "phase")
 Repeat = Literal["none", "encoder_block", "decoder_block"]
 Shape = tuple[int, ...]
 
-_ARITHMETIC: Mapping[type[ast.operator], Callable[[int, int], int]] = MappingProxyType(
-    {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
-)
+_NAMES = (ast.Name, ast.Load)
+_ARITHMETIC = (*_NAMES, ast.Tuple, ast.Subscript, ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Pow)
+_LOGIC = (*_NAMES, ast.BoolOp, ast.And, ast.Or, ast.UnaryOp, ast.Not)
+_WORDS = MappingProxyType({int: "integers, names, + - * // **", bool: "settings, and, or, not"})
 _LARGEST_EXPONENT = 16
 
 
@@ -314,11 +314,15 @@ def evaluate_shape(expression: str, names: Mapping[str, int | tuple[int, ...]], 
     >>> evaluate_shape("B, N // 2**i, F[i]", {"B": 3, "N": 64, "i": 1, "F": (32, 64)}, "example")
     (3, 32, 64)
     """
-    tree = _parse(expression, where)
-    axes = tree.elts if isinstance(tree, ast.Tuple) else [tree]
-    shape = tuple(_integer(axis, names, f"{where}: shape {expression!r}") for axis in axes)
+    where = f"{where}: shape {expression!r}"
+    # A mapping has no index from the end.
+    letters = {name: dict(enumerate(each)) if isinstance(each, tuple) else each for name, each in names.items()}
+    found = _evaluate(expression, letters, int, _ARITHMETIC, where)
+    shape = found if isinstance(found, tuple) else (found,)
+    if any(type(axis) is not int for axis in shape):
+        raise SpecError(f"{where}: an axis is no whole number; write name[i] where a name is a list of numbers.")
     if min(shape, default=0) < 1:
-        raise SpecError(f"{where}: shape {expression!r} has an axis shorter than 1: {shape}.")
+        raise SpecError(f"{where} has an axis shorter than 1: {shape}.")
     return shape
 
 
@@ -331,71 +335,32 @@ def evaluate_condition(expression: str, flags: Mapping[str, bool], where: str) -
     >>> evaluate_condition("probe_big or not pad_object", {"probe_big": False, "pad_object": True}, "example")
     False
     """
-    return _truth_value(_parse(expression, where), flags, f"{where}: condition {expression!r}")
+    return bool(_evaluate(expression, flags, bool, _LOGIC, f"{where}: condition {expression!r}"))
 
 
-def _parse(expression: str, where: str) -> ast.expr:
+def _evaluate(
+    expression: str | ast.expr, names: Mapping[str, Any], kind: type, allowed: tuple[type[ast.AST], ...], where: str
+) -> Any:
+    """Evaluate what is made of names, constants of one kind and some nodes of a syntax tree, and of nothing else."""
     try:
-        return ast.parse(expression, mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as err:
-        raise SpecError(f"{where}: {expression!r} is no expression ({err}).") from err
-
-
-def _truth_value(node: ast.expr, flags: Mapping[str, bool], where: str) -> bool:
-    match node:
-        case ast.Constant(value=bool(value)):
-            return value
-        case ast.Name(id=name):
-            if name not in flags:
-                raise SpecError(f"{where}: {name!r} is none of the settings {', '.join(flags)}.")
-            return flags[name]
-        case ast.UnaryOp(op=ast.Not(), operand=operand):
-            return not _truth_value(operand, flags, where)
-        case ast.BoolOp(op=op, values=parts):
-            # A list, so that the parts behind the deciding one are checked as well.
-            values = [_truth_value(part, flags, where) for part in parts]
-            return all(values) if isinstance(op, ast.And) else any(values)
-        case _:
-            raise SpecError(f"{where}: only settings, and, or, not and brackets are allowed.")
-
-
-def _integer(node: ast.expr, names: Mapping[str, int | tuple[int, ...]], where: str) -> int:
-    match node:
-        case ast.Constant(value=int(value)) if not isinstance(value, bool):
-            return value
-        case ast.Name(id=name):
-            number = _named(name, names, where)
-            if isinstance(number, tuple):
-                raise SpecError(f"{where}: {name} is a list of numbers; write {name}[i].")
-            return number
-        case ast.Subscript(value=ast.Name(id=name), slice=index):
-            values, at = _named(name, names, where), _integer(index, names, where)
-            if not isinstance(values, tuple) or not 0 <= at < len(values):
-                raise SpecError(f"{where}: {name}[{at}] does not exist.")
-            return values[at]
-        case ast.BinOp(left=left, op=op, right=right):
-            return _operation(op, _integer(left, names, where), _integer(right, names, where), where)
-        case _:
-            raise SpecError(f"{where}: only integers, names, + - * // ** and brackets are allowed.")
-
-
-def _named(name: str, names: Mapping[str, int | tuple[int, ...]], where: str) -> int | tuple[int, ...]:
-    if name not in names:
-        raise SpecError(f"{where}: {name!r} is none of the letters {', '.join(names)}.")
-    return names[name]
-
-
-def _operation(op: ast.operator, left: int, right: int, where: str) -> int:
-    if isinstance(op, ast.Pow):
-        # Bounds keep a typing error from asking for a number with millions of digits.
-        if not 0 <= right <= _LARGEST_EXPONENT:
-            raise SpecError(f"{where}: exponent {right}; expected 0 to {_LARGEST_EXPONENT}.")
-        return int(left**right)
-    if type(op) not in _ARITHMETIC:
-        raise SpecError(f"{where}: only integers, names, + - * // ** and brackets are allowed.")
-    if isinstance(op, ast.FloorDiv) and right == 0:
-        raise SpecError(f"{where}: division by 0.")
-    return _ARITHMETIC[type(op)](left, right)
+        tree = ast.parse(expression, mode="eval").body if isinstance(expression, str) else expression
+        for node in ast.walk(tree):
+            known = type(node.value) is kind if isinstance(node, ast.Constant) else isinstance(node, allowed)
+            # Several axes are no number to count with.
+            if not known or (isinstance(node, ast.Tuple) and node is not tree):
+                raise SpecError(f"{where}: only {_WORDS[kind]} and brackets are allowed.")
+            if isinstance(node, ast.Name) and node.id not in names:
+                raise SpecError(f"{where}: {node.id!r} is none of {', '.join(names)}.")
+            if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+                exponent = _evaluate(node.right, names, kind, allowed, where)
+                # Bounds keep a typing error from asking for a number with millions of digits.
+                if not 0 <= exponent <= _LARGEST_EXPONENT:
+                    raise SpecError(f"{where}: exponent {exponent}; expected 0 to {_LARGEST_EXPONENT}.")
+        return eval(compile(ast.Expression(tree), where, "eval"), {"__builtins__": {}}, names)
+    except SpecError:
+        raise
+    except (ArithmeticError, LookupError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError) as err:
+        raise SpecError(f"{where}: {type(err).__name__}: {err}.") from err
 
 
 def check_schema(content: Any, name: str) -> None:

@@ -44,7 +44,6 @@ class KerasSubject(TensorFlowSubject):
     Args:
         settings: settings of every case that will run; only ``intensity_scale`` may differ between them.
         dtype: "float32", the reference as it is, or "float64".
-        centre_offsets_over_batch: as ``keras_reference.build_reference`` (REF-07).
         trainable_physics: train scale and probe as the settings say, which the reference's flags intend. False is the
             reference as it is: nothing but convolutions is trained, whatever the settings say (REF-02).
 
@@ -52,20 +51,10 @@ class KerasSubject(TensorFlowSubject):
         BackendMissingError: no TensorFlow.
     """
 
-    def __init__(
-        self,
-        settings: NetworkSettings,
-        dtype: str = "float32",
-        centre_offsets_over_batch: bool = False,
-        trainable_physics: bool = False,
-    ) -> None:
+    def __init__(self, settings: NetworkSettings, dtype: str = "float32", trainable_physics: bool = False) -> None:
         self._tracks = trainable_physics
         self._model = keras_reference.build_reference(
-            settings,
-            np.ones((settings.N, settings.N), np.complex64),
-            dtype,
-            trainable_physics,
-            centre_offsets_over_batch=centre_offsets_over_batch,
+            settings, np.ones((settings.N, settings.N), np.complex64), dtype, trainable_physics
         )
         super().__init__(settings, dtype, _Staged(self._model))
         self._trainer = functools.cache(self._make_trainer)

@@ -110,12 +110,12 @@ class TorchSubject:
 
         amplitude = case.scaled_amplitude(self.dtype)
         return _Loaded(
-            self._network(case),
+            self.network(case),
             put(LAYOUTS["channels"].to_torch(amplitude)),
             put(LAYOUTS["offsets"].to_torch(case.offsets_px)),
         )
 
-    def _network(self, case: Case) -> PtychoNet:
+    def network(self, case: Case) -> PtychoNet:
         """Return the network of a case."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         model = PtychoNet(case.settings, torch.from_numpy(case.probe), device=self.device, dtype=dtype)
@@ -246,7 +246,8 @@ class CheckpointSubject(TorchSubject):
 
     checkpoint: Checkpoint = field(kw_only=True)
 
-    def _network(self, case: Case) -> PtychoNet:
+    def network(self, case: Case) -> PtychoNet:
+        """Return the network of the checkpoint."""
         dtype: torch.dtype = getattr(torch, self.dtype)
         content = self.checkpoint
         probe = torch.view_as_complex(content.weights["probe_parts"].contiguous())

@@ -32,10 +32,8 @@ from conformance.subjects.torch import (
     to_numpy,
     weight_gradients,
 )
+from conformance.suite import DTYPES
 from ptycho_torch.model import Convolution, Prediction, PtychoNet
-
-PLAIN = ("float64", "float32")
-"""Rows of the network as it is."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,9 @@ class ContiguousSubject(TorchSubject):
 
     row = "float32-contiguous"
 
-    def _network(self, case: Case) -> PtychoNet:
-        model = super()._network(case)
+    def network(self, case: Case) -> PtychoNet:
+        """Return the network of a case, whose convolutions work channels-first."""
+        model = super().network(case)
         for parameter in model.parameters():
             parameter.data = parameter.data.contiguous()
         for module in model.modules():
@@ -136,7 +135,7 @@ def subject_of(device: str, row: str, factory: Factory = TorchSubject) -> Candid
     >>> subject_of("cpu", "bf16").products
     'bfloat16'
     """
-    return CandidateSubject(factory, device, row) if row in PLAIN else VARIANTS[row](device)
+    return CandidateSubject(factory, device, row) if row in DTYPES else VARIANTS[row](device)
 
 
 def unavailable(device: str, row: str) -> str:

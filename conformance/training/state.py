@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,9 @@ from conformance.oracle.training import clipped
 LOG_SCALE, PROBE_PARTS = "log_scale", "probe_parts"
 """Names of the physics among the weights: () ln(s_I), and (2, M, N, N) real and imaginary part of the probe."""
 
-KINDS = ("weights", "momentum", "velocity")
+
+Branches = Callable[[int, Truth], Mapping[str, np.ndarray]]
+"""Number of an update, from 1 on, and the truth before it → linear pieces, as ``Truth.gradients_on`` takes them."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,13 @@ class Trajectory:
         losses: (steps,) total before each update.
         states: after each update.
         frozen_kept: whether scale and probe, where they are not trained, kept every bit.
+        gradients: of everything trained before each update, not clipped; the oracle's alone.
     """
 
     losses: np.ndarray
     states: tuple[State, ...]
     frozen_kept: bool = True
+    gradients: tuple[Mapping[str, np.ndarray], ...] = ()
 
 
 def starting_point(run: TrainingRun) -> dict[str, np.ndarray]:
@@ -106,7 +110,9 @@ def starting_point(run: TrainingRun) -> dict[str, np.ndarray]:
     return trained
 
 
-def train_truth(run: TrainingRun, noise: float | None = None, seed: int = 0) -> Trajectory:
+def train_truth(
+    run: TrainingRun, noise: float | None = None, seed: int = 0, branches: Branches | None = None
+) -> Trajectory:
     """Train by the NumPy oracle in float64.
 
     Args:
@@ -114,14 +120,21 @@ def train_truth(run: TrainingRun, noise: float | None = None, seed: int = 0) -> 
         noise: move every quantity by this relative step as it passes, to see what rounding does to a training; for
             runs that train weights alone.
         seed: of the noise.
+        branches: the linear pieces to differentiate on without noise; None takes the oracle's own.
     """
     rng = np.random.default_rng(seed)
     trained = starting_point(run)
     moments: Moments = {}
-    losses, states = [], []
+    losses, states, every = [], [], []
     for step, batch in enumerate(run.batches, 1):
-        loss, gradients = _gradients(run, batch, trained, noise, rng)
-        gradients = clipped({name: gradients[name] for name in trained}, run.clip, run.clip_algorithm)
+        here = _before_update(run, batch, trained)
+        if noise is None:
+            loss, found = here.losses["total"], _gradients(here, branches and branches(step, here))
+        else:
+            noisy = noisy_run(here, lambda array: moved(array, rng, noise))
+            loss, found = noisy.losses["total"], noisy.gradients
+        every.append({name: found[name] for name in trained})
+        gradients = clipped(every[-1], run.clip, run.clip_algorithm)
         trained, moments = keras_adam(trained, gradients, moments, step, run.learning_rate)
         losses.append(loss)
         states.append(
@@ -132,17 +145,15 @@ def train_truth(run: TrainingRun, noise: float | None = None, seed: int = 0) -> 
                 step,
             )
         )
-    return Trajectory(np.array(losses), tuple(states))
+    return Trajectory(np.array(losses), tuple(states), gradients=tuple(every))
 
 
-def _gradients(
-    run: TrainingRun, batch: Case, trained: Mapping[str, np.ndarray], noise: float | None, rng: np.random.Generator
-) -> tuple[float, dict[str, np.ndarray]]:
-    """Return the total loss of a batch and its gradient by everything that is trained."""
+def _before_update(run: TrainingRun, batch: Case, trained: Mapping[str, np.ndarray]) -> Truth:
+    """Return the truth of a batch with everything as it is trained by then."""
     start = Truth(dataclasses.replace(run.start, diffraction=batch.diffraction, offsets_px=batch.offsets_px))
     constants = start.constants
     parts = trained.get(PROBE_PARTS)
-    here = Truth(
+    return Truth(
         start.case,
         Constants(
             weights={name: trained[name] for name in constants.weights},
@@ -151,12 +162,13 @@ def _gradients(
             log_scale=float(trained.get(LOG_SCALE, constants.log_scale)),
         ),
     )
-    if noise is not None:
-        found = noisy_run(here, lambda array: moved(array, rng, noise))
-        return found.losses["total"], dict(found.gradients)
-    gradients = dict(here.gradients.constants)
+
+
+def _gradients(here: Truth, branches: Mapping[str, np.ndarray] | None) -> Mapping[str, np.ndarray]:
+    """Return the gradient of the total loss by everything that can be trained."""
+    gradients = dict(here.gradients_on(branches).constants)
     probe = gradients.pop("probe")
-    return here.losses["total"], gradients | {PROBE_PARTS: np.stack([probe.real, probe.imag])}
+    return gradients | {PROBE_PARTS: np.stack([probe.real, probe.imag])}
 
 
 def largest_errors(found: Trajectory, truth: Trajectory, before: Mapping[str, np.ndarray]) -> dict[str, Errors]:

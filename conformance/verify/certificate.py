@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from conformance.judge.measure import LOSS, NETWORK_CLAUSES
-from conformance.judge.rules import Errors, Verdict
+from conformance.judge.rules import Verdict
 from conformance.provenance.digest import file_digest, numerical_digest, spec_digest
 from conformance.provenance.evidence import now_utc
 from conformance.provenance.json_files import finite, write_json, write_text
 from conformance.provenance.machine import device_name, driver, versions
 from conformance.report.page import colour_map, render
+from conformance.report.results import written_errors
 from conformance.session.bench import CaseReport
 from conformance.spec.loader import check_schema
 from conformance.verify.recorded import STITCHED, Recorded
@@ -101,8 +102,8 @@ def _margin(verdict: Verdict) -> dict[str, Any]:
     return {
         "share": finite(verdict.share),
         "passed": verdict.passed,
-        "errors": _errors(verdict.candidate),
-        "budget": _errors(verdict.budget),
+        "errors": written_errors(verdict.candidate),
+        "budget": written_errors(verdict.budget),
     }
 
 
@@ -112,12 +113,8 @@ def _recorded(each: Recorded) -> dict[str, Any]:
         "shape": list(each.given.shape),
         "converted": _margin(each.converted),
         "reference": _margin(each.reference),
-        "converted_errors": _errors(each.own),
+        "converted_errors": written_errors(each.own),
     }
-
-
-def _errors(errors: Errors) -> dict[str, float | None]:
-    return {"e": finite(errors.e), "m": finite(errors.m)}
 
 
 def write_certificate(directory: Path, found: Verification) -> tuple[Path, Path]:

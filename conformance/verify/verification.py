@@ -23,6 +23,7 @@ from conformance.progress import Progress
 from conformance.recordings.calibrate import RUNS
 from conformance.session.bench import CANDIDATE_ERRORS, Bench, CaseReport, Planned
 from conformance.subjects.torch import CheckpointSubject
+from conformance.suite import DTYPES
 from conformance.verify.predictions import Predictions, read_predictions, scan_amplitude
 from conformance.verify.recorded import Recorded, judge_recorded, runs_of_the_oracle
 from ptycho_tf_bridge import backend
@@ -32,8 +33,6 @@ from ptycho_tf_bridge.weights import tensorflow_shapes, to_tensorflow
 from ptycho_torch.data.scan import open_scan
 from ptycho_torch.train import PtychoPINN
 from ptycho_torch.training.checkpoint import Checkpoint, read_checkpoint
-
-DTYPES = ("float64", "float32")
 
 _TRAINING_ALONE = ("intensity_scale_trainable", "probe_trainable")
 """Settings that change nothing until the model is trained further."""
@@ -106,8 +105,7 @@ class Verification:
                 )
         for report in self.reports:
             if not report.passed:
-                what = report.failed[0].explain() if report.failed else "a waiver does not hold"
-                return self._failure(f"every stage alone holds, and {what}", report)
+                return self._failure(f"every stage alone holds, and {report.failed[0].explain()}", report)
         if self.differences:
             return f"The model converted from {name} is NOT the archived one: {'; '.join(self.differences)}."
         for each in self.recorded:

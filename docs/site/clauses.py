@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-_POLICIES = ("release_policy", "merge_policy", "waivers")
+_POLICIES = ("release_policy", "merge_policy")
 _PAGES = {
     name: f"{name}.md" for name in ("stages", "data_contracts", "configuration", "divergences", "reference_defects")
 }
@@ -55,7 +55,7 @@ def pages(specs: Path) -> dict[str, str]:
             *_part("Clauses", _clauses(defects["defects"])),
         ],
         "policies.md": [
-            *_head("release_policy", "Policies and waivers", "What a release and a merge have to show."),
+            *_head("release_policy", "Policies", "What a release and a merge have to show."),
             *(line for name in _POLICIES for line in _part(f"{name}.yaml", _file(name))),
         ],
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -19,17 +18,15 @@ ENTRIES = {
 
 
 def test_every_clause_has_a_test_and_every_test_a_clause(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "conformance", "clauses", "--json"]
+    command = [sys.executable, "-m", "conformance", "clauses"]
     # From elsewhere, as after an installation.
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     result = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert result.returncode == 0, result.stderr
-    listed = {entry["id"]: entry["tests"] for entry in json.loads(result.stdout)}
-    assert listed.keys() == catalogue().keys()
-    assert any("merged-FORWARD-FORCED-n64_g2_base" in test for test in listed["FORWARD-FORCED"])
-    assert any("BATCH-01" in test for test in listed["BATCH-01"])
+    lines = [line for line in result.stdout.splitlines() if not line.startswith(" ")]
+    assert [line.partition("  ")[0] for line in lines] == [*catalogue()]
 
 
 @pytest.mark.parity_clause("SPEC")
@@ -38,6 +35,8 @@ def test_a_test_of_the_repository_counts_for_its_clause() -> None:
     found = collect()
     assert found["test_clauses.py::test_a_test_of_the_repository_counts_for_its_clause"] == ("SPEC",)
     assert not any(test.startswith("test_clauses.py::test_one_clause_is_shown_whole") for test in found)
+    assert any("merged-FORWARD-FORCED-n64_g2_base" in test for test in found if "FORWARD-FORCED" in found[test])
+    assert any("BATCH-01" in test for test in found if "BATCH-01" in found[test])
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import pytest
 from conformance.cases.case import Case, ForcedRun, FreeRun
 from conformance.cases.draws import GRAPHS, draw_case
 from conformance.judge import measure as parity
+from conformance.judge.causes import fed_with_truth, ranked_stages
 from conformance.judge.measure import (
     BACKWARD_FORCED,
     BACKWARD_FREE,
@@ -31,7 +32,6 @@ from conformance.judge.measure import (
     Measurement,
     Quantity,
     envelope,
-    first_failing_stage,
     judge,
     stage_clauses,
     worst,
@@ -262,7 +262,7 @@ def test_a_kink_crossed_counts_by_the_distance_of_the_truth(measurement: Measure
         array[tuple(closed)] = 1e-9
         return array
 
-    distance = truth.oracle.margin(stage, inputs, opened(truth.stages[stage]) > 0, truth.constants)
+    distance = truth.oracle.node(stage).margin(inputs, opened(truth.stages[stage]) > 0, truth.constants)
     assert distance > 1e-6
     for where, clause in (("free", FORWARD_FREE), ("forced", FORWARD_FORCED)):
         found = measured_with(measurement, "float64", where, "stages", stage, value=opened)
@@ -459,7 +459,9 @@ def named_by(*failing: Key) -> str | None:
     verdicts = {
         key: Verdict(*key, None, Errors(2.0 if key in failing else 0.0, 0.0), Errors(1.0, 1.0)) for key in measured
     }
-    return first_failing_stage(verdicts, measured)
+    stage_of = {key: each.stage for key, each in measured.items()}
+    inputs = dict(zip(stages, ((), *((stage,) for stage in stages)), strict=False))
+    return next(ranked_stages(fed_with_truth(verdicts), stage_of, inputs), None)
 
 
 def test_the_first_failing_stage_is_the_earliest_forward_then_the_losses_then_backward() -> None:
@@ -483,8 +485,5 @@ def test_the_worst_verdict_used_most_of_its_budget() -> None:
     found = worst(verdicts)
     assert found is not None
     assert found.stage == "b"
-    only = worst(verdicts, [FORWARD_FREE])
-    assert only is not None
-    assert only.stage == "a"
     missing = {**verdicts, (LOSS, "c"): Verdict(LOSS, "c", None, NONE, Errors(1.0, 1.0), "missing")}
     assert worst(missing) == missing[LOSS, "c"]

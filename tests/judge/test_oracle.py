@@ -353,9 +353,11 @@ def _slope_errors(case: Drawn, step: float = 1e-8) -> dict[str, float]:
     found, constants = case.backward(), case.constants
     moves = {name: rng.normal(size=array.shape) * oracle_stages.rms(array) for name, array in constants.weights.items()}
     probe_move, input_move = _like(rng, constants.probe), _like(rng, case.network_input)
-    by_input = case.oracle.pullback(
-        "normalized_input", [case.network_input], found.cotangents["normalized_input"], constants
-    ).inputs[0]
+    by_input = (
+        case.oracle.node("normalized_input")
+        .pullback([case.network_input], found.cotangents["normalized_input"], constants)
+        .inputs[0]
+    )
 
     def network(t: float) -> float:
         weights = {name: array + t * moves[name] for name, array in constants.weights.items()}
@@ -429,12 +431,12 @@ def _stage_slope_error(case: Drawn, stage: str, rng: np.random.Generator, step: 
             constants.probe + t * probe_move,
             constants.log_scale + t,
         )
-        ends.append(oracle.evaluate(stage, inputs, moved))
-        branches.append(oracle.branch(stage, inputs, ends[-1]))
+        ends.append(oracle.node(stage).evaluate(inputs, moved))
+        branches.append(oracle.node(stage).branch(inputs, ends[-1]))
     if branches[0] is not None:
         # Where the piece changes between the two ends there is no derivative to compare.
         cotangent *= branches[0] == branches[1]
-    pulled = oracle.pullback(stage, fed, cotangent, constants)
+    pulled = oracle.node(stage).pullback(fed, cotangent, constants)
     assert [array.shape for array in pulled.inputs] == [array.shape for array in fed], stage
     constant_moves = {**weight_moves, "probe": probe_move, "log_scale": np.ones(())}
     slope = sum(inner(g, m) for g, m in zip(pulled.inputs, moves, strict=True))
@@ -462,9 +464,9 @@ def test_linear_stages_satisfy_the_adjoint_identity(base: Drawn) -> None:
             continue
         checked.add(kind)
         inputs, cotangent = [_like(rng, array) for array in base.fed(stage)], _like(rng, base.values[stage])
-        offset = base.oracle.evaluate(stage, [np.zeros_like(array) for array in inputs], base.constants)
-        forward = inner(cotangent, base.oracle.evaluate(stage, inputs, base.constants) - offset)
-        pulled = base.oracle.pullback(stage, inputs, cotangent, base.constants).inputs
+        offset = base.oracle.node(stage).evaluate([np.zeros_like(array) for array in inputs], base.constants)
+        forward = inner(cotangent, base.oracle.node(stage).evaluate(inputs, base.constants) - offset)
+        pulled = base.oracle.node(stage).pullback(inputs, cotangent, base.constants).inputs
         backward = sum(inner(array, moved) for array, moved in zip(pulled, inputs, strict=True))
         size = np.linalg.norm(cotangent) * np.linalg.norm(base.values[stage])
         assert abs(forward - backward) < 1e-13 * size, stage
@@ -508,7 +510,7 @@ def test_chained_pullbacks_equal_backward(base: Drawn) -> None:
         cotangents[stage] = cotangents[stage] + gradient
     for stage in reversed(base.oracle.stages):
         np.testing.assert_array_equal(cotangents[stage], found.cotangents[stage])
-        pulled = base.oracle.pullback(stage, base.fed(stage), cotangents[stage], base.constants)
+        pulled = base.oracle.node(stage).pullback(base.fed(stage), cotangents[stage], base.constants)
         for name, gradient in zip(base.oracle.inputs[stage], pulled.inputs, strict=True):
             if name != "input":
                 cotangents[name] = cotangents[name] + gradient
@@ -519,7 +521,7 @@ def test_chained_pullbacks_equal_backward(base: Drawn) -> None:
 def _own_branches(case: Drawn) -> dict[str, np.ndarray]:
     branches = {"loss": case.oracle.loss_branch(case.values, case.measured)}
     for stage in case.oracle.stages:
-        branch = case.oracle.branch(stage, case.fed(stage), case.values[stage])
+        branch = case.oracle.node(stage).branch(case.fed(stage), case.values[stage])
         if branch is not None:
             branches[stage] = branch
     return branches
@@ -532,7 +534,7 @@ def test_own_branches_change_nothing_and_have_no_margin(telling: Drawn) -> None:
         np.testing.assert_array_equal((given.cotangents | given.constants)[name], gradient)
     assert telling.oracle.loss_margin(telling.values, telling.measured, branches.pop("loss")) == 0
     for stage, branch in branches.items():
-        assert telling.oracle.margin(stage, telling.fed(stage), branch, telling.constants) == 0
+        assert telling.oracle.node(stage).margin(telling.fed(stage), branch, telling.constants) == 0
 
 
 def test_piecewise_stages_are_convolutions_pools_and_the_relu_activation(drawn: Drawn) -> None:
@@ -551,7 +553,7 @@ def test_another_branch_is_used_and_its_margin_is_the_distance_to_it(base: Drawn
     other[weakest] = False
     kernel, bias = (base.constants.weights[f"{relu}.{part}"] for part in ("kernel", "bias"))
     scale = oracle_stages.rms(oracle_stages.correlate(base.fed(relu)[0], kernel) + bias)
-    margin = base.oracle.margin(relu, base.fed(relu), other, base.constants)
+    margin = base.oracle.node(relu).margin(base.fed(relu), other, base.constants)
     assert margin == pytest.approx(base.values[relu][weakest] / scale)
     changed, own = base.backward(branches | {relu: other}), base.backward()
     assert (changed.constants[f"{relu}.bias"] != own.constants[f"{relu}.bias"]).sum() == 1
@@ -560,12 +562,12 @@ def test_another_branch_is_used_and_its_margin_is_the_distance_to_it(base: Drawn
     corner = images[:, 1::2, 1::2], images[:, 1::2, ::2], images[:, ::2, 1::2], images[:, ::2, ::2]
     chosen = np.choose(branches[pool], corner)
     worst = (base.values[pool] - chosen).max() / oracle_stages.rms(images)
-    assert base.oracle.margin(pool, [images], turned, base.constants) == pytest.approx(worst)
+    assert base.oracle.node(pool).margin([images], turned, base.constants) == pytest.approx(worst)
 
 
 def test_tied_pools_choose_the_first_of_the_window(base: Drawn) -> None:
     flat = np.zeros_like(base.values["encoder.0.conv2"])
-    branch = base.oracle.branch("encoder.0.pool", [flat], base.values["encoder.0.pool"])
+    branch = base.oracle.node("encoder.0.pool").branch([flat], base.values["encoder.0.pool"])
     assert branch is not None
     assert branch.dtype == np.int8
     assert not branch.any()
@@ -586,13 +588,13 @@ def test_shapes_and_inputs_of_every_stage_are_as_announced(drawn: Drawn) -> None
     for stage in drawn.oracle.stages:
         assert set(drawn.oracle.inputs[stage]) <= known
         known.add(stage)
-        assert drawn.values[stage].shape == drawn.oracle.stage_shape(stage, 1, modes)
+        assert drawn.values[stage].shape == drawn.oracle.node(stage).shape(1, modes)
         assert drawn.values[stage].dtype in (np.float64, np.complex128)
 
 
 def test_float32_inputs_are_widened(base: Drawn) -> None:
     narrow = [array.astype(np.float32) for array in base.fed("encoder.0.conv2")]
-    assert base.oracle.evaluate("encoder.0.conv2", narrow, base.constants).dtype == np.float64
+    assert base.oracle.node("encoder.0.conv2").evaluate(narrow, base.constants).dtype == np.float64
 
 
 # ---- the corners -----------------------------------------------------------------------------------
@@ -608,7 +610,7 @@ def test_likelihood_is_finite_at_zero_and_its_logarithm_has_no_slope_there() -> 
 
 def test_zero_field_has_zero_gradient(base: Drawn) -> None:
     dark = [np.zeros_like(array) for array in base.fed("amplitude")]
-    pulled = base.oracle.pullback("amplitude", dark, np.ones((1, 64, 64, 4)), base.constants)
+    pulled = base.oracle.node("amplitude").pullback(dark, np.ones((1, 64, 64, 4)), base.constants)
     assert not pulled.inputs[0].any()
 
 
@@ -616,7 +618,7 @@ def test_odd_padding_of_a_merged_canvas_is_refused() -> None:
     with pytest.raises(ValueError, match="odd"):
         Oracle(BASE | {"offset": 5})
     # One patch alone is padded by the floor.
-    assert Oracle(BASE | {"offset": 5, "object_big": False}).stage_shape("merged", 1) == (1, 78, 78, 1)
+    assert Oracle(BASE | {"offset": 5, "object_big": False}).node("merged").shape(1) == (1, 78, 78, 1)
 
 
 @pytest.mark.parametrize("change", [{"N": 96}, {"amp_activation": "tanh"}])

@@ -63,7 +63,7 @@ BROKEN = {
     "id without its block": ("encoder.{i}.pool", {"repeat": "none"}, "{i}"),
     "id without its decoder": ("decoder_{D}.central", {"decoders": False}, "{D}"),
     "nothing for block 0": ("encoder.{i}.pool", {"inputs": ["encoder.{i-1}.pool"]}, "first_inputs"),
-    "block beyond the last": ("encoder.{i}.conv1", {"shape_torch": "B, F[i + 1]"}, "F[3]"),
+    "block beyond the last": ("encoder.{i}.conv1", {"shape_torch": "B, F[i + 1]"}, "F[i + 1]"),
 }
 
 
@@ -166,6 +166,9 @@ def test_shapes_are_integer_arithmetic(expression, shape):
         "F",
         "F[0:1]",
         "F[2]",
+        "(B, N) * 2",
+        "B, (N, N)",
+        "2**2**9",
         "F[0 - 1]",
         "B[0]",
         "N // 0",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from functools import cache
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,11 +14,13 @@ from conformance.judge.measure import Measurement
 from conformance.judge.measured import load_measured
 from conformance.judge.rules import compare
 from conformance.judge.truth import Truth
+from conformance.oracle.stages import rms
 from conformance.recordings import replay
-from conformance.recordings.bundle import RECORDINGS, Bundle, Sampled, read_bundle, rms
+from conformance.recordings.bundle import RECORDINGS, Bundle, Sampled, read_bundle
 from conformance.recordings.pieces import recorded_pieces
 from conformance.recordings.replay import TrainingTruth, reference_verdicts, train_verdicts
 from conformance.subjects import torch_training
+from conformance.training.state import TrainingRun, train_truth
 
 STAGE = "decoder_amp.outer.conv1"
 
@@ -43,12 +44,16 @@ def nearest(number: int) -> tuple[int, float]:
     return index, float(distances().flat[index])
 
 
-def with_flips(stage: str, *indices: int) -> Mapping[str, np.ndarray]:
+def flipped_pieces(stage: str, *indices: int) -> Mapping[str, np.ndarray]:
     pieces = dict(truth().own_branches)
     pieces[stage] = pieces[stage].copy()
     for index in indices:
         pieces[stage].flat[index] = ~pieces[stage].flat[index]
-    return truth().gradients_on(pieces).constants
+    return pieces
+
+
+def with_flips(stage: str, *indices: int) -> Mapping[str, np.ndarray]:
+    return truth().gradients_on(flipped_pieces(stage, *indices)).constants
 
 
 def explained(recorded: Mapping[str, np.ndarray], reach: float) -> Mapping[str, np.ndarray] | None:
@@ -113,7 +118,7 @@ def at_a_kink() -> tuple[Bundle, Measurement, int]:
     bias = whole.case.weights[f"{STAGE}.bias"].copy()
     lifted = dataclasses.replace(truth().constants, weights={**truth().constants.weights, f"{STAGE}.bias": bias + 1.0})
     # Far above the kink, the output says what stands before it.
-    bias[channel] -= truth().oracle.evaluate(STAGE, inputs, lifted).flat[index] - 1.0
+    bias[channel] -= truth().oracle.node(STAGE).evaluate(inputs, lifted).flat[index] - 1.0
     case = dataclasses.replace(whole.case, weights={**whole.case.weights, f"{STAGE}.bias": bias})
     moved = Truth(case)
     stages = {
@@ -187,15 +192,10 @@ def test_a_training_is_judged_on_the_pieces_that_its_own_network_was_on(monkeypa
     bundle = dataclasses.replace(read_bundle(RECORDINGS / "n64_g1_nopad.npz"), case=truth().case)
     expected = TrainingTruth.of(truth(), len(bundle.train_losses))
     index, _ = nearest(0)
-    before: list[Mapping[str, np.ndarray]] = []
-
-    def differentiate(step: int, here: Truth) -> tuple[float, Mapping[str, np.ndarray]]:
-        before.append(here.constants.weights)
-        return here.losses["total"], with_flips(STAGE, index) if step == 1 else here.gradients.constants
-
-    flipped = replay._train(truth(), len(bundle.train_losses), differentiate)
-    states = [SimpleNamespace(weights=weights) for weights in (*before[1:], flipped.weights)]
-    trained = SimpleNamespace(losses=flipped.losses, states=states)
+    trained = train_truth(
+        TrainingRun.repeated(truth().case, len(bundle.train_losses)),
+        branches=lambda step, here: flipped_pieces(STAGE, index) if step == 1 else here.own_branches,
+    )
     monkeypatch.setattr(torch_training, "train_torch", lambda *_: trained)
 
     def failing(subject: AsTrained) -> bool:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from conformance.checks.table import CHECKS, checked
-from conformance.judge.causes import ranked_stages
-from conformance.judge.measure import Measurement, first_failing_stage, judge
+from conformance.judge.causes import fed_with_truth, ranked_stages
+from conformance.judge.measure import Measurement, judge
 from conformance.judge.measured import load_measured
 from conformance.judge.truth import Truth
 from conformance.recordings.bundle import RECORDINGS, read_bundle
@@ -140,9 +140,9 @@ def test_a_fault_of_the_way_around_the_doublings_is_caught(recorded: Measurement
         measured = recorded.of(TorchSubject("cpu", dtype))
     verdicts = judge(measured, load_measured().gains.envelope, load_measured().limits, dtype)
     failed = [f"{clause} {stage}" for (clause, stage), verdict in verdicts.items() if not verdict.passed]
-    assert first_failing_stage(verdicts, measured) is None
     assert any(each.startswith(seen_in) for each in failed), failed
     stage_of = {key: quantity.stage for key, quantity in measured.items()}
+    assert list(ranked_stages(fed_with_truth(verdicts), stage_of, recorded.truth.oracle.inputs)) == []
     assert next(ranked_stages(verdicts, stage_of, recorded.truth.oracle.inputs)) == fault.where
 
 

@@ -42,7 +42,7 @@ def test_a_row_passes_within_its_own_budget(bench: Bench, planned: Planned, row:
 def test_contiguous_is_another_way_of_running(planned: Planned, bench: Bench) -> None:
     seen = []
     subject = ContiguousSubject("cpu")
-    network = subject._network(bench.truth(planned).case)
+    network = subject.network(bench.truth(planned).case)
     network.get_submodule("encoder.1.conv1").register_forward_hook(lambda _, inputs, out: seen.extend([inputs[0], out]))
     loaded = subject._load(bench.truth(planned).case)
     network(loaded.scaled_amplitude, loaded.offsets_px)

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from conformance.judge.waivers import parse_waivers
 from conformance.provenance.clauses import catalogue, collect
 from conformance.provenance.digest import numerical_digest, spec_digest
 from conformance.provenance.evidence import Evidence, measured_here
@@ -16,13 +15,13 @@ from conformance.provenance.json_files import sealed
 from conformance.release.gate import Decision, Input, decide
 from conformance.release.policy import Policy, Requirement, read_policy
 from conformance.report.results import OUTCOMES
+from conformance.suite import DTYPES
 
 NOW = datetime.now(UTC)
 RELEASE = read_policy("release")
 CPU, CUDA = RELEASE.devices
 STAGES = [clause for clause, entry in catalogue().items() if entry.file == "stages.yaml" and clause[0].islower()]
 STAGE = "merged"
-DTYPES = ("float64", "float32")
 STEP = "data.offsets"
 FUNCTIONS = (
     "test_spec.py::test_every_stage[n64]",
@@ -50,7 +49,6 @@ def verdict(share: float = 0.2, clause: str = "FORWARD-FREE", **change: Any) -> 
         "share": share,
         "passed": share <= 1,
         "reason": "",
-        "waived": False,
     } | change
 
 
@@ -103,7 +101,6 @@ def report(requirement: Requirement) -> dict[str, Any]:
                     "cause": "",
                     "run_to_run": 0.0,
                     "seconds": 1.0,
-                    "waivers": [],
                     "places": [],
                     "verdicts": [verdict(clause=clause) for clause in CPU.clauses[dtype]],
                 }
@@ -137,25 +134,21 @@ def measured(policy: Policy = RELEASE) -> list[Evidence]:
 def decided(
     change: Callable[[dict[str, Any]], object] = lambda _: None,
     *,
-    waivers: list[Mapping[str, Any]] | None = None,
     evidence: list[Evidence] | None = None,
     cuda: bool = True,
 ) -> Decision:
     """The decision about a release whose CPU report was changed."""
-    return decided_from([of(CPU, change), *([of(CUDA)] if cuda else [])], evidence, waivers=waivers)
+    return decided_from([of(CPU, change), *([of(CUDA)] if cuda else [])], evidence)
 
 
 def decided_from(
     inputs: Sequence[Input],
     evidence: list[Evidence] | None = None,
     policy: Policy = RELEASE,
-    *,
-    waivers: list[Mapping[str, Any]] | None = None,
 ) -> Decision:
     """The decision about reports, with all evidence if none is given."""
-    known = parse_waivers({"waivers": waivers or []})
     found = measured() if evidence is None else evidence
-    return decide(inputs, policy, found, waivers=known, now=NOW, tests=collected)
+    return decide(inputs, policy, found, now=NOW, tests=collected)
 
 
 def whole_report(requirement: Requirement) -> dict[str, Any]:

@@ -155,6 +155,7 @@ def expected_to_be_kept(setting: Setting, value: Any, route: str) -> bool:
 # ------------------------------------------------------------------------------------------------- there and back
 
 
+@pytest.mark.parity_clause("CONFIG-08")
 @pytest.mark.parametrize("route", ROUTES)
 @EXAMPLES
 @given(settings=any_settings())

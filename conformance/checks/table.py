@@ -142,13 +142,8 @@ CHECKS: Mapping[str, Check] = {
         Check("forward.autocast", ("FORWARD-FORCED",), light.autocast),
         Check("forward.target", ("REF-04", "LOSS"), target.known_object),
         Check("optimiser.masked_loss", (*OPTIMISER, "BATCH-05", "LOSS"), masked_loss.masked_loss, TRAINING),
-        Check("optimiser.updates", (*OPTIMISER, "TRAIN-STATE"), optimiser.updates, TRAINING),
         Check("optimiser.clipping", (*OPTIMISER, "TRAIN-STATE"), optimiser.clipping, TRAINING),
-        Check("optimiser.plateau", (*OPTIMISER, "TRAIN-RATE"), optimiser.plateau_rule, TRAINING),
-        Check("optimiser.schedules", (*OPTIMISER, "TRAIN-RATE"), optimiser.schedules, TRAINING),
-        Check("optimiser.stopping", (*OPTIMISER, "TRAIN-STOP"), optimiser.stopping, TRAINING),
         Check("optimiser.epoch_loss", OPTIMISER, optimiser.epoch_loss, TRAINING),
-        Check("optimiser.training", (*OPTIMISER, "TRAIN-STATE"), optimiser.training, TRAINING),
         Check("optimiser.initial_weights", ("RUN-01",), optimiser.initial_weights, TRAINING),
     )
 }

@@ -17,10 +17,9 @@ from ptycho_tf_bridge import config, config_export, export, migrate, weights
 from ptycho_tf_bridge.archives import archive, keras_graph, stored_model
 from ptycho_tf_bridge.layout import Layout
 from ptycho_tf_bridge.weights import WeightEntry
-from ptycho_torch import dset_loader_pt_mmap, helper, losses, model, optim, train
+from ptycho_torch import dset_loader_pt_mmap, helper, losses, model, train
 from ptycho_torch.config_params import LossWeights, ModelSettings, NetworkSettings, Settings, TrainingSettings
 from ptycho_torch.data import grouping, memory_map, probe
-from ptycho_torch.optim import KerasPlateau
 from ptycho_torch.reconstruction import reassembly
 from ptycho_torch.train import PtychoPINN
 from ptycho_torch.training import lightning_module
@@ -113,10 +112,6 @@ def _real_part_alone(images: Tensor) -> Tensor:
     return images.real.diff(dim=-2).square().sum() + images.real.diff(dim=-1).square().sum()
 
 
-def _adam(parameters: Iterable[Tensor], lr: float, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=lr, betas=betas, eps=eps)
-
-
 def _clip_as_torch(parameters: Iterable[Tensor], limit: float, algorithm: str = "norm") -> None:
     clip = torch.nn.utils.clip_grad_norm_ if algorithm == "norm" else torch.nn.utils.clip_grad_value_
     clip(list(parameters), limit)
@@ -124,27 +119,6 @@ def _clip_as_torch(parameters: Iterable[Tensor], limit: float, algorithm: str = 
 
 def _clip_alone(original: Body) -> Body:
     return lambda parameters, *given: [original([parameter], *given) for parameter in parameters] and None
-
-
-def _plateau_as_if(name: str, seen: Callable[[KerasPlateau], float]) -> Callable[[Body], Body]:
-    """Let the schedule see another setting than it has, while it decides."""
-
-    def build(original: Body) -> Body:
-        def step(self: KerasPlateau, loss: float) -> None:
-            own = getattr(self, name)
-            setattr(self, name, seen(self))
-            original(self, loss)
-            setattr(self, name, own)
-
-        return step
-
-    return build
-
-
-def _stopping_with(patience: int = 0, **changed: Any) -> Callable[[Any], Any]:
-    return lambda original: (
-        lambda monitor, **named: original(monitor, **{**named, **changed, "patience": named["patience"] + patience})
-    )
 
 
 _KERNEL, _VECTOR, _OFFSETS, _FLAT = map(_named, ("kernel", "vector", "offsets", "flat"))
@@ -379,9 +353,6 @@ OUTSIDE: tuple[Fault, ...] = (
         "total_loss",
         argument(4, lambda each: dataclasses.replace(each, mae_weight=each.nll_weight)),
     ),
-    Fault("Adam's ε form", "optimiser.updates", optim, "KerasAdam", instead(_adam)),
-    Fault("ε of 1e-8", "optimiser.updates", optim, "KerasAdam", with_named(eps=1e-8)),
-    Fault("β exchanged", "optimiser.updates", optim, "KerasAdam", with_named(betas=(0.999, 0.9))),
     Fault(
         "clipping as PyTorch does it", "optimiser.clipping", lightning_module, "clip_gradients", instead(_clip_as_torch)
     ),
@@ -392,38 +363,6 @@ OUTSIDE: tuple[Fault, ...] = (
         lightning_module,
         "clip_gradients",
         lambda original: lambda parameters, limit, algorithm="norm": original(parameters, limit, "value"),
-    ),
-    Fault(
-        "clipping never called",
-        "optimiser.training",
-        PtychoPINN,
-        "configure_gradient_clipping",
-        instead(lambda self, *_, **__: None),
-    ),
-    Fault(
-        "patience as PyTorch counts it",
-        "optimiser.plateau",
-        KerasPlateau,
-        "step",
-        _plateau_as_if("patience", lambda plateau: plateau.patience + 1),
-    ),
-    Fault("threshold ignored", "optimiser.plateau", KerasPlateau, "step", _plateau_as_if("threshold", lambda _: 0.0)),
-    Fault(
-        "relative threshold",
-        "optimiser.plateau",
-        KerasPlateau,
-        "step",
-        _plateau_as_if(
-            "threshold", lambda plateau: plateau.threshold * plateau.best if math.isfinite(plateau.best) else 0.0
-        ),
-    ),
-    Fault("lowest rate ignored", "optimiser.plateau", KerasPlateau, "step", _plateau_as_if("min_lr", lambda _: 0.0)),
-    Fault(
-        "schedule never stepped", "optimiser.schedules", PtychoPINN, "on_train_epoch_end", instead(lambda self: None)
-    ),
-    Fault("stopped one epoch late", "optimiser.stopping", train, "EarlyStopping", _stopping_with(patience=1)),
-    Fault(
-        "small improvements do not count", "optimiser.stopping", train, "EarlyStopping", _stopping_with(min_delta=1e-2)
     ),
     Fault(
         "interrupted validation counts",

@@ -7,6 +7,9 @@ import io
 import json
 import math
 import pickle
+import shutil
+import tempfile
+import weakref
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +23,6 @@ from conformance.checks.archive_files import Stored, draw_stored
 from conformance.checks.archives import OLD, TODAY, saved_parameters
 from conformance.checks.bridge import as_torch, stages_in_order
 from conformance.checks.conversion import COUNTS, held_by, migrated, of_network
-from conformance.checks.scans import folder_of
 from conformance.checks.translation import ROWS, every_setting, texts
 from conformance.judge.agreement import FLOAT64, Arrays, Compared
 from conformance.oracle.network import Constants, Oracle
@@ -81,7 +83,8 @@ class Exported:
     """Checkpoints of two networks on disk, and the archives that they became."""
 
     def __init__(self) -> None:
-        self.folder = folder_of(self)
+        self.folder = Path(tempfile.mkdtemp(prefix="conformance-"))
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.runs = _runs()
         self.settings = Settings().override(
             of_network(TODAY) | {"nphotons": COUNTS, "max_epochs": 7, "batch_size": 8, "nll_weight": 0.4,

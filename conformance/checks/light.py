@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance.checks.scans import FLOAT32
-from conformance.judge.agreement import FLOAT64, Compared
+from conformance.judge.agreement import FLOAT32, FLOAT64, Compared
 from conformance.oracle import operations as oracle_operations
 from conformance.oracle.operations import disk_mask
 

@@ -34,7 +34,7 @@ class Check:
     """One check.
 
     Attributes:
-        id: area and name, ``data.offsets``; the id of its test. Areas are ``configuration``, ``bridge``, ``data``,
+        id: area and name, ``data.path``; the id of its test. Areas are ``configuration``, ``bridge``, ``data``,
             ``forward`` and ``optimiser``.
         clauses: ids of the clauses that it judges.
         run: returns what is expected and what is found.
@@ -130,11 +130,10 @@ CHECKS: Mapping[str, Check] = {
         Check("bridge.converted", ARCHIVE, conversion.converted, ("lightning",)),
         Check("bridge.exported", ARCHIVE, export.exported_archives, ("h5py",)),
         Check("bridge.round_trip", ARCHIVE, export.round_trip, ("h5py", "lightning")),
-        Check("data.groups", (*DATA, "GROUP-02", "REF-08"), data.groups, ("tensordict",)),
-        Check("data.offsets", (*DATA, "GROUP-03"), data.offsets, ("tensordict",)),
-        Check("data.scale", (*DATA, "GROUP-04"), data.scale, ("tensordict",)),
-        Check("data.probe", (*DATA, "PROBE-01"), data.probe, ("tensordict",)),
         Check("data.samplers", (*DATA, "GROUP-02", "REF-08"), data.samplers),
+        Check(
+            "data.path", (*DATA, "GROUP-02", "GROUP-03", "GROUP-04", "PROBE-01", "REF-08"), data.path, ("tensordict",)
+        ),
         Check("forward.translate", ("merged", "views"), light.translated),
         Check("forward.stitch", ("STITCH-01",), stitching.stitched),
         Check("forward.illuminate", ("exit_wave",), light.illuminated),

@@ -23,7 +23,7 @@ CPU, CUDA = RELEASE.devices
 STAGES = [clause for clause, entry in catalogue().items() if entry.file == "stages.yaml" and clause[0].islower()]
 STAGE = "merged"
 DTYPES = ("float64", "float32")
-STEP = "data.offsets"
+STEP = "data.path"
 FUNCTIONS = (
     "test_spec.py::test_every_stage[n64]",
     "test_training.py::test_state[clip]",

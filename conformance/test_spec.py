@@ -32,6 +32,11 @@ pytestmark = pytest.mark.parity_clause("SPEC")
 HERE = Path(__file__).parent
 RECORDING = HERE / "recordings" / "n64_g2_base.npz"
 
+OTHERS = (
+    NetworkSettings(n_filters_scale=1, gridsize=2, shared_amplitude_head=True),
+    NetworkSettings(n_filters_scale=1, gridsize=3, offset=3, max_position_jitter=4),
+)
+
 GRAPHS = tuple(
     NetworkSettings(
         N=N,
@@ -49,8 +54,7 @@ GRAPHS = tuple(
 
 SMALL_GRAPHS = (
     *(graph for graph in GRAPHS if graph.N == 64 and graph.gridsize == 2),
-    NetworkSettings(n_filters_scale=1, gridsize=2, shared_amplitude_head=True),
-    NetworkSettings(n_filters_scale=1, gridsize=3, offset=3, max_position_jitter=4),
+    *OTHERS,
     NetworkSettings(N=128, n_filters_scale=1),
     NetworkSettings(N=256, n_filters_scale=1),
 )
@@ -60,7 +64,12 @@ SMALL_GRAPHS = (
 def _name(settings: NetworkSettings) -> str:
     flags = (name for name in ("object_big", "probe_big", "pad_object") if getattr(settings, name))
     name = "-".join((f"n{settings.N}", f"g{settings.gridsize}", *flags))
-    return f"{name}-shared" if settings.shared_amplitude_head else name
+    others = {
+        "shared": settings.shared_amplitude_head,
+        "wide": settings.n_filters_scale > 1,
+        "o3": settings.offset == 3,
+    }
+    return "-".join((name, *(other for other, holds in others.items() if holds)))
 
 
 def test_recorded_values_are_real_or_complex_as_specified() -> None:
@@ -88,7 +97,9 @@ def test_layouts_join_the_shapes_of_both_sides(settings: NetworkSettings) -> Non
         assert torch_array.shape == stage.shape_torch(3, 2), stage.id
 
 
-@pytest.mark.parametrize("settings", GRAPHS, ids=_name)
+@pytest.mark.parametrize(
+    "settings", [*GRAPHS, *OTHERS, *(dataclasses.replace(each, n_filters_scale=2) for each in OTHERS)], ids=_name
+)
 def test_oracle_is_wired_as_specified(settings: NetworkSettings) -> None:
     oracle = Oracle(dataclasses.asdict(settings))
     stages = load_stages().expand(settings)

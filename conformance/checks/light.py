@@ -120,22 +120,6 @@ def illuminated() -> Compared:
     return Compared(expected, found, FLOAT64)
 
 
-def diffracted() -> Compared:
-    """Propagate waves of several modes, one of which is dark."""
-    import torch
-
-    from ptycho_torch import helper
-
-    rng = np.random.default_rng(11)
-    waves = draw_wave(rng, 2, 3, 2, SIDE_PX, SIDE_PX)
-    waves[1, 2] = 0
-
-    intensity = (np.abs(np.fft.fft2(waves)) ** 2 / SIDE_PX**2).sum(axis=2)
-    right = np.sqrt(np.fft.fftshift(intensity, axes=(-2, -1)))
-    found = helper.diffract(torch.from_numpy(waves)).numpy()
-    return Compared({"amplitude": right}, {"amplitude": found}, FLOAT64)
-
-
 def autocast() -> Compared:
     """Under autocast to bfloat16, what stands behind the patches is what it is without, of the same patches."""
     import torch

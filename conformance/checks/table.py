@@ -109,7 +109,6 @@ CHECKS: Mapping[str, Check] = {
     for check in (
         Check("forward.probe", ("exit_wave",), light.normalised_probes),
         Check("configuration.defaults", CONFIGURATION, configuration.defaults),
-        Check("configuration.geometry", CONFIGURATION, configuration.geometry),
         Check("configuration.intensity_scale", CONFIGURATION, configuration.intensity_scale_of_counts),
         Check("configuration.used", CONFIGURATION, configuration.used, ("lightning",)),
         Check("configuration.loss", CONFIGURATION, configuration.loss_weights),
@@ -129,7 +128,6 @@ CHECKS: Mapping[str, Check] = {
         Check("bridge.saved_models", ARCHIVE, archives.saved_models, ("google_crc32c",)),
         Check("bridge.converted", ARCHIVE, conversion.converted, ("lightning",)),
         Check("bridge.exported", ARCHIVE, export.exported_archives, ("h5py",)),
-        Check("bridge.round_trip", ARCHIVE, export.round_trip, ("h5py", "lightning")),
         Check("data.samplers", (*DATA, "GROUP-02", "REF-08"), data.samplers),
         Check(
             "data.path", (*DATA, "GROUP-02", "GROUP-03", "GROUP-04", "PROBE-01", "REF-08"), data.path, ("tensordict",)
@@ -137,7 +135,6 @@ CHECKS: Mapping[str, Check] = {
         Check("forward.translate", ("merged", "views"), light.translated),
         Check("forward.stitch", ("STITCH-01",), stitching.stitched),
         Check("forward.illuminate", ("exit_wave",), light.illuminated),
-        Check("forward.diffract", ("amplitude",), light.diffracted),
         Check("forward.autocast", ("FORWARD-FORCED",), light.autocast),
         Check("forward.target", ("REF-04", "LOSS"), target.known_object),
         Check("optimiser.masked_loss", (*OPTIMISER, "BATCH-05", "LOSS"), masked_loss.masked_loss, TRAINING),

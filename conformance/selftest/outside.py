@@ -99,11 +99,6 @@ def _disk_about_a_pixel(N: int) -> Tensor:
     return (torch.hypot(position[:, None], position) < N // 4).double()
 
 
-def _without_shift(exit_wave: Tensor) -> Tensor:
-    intensity: Tensor = torch.fft.fft2(exit_wave).abs().square().sum(dim=2) / exit_wave.shape[-1] ** 2
-    return intensity.sqrt()
-
-
 def _rounded_late(shift_px: Tensor) -> Tensor:
     return shift_px - 1e-3 * (shift_px.frac().abs() < 1e-3)
 
@@ -123,7 +118,6 @@ def _clip_alone(original: Body) -> Body:
 
 _KERNEL, _VECTOR, _OFFSETS, _FLAT = map(_named, ("kernel", "vector", "offsets", "flat"))
 _MAP = (dset_loader_pt_mmap, "open_map")
-_PADDING = property(lambda self: (self.gridsize - 1) * self.offset // 2)
 
 OUTSIDE: tuple[Fault, ...] = (
     # Configuration
@@ -141,10 +135,9 @@ OUTSIDE: tuple[Fault, ...] = (
         "__defaults__",
         _default(TrainingSettings, "adam_eps", 1e-8),
     ),
-    Fault("canvas without the jitter", "configuration.geometry", NetworkSettings, "padding_px", instead(_PADDING)),
     Fault(
         "shared head ignored",
-        "configuration.geometry",
+        "bridge.weight_shapes",
         NetworkSettings,
         "amplitude_channels",
         instead(property(lambda self: self.phase_channels)),
@@ -257,8 +250,8 @@ OUTSIDE: tuple[Fault, ...] = (
     Fault("probe transposed in conversion", "bridge.converted", migrate, "build_network", argument(2, np.transpose)),
     Fault("kernels exported transposed", "bridge.exported", export, "to_tensorflow", after(_transposed_kernels)),
     Fault(
-        "round trip through float16",
-        "bridge.round_trip",
+        "kernels through float16",
+        "bridge.converted",
         migrate,
         "to_torch",
         after(lambda each: {name: array.astype(np.float16).astype(np.float32) for name, array in each.items()}),
@@ -311,7 +304,6 @@ OUTSIDE: tuple[Fault, ...] = (
         ),
     ),
     Fault("σ squared in the blur", "forward.illuminate", helper, "smooth", argument(1, lambda sigma_px: sigma_px**2)),
-    Fault("no fftshift", "forward.diffract", helper, "diffract", instead(_without_shift)),
     Fault("whole pixels a little late", "forward.translate", helper, "shift_matrix", argument(0, _rounded_late)),
     Fault(
         "patches stitched with x for y",

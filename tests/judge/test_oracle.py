@@ -14,11 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conformance.cases.draws import GRAPHS, draw_case
+from conformance.judge.truth import Truth
 from conformance.oracle import losses as oracle_losses
 from conformance.oracle import operations as oracle_operations
 from conformance.oracle import stages as oracle_stages
-from conformance.oracle.network import Constants, Gradients, Oracle, Pullback, keras_adam, train
+from conformance.oracle.network import Constants, Gradients, Oracle, Pullback, keras_adam
+from conformance.recordings.bundle import read_bundle
 from conformance.recordings.operations import OPERATIONS, Operation
+from conformance.training.state import TrainingRun, train_truth
 
 ROOT = Path(__file__).resolve().parents[2]
 EMBEDDED = ROOT / "conformance" / "recordings"
@@ -117,12 +121,10 @@ def test_the_recorded_truth_multiplies_by_the_scale_in_float64(recording: Arrays
 
 
 def test_training_follows_the_recorded_losses() -> None:
-    recorded = _load(EMBEDDED / "n64_g2_base.npz")
-    config, network_input, constants = _recorded_case(recorded)
-    found = train(config, network_input, constants, network_input, _loss_weights(config), steps=3)
+    recorded = read_bundle(EMBEDDED / "n64_g2_base.npz")
+    found = train_truth(TrainingRun.repeated(recorded.case, 3))
     # The reference trains in float32; found: 2e-7.
-    np.testing.assert_allclose(found.losses, recorded["train/loss"], rtol=1e-6)
-    assert {name: array.shape for name, array in found.weights.items()} == Oracle(config).weight_shapes
+    np.testing.assert_allclose(found.losses, recorded.train_losses, rtol=1e-6)
 
 
 def _images(array: np.ndarray) -> np.ndarray:
@@ -606,13 +608,12 @@ def test_keras_adam_adds_epsilon_before_the_bias_correction() -> None:
     np.testing.assert_allclose(weights["w"], expected, rtol=1e-12)
 
 
-def test_training_keeps_probe_and_scale_and_lowers_the_loss() -> None:
-    case = draw({"gridsize": 1})
-    config = BASE | {"gridsize": 1}
-    found = train(config, case.network_input, case.constants, case.measured, case.loss_weights, steps=3)
-    assert found.losses[0] == pytest.approx(case.total(case.network_input, case.constants))
-    after = dataclasses.replace(case.constants, weights=found.weights)
-    assert case.total(case.network_input, after) < found.losses[0]
+def test_training_of_weights_alone_lowers_the_loss() -> None:
+    case = draw_case(GRAPHS["n64_g1"], 0, batch=1)
+    found = train_truth(TrainingRun.repeated(case, 4))
+    assert found.losses[0] == Truth(case).losses["total"]
+    assert found.losses[3] < found.losses[0]
+    assert {name: array.shape for name, array in found.states[-1].weights.items()} == Truth(case).oracle.weight_shapes
 
 
 def test_the_oracle_imports_numpy_scipy_and_itself_alone() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,19 +12,9 @@ import pytest
 from conformance.judge.config_reads import Reads, findings, keras_reads, legacy_findings, live_reads, torch_reads
 from conformance.provenance.json_files import write_text
 from conformance.session.bench import NO_TENSORFLOW
-from conformance.spec.drift import CLAUSES, DATACLASSES, Drift, as_markdown, compare, has_legacy_names, import_reference
+from conformance.spec.drift import CLAUSES, Drift, as_markdown, compare, has_legacy_names, import_reference
 from conformance.subjects.package import identify
 from ptycho_tf_bridge import backend
-from ptycho_tf_bridge.config import (
-    KEPT,
-    from_dataclass,
-    from_legacy,
-    from_yaml,
-    to_dataclass_fields,
-    to_legacy,
-    to_tensorflow_yaml,
-)
-from ptycho_torch.config_params import Settings
 from ptycho_torch.contracts.config_schema import Setting, load_schema
 
 SCHEMA = load_schema()
@@ -130,42 +119,3 @@ def test_readers_of_the_reference_have_a_counterpart_there() -> None:
             assert setting.backend in ("", "tensorflow"), name
         elif setting.there.get("tensorflow"):
             assert setting.backend == "pytorch", f"{name} is a field that TensorFlow does not read, so say who does"
-
-
-# ------------------------------------------------------------------------------------------------- there and back
-
-
-_CHANGED = {
-    "N": 128, "gridsize": 3, "K": 9, "probe_big": False, "probe_mask": True, "probe_scale": 2.5, "offset": 3,
-    "max_position_jitter": 6, "max_epochs": 7, "batch_size": 8, "nll_weight": 0.5, "mae_weight": 0.25, "nphotons": 1e6,
-    "optimizer": "adamw", "weight_decay": 0.01, "loss_function": "MAE", "amp_activation": "swish", "run_name": "one",
-}  # fmt: skip
-
-
-@pytest.mark.parity_clause("CONFIG-08")
-@pytest.mark.parametrize("route", ["yaml", "legacy", "dataclass"])
-def test_settings_come_back(route: str, tmp_path: Path) -> None:
-    """What is kept on the way to the reference is the same after the way back, and the rest has a reason."""
-    settings = Settings().override(_CHANGED)
-    if route == "legacy":
-        dictionary, report = to_legacy(settings)
-        back = from_legacy(dictionary)
-    elif route == "dataclass":
-        sections, report = to_dataclass_fields(settings)
-        back = from_dataclass(
-            *(dataclasses.make_dataclass(DATACLASSES[name], fields)(**fields) for name, fields in sections.items())
-        )
-    else:
-        text, report = to_tensorflow_yaml(settings)
-        (tmp_path / "reference.yaml").write_text(text, encoding="utf-8")
-        back = from_yaml(tmp_path / "reference.yaml")
-    assert [finding.field_here for finding in report] == list(SCHEMA.settings)
-    kept = {finding.field_here for finding in report if finding.change in KEPT}
-    assert kept >= {name for name in _CHANGED if name in ("N", "gridsize", "K", "loss_function", "max_epochs")}
-    for finding in report:
-        before, after = (_value(each, finding.field_here) for each in (settings, back.settings))
-        assert before == after if finding.change in KEPT else finding.reason, finding
-
-
-def _value(settings: Settings, name: str) -> object:
-    return settings.as_dict()[SCHEMA.settings[name].owner][name]

@@ -38,7 +38,7 @@ def test_data_path_is_the_reference_s(parity_tier: str, parity_notes: list[str],
         path = tmp_path / f"scan_{seed}.npz"
         np.savez(path, **draw_scan(rng, M=M, N=N))  # type: ignore[arg-type]
         settings = draw_settings(rng, M=M, N=N)
-        found = list(differences(path, settings))
+        found = differences(path, settings)
         assert not found, f"seed {seed}, {settings}: {'; '.join(found)}"
     parity_notes.append(f"data path: {DRAWS[parity_tier]} drawn scans, the reference's groups, offsets and input")
 
@@ -51,7 +51,7 @@ def test_real_scans_go_the_reference_s_way() -> None:
         settings = DataSettings(
             N=64, gridsize=gridsize, K=gridsize**2 + 2, group_sampler="reference", n_groups=n_groups, group_seed=seed
         )
-        found = list(differences(scan, settings))
+        found = differences(scan, settings)
         assert not found, "; ".join(found)
 
 

@@ -19,16 +19,13 @@ import torch
 from conformance.cases.draws import draw_case
 from conformance.provenance.clauses import catalogue
 from conformance.spec.divergences import load_divergences, missing_tests
-from ptycho_tf_bridge.weights import tensorflow_shapes
 from ptycho_torch import helper, losses
 from ptycho_torch.commands.settings_options import add_setting_flags, settings_from
-from ptycho_torch.config_params import DataSettings, ModelSettings, NetworkSettings
-from ptycho_torch.data.grouping import group_scan
-from ptycho_torch.data.probe import default_probe, disk_mask, normalise_probe
+from ptycho_torch.config_params import NetworkSettings
+from ptycho_torch.data.probe import disk_mask, normalise_probe
 from ptycho_torch.evaluate import compare, score
 from ptycho_torch.model import PtychoNet
 from ptycho_torch.reconstruction.alignment import Alignment
-from ptycho_torch.reconstruction.reassembly import stitch_patches
 
 HERE = Path(__file__).parent
 SETTINGS = NetworkSettings(N=64, gridsize=2, n_filters_scale=1, intensity_scale=30.0)
@@ -89,18 +86,6 @@ def test_patches_lie_at_their_positions_on_the_canvas() -> None:
     torch.testing.assert_close(found, torch.full((2,), 42.0, dtype=torch.float64), rtol=0, atol=0.5)
 
 
-@pytest.mark.parity_clause("REC-01")
-def test_stitched_patches_lie_at_their_positions() -> None:
-    """Two patches, one moved by (+4, +2): on the canvas the second lies 4 columns and 2 rows further (6)."""
-    patches = torch.zeros(2, 16, 16, dtype=torch.complex128)
-    patches[:, 8, 8] = torch.tensor([1.0, 3.0])
-    canvas = stitch_patches(patches, torch.tensor([[0.0, 0.0], [4.0, 2.0]], dtype=torch.float64), 12).abs()
-    (first,), (second,) = (
-        torch.nonzero(canvas == value).tolist() for value in (canvas[canvas > 0].min(), canvas.max())
-    )
-    assert (second[1] - first[1], second[0] - first[0]) == (4, 2)
-
-
 @pytest.mark.parity_clause("merged", "views")
 def test_translation_moves_content_along_its_offset() -> None:
     """A positive offset moves to larger x and y, and what leaves the image is gone (7, 44)."""
@@ -131,44 +116,6 @@ def test_equal_patches_make_an_even_canvas() -> None:
     assert canvas.isfinite().all()
 
 
-@pytest.mark.parity_clause("decoder_{D}.activation")
-def test_amplitude_ends_in_the_activation_that_is_set() -> None:
-    """The centre of the amplitude is a sigmoid's by default, and follows the setting (11)."""
-    assert ModelSettings().amp_activation == "sigmoid"
-    amplitude = torch.rand(1, 4, 64, 64, dtype=torch.float64)
-    seen = {}
-    for kind in ("sigmoid", "relu"):
-        network = _network(NetworkSettings(N=64, gridsize=2, n_filters_scale=1, amp_activation=kind))
-        with torch.no_grad():
-            network.get_parameter("decoder_amp.central.bias").add_(3)
-            seen[kind] = network.predict_patches(amplitude).abs()[..., 16:48, 16:48]
-    assert seen["sigmoid"].max() < 1
-    assert seen["relu"].max() > 1
-
-
-@pytest.mark.parity_clause("decoder_{D}.output")
-def test_the_outer_path_leaves_the_centre_alone() -> None:
-    """A bias on the outer head changes the border and nothing else (12)."""
-    network, amplitude = _network(), torch.rand(1, 4, 64, 64, dtype=torch.float64)
-    with torch.no_grad():
-        before = network.predict_patches(amplitude)
-        network.get_parameter("decoder_amp.outer.head.bias").add_(1)
-        after = network.predict_patches(amplitude)
-    changed = (after != before).any(1)[0]
-    assert not changed[16:48, 16:48].any()
-    assert changed[:16].all()
-
-
-@pytest.mark.parity_clause("decoder_{D}.outer.conv1", "decoder_{D}.central")
-def test_weights_have_the_shapes_of_the_reference() -> None:
-    """The outer path takes the last four channels, and is 2048 / N channels wide for each of the scale (13, 14)."""
-    for N, width in ((64, 64), (128, 32), (256, 16)):
-        shapes = tensorflow_shapes(NetworkSettings(N=N, gridsize=2, n_filters_scale=2))
-        assert shapes["decoder_amp.central.kernel"] == (3, 3, 60, 4)
-        assert shapes["decoder_phase.outer.conv1.kernel"] == (3, 3, 4, width)
-        assert shapes["decoder_phase.outer.conv2.kernel"] == (3, 3, width, width)
-
-
 @pytest.mark.parity_clause("exit_wave")
 def test_training_lights_the_object_with_the_normalised_probe() -> None:
     """A probe of any strength becomes mean|disk·probe| = 1 / probe_scale, once, and lights as it is (17, 18)."""
@@ -185,32 +132,6 @@ def test_training_lights_the_object_with_the_normalised_probe() -> None:
         torch.testing.assert_close(own, normalise_probe(probe, 4.0).to(own.dtype))
         views = torch.ones(1, 1, 64, 64, dtype=own.dtype)
         torch.testing.assert_close(network.exit_wave(views, network.probe)[0, 0, 0], own)
-
-
-@pytest.mark.parity_clause("exit_wave")
-def test_the_probe_mask_is_a_hard_disk_and_off_by_default() -> None:
-    """The mask is 0 or 1, of radius N/4, and nobody gets it who did not ask (19)."""
-    assert not ModelSettings().probe_mask
-    assert not NetworkSettings().probe_mask
-    mask = disk_mask(64)
-    assert set(mask.unique().tolist()) == {0.0, 1.0}
-    axis = np.arange(64) - 31.5
-    np.testing.assert_array_equal(mask.numpy(), np.hypot(axis[:, None], axis) < 16)
-    probe = torch.ones(1, 64, 64, dtype=torch.complex128)
-    masked = _network(NetworkSettings(N=64, n_filters_scale=1, probe_mask=True), probe=probe)
-    waves = masked.exit_wave(torch.ones(1, 1, 64, 64, dtype=torch.complex128), masked.probe)
-    torch.testing.assert_close(waves[0, 0, 0].real, mask)
-
-
-@pytest.mark.parity_clause("normalized_input", "predicted_amplitude")
-def test_the_scale_divides_the_input_and_multiplies_the_output() -> None:
-    """Twice the scale halves what the network reads and doubles what it predicts; it is a parameter (24)."""
-    network = _network()
-    assert "log_scale" in dict(network.named_parameters())
-    amplitude = torch.rand(1, 4, 64, 64, dtype=torch.float64)
-    scale = math.exp(network.log_scale.item())
-    torch.testing.assert_close(network.normalized_input(amplitude, network.log_scale), amplitude / scale)
-    torch.testing.assert_close(network.predicted_amplitude(amplitude, network.log_scale), amplitude * scale)
 
 
 @pytest.mark.parity_clause("LOSS")
@@ -232,29 +153,6 @@ def test_the_loss_does_not_depend_on_the_size_of_the_batch() -> None:
         doubled = torch.cat([predicted, predicted]), torch.cat([measured, measured])
         twice = loss(doubled[0].square() if intensity else doubled[0], doubled[1])
         torch.testing.assert_close(twice, once)
-
-
-@pytest.mark.parity_clause("merged")
-def test_the_order_of_channels_means_nothing() -> None:
-    """Patches in another order, with their offsets, make the same canvas (34)."""
-    generator = torch.Generator().manual_seed(0)
-    patches = torch.randn(2, 4, 64, 64, generator=generator, dtype=torch.complex128)
-    offsets = helper.relative_offsets(9 * torch.rand(2, 4, 1, 2, generator=generator, dtype=torch.float64))
-    order = torch.tensor([2, 0, 3, 1])
-    one, other = (
-        helper.merge_patches(patches, offsets, 84),
-        helper.merge_patches(patches[:, order], offsets[:, order], 84),
-    )
-    torch.testing.assert_close(other, one, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parity_clause("SCAN-06", "MAP-01", "GROUP-02")
-def test_every_position_has_its_group() -> None:
-    """Scans of different lengths have a group for each of their positions, those at the edge too (39, 59)."""
-    draw = np.random.default_rng(0)
-    for M in (9, 30, 100):
-        groups = group_scan(draw.uniform(0, 50, (M, 2)), DataSettings(N=8, gridsize=2, K=5))
-        np.testing.assert_array_equal(groups[:, 0], np.arange(M))
 
 
 @pytest.mark.parity_clause("GROUP-03")
@@ -361,9 +259,3 @@ def test_a_flat_phase_has_no_correlation() -> None:
 
 def _aligned(image: np.ndarray, truth: np.ndarray) -> Alignment:
     return compare(image, (0.0, 0.0), truth)
-
-
-@pytest.mark.parity_clause("exit_wave")
-def test_the_default_probe_is_that_of_the_reference() -> None:
-    """Without a probe the disk of the reference page is used: 376 pixels above one half at N = 64 (17)."""
-    assert int((default_probe(64) > 0.5).sum()) == 376

@@ -24,7 +24,7 @@ from conformance.oracle.training import (
 from conformance.provenance.evidence import committed_evidence
 from conformance.recordings.envelope import load_envelope, measure_envelope
 from conformance.session.bench import NO_TENSORFLOW
-from conformance.training.curves import Curve, draw_curves
+from conformance.training.curves import FIXED, Curve, draw_curves
 from conformance.training.runs import RUNS, SETTINGS, TRAINABLE, training_run
 from conformance.training.state import (
     LOG_SCALE,
@@ -245,7 +245,7 @@ PLATEAU = Plateau(factor=0.5, patience=2, threshold=1e-4, least=1e-4)
 
 
 def _curves(tier: str) -> list[Curve]:
-    return draw_curves(CURVES[tier], seed=11)
+    return [*FIXED, *draw_curves(CURVES[tier], seed=11)]
 
 
 @clauses("TRAIN-RATE", PATIENCES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -11,9 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance.cases.draws import GRAPHS
 from conformance.judge.agreement import Compared
-from conformance.oracle.network import Oracle
 from conformance.oracle.operations import disk_mask
 from ptycho_torch.config_params import Settings, TrainingSettings
 from ptycho_torch.errors import ConfigError
@@ -35,31 +32,6 @@ def defaults() -> Compared:
 
 def _plain(value: Any) -> Any:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def geometry() -> Compared:
-    """Canvas, widths and heads of every graph, against the oracle's own network."""
-    expected, given = {}, {}
-    for name, settings in GRAPHS.items():
-        oracle = Oracle(dataclasses.asdict(settings))
-
-        def side(stage: str, axis: int, oracle: Oracle = oracle) -> int:
-            return oracle.node(stage).shape(1)[axis]
-
-        last = "output" if not settings.pad_object else "central"
-        numbers = {
-            "canvas_px": side("merged", 1),
-            "encoder_widths": [side(f"encoder.{i}.conv1", 3) for i in range(len(settings.encoder_widths))],
-            "decoder_widths": [side(f"decoder_amp.{i}.conv1", 3) for i in range(len(settings.decoder_widths))],
-            "phase_channels": side(f"decoder_phase.{last}", 3),
-            "amplitude_channels": side(f"decoder_amp.{last}", 3),
-        }
-        if "decoder_amp.outer.conv1" in oracle.stages:
-            numbers["outer_width"] = side("decoder_amp.outer.conv1", 3)
-        for field, number in numbers.items():
-            expected[f"{name} {field}"] = np.array(number)
-            given[f"{name} {field}"] = np.array(getattr(settings, field))
-    return Compared(expected, given)
 
 
 UNUSUAL: Mapping[str, Any] = {

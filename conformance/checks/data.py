@@ -1,21 +1,22 @@
-"""Who is in a group, offsets, normalisation and probes: from positions and patterns to what the network is given."""
+"""Who is in a group, and all the way from positions, patterns and probes to what the network is given."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
-from conformance.checks.scans import CENTRED, FLOAT32, GRID, SEED, C, K, N, Scan, mapped_scans
+from conformance.checks.light import draw_wave
 from conformance.judge.agreement import Compared
-from conformance.judge.data_parity import reference_indices
-from conformance.oracle import operations as oracle
-from conformance.oracle.data import draw_groups, neighbours, subsampled_groups
+from conformance.judge.data_parity import both_ways, draw_scan, reference_indices
+from conformance.oracle.data import subsampled_groups
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.data import grouping
 
-POINTS = 23
+N, POINTS = 16, 23
 """No multiple of anything that groups are made of."""
 
 _AROUND = DataSettings(K=6, group_seed=5)
@@ -81,84 +82,11 @@ def samplers() -> Compared:
     return Compared(expected, {name: grouping.group_scan(*each) for name, each in drawn.items()})
 
 
-def _reference_groups(positions_px: np.ndarray) -> np.ndarray:
-    """Draw the groups of a scan as the reference does (REF-08): C of the K nearest, never the point itself."""
-    return draw_groups(positions_px, gridsize=GRID, K=K, n_groups=len(positions_px), seed=SEED)
-
-
-def _nearest(positions_px: np.ndarray) -> np.ndarray:
-    """Return the K + 1 points nearest to each, (M, K + 1): itself first."""
-    return np.array([[point, *neighbours(positions_px, point, K)] for point in range(len(positions_px))])
-
-
-def _each_scan(scans: Mapping[str, Scan], positions_px: np.ndarray) -> list[np.ndarray]:
-    ends = np.cumsum([len(scan["xcoords"]) for scan in scans.values()])
-    return np.split(positions_px, ends[:-1])
-
-
-def _counted_through(points_of: Callable[[np.ndarray], np.ndarray], scans_px: Sequence[np.ndarray]) -> np.ndarray:
-    """Join what each scan gives, with its points counted on from those of the scans before."""
-    firsts = np.cumsum([0, *map(len, scans_px)])
-    return np.concatenate([points_of(each) + first for each, first in zip(scans_px, firsts, strict=False)])
-
-
-def groups() -> Compared:
-    """Group the points of two scans as the reference does, and with each point first."""
-    mapped = mapped_scans()
-    scans, found, centred = mapped.scans, mapped.tables(), mapped.tables(CENTRED)
-    # Positions have a step of their own: groups are judged by those that the map has.
-    parts = _each_scan(scans, found.positions_px)
-    right, near = _counted_through(_reference_groups, parts), _counted_through(_nearest, parts)
-    inside = (centred.members[:, :, None] == near[:, None]).any(axis=-1)
-    expected = {
-        "nn_indices": right,
-        "first of a group": np.arange(len(right)),
-        "neighbours": np.ones((len(right), C), bool),
-        "different": np.full(len(right), C),
-    }
-    given = {
-        "nn_indices": found.members,
-        "first of a group": centred.members[:, 0],
-        "neighbours": inside,
-        "different": np.array([len(set(group.tolist())) for group in centred.members]),
-    }
-
-    return Compared(expected, given)
-
-
-def offsets() -> Compared:
-    """Take positions relative to the mean of their group."""
-    mapped = mapped_scans()
-    found = mapped.tables()
-    places = found.positions_px[found.members]  # (L, C, 2)
-    layout = places.transpose(0, 2, 1)[:, None]  # (L, 1, 2, C)
-    right = oracle.relative_offsets(layout)
-    centres = places.mean(axis=1)
-
-    expected = {"coords_relative": right[:, 0].transpose(0, 2, 1)[:, :, None], "coords_center": centres[:, None, None]}
-    return Compared(expected, {"coords_relative": found.coords, "coords_center": found.centres}, FLOAT32)
-
-
-def scale() -> Compared:
-    """Normalise the amplitude of each scan."""
-    mapped = mapped_scans()
-    scans, found = mapped.scans, mapped.tables()
-    members = [found.members[found.experiment_id == number] for number in range(len(scans))]
-    patterns = [found.amplitude[rows].transpose(0, 2, 3, 1).astype(np.float64) for rows in members]
-
-    def factor(images: np.ndarray) -> float:
-        if not images.any():
-            return float("nan")
-        return float(oracle.normalise_amplitude(images, N)[images > 0][0] / images[images > 0][0])
-
-    right = np.array([factor(images) for images in patterns])
-    return Compared({"scale": right}, {"scale": found.scale}, FLOAT32)
-
-
-def probe() -> Compared:
-    """Store the probe and the good pixels of each scan."""
-    mapped = mapped_scans()
-    scans, found = mapped.scans, mapped.tables()
-    right = np.stack([scan["probeGuess"][None] for scan in scans.values()])
-    good = np.stack([~scan["bad_pixels"] for scan in scans.values()])
-    return Compared({"probe": right, "good_pixels": good}, {"probe": found.probe, "good_pixels": found.good_pixels})
+def path() -> Compared:
+    """Take two scans of different lengths, counts and probes all the way to what the network is given."""
+    rng = np.random.default_rng(11)
+    with tempfile.TemporaryDirectory() as folder:
+        for number, patterns in enumerate((24, 31)):
+            scan = draw_scan(rng, M=patterns, N=N) | {"probeGuess": draw_wave(rng, N, N).astype(np.complex64)}
+            np.savez(Path(folder) / f"scan_{number}.npz", **scan)  # type: ignore[arg-type]
+        return both_ways(Path(folder), DataSettings(N=N, K=7, group_sampler="reference", group_seed=3, nphotons=1e5))

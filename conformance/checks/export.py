@@ -7,6 +7,9 @@ import io
 import json
 import math
 import pickle
+import shutil
+import tempfile
+import weakref
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,8 +22,7 @@ import numpy as np
 from conformance.checks.archive_files import Stored, draw_stored
 from conformance.checks.archives import OLD, TODAY, saved_parameters
 from conformance.checks.bridge import as_torch, stages_in_order
-from conformance.checks.conversion import COUNTS, held_by, migrated, of_network
-from conformance.checks.scans import folder_of
+from conformance.checks.conversion import COUNTS, of_network
 from conformance.checks.translation import ROWS, every_setting, texts
 from conformance.judge.agreement import FLOAT64, Arrays, Compared
 from conformance.oracle.network import Constants, Oracle
@@ -81,7 +83,8 @@ class Exported:
     """Checkpoints of two networks on disk, and the archives that they became."""
 
     def __init__(self) -> None:
-        self.folder = folder_of(self)
+        self.folder = Path(tempfile.mkdtemp(prefix="conformance-"))
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.runs = _runs()
         self.settings = Settings().override(
             of_network(TODAY) | {"nphotons": COUNTS, "max_epochs": 7, "batch_size": 8, "nll_weight": 0.4,
@@ -277,19 +280,3 @@ def exported_archives() -> Compared:
         expected |= {f"{name}: amplitude of the patches": amplitude, f"{name}: phase of the patches": phase}
         found |= _archive_of(name, archives.archive(name), run.network)
     return Compared(expected, found, FLOAT64)
-
-
-def round_trip() -> Compared:
-    """Export, read, convert: weights, probe and scale are what they were, bit for bit, and what describes them too."""
-    from ptycho_tf_bridge.archives.archive import read_archive
-
-    archives = exported()
-    run = archives.runs["trained"]
-    network = dataclasses.replace(TODAY, intensity_scale=run.scale)
-    names = {*of_network(TODAY), "nphotons", "max_epochs", "batch_size", "nll_weight", "mae_weight", "probe_scale", "K"}
-    kept = {name: value for name, value in every_setting(archives.settings).items() if name in names}
-    kept["intensity_scale"] = run.scale
-    expected = held_by("back", run.stored, run.stored.probe, network, kept)
-    expected["back: log_scale"] = np.array(run.log_scale)
-    found = migrated("back", read_archive(archives.archive("trained"), model="diffraction_to_obj"))
-    return Compared(expected, found)

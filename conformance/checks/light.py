@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance.checks.scans import FLOAT32
-from conformance.judge.agreement import FLOAT64, Compared
+from conformance.judge.agreement import FLOAT32, FLOAT64, Compared
 from conformance.oracle import operations as oracle_operations
 from conformance.oracle.operations import disk_mask
 
@@ -106,22 +105,6 @@ def illuminated() -> Compared:
     found["real image that is not square"] = helper.smooth(torch.from_numpy(flat), SIGMAS_PX[0]).numpy()
 
     return Compared(expected, found, FLOAT64)
-
-
-def diffracted() -> Compared:
-    """Propagate waves of several modes, one of which is dark."""
-    import torch
-
-    from ptycho_torch import helper
-
-    rng = np.random.default_rng(11)
-    waves = draw_wave(rng, 2, 3, 2, SIDE_PX, SIDE_PX)
-    waves[1, 2] = 0
-
-    intensity = (np.abs(np.fft.fft2(waves)) ** 2 / SIDE_PX**2).sum(axis=2)
-    right = np.sqrt(np.fft.fftshift(intensity, axes=(-2, -1)))
-    found = helper.diffract(torch.from_numpy(waves)).numpy()
-    return Compared({"amplitude": right}, {"amplitude": found}, FLOAT64)
 
 
 def autocast() -> Compared:

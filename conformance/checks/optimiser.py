@@ -1,65 +1,21 @@
-"""Training, part by part: initial weights, updates, clipping, learning rates, its end, the loss of an epoch."""
+"""Training, part by part: initial weights, clipping, the loss of an epoch."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from conformance.judge.agreement import FLOAT64, Compared
-from conformance.oracle.network import Moments, Oracle, keras_adam
-from conformance.oracle.training import (
-    Plateau,
-    clipped,
-    epochs_before_stop,
-    exponential_rates,
-    plateau_rates,
-    warmup_cosine_rates,
-)
-from conformance.training.runs import training_run
-from conformance.training.state import TrainingRun, starting_point, train_truth
+from conformance.oracle.network import Oracle
+from conformance.oracle.training import clipped
 from ptycho_torch.config_params import NetworkSettings, Settings
 
 if TYPE_CHECKING:
     from ptycho_torch.train import PtychoPINN
-
-TRAINED = 1e-10
-"""Limit of a few updates of a whole network: that of clause TRAIN-STATE."""
-
-STEPS, SIZE, RATE = 10, 60, 1e-3
-BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-7
-
-
-def draw_gradients() -> list[np.ndarray]:
-    """Draw gradients, many of them so small that ε counts."""
-    rng = np.random.default_rng(0)
-    return [10.0 ** rng.uniform(-9, 0, SIZE) * rng.standard_normal(SIZE) for _ in range(STEPS)]
-
-
-def updates() -> Compared:
-    """Ten updates by the real optimiser, from gradients that are given."""
-    import torch
-
-    from ptycho_torch.optim import KerasAdam
-
-    start = np.random.default_rng(1).standard_normal(SIZE)
-    parameter = torch.nn.Parameter(torch.from_numpy(start.copy()))
-    optimiser = KerasAdam([parameter], lr=RATE, betas=(BETA_1, BETA_2), eps=EPSILON)
-    weights: Mapping[str, np.ndarray] = {"w": start}
-    state: Moments = {}
-    expected, given = {}, {}
-    for step, gradient in enumerate(draw_gradients(), 1):
-        weights, state = keras_adam(weights, {"w": gradient}, state, step, RATE, BETA_1, BETA_2, EPSILON)
-        parameter.grad = torch.from_numpy(gradient)
-        optimiser.step()
-        if step in (1, STEPS):
-            expected[f"change after {step}"] = weights["w"] - start
-            given[f"change after {step}"] = parameter.detach().numpy() - start
-    return Compared(expected, given, FLOAT64)
 
 
 def clipping() -> Compared:
@@ -92,84 +48,6 @@ def clipping() -> Compared:
             gradient = tensors[name].grad
             expected[key], given[key] = array, np.zeros_like(array) if gradient is None else gradient.numpy()
     return Compared(expected, given, FLOAT64)
-
-
-@cache
-def _run() -> TrainingRun:
-    run = training_run("clip_norm", batch=1)
-    return dataclasses.replace(run, batches=run.batches[:2])
-
-
-def _change(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: weights[name].astype(np.float64) - start for name, start in starting_point(_run()).items()}
-
-
-def training() -> Compared:
-    """Two updates of the network by the real Trainer, on different batches, with clipping."""
-    from conformance.subjects.torch_training import train_torch
-
-    right, found = train_truth(_run()), train_torch(_run(), dtype="float64")
-    return Compared(_change(right.states[-1].weights), _change(found.states[-1].weights), TRAINED)
-
-
-CURVES: Mapping[str, Sequence[float]] = {
-    "plateaus": (8.0, 7.0, 7.2, 7.1, 6.9, 6.95, 6.96, 6.97, 6.98, 6.91, 6.92, 6.93, *([6.8] * 7), 5.0),
-    "steps above the threshold": tuple(5 - 1.5e-4 * epoch for epoch in range(10)),
-    "steps below the threshold": tuple(1 - 1e-5 * epoch for epoch in range(8)),
-    "improvement that float32 does not see": (1.0, *([1 - 1e-4 - 1e-8] * 5), 0.9, *([0.9 - 1e-4 - 1e-8] * 5)),
-}
-"""Losses of epochs: plateaus and ties, and small steps on both sides of a threshold that is absolute."""
-
-PLATEAU = Plateau(factor=0.5, patience=2, threshold=1e-4, least=1e-4)
-
-
-def plateau_rule() -> Compared:
-    """Lower the learning rate where the loss of an epoch stays on a plateau."""
-    from conformance.subjects.torch_training import rates_of_epochs
-
-    expected = {name: np.array(plateau_rates(losses, RATE, PLATEAU)) for name, losses in CURVES.items()}
-    found = {
-        name: np.array(rates_of_epochs(losses, "ReduceLROnPlateau", rate=RATE, plateau=PLATEAU))
-        for name, losses in CURVES.items()
-    }
-    return Compared(expected, found, FLOAT64)
-
-
-def schedules() -> Compared:
-    """Take the rates of the schedules that see no loss."""
-    from conformance.subjects.torch_training import rates_of_epochs
-
-    epochs, gamma, warmup, least = 12, 0.9, 3, 0.05
-    losses = [1.0] * epochs
-    expected = {
-        "Exponential": np.array(exponential_rates(epochs, RATE, gamma)),
-        "WarmupCosine": np.array(warmup_cosine_rates(epochs, RATE, warmup, least)),
-        "Default": np.full(epochs, RATE),
-    }
-    given = {
-        "Exponential": np.array(rates_of_epochs(losses, "Exponential", rate=RATE, gamma=gamma)),
-        "WarmupCosine": np.array(rates_of_epochs(losses, "WarmupCosine", rate=RATE, warmup=warmup, least_ratio=least)),
-        "Default": np.array(rates_of_epochs(losses, "Default", rate=RATE)),
-    }
-
-    return Compared(expected, given, FLOAT64)
-
-
-def stopping() -> Compared:
-    """End training where the loss no longer improves, with several patiences."""
-    from conformance.subjects.torch_training import epochs_run
-
-    curves: tuple[Sequence[float], ...] = (
-        *CURVES.values(),
-        (3.0, 2.0, 2.5, 2.4, 2.3, 2.2, 1.0),
-        (2.0, 2.0, 2.0, 2.0),
-        (5.0, 4.0, 3.0, 2.0),
-    )
-    patiences = (1, 2, 3, 5)
-
-    expected = np.array([[epochs_before_stop(curve, patience) for patience in patiences] for curve in curves])
-    found = np.array([[epochs_run(curve, patience) for patience in patiences] for curve in curves])
-    return Compared({"epochs": expected}, {"epochs": found})
 
 
 def add_loss(module: PtychoPINN, part: str, loss: float, samples: int) -> None:

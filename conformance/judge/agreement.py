@@ -15,11 +15,14 @@ from conformance.judge.mistakes.arrays import (
     mistakes_everywhere,
     plain_mistakes,
 )
-from conformance.judge.rules import Errors, Verdict, deviation, errors
+from conformance.judge.rules import UNIT_ROUNDOFF, Errors, Verdict, deviation, errors
 from conformance.oracle.operations import wide
 
 FLOAT64 = 1e-12
 """Limit for float64 numbers: sums of some thousand terms, each rounded at 2.2e-16."""
+
+FLOAT32 = 4 * UNIT_ROUNDOFF["float32"]
+"""Limit from amplitude to normalised input, and from position to offset: float32 roundings, and one to spare."""
 
 SINGLE, DOUBLE = 2e-7, 1e-12
 """How far a mistake made in float32, or in float64, may be from the same mistake made by the oracle."""

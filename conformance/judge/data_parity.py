@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from conformance.judge.rules import UNIT_ROUNDOFF, compare
+from conformance.judge.agreement import FLOAT32, Compared, compare_arrays
 from conformance.oracle import data as oracle_data
 from conformance.oracle import operations as oracle_operations
 from conformance.oracle.data import GroupedScan, ReadScan, RefusedError
@@ -21,9 +21,6 @@ from ptycho_tf_bridge.layout import LAYOUTS
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.data.scaling import intensity_scale
 from ptycho_torch.data.scan import examine
-
-ROUNDINGS = 4
-"""Float32 roundings from amplitude to normalised input, and from position to offset, and one to spare."""
 
 
 @dataclass(frozen=True)
@@ -56,45 +53,51 @@ def decide(members: Mapping[str, np.ndarray], path: Path) -> Decision:
     return Decision(theirs, broken)
 
 
-def differences(path: Path, settings: DataSettings) -> Iterator[str]:
-    """Say where the two paths differ for a scan that both read; yield nothing if they do not.
+def both_ways(path: Path, settings: DataSettings) -> Compared:
+    """Take a scan that both paths read, or a folder of such scans, both ways.
 
     Args:
-        path: scan file.
+        path: scan file or folder.
         settings: with ``group_sampler`` "reference", whose draws are those of the reference.
     """
     from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 
-    with np.load(path, allow_pickle=False) as file:
-        scan = oracle_data.read_scan({name: file[name] for name in file.files})
-    theirs = reference_groups(scan, settings)
+    scans = []
+    for each in sorted(path.glob("*.npz")) if path.is_dir() else [path]:
+        with np.load(each, allow_pickle=False) as file:
+            scans.append(oracle_data.read_scan({name: file[name] for name in file.files}))
+    firsts = np.cumsum([0, *(len(scan.positions_px) for scan in scans)])
+    theirs = [reference_groups(scan, settings) for scan in scans]
     with tempfile.TemporaryDirectory() as folder:
         dataset = PtychoDataset(path, data_dir=folder, settings=settings)
         batch = dataset[0 : len(dataset)]
-        indices = batch.indices.numpy().astype(np.int64)
-        images = LAYOUTS["channels"].to_tensorflow(batch.images.numpy())
-        offsets = LAYOUTS["offsets"].to_tensorflow(batch.coords.numpy())
-        centres, factor = batch.centres.numpy()[:, 0, 0], float(batch.scale[0])
         nphotons = float(dataset.derived().nphotons)
-    if not np.array_equal(indices, theirs.indices):
-        yield f"groups: {np.count_nonzero(np.any(indices != theirs.indices, axis=1))} of {len(indices)} differ"
-        return
-    budget = ROUNDINGS * UNIT_ROUNDOFF["float32"]
-    for name, mine, reference in (
-        ("normalised input", images, theirs.amplitude),
-        ("offsets", offsets, theirs.offsets_px),
-        ("centres", centres, theirs.centres_px[:, 0, :, 0]),
-        ("normalisation", np.array([factor]), np.array([theirs.factor])),
-        (
-            "intensity scale",
-            np.array([intensity_scale(nphotons, settings.N)]),
-            np.array([oracle_operations.intensity_scale(nphotons, N=settings.N)]),
-        ),
-    ):
-        found = compare(mine.astype(np.float64), reference)
-        # Offsets are differences of positions; they are rounded once they are small, and not before.
-        if not found.e <= budget:
-            yield f"{name}: e = {found.e:.2e}, limit {budget:.1e}"
+        found = {
+            "groups": batch.indices.numpy().astype(np.int64),
+            "normalised input": LAYOUTS["channels"].to_tensorflow(batch.images.numpy()),
+            "offsets": LAYOUTS["offsets"].to_tensorflow(batch.coords.numpy()),
+            "centres": batch.centres.numpy()[:, 0, 0],
+            "normalisation": batch.scale.numpy().reshape(-1),
+            "intensity scale": np.array(intensity_scale(nphotons, settings.N)),
+            "probe": np.array(dataset.probes.numpy()),
+        }
+    expected = {
+        "groups": np.concatenate([each.indices + first for each, first in zip(theirs, firsts, strict=False)]),
+        "normalised input": np.concatenate([each.amplitude for each in theirs]),
+        "offsets": np.concatenate([each.offsets_px for each in theirs]),
+        "centres": np.concatenate([each.centres_px[:, 0, :, 0] for each in theirs]),
+        "normalisation": np.repeat([each.factor for each in theirs], [len(each.indices) for each in theirs]),
+        "intensity scale": np.array(oracle_operations.intensity_scale(nphotons, N=settings.N)),
+        "probe": np.stack([scan.probe[None] for scan in scans]),
+    }
+    return Compared(expected, found, FLOAT32)
+
+
+def differences(path: Path, settings: DataSettings) -> list[str]:
+    """Say where the two paths differ; nothing if they do not. Arguments as for `both_ways`."""
+    both = both_ways(path, settings)
+    verdicts = compare_arrays(both.expected, both.found, both.limit, path.stem)
+    return [verdict.explain() for verdict in verdicts.values() if not verdict.passed]
 
 
 def reference_groups(scan: ReadScan, settings: DataSettings) -> GroupedScan:

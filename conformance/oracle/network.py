@@ -33,7 +33,7 @@ from conformance.oracle.stages import (
     rms,
 )
 
-__all__ = ["Constants", "Gradients", "Oracle", "Pullback", "Training", "keras_adam", "train"]
+__all__ = ["Constants", "Gradients", "Oracle", "Pullback", "keras_adam"]
 
 AMPLITUDE_ACTIVATIONS = ("sigmoid", "swish", "softplus", "relu")
 OUTER_CHANNELS = 4
@@ -373,38 +373,3 @@ def keras_adam(
         updated[name] = wide(weight) - rate * first / (np.sqrt(second) + epsilon)
         moments[name] = first, second
     return updated, moments
-
-
-@dataclass(frozen=True)
-class Training:
-    """Some updates on one batch.
-
-    Attributes:
-        losses: (steps,), the total before each update.
-        weights: name → value after all of them.
-    """
-
-    losses: np.ndarray
-    weights: Mapping[str, np.ndarray]
-
-
-def train(
-    config: Mapping[str, object],
-    network_input: np.ndarray,
-    constants: Constants,
-    measured_amplitude: np.ndarray,
-    loss_weights: Mapping[str, float],
-    steps: int,
-    target: np.ndarray | None = None,
-    learning_rate: float = 1e-3,
-) -> Training:
-    """Update the weights ``steps`` times on one batch by Keras Adam; probe and log_scale stay as they are."""
-    oracle, totals = Oracle(config), []
-    state: Moments = {}
-    for step in range(1, steps + 1):
-        values = oracle.forward(network_input, constants)
-        totals.append(oracle.losses(values, measured_amplitude, loss_weights, target)["total"])
-        gradients = oracle.backward(values, network_input, constants, measured_amplitude, loss_weights, target=target)
-        weights, state = keras_adam(constants.weights, gradients.constants, state, step, learning_rate)
-        constants = Constants(weights, constants.offsets_px, constants.probe, constants.log_scale)
-    return Training(np.array(totals), constants.weights)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from conformance.checks.export import exported
-from conformance.checks.scans import mapped_scans
 from ptycho_tf_bridge.weights import weight_table
 
 Body = Callable[..., Any]
@@ -55,8 +54,8 @@ class Fault:
 
 
 def _forget() -> None:
-    """Empty the caches: a table, a map or an archive that was made with a mistake must not outlive it."""
-    for cached in (weight_table, mapped_scans, exported):
+    """Empty the caches: a table or an archive that was made with a mistake must not outlive it."""
+    for cached in (weight_table, exported):
         cached.cache_clear()
 
 

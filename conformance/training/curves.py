@@ -5,12 +5,23 @@ from __future__ import annotations
 import numpy as np
 
 Curve = tuple[float, ...]
-"""The loss of each epoch, every one a float32 number: Keras holds losses so."""
+"""The loss of each epoch; a drawn one is a float32 number: Keras holds losses so."""
 
 _STEPS = (0.0, 1e-7, 9.9e-5, 1e-4, 1.01e-4, 1e-3, 0.3)
 """Steps from one epoch to the next, in units of the loss: ties, and both sides of the usual threshold of 1e-4."""
 
 _SPECIAL = (np.nan, np.inf, -np.inf)
+
+FIXED: tuple[Curve, ...] = (
+    (8.0, 7.0, 7.2, 7.1, 6.9, 6.95, 6.96, 6.97, 6.98, 6.91, 6.92, 6.93, *([6.8] * 7), 5.0),
+    tuple(5 - 1.5e-4 * epoch for epoch in range(10)),
+    tuple(1 - 1e-5 * epoch for epoch in range(8)),
+    (1.0, *([1 - 1e-4 - 1e-8] * 5), 0.9, *([0.9 - 1e-4 - 1e-8] * 5)),
+    (3.0, 2.0, 2.5, 2.4, 2.3, 2.2, 1.0),
+    (2.0, 2.0, 2.0, 2.0),
+    (5.0, 4.0, 3.0, 2.0),
+)
+"""Plateaus and ties, small steps on both sides of an absolute threshold, improvements that float32 does not see."""
 
 
 def draw_curves(count: int, seed: int, epochs: int = 24) -> list[Curve]:

@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from conformance.checks.translation import ROWS
 from ptycho_tf_bridge import config, config_export, config_values
 from ptycho_tf_bridge.commands import config as command_config
 from ptycho_tf_bridge.commands.config import report_lines
@@ -155,6 +156,7 @@ def expected_to_be_kept(setting: Setting, value: Any, route: str) -> bool:
 # ------------------------------------------------------------------------------------------------- there and back
 
 
+@pytest.mark.parity_clause("CONFIG-08")
 @pytest.mark.parametrize("route", ROUTES)
 @EXAMPLES
 @given(settings=any_settings())
@@ -241,52 +243,7 @@ def test_every_field_of_the_reference_ends_in_a_setting_or_in_a_finding(field: R
 
 
 # Field there, a value of it, and what both are here: from the facts about the reference, and not from the table.
-FACTS = [
-    ("model.N", 128, "N", 128),
-    ("model.gridsize", 3, "gridsize", 3),
-    ("model.n_filters_scale", 3, "n_filters_scale", 3),
-    ("model.amp_activation", "swish", "amp_activation", "swish"),
-    ("model.object_big", False, "object_big", False),
-    ("model.probe_big", False, "probe_big", False),
-    ("model.probe_mask", True, "probe_mask", True),
-    ("model.pad_object", False, "pad_object", False),
-    ("model.probe_scale", 5.0, "probe_scale", 5.0),
-    ("model.gaussian_smoothing_sigma", 0.5, "gaussian_smoothing_sigma", 0.5),
-    ("training.batch_size", 12, "batch_size", 12),
-    ("training.nepochs", 7, "max_epochs", 7),
-    ("training.nll_weight", 0.5, "nll_weight", 0.5),
-    ("training.mae_weight", 0.25, "mae_weight", 0.25),
-    ("training.realspace_weight", 0.75, "realspace_weight", 0.75),
-    ("training.nphotons", 1e5, "nphotons", 1e5),
-    ("training.n_groups", 100, "n_groups", 100),
-    ("training.neighbor_count", 9, "K", 9),
-    ("training.sequential_sampling", True, "sequential_sampling", True),
-    ("training.enable_oversampling", True, "enable_oversampling", True),
-    ("training.neighbor_pool_size", 12, "neighbor_pool_size", 12),
-    ("training.probe_trainable", True, "probe_trainable", True),
-    ("training.torch_loss_mode", "mae", "loss_function", "MAE"),
-    ("training.gradient_clip_val", 0.7, "gradient_clip_val", 0.7),
-    ("training.gradient_clip_algorithm", "value", "gradient_clip_algorithm", "value"),
-    ("training.optimizer", "adamw", "optimizer", "adamw"),
-    ("training.weight_decay", 0.01, "weight_decay", 0.01),
-    ("training.adam_beta1", 0.8, "adam_beta1", 0.8),
-    ("training.adam_beta2", 0.99, "adam_beta2", 0.99),
-    ("training.scheduler", "Exponential", "scheduler", "Exponential"),
-    ("training.lr_warmup_epochs", 3, "lr_warmup_epochs", 3),
-    ("training.lr_min_ratio", 0.2, "lr_min_ratio", 0.2),
-    ("training.plateau_factor", 0.3, "plateau_factor", 0.3),
-    ("training.plateau_patience", 5, "plateau_patience", 5),
-    ("training.plateau_min_lr", 1e-6, "plateau_min_lr", 1e-6),
-    ("training.plateau_threshold", 0.01, "plateau_threshold", 0.01),
-    ("execution.accelerator", "gpu", "device", "cuda"),
-    ("execution.devices", "auto", "devices", -1),
-    ("execution.strategy", "ddp", "strategy", "ddp"),
-    ("execution.precision", "bf16-mixed", "precision", "bf16-mixed"),
-    ("execution.accum_steps", 2, "accumulate_grad_batches", 2),
-    ("execution.learning_rate", 2e-3, "learning_rate", 2e-3),
-    ("execution.early_stop_patience", 8, "early_stop_patience", 8),
-    ("execution.num_workers", 2, "num_workers", 2),
-]
+FACTS = [(there, said, here, value) for here, value, there, _, said in ROWS if there]
 
 
 def misread(schema: ConfigurationSchema, monkeypatch: pytest.MonkeyPatch) -> list[str]:

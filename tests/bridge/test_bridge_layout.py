@@ -40,18 +40,6 @@ def test_a_round_trip_is_bit_exact_in_both_directions(name, dtype):
     assert LAYOUTS[name].to_torch(back, channels=4).tobytes() == theirs.tobytes()
 
 
-def test_an_element_lands_where_its_axes_say():
-    b, c, row, column, m = 2, 3, 4, 5, 6
-    patch = b * 4 + c
-    arrays = {name: _numbered(shape) for name, (shape, _) in SHAPES.items()}
-    torch = {name: LAYOUTS[name].to_torch(array, channels=4) for name, array in arrays.items()}
-    assert torch["channels"][b, c, row, column] == arrays["channels"][b, row, column, c]
-    assert torch["flat"][b, c, row, column] == arrays["flat"][patch, row, column, 0]
-    assert torch["flat_modes"][b, c, m, row, column] == arrays["flat_modes"][patch, row, column, m]
-    assert torch["offsets"][b, c, 0, 1] == arrays["offsets"][b, 0, 1, c]
-    assert torch["kernel"][3, 2, 1, 0] == arrays["kernel"][1, 0, 2, 3]
-
-
 def test_a_strided_input_gives_a_copy_of_its_own():
     array = _numbered((4, 6, 5, 3)).transpose(3, 2, 1, 0)
     out = LAYOUTS["channels"].to_torch(array)

@@ -20,7 +20,6 @@ import torch
 
 from ptycho_tf_bridge.archives.archive import read_archive
 from ptycho_tf_bridge.archives.keras_file import group_name, layer_name, write_keras
-from ptycho_tf_bridge.archives.unpickle import read_pickle
 from ptycho_tf_bridge.errors import ArchiveError
 from ptycho_tf_bridge.export import export
 from ptycho_tf_bridge.migrate import build_network, convert
@@ -134,29 +133,6 @@ def test_a_trained_scale_and_probe_survive(tmp_path: Path) -> None:
     archive = read_archive(export(tmp_path / "a.ckpt", tmp_path / "wts.h5.zip").path)
     assert archive.intensity_scale == pytest.approx(12.5 * math.exp(0.125), rel=1e-6)
     assert torch.equal(build_network(archive).log_scale, log_scale)
-
-
-def test_the_archive_has_what_the_reference_reads(tmp_path: Path) -> None:
-    network = NetworkSettings(N=64, gridsize=2, n_filters_scale=1, intensity_scale=12.5, amp_activation="swish")
-    write_run(tmp_path / "a.ckpt", network)
-    export(tmp_path / "a.ckpt", tmp_path / "wts.h5.zip")
-    with zipfile.ZipFile(tmp_path / "wts.h5.zip") as file:
-        content = {name: file.read(name) for name in file.namelist()}
-    models = ["autoencoder", "diffraction_to_obj"]
-    parts = ("custom_objects.dill", "model.keras", "model.h5", "params.dill")
-    assert sorted(content) == sorted(["manifest.dill", *(f"{model}/{part}" for model in models for part in parts)])
-    assert read_pickle(content["manifest.dill"], where="") == {"models": models, "version": "1.0"}
-    # Our own pickles, which hold no code.
-    assert pickle.loads(content["autoencoder/custom_objects.dill"]) == {}
-    parameters = pickle.loads(content["autoencoder/params.dill"])
-    needed = {
-        "N", "gridsize", "offset", "max_position_jitter", "object.big", "probe.big", "pad_object", "n_filters_scale",
-        "amp_activation", "probe.mask", "probe.trainable", "intensity_scale.trainable", "gaussian_smoothing_sigma",
-        "intensity_scale", "probe", "_version",
-    }  # fmt: skip
-    assert needed <= set(parameters)
-    assert (parameters["probe"].shape, parameters["probe"].dtype) == ((64, 64, 1), np.complex64)
-    assert (parameters["N"], parameters["amp_activation"], parameters["intensity_scale"]) == (64, "swish", 12.5)
 
 
 def test_a_single_amplitude_channel_can_be_repeated(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 
 from conformance.cases.case import Case
+from conformance.recordings.bundle import read_bundle
 from conformance.subjects.keras import KerasSubject
 from conformance.training.state import TrainingRun
 from ptycho_tf_bridge import backend, keras_reference
@@ -39,43 +39,17 @@ needs_tensorflow = pytest.mark.skipif(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Recording:
-    """One bundle: the case, and samples of what the reference and the truth computed."""
-
-    case: Case
-    arrays: dict
-
-    def error(self, array, name):
-        """RMS(array − truth) / RMS(truth) at the recorded samples of ``stage/ID`` or ``grad/NAME``."""
-        truth = self.arrays[f"truth/{name}"]
-        if array.size != truth.size:
-            array = array.ravel()[self.arrays[f"index/{name}"]]
-        difference = np.abs(array.reshape(truth.shape) - truth)
-        return float(np.sqrt(np.mean(difference**2)) / self.arrays[f"rms/{name}"])
-
-    def recorded_error(self, name):
-        return self.error(self.arrays[name], name)
-
-    def names(self, kind):
-        return [key.removeprefix("rms/") for key in self.arrays if key.startswith(f"rms/{kind}/")]
+def error(bundle, array, name):
+    """RMS(array − truth) / RMS(truth) at the recorded samples of ``stage/ID`` or ``grad/NAME``."""
+    kind, _, tensor = name.partition("/")
+    truth = (bundle.truth_stages if kind == "stage" else bundle.truth_gradients)[tensor]
+    sampled = (bundle.stages if kind == "stage" else bundle.gradients)[tensor]
+    found = sampled.values if array is None else sampled.pick(array)
+    return float(np.sqrt(np.mean(np.abs(found - truth) ** 2)) / bundle.rms[name])
 
 
-def _load(path):
-    with np.load(path) as file:
-        arrays = dict(file)
-    config = json.loads(str(arrays["config"]))
-    weights = LossWeights(**{name: config.pop(name) for name in ("nll_weight", "mae_weight")})
-    case = Case(
-        name=path.stem,
-        settings=NetworkSettings(**config),
-        loss_weights=weights,
-        diffraction=arrays["input/diffraction"],
-        offsets_px=arrays["input/offsets"],
-        probe=arrays["input/probe"][None],
-        weights={k.removeprefix("weight/"): v for k, v in arrays.items() if k.startswith("weight/")},
-    )
-    return Recording(case, arrays)
+def recorded_error(bundle, name):
+    return error(bundle, None, name)
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -84,12 +58,12 @@ def recording(request):
     path = embedded if embedded.exists() else SHARED / "goldens" / f"{request.param}.npz"
     if not path.exists():
         pytest.skip(f"recording {path} is not here; set PTYCHO_SHARED to the folder that holds goldens/")
-    return _load(path)
+    return read_bundle(path)
 
 
 @pytest.fixture(scope="module")
 def base():
-    return _load(ROOT / "conformance" / "recordings" / "n64_g2_base.npz")
+    return read_bundle(ROOT / "conformance" / "recordings" / "n64_g2_base.npz")
 
 
 @pytest.fixture(scope="module")
@@ -197,33 +171,33 @@ def test_another_keras_is_refused(monkeypatch, version, runs_on, message):
 @needs_tensorflow
 def test_float64_is_the_recorded_truth(recording):
     run = KerasSubject(recording.case.settings, "float64").free(recording.case)
-    assert set(run.stages) == {name.removeprefix("stage/") for name in recording.names("stage")}
+    assert set(run.stages) == set(recording.stages)
     for stage, array in run.stages.items():
-        assert array.shape == tuple(recording.arrays[f"shape/stage/{stage}"])
+        assert array.shape == recording.stages[stage].shape
         # Measured: 3e-15 at worst over the eight recordings.
-        assert recording.error(array, f"stage/{stage}") <= 1e-13, stage
+        assert error(recording, array, f"stage/{stage}") <= 1e-13, stage
     for name, gradient in run.gradients.items():
         # Measured: 8e-13 at worst (mask_sigma), 7000 × 2⁻⁵³; float32 shows 3e-4, 5000 × 2⁻²⁴, there.
-        assert recording.error(gradient, f"grad/{name}") <= 4e-12, name
+        assert error(recording, gradient, f"grad/{name}") <= 4e-12, name
     for name, value in run.losses.items():
-        assert value == pytest.approx(float(recording.arrays[f"truth/loss/{name}"]), rel=1e-13)
+        assert value == pytest.approx(recording.truth_losses[name], rel=1e-13)
 
 
 @needs_tensorflow
 def test_float32_is_as_near_the_truth_as_the_recorded_reference(recording):
     run = KerasSubject(recording.case.settings, "float32").free(recording.case)
     for stage, array in run.stages.items():
-        assert array.dtype == recording.arrays[f"stage/{stage}"].dtype, stage
+        assert array.dtype == recording.stages[stage].values.dtype, stage
         # Four times the reference is the judge's own limit; measured: 1.5 times at worst.
-        limit = 4 * max(recording.recorded_error(f"stage/{stage}"), 2**-24)
-        assert recording.error(array, f"stage/{stage}") <= limit, stage
+        limit = 4 * max(recorded_error(recording, f"stage/{stage}"), 2**-24)
+        assert error(recording, array, f"stage/{stage}") <= limit, stage
     # One gradient's ratio is luck where a bias has few elements, so all share their worst recorded error.
-    worst = max(recording.recorded_error(name) for name in recording.names("grad"))
+    worst = max(recorded_error(recording, f"grad/{name}") for name in recording.gradients)
     for name, gradient in run.gradients.items():
-        assert recording.error(gradient, f"grad/{name}") <= 4 * worst, name
+        assert error(recording, gradient, f"grad/{name}") <= 4 * worst, name
     for name, value in run.losses.items():
         # One float32 rounding of the total is 7e-8; measured 1.3e-7 against the truth.
-        assert value == pytest.approx(float(recording.arrays[f"loss/{name}"]), rel=5e-7), name
+        assert value == pytest.approx(recording.losses[name], rel=5e-7), name
 
 
 @needs_tensorflow
@@ -232,15 +206,14 @@ def test_three_adam_steps_give_the_recorded_losses_and_weights(recording):
     training = KerasSubject(case.settings, "float32").train(TrainingRun.repeated(case, 3))
     losses, trained = training.losses, training.states[-1].weights
     # Adam divides by small second moments, so roundings grow with each step; measured 2e-6 at worst.
-    np.testing.assert_allclose(losses, recording.arrays["train/loss"], rtol=1e-5)
+    np.testing.assert_allclose(losses, recording.train_losses, rtol=1e-5)
     # Measured per recording: 8e-4 of the update on the base, up to 7e-2 (mask_sigma), where the reference's
     # own float32 rounding moves the update by 0.15.
     limit = 1e-2 if case.name == "n64_g2_base" else 0.3
     for name, array in trained.items():
-        recorded = recording.arrays[f"trained/{name}"]
-        index = recording.arrays.get(f"index/trained/{name}", np.arange(array.size))
-        update = recorded.ravel() - case.weights[name].ravel()[index]
-        difference = recorded.ravel() - array.ravel()[index]
+        recorded = recording.trained[name]
+        update = recorded.values - recorded.pick(case.weights[name])
+        difference = recorded.values - recorded.pick(array)
         assert np.sqrt(np.mean(difference**2)) <= limit * np.sqrt(np.mean(update**2)), name
 
 
@@ -263,8 +236,8 @@ def test_a_broken_weight_is_caught(base, subject32, fault):
             subject32.free(broken)
     else:
         run = subject32.free(broken)
-        assert base.error(run.stages["encoder.0.conv1"], "stage/encoder.0.conv1") <= 1e-6
-        assert base.error(run.stages["encoder.0.conv2"], "stage/encoder.0.conv2") >= 1e-2
+        assert error(base, run.stages["encoder.0.conv1"], "stage/encoder.0.conv1") <= 1e-6
+        assert error(base, run.stages["encoder.0.conv2"], "stage/encoder.0.conv2") >= 1e-2
 
 
 @needs_tensorflow

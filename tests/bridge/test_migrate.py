@@ -17,7 +17,6 @@ from ptycho_tf_bridge.archives.archive import read_archive
 from ptycho_tf_bridge.commands.cli import main
 from ptycho_tf_bridge.errors import ArchiveError
 from ptycho_tf_bridge.migrate import build_network, convert
-from ptycho_tf_bridge.weights import to_torch
 from ptycho_torch.commands import cli as torch_cli
 from ptycho_torch.commands.settings_options import read_config
 from ptycho_torch.config_params import NetworkSettings, Settings
@@ -140,18 +139,6 @@ def test_the_archive_of_the_savedmodel_era_converts(tmp_path: Path, shared: Path
 
 
 # ------------------------------------------------------------------------------------------------------ what is written
-
-
-def test_everything_is_copied_bit_for_bit(tmp_path: Path) -> None:
-    archive = read_archive(write_reference_archive(tmp_path / "wts.h5.zip", SETTINGS))
-    migration = convert(archive, tmp_path / "out")
-    content = read_checkpoint(migration.checkpoint)
-    assert content.network == SETTINGS
-    for name, array in to_torch(draw_weights(SETTINGS), SETTINGS).items():
-        assert np.array_equal(content.weights[name].numpy(), array)
-    probe = torch.view_as_complex(content.weights["probe_parts"]).numpy()
-    assert np.array_equal(probe, draw_probe(64)[None])
-    assert float(content.weights["log_scale"]) == np.float32(np.log(20.5))
 
 
 def test_settings_and_report_say_what_became_of_every_field(tmp_path: Path) -> None:

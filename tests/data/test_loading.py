@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from conformance.checks.scans import FLOAT32
-from conformance.judge.agreement import assert_agrees
+from conformance.judge.agreement import FLOAT32, assert_agrees
 from ptycho_torch.config_params import TrainingSettings
 from ptycho_torch.dset_loader_pt_mmap import GroupSampler, PtychoBatch, PtychoDataset, TensorDictDataLoader
 from ptycho_torch.training.data_module import loaders

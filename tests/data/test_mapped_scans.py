@@ -1,8 +1,7 @@
-"""Two drawn scans in a memory map: patterns, positions, preparation and batches; groups at one place; a large map."""
+"""Batches of a memory map, groups at one place, and a large map."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,26 +9,12 @@ import pytest
 
 pytest.importorskip("tensordict", reason="maps need tensordict; pip install tensordict")
 
-from conformance.checks.scans import FLOAT32, SETTINGS, C, N, Tables, joined, mapped_scans, measured
-from conformance.judge.agreement import FLOAT64, assert_agrees
+from conformance.judge.agreement import FLOAT32, FLOAT64, assert_agrees
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.data import grouping
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
-from tests.support.plain_preparation import Preparation, oriented
+from tests.support.scan_scenes import PLAIN, draw_unlike_scans, found_tables, write_scans
 
-WANTED = Preparation(frame_px=N, N=6, bins=2, centre_px=(7, 9))
-PREPARED = dataclasses.replace(
-    SETTINGS,
-    N=WANTED.N,
-    detector_bin=WANTED.bins,
-    detector_crop=True,
-    detector_centre_row_px=7,
-    detector_centre_column_px=9,
-    detector_transpose=True,
-    detector_flip="vertical",
-    positions_swap_xy=True,
-    positions_flip_x=True,
-)
 SIDE_PX, MANY = 2, 2**17 + 37
 """More patterns than a stream holds at once, and more points and groups than are computed at once."""
 
@@ -37,64 +22,23 @@ BESIDE = 4
 """On a line of points one pixel apart, moved by less than a third, the four nearest are among four on each side."""
 
 
-@pytest.mark.parity_clause("STEP-DATA", "MAP-01")
-def test_patterns_lie_in_the_map_with_bad_pixels_at_zero() -> None:
-    right = np.concatenate([measured(scan) for scan in mapped_scans().scans.values()])
-    assert_agrees({"amplitude": right}, {"amplitude": mapped_scans().tables().amplitude})
-
-
-@pytest.mark.parity_clause("STEP-DATA", "MAP-01")
-def test_corrected_positions_lie_in_the_map_as_x_and_y_in_float64() -> None:
-    scans = mapped_scans().scans
-    right = np.stack([joined(scans, "xcoords"), joined(scans, "ycoords")], axis=1)
-    assert_agrees({"positions_px": right}, {"positions_px": mapped_scans().tables().positions_px})
-
-
-@pytest.mark.parity_clause("STEP-DATA", "PREP-01", "MAP-01")
-def test_a_map_holds_prepared_frames_positions_and_probes() -> None:
-    scans, dataset = mapped_scans().scans, mapped_scans().dataset(PREPARED)
-    found = Tables.of(dataset)
-
-    def turned(images: np.ndarray) -> np.ndarray:
-        return oriented(images, transpose=True, flip="vertical")
-
-    amplitude = turned(WANTED.amplitude(np.concatenate([measured(scan) for scan in scans.values()])))
-    x_y = np.stack([joined(scans, "xcoords"), joined(scans, "ycoords")], axis=1)
-    good = [turned(WANTED.good_pixels(~scan["bad_pixels"])) for scan in scans.values()]
-    assert_agrees(
-        {
-            "amplitude": amplitude,
-            "counts": np.square(amplitude).sum(axis=(1, 2)),
-            "positions": WANTED.positions_px(x_y, swap_xy=True, flip_x=True, flip_y=False),
-            "probe": np.stack([WANTED.probe(scan["probeGuess"][None]) for scan in scans.values()]),
-            "good pixels": np.stack(good),
-        },
-        {
-            "amplitude": found.amplitude,
-            "counts": np.array(dataset.map.patterns["energy"].numpy()),
-            "positions": found.positions_px,
-            "probe": found.probe,
-            "good pixels": found.good_pixels,
-        },
-        FLOAT32,
-    )
-
-
 @pytest.mark.parity_clause("STEP-DATA", "BATCH-01", "BATCH-02", "BATCH-03", "BATCH-04", "BATCH-05")
-def test_a_batch_holds_what_the_map_has_of_its_groups() -> None:
-    table, chosen = mapped_scans().tables(), np.array([40, 3, 17, 54, 0])
-    batch = mapped_scans().dataset()[chosen]
-    rows, scan = table.members[chosen], table.experiment_id[chosen]
-    scale = table.scale[scan].astype(np.float64)
+def test_a_batch_holds_what_the_map_has_of_its_groups(tmp_path: Path) -> None:
+    scans = write_scans(tmp_path / "scans", draw_unlike_scans())
+    dataset = PtychoDataset(scans, data_dir=tmp_path / "map", settings=PLAIN)
+    table, chosen = found_tables(dataset), np.array([25, 3, 17, 32, 0])
+    batch = dataset[chosen]
+    rows, scan = table["nn_indices"][chosen], table["experiment_id"][chosen]
+    scale = table["scale"][scan].astype(np.float64)
     expected = {
-        "images": table.amplitude[rows] * scale[:, None, None, None],
-        "coords": table.coords[chosen],
+        "images": table["amplitude"][rows] * scale[:, None, None, None],
+        "coords": table["coords_relative"][chosen][:, :, None],
         "scale": scale,
-        "centres": table.centres[chosen],
+        "centres": table["centres_px"][chosen][:, None, None],
         "indices": rows,
         "experiment_ids": scan,
-        "probe": np.repeat(table.probe[scan], C, axis=1),
-        "good_pixels": table.good_pixels[scan][:, None],
+        "probe": np.repeat(table["probe"][scan][:, None], PLAIN.C, axis=1),
+        "good_pixels": table["good_pixels"][scan][:, None],
     }
     found = {name: np.asarray(getattr(batch, name).numpy(force=True)) for name in expected}
     found |= {name: found[name].astype(np.int64) for name in ("indices", "experiment_ids")}

@@ -13,8 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from conformance.checks.light import draw_wave
-from conformance.checks.scans import FLOAT32
-from conformance.judge.agreement import assert_agrees
+from conformance.judge.agreement import FLOAT32, assert_agrees
 from ptycho_torch.config_params import DataSettings, NetworkSettings
 from ptycho_torch.data.preparation import (
     DerivedSettings,

@@ -22,8 +22,7 @@ import numpy as np
 import pytest
 
 from conformance.checks.light import draw_wave
-from conformance.checks.scans import FLOAT32
-from conformance.judge.agreement import assert_agrees
+from conformance.judge.agreement import FLOAT32, assert_agrees
 from ptycho_torch import convert
 from ptycho_torch.commands import convert_scan as command_convert
 from ptycho_torch.config_params import DataSettings

@@ -35,7 +35,7 @@ def scan(tmp_path: Path) -> Path:
 
 
 def test_the_data_path_as_it_is_shows_no_difference(scan: Path) -> None:
-    assert not list(differences(scan, SETTINGS))
+    assert not differences(scan, SETTINGS)
 
 
 def _changed(**fields: Callable[[GroupedScan], Any]) -> Callable[[GroupedScan], GroupedScan]:
@@ -69,7 +69,7 @@ def test_a_broken_data_path_is_seen(scan: Path, monkeypatch: pytest.MonkeyPatch,
     word, fault = FAULTS[name]
     right = oracle_data.group
     monkeypatch.setattr(oracle_data, "group", lambda scan, indices: fault(right(scan, indices)))
-    found = list(differences(scan, SETTINGS))
+    found = differences(scan, SETTINGS)
     assert any(word in each for each in found), found
 
 

@@ -17,11 +17,11 @@ pytest.importorskip("lightning", reason="training needs lightning; pip install l
 from conformance.errors import DocumentError
 from conformance.oracle.training import Plateau, epochs_before_stop, plateau_rates, warmup_cosine_rates
 from conformance.recordings.envelope import load_envelope
-from conformance.selftest.fault import Fault
+from conformance.selftest.fault import Fault, instead
 from conformance.selftest.outside import OUTSIDE
 from conformance.subjects.torch_training import epochs_run, rates_of_epochs, train_torch
 from conformance.test_training import check_float64
-from conformance.training.curves import draw_curves
+from conformance.training.curves import FIXED, draw_curves
 from conformance.training.runs import SETTINGS, TRAINABLE, training_run
 from conformance.training.state import TrainingRun, Trajectory, largest_errors, starting_point, train_truth
 from ptycho_torch import optim, train
@@ -111,13 +111,15 @@ def test_another_optimiser_is_seen(truths: dict[str, Trajectory], monkeypatch: p
     assert "weights" in failing(short("same_batch"), truths["same_batch"])
 
 
-def of_step(step: str) -> pytest.MarkDecorator:
-    """Parametrise ``fault`` by the mistakes that a check has to see."""
-    faults = [fault for fault in OUTSIDE if fault.where == f"optimiser.{step}"]
-    return pytest.mark.parametrize("fault", faults, ids=[fault.name for fault in faults])
+def faults(*chosen: Fault) -> pytest.MarkDecorator:
+    """Parametrise ``fault``."""
+    return pytest.mark.parametrize("fault", chosen, ids=lambda fault: fault.name)
 
 
-@of_step("clipping")
+@faults(
+    *(fault for fault in OUTSIDE if fault.where == "optimiser.clipping"),
+    Fault("never called", "", train.PtychoPINN, "configure_gradient_clipping", instead(lambda *_, **__: None)),
+)
 def test_other_clipping_is_seen(truths: dict[str, Trajectory], fault: Fault) -> None:
     with fault.seeded():
         assert "momentum" in failing(short("clip_norm"), truths["clip_norm"])
@@ -215,13 +217,34 @@ def test_the_end_is_decided_by_the_rule(losses: list[float], patience: int) -> N
     assert epochs_run(losses, patience) == epochs_before_stop(losses, patience)
 
 
-@of_step("plateau")
+def as_if(what: str, name: str, seen: Callable[[optim.KerasPlateau], float]) -> Fault:
+    """Let the schedule see another setting than it has, while it decides."""
+
+    def build(original: Callable[..., None]) -> Callable[..., None]:
+        def step(self: optim.KerasPlateau, loss: float) -> None:
+            own = getattr(self, name)
+            setattr(self, name, seen(self))
+            original(self, loss)
+            setattr(self, name, own)
+
+        return step
+
+    return Fault(what, "", optim.KerasPlateau, "step", build)
+
+
+@faults(
+    as_if("patience as PyTorch counts it", "patience", lambda rule: rule.patience + 1),
+    as_if("threshold ignored", "threshold", lambda _: 0.0),
+    as_if("relative threshold", "threshold", lambda rule: rule.threshold * min(rule.best, 1e9)),
+    as_if("lowest rate ignored", "min_lr", lambda _: 0.0),
+    Fault("never stepped", "", train.PtychoPINN, "on_train_epoch_end", instead(lambda self: None)),
+)
 def test_another_plateau_is_seen(fault: Fault) -> None:
     plateau = Plateau(0.5, 2, 1e-4, 1e-4)
     with fault.seeded():
         differing = [
             curve
-            for curve in draw_curves(60, seed=11)
+            for curve in (*FIXED, *draw_curves(60, seed=11))
             if rates_of_epochs(curve, "ReduceLROnPlateau", plateau=plateau)
             != pytest.approx(plateau_rates(curve, 1e-3, plateau), rel=1e-12)
         ]
@@ -231,6 +254,7 @@ def test_another_plateau_is_seen(fault: Fault) -> None:
 STOPPING: dict[str, dict[str, Any]] = {
     "patience off by one": {"patience": 1},
     "sign of min_delta": {"min_delta": -0.01},
+    "small improvements do not count": {"min_delta": 0.01},
     "not a number ends it": {"check_finite": True},
 }
 

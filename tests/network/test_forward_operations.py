@@ -73,6 +73,7 @@ def test_total_counts_survive_propagation() -> None:
     wave = draw(2, 3, 2, 64, 64)
     counts = helper.diffract(wave).square().sum(dim=(-2, -1))
     torch.testing.assert_close(counts, wave.abs().square().sum(dim=(2, 3, 4)))
+    assert not helper.diffract(torch.zeros_like(wave)).any()
 
 
 def test_incoherent_modes_add_in_intensity() -> None:

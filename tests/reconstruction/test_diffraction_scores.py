@@ -11,8 +11,7 @@ import pytest
 from scipy.stats import poisson
 
 from conformance.checks.light import draw_wave
-from conformance.checks.scans import FLOAT32
-from conformance.judge.agreement import assert_agrees
+from conformance.judge.agreement import FLOAT32, assert_agrees
 from conformance.oracle import operations as oracle_operations
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.data.scan import Scan, open_scan

@@ -15,9 +15,8 @@ import pytest
 import torch
 
 from conformance.checks.light import draw_wave, normalised
-from conformance.checks.scans import FLOAT32
 from conformance.checks.stitching import WEIGHTINGS, Placed, parts_of
-from conformance.judge.agreement import assert_agrees
+from conformance.judge.agreement import FLOAT32, assert_agrees
 from ptycho_torch import inference
 from ptycho_torch.config_params import DataSettings, Settings
 from ptycho_torch.dset_loader_pt_mmap import PtychoBatch, PtychoDataset

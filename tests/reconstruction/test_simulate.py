@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conformance.checks.scans import FLOAT32
-from conformance.judge.agreement import assert_agrees
+from conformance.judge.agreement import FLOAT32, assert_agrees
 from ptycho_torch import simulate
 from ptycho_torch.commands import simulate as command_simulate
 from ptycho_torch.data import specimens

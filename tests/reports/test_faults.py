@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from conformance import test_spec
 from conformance.checks.table import CHECKS, checked
 from conformance.judge.causes import fed_with_truth, ranked_stages
 from conformance.judge.measure import Measurement, judge
@@ -26,9 +27,17 @@ from conformance.selftest.run import Finding, evidence, in_network, measurement,
 from conformance.session.bench import Bench, plan
 from conformance.subjects.torch import TorchSubject
 from ptycho_torch import helper, model
+from ptycho_torch.config_params import NetworkSettings
 
 SOME = ("sign of offsets in merging", "intensity for amplitude", "kernels without gradient", "likelihood twice")
-ELSEWHERE = ("ε ignored", "kernels transposed", "groups sorted", "stored offsets as (y, x)", "no fftshift", "ε of 1e-8")
+ELSEWHERE = (
+    "ε ignored",
+    "kernels transposed",
+    "groups sorted",
+    "stored offsets as (y, x)",
+    "σ squared in the blur",
+    "every tensor clipped alone",
+)
 COPIES = (
     "heads copied into another memory format",
     "views through a function of its own gradient",
@@ -95,6 +104,13 @@ def test_a_mistake_in_the_network_is_named_at_its_stage_by_its_cause(fault: Faul
 def test_a_mistake_outside_the_network_is_seen_by_its_check(fault: Fault) -> None:
     assert outside(fault).first
     assert checked(CHECKS[fault.where]).passed, "the mistake outlived its time"
+
+
+def test_a_canvas_without_the_jitter_is_seen_by_the_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    padding = property(lambda settings: (settings.gridsize - 1) * settings.offset // 2)
+    monkeypatch.setattr(NetworkSettings, "padding_px", padding)
+    with pytest.raises(AssertionError):
+        test_spec.test_oracle_is_wired_as_specified(test_spec.OTHERS[1])
 
 
 @pytest.mark.parity_clause("FAULTS")
@@ -181,4 +197,4 @@ def test_the_headline_of_a_run_names_a_failed_check_before_the_network() -> None
         report = bench.check(CHECKS[fault.where])
     assert bench.failed_checks == [report]
     assert not report.check.is_after_network
-    assert CHECKS["optimiser.updates"].is_after_network
+    assert CHECKS["optimiser.clipping"].is_after_network

@@ -63,7 +63,7 @@ def test_code_outside_of_the_checkout_is_named_in_the_message(tmp_path: Path) ->
 
 def test_a_failed_check_has_a_line_and_a_failed_test_is_named() -> None:
     bench = Bench()
-    bench.checks["data.offsets"] = Checked(CHECKS["data.offsets"], error="ValueError: 100%\nand more")
+    bench.checks["data.path"] = Checked(CHECKS["data.path"], error="ValueError: 100%\nand more")
     (note,) = notes(bench, Outcome(1, ()), REPOSITORY)
     assert note.startswith("::error file=conformance/checks/data.py,line=")
     assert "100%25%0Aand more" in note

@@ -312,6 +312,7 @@ def test_any_settings_survive_the_way_through_plain_values(every: Settings) -> N
 
 
 def test_the_completed_network_has_every_setting_of_the_model() -> None:
+    assert not NetworkSettings().probe_mask
     chosen = ModelSettings(n_filters_scale=1, probe_mask=True, amp_activation="relu", probe_trainable=True)
     network = chosen.network(N=128, gridsize=3, nphotons=1e6, offset=7, max_position_jitter=12)
     for name in NetworkSettings.field_names():

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from conformance.checks.scans import FLOAT32
-from conformance.judge.agreement import FLOAT64, assert_agrees
+from conformance.judge.agreement import FLOAT32, FLOAT64, assert_agrees
 from conformance.oracle.operations import intensity_scale
 from ptycho_torch.config_params import ModelSettings
 from ptycho_torch.data import preparation, scaling

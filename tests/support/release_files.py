@@ -22,7 +22,7 @@ RELEASE = read_policy("release")
 CPU, CUDA = RELEASE.devices
 STAGES = [clause for clause, entry in catalogue().items() if entry.file == "stages.yaml" and clause[0].islower()]
 STAGE = "merged"
-STEP = "data.offsets"
+STEP = "data.path"
 FUNCTIONS = (
     "test_spec.py::test_every_stage[n64]",
     "test_training.py::test_state[clip]",

@@ -67,7 +67,8 @@ def write_scans(folder: Path, scans: Mapping[str, Mapping[str, Any]]) -> Path:
 
 
 def _preparation(settings: DataSettings) -> Preparation:
-    return Preparation(frame_px=FRAME_PX, N=settings.N, bins=settings.detector_bin)
+    centre_px = (settings.detector_centre_row_px, settings.detector_centre_column_px)
+    return Preparation(FRAME_PX, settings.N, settings.detector_bin, centre_px if settings.detector_crop else None)
 
 
 def _bad(scan: Arrays) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,10 @@ from ptycho_torch.dset_loader_pt_mmap import PtychoDataset, TensorDictDataLoader
 from ptycho_torch.errors import ConfigError, DataContractError
 from ptycho_torch.training.data_module import PtychoDataModule, loaders
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning"),
+]
 
 SETTINGS = Settings().override({**SMALL, "batch_size": 2})
 """9 training groups in 5 batches, the last of 1, and 1 validation group."""
@@ -40,15 +42,6 @@ SETTINGS = Settings().override({**SMALL, "batch_size": 2})
 def data(tmp_path_factory: pytest.TempPathFactory) -> PtychoDataModule:
     folder = tmp_path_factory.mktemp("scans")
     return PtychoDataModule(write_scan(folder / "a.npz", patterns=10), settings=SETTINGS, data_dir=folder / "map")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Networks this small only lose by threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def module_of(data: PtychoDataModule, settings: Settings = SETTINGS) -> train.PtychoPINN:

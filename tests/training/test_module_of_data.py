@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from conformance.checks.light import draw_wave, normalised
-from conformance.checks.scans import FLOAT32
-from conformance.judge.agreement import FLOAT64, assert_agrees
+from conformance.judge.agreement import FLOAT32, FLOAT64, assert_agrees
 from conformance.oracle.operations import intensity_scale
 from ptycho_torch import train
 from ptycho_torch.config_params import Settings

@@ -41,7 +41,10 @@ from ptycho_torch.training.checkpoint_file import read_content, run_of, write_co
 from ptycho_torch.training.interruption import RunInterrupted
 from ptycho_torch.training.run_state import own_checkpoint, read_state
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning"),
+]
 
 QUICK = SMALL | {"batch_size": 2, "max_epochs": 2, "validation_fraction": 0.2, "checkpoint_every_n_steps": 1}
 """10 training groups in 5 batches, and 2 validation groups."""
@@ -113,14 +116,6 @@ def assert_same(first: Path, second: Path) -> None:
             assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, part
     assert ours[KEY]["history"] == theirs[KEY]["history"]
     assert (first / "history.json").read_bytes() == (second / "history.json").read_bytes()
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from conformance.judge.agreement import assert_agrees
 from conformance.oracle.optimisers import Rule
@@ -21,7 +19,10 @@ from tests.support.run_witness import Case, Run, Scans, changed, weights_of
 from tests.support.scan_scenes import write_scans
 from tests.support.training_runs import draw_two_scans
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore::UserWarning:lightning", "ignore::FutureWarning:lightning"),
+]
 
 NO_TERM = {"nll_weight": 0.0, "mae_weight": 0.0, "realspace_weight": 0.0, "tv_weight": 0.0}
 PLATEAU, PATIENCE = Plateau(0.6, 1, 0.02, 0.001), 2
@@ -66,15 +67,6 @@ TUNED = Case(
 )  # fmt: skip
 
 each_run = pytest.mark.parametrize("name", ["own", "shared", "tuned"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Networks this small only lose by threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -153,7 +153,9 @@ class ValueReader:
             return values.astype(np.float32, copy=False)
         # Whole numbers from 2^24 on and float64 are more than float32 holds before the root is taken.
         if values.dtype.kind in "iu" and most < _EXACT_FLOAT32:
-            return np.sqrt(values, dtype=np.float32, casting="unsafe")
+            amplitude = values.view(np.float32) if values.itemsize == 4 else np.empty(values.shape, np.float32)
+            np.copyto(amplitude, values, casting="unsafe")
+            return np.asarray(np.sqrt(amplitude, out=amplitude))
         if values.dtype == np.float32:
             return np.asarray(np.sqrt(values, out=values))
         return np.sqrt(values, dtype=np.float64, casting="unsafe").astype(np.float32)

@@ -109,6 +109,7 @@ EQUIVALENT: Mapping[str, str] = MappingProxyType(
     {
         "helper: -shift_px  →  shift_px": "whole and fraction are used as their sum alone, minus the shift",
         "grouping: K == 0  →  K == 1": "no group has two patterns",
+        "weights: n=1  →  n=2": "only the first name that is close is told",
     }
 )
 """Mutant, as it is printed without its line → why nobody can tell it from the original."""

@@ -426,12 +426,32 @@ def test_the_former_name_of_n_groups_is_taken_and_reported(tmp_path: Path) -> No
     assert next(each for each in translation.report if each.field_there == "training.n_images").change == "collision"
 
 
+@pytest.mark.parametrize("name", ["momentum", "debug"])
+def test_names_that_are_nowhere_else_are_no_collision(name: str) -> None:
+    assert of_field(from_legacy({name: 1}).report, name).change == "not here"
+
+
+def test_errors_of_a_legacy_dictionary_say_that_it_is_one() -> None:
+    with pytest.raises(ConfigError, match=r"^the legacy dictionary: 'N'"):
+        from_legacy({"N": "large"})
+
+
+def test_every_public_name_is_there() -> None:
+    assert all(hasattr(config, name) for name in config.__all__)
+
+
 def test_keys_that_the_reference_drops_are_reported_all_at_once(tmp_path: Path) -> None:
-    content = "N: 64\ngridsize: 1\nnepoch: 3\nlearning_rate: 0.001\nstitch_crop_size: [20]\nmodel: {grid_size: 2}"
+    content = (
+        "N: 64\ngridsize: 1\nnepoch: 3\nlearning_rate: 0.001\nstitch_crop_size: [20]\n"
+        "model: {grid_size: 2}\nstages: {first: 1}"
+    )
     translation = from_yaml(written(tmp_path, content))
     assert translation.settings == from_yaml(written(tmp_path, "N: 64\ngridsize: 1")).settings
     unknown = {each.field_there: each for each in translation.report if each.change == "unknown"}
-    assert list(unknown) == ["model.grid_size", "nepoch", "learning_rate", "stitch_crop_size"]
+    assert {name: each.value_there for name, each in unknown.items()} == {
+        "model.grid_size": "2", "nepoch": "3", "learning_rate": "0.001", "stitch_crop_size": "a list",
+        "stages": "a mapping",
+    }  # fmt: skip
     assert "did you mean 'nepochs'?" in unknown["nepoch"].reason
     assert "gridsize" in unknown["model.grid_size"].reason
     assert "learning_rate is a setting here" in unknown["learning_rate"].reason

@@ -125,3 +125,12 @@ def test_weights_are_named_as_clauses_and_survive_saving() -> None:
     assert {"encoder.0.conv1.weight", "decoder_phase.outer.head.bias", "log_scale", "probe_parts"} <= set(state)
     other.load_state_dict(state)
     assert torch.equal(other(*inputs(SETTINGS)).object, network(*inputs(SETTINGS)).object)
+
+
+def test_the_lightning_module_goes_by_the_name_that_ptychodus_looks_for() -> None:
+    from ptycho_torch import model
+    from ptycho_torch.training.lightning_module import PtychoPINN
+
+    assert model.PtychoPINN_Lightning is PtychoPINN
+    with pytest.raises(AttributeError, match="PtychoPINN_Other"):
+        model.PtychoPINN_Other  # noqa: B018

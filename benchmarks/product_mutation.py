@@ -97,7 +97,9 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         "ptycho_torch.data.scaling": Target(
             _DATA, ("network/test_forward_operations.py", "data/test_dset_loader.py", "data/test_photons.py")
         ),
-        "ptycho_torch.reconstruction.reassembly": Target(_DATA, ("reconstruction/test_reassembly.py",)),
+        "ptycho_torch.reconstruction.reassembly": Target(
+            _DATA, ("reconstruction/test_reassembly.py", "reconstruction/test_half_split.py")
+        ),
         "ptycho_tf_bridge.weights": Target(_BRIDGE, ("bridge/test_bridge_weights.py",)),
         "ptycho_tf_bridge.layout": Target(_BRIDGE, ("bridge/test_bridge_layout.py",)),
         "ptycho_tf_bridge.config": Target(_BRIDGE, ("bridge/test_bridge_config.py",)),

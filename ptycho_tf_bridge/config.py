@@ -279,8 +279,8 @@ def _setting_finding(
     why = "It is not stated, so the default there counts."
     if not name_there:
         why = "TensorFlow does so, and no field says otherwise."
-    here = f" Here the default is {shown_as(setting.default)}" + (f": {setting.reason}" if setting.reason else ".")
-    return Finding(name_there, value, setting.name, value, "default", why + here)
+    here = f"Here the default is {shown_as(setting.default)}: {setting.reason}"
+    return Finding(name_there, value, setting.name, value, "default", f"{why} {here}")
 
 
 def _stated_finding(setting: Setting, name: str, entry: _Stated, source: str, backend: str) -> Finding:

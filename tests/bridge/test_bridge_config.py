@@ -7,6 +7,7 @@ import contextlib
 import copy
 import dataclasses
 import json
+import re
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -434,6 +435,13 @@ def test_names_that_are_nowhere_else_are_no_collision(name: str) -> None:
 def test_errors_of_a_legacy_dictionary_say_that_it_is_one() -> None:
     with pytest.raises(ConfigError, match=r"^the legacy dictionary: 'N'"):
         from_legacy({"N": "large"})
+
+
+@pytest.mark.parametrize("mapping", [{}, {"N": 128, "gridsize": 2, "debug": True, "nephotons": 1e9}])
+def test_every_reason_is_a_sentence(mapping: dict[str, Any]) -> None:
+    reasons = [each.reason for each in from_legacy(mapping).report if each.reason]
+    assert reasons
+    assert [each for each in reasons if not re.search(r"[^.][.?]$", each)] == []
 
 
 def test_every_public_name_is_there() -> None:

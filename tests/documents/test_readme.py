@@ -56,7 +56,7 @@ def test_every_block_is_one_that_runs() -> None:
 def test_the_set_up_comes_first_and_the_main_job_before_all() -> None:
     first, second, *_ = (code for _, code in blocks(README))
     commands = [line.split("#")[0].strip() for line in first.splitlines()]
-    assert commands == ["make conformance", "make test", "make demo", "source .venv/bin/activate"]
+    assert commands == ["make conformance", "make demo", "make test", "source .venv/bin/activate"]
     assert len(second.splitlines()) <= 3
 
 

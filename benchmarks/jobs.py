@@ -121,7 +121,7 @@ def main() -> None:
         settings = Settings().override({"N": 64, "gridsize": 2, "max_epochs": EPOCHS, "tracking": False})
         to_step = [sys.executable, "-c", FIRST_STEP, "train", str(scan), "-o", str(folder / "first"), "--overwrite"]
         rows = [
-            ("`ptycho-torch --help`, s", time_s([*program, "--help"], options.turns), HELP_S),
+            ("`--help`, s", time_s([*program, "--help"], options.turns), HELP_S),
             ("`train` until its first step, s", time_s(to_step, options.turns), FIRST_STEP_S),
             ("an epoch beyond its steps", epoch_share(scan, folder, settings), EPOCH_SHARE),
             (

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import types
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from scipy.spatial import KDTree, cKDTree
 
 from ptycho_torch.config_params import DataSettings
 from ptycho_torch.data import grouping
-from ptycho_torch.data.grouping import group_scan, reference_groups
+from ptycho_torch.data.grouping import group_file, group_scan, reference_groups
 from ptycho_torch.dset_loader_pt_mmap import PtychoDataset
 from ptycho_torch.errors import DataContractError
 from tests.support.scan_files import write_scan
@@ -388,3 +389,11 @@ def test_subsets_are_drawn_evenly_around_points() -> None:
     # χ² of 19 degrees of freedom, bounded as above.
     expected = len(positions) / len(counts)
     assert (np.square(counts - expected) / expected).sum() < 19 + 6 * math.sqrt(2 * 19)
+
+
+@pytest.mark.parametrize(("indices", "told"), [([0, 0, 0], False), ([0, 0, 0, 7, 7, 7], True)])
+def test_a_scan_too_small_is_called_by_its_number_where_the_file_has_others(indices: list[int], told: bool) -> None:
+    scan: Any = types.SimpleNamespace(path=Path("scan.npz"), scan_index=np.array(indices))
+    with pytest.raises(DataContractError, match="3 patterns") as caught:
+        group_file(scan, np.zeros((len(indices), 2)), DataSettings(N=64, gridsize=2))
+    assert ("of scan_index 0" in str(caught.value)) is told

@@ -79,7 +79,7 @@ def both_ways(path: Path, settings: DataSettings) -> Compared:
             "centres": batch.centres.numpy()[:, 0, 0],
             "normalisation": batch.scale.numpy().reshape(-1),
             "intensity scale": np.array(intensity_scale(nphotons, settings.N)),
-            "probe": np.array(dataset.probes.numpy()),
+            "probe": _bits(dataset.probes.numpy()),
         }
     expected = {
         "groups": np.concatenate([each.indices + first for each, first in zip(theirs, firsts, strict=False)]),
@@ -88,9 +88,14 @@ def both_ways(path: Path, settings: DataSettings) -> Compared:
         "centres": np.concatenate([each.centres_px[:, 0, :, 0] for each in theirs]),
         "normalisation": np.repeat([each.factor for each in theirs], [len(each.indices) for each in theirs]),
         "intensity scale": np.array(oracle_operations.intensity_scale(nphotons, N=settings.N)),
-        "probe": np.stack([scan.probe[None] for scan in scans]),
+        "probe": _bits(np.stack([scan.probe[None] for scan in scans])),
     }
     return Compared(expected, found, FLOAT32)
+
+
+def _bits(probe: np.ndarray) -> np.ndarray:
+    """Return a complex64 probe as whole numbers, which are compared for equality: it is stored as it was given."""
+    return np.ascontiguousarray(probe, np.complex64).view(np.int32)
 
 
 def differences(path: Path, settings: DataSettings) -> list[str]:
